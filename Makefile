@@ -1,0 +1,48 @@
+# hvdtrain: `make demo` and `make test` are all a bare machine needs.
+#
+# Variables (each may also come from the environment):
+#   PYTHON                  the Python (3.11 to 3.13) that .venv is made with; found when not given
+#   TORCH_REQUIREMENT       which torch; give pip an index with CPU wheels (PIP_EXTRA_INDEX_URL, PIP_FIND_LINKS)
+#                           to get the small `+cpu` build: pip prefers it to the plain wheel of the same version
+#   TENSORFLOW_REQUIREMENT  which TensorFlow
+TORCH_REQUIREMENT ?= torch==2.13.0
+TENSORFLOW_REQUIREMENT ?= tensorflow==2.21.0
+export PYTHON TORCH_REQUIREMENT TENSORFLOW_REQUIREMENT
+
+VENV := .venv
+BIN := $(VENV)/bin
+SOURCES := hvdtrain torch_jobs tf_jobs tests benchmarks examples
+
+.PHONY: help setup demo test test-all check format bench clean
+.DEFAULT_GOAL := help
+
+help:  ## what can be made
+	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:[^#]*## /\t/' | expand -t 12
+
+setup:  ## .venv with both frameworks, and Horovod built for them (again only when something changed)
+	@bash hvdtrain/engine/setup.sh $(VENV)
+
+demo: setup  ## train the default BERT in PyTorch and in TensorFlow on 2 ranks, and compare the curves
+	@$(BIN)/hvdtrain demo
+
+test: setup  ## the tests
+	@$(BIN)/python -m pytest
+
+test-all: setup  ## the tests, those included that take many minutes (CUDA build)
+	@$(BIN)/python -m pytest -m ""
+
+check: setup  ## style and types, in seconds
+	@$(BIN)/ruff check $(wildcard $(SOURCES))
+	@$(BIN)/ruff format --check $(wildcard $(SOURCES))
+	@$(BIN)/mypy
+
+format: setup  ## put sources in the shape `make check` asks for
+	@$(BIN)/ruff check --fix $(wildcard $(SOURCES))
+	@$(BIN)/ruff format $(wildcard $(SOURCES))
+
+bench: setup  ## step times beside stock Horovod, DDP and MultiWorkerMirroredStrategy
+	@$(BIN)/python benchmarks/step_time.py
+
+clean:  ## remove .venv, build and test leftovers (built Horovod wheels stay in the cache)
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,134 @@
+"""The TensorFlow competitors: each function joins its ranks and returns one rank's step."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import horovod.tensorflow as hvd
+import keras
+import tensorflow as tf
+
+from hvdtrain.core.spec import JobSpec
+from hvdtrain.tensorflow import world
+from hvdtrain.tensorflow.models import MaskedLM, tensors
+from hvdtrain.tensorflow.trainer import Trainer
+from side_by_side.competitors import RANKS
+from side_by_side.work import Work, make_work
+
+# Takes the number of the update from 0; returns this rank's share of the mean loss, or the mean loss itself.
+Step = Callable[[int], float]
+Batch = dict[str, tf.Tensor]
+
+
+def hvdtrain(spec: JobSpec) -> tuple[int, Step]:
+    """This project's `Trainer.update`."""
+    place = world.init(spec)
+    work = make_work(spec, place.rank)
+    trainer = Trainer(spec, work.plan, place, work.dataset, work.family, Path(os.devnull))
+
+    def step(number: int) -> float:
+        window, divisor = work.window(number)
+        result = trainer.update(
+            window, divisor, work.window(number + 1)[0].weight, work.plan.learning_rate, number + 1
+        )
+        return result.loss_sum / divisor / RANKS
+
+    return place.rank, step
+
+
+def stock(spec: JobSpec) -> tuple[int, Step]:
+    """Horovod's `DistributedGradientTape` in a compiled step, with Keras' AdamW."""
+    hvd.init()
+    _one_thread()
+    work, model = _build(spec, hvd.rank())
+    optimizer = _adamw(work, model)
+    variables = list(model.parameters.values())
+    hvd.broadcast_variables(variables, root_rank=0)
+
+    @tf.function
+    def train(batch: Batch, inverse: tf.Tensor) -> tf.Tensor:
+        with tf.GradientTape() as tape:
+            loss = model.loss_sum(batch, training=True) * inverse
+        tape = hvd.DistributedGradientTape(tape, op=hvd.Sum, sparse_as_dense=True)
+        optimizer.apply(tape.gradient(loss, variables))
+        return loss
+
+    return hvd.rank(), _step(work, train)
+
+
+def mirrored(spec: JobSpec) -> tuple[int, Step]:
+    """`MultiWorkerMirroredStrategy`; Keras' optimizer sums the gradients over workers."""
+    rank = int(os.environ["RANK"])
+    _one_thread()
+    strategy = tf.distribute.MultiWorkerMirroredStrategy()
+    with strategy.scope():
+        work, model = _build(spec, rank)
+        optimizer = _adamw(work, model)
+    variables = list(model.parameters.values())
+
+    def replica(batch: Batch, inverse: tf.Tensor) -> tf.Tensor:
+        with tf.GradientTape() as tape:
+            loss = model.loss_sum(batch, training=True) * inverse
+        optimizer.apply(tape.gradient(loss, variables))
+        return loss
+
+    @tf.function
+    def train(batch: Batch, inverse: tf.Tensor) -> tf.Tensor:
+        return strategy.run(replica, args=(batch, inverse))
+
+    return rank, _step(work, train)
+
+
+def alone(spec: JobSpec) -> tuple[int, Step]:
+    """Plain TensorFlow in one process."""
+    _one_thread()
+    rank = int(os.environ["RANK"])
+    work, model = _build(spec, rank)
+    optimizer = _adamw(work, model)
+    variables = list(model.parameters.values())
+
+    @tf.function
+    def train(batch: Batch, inverse: tf.Tensor) -> tf.Tensor:
+        with tf.GradientTape() as tape:
+            loss = model.loss_sum(batch, training=True) * inverse
+        optimizer.apply(tape.gradient(loss, variables))
+        return loss
+
+    return rank, _step(work, train)
+
+
+def _one_thread() -> None:
+    tf.config.threading.set_intra_op_parallelism_threads(1)
+    tf.config.threading.set_inter_op_parallelism_threads(1)
+
+
+def _build(spec: JobSpec, rank: int) -> tuple[Work, MaskedLM]:
+    work = make_work(spec, rank)
+    model = MaskedLM(spec.model, work.weights)
+    model.write(work.initial())
+    return work, model
+
+
+def _step(work: Work, train: Callable[[Batch, tf.Tensor], tf.Tensor]) -> Step:
+    def step(number: int) -> float:
+        batch, divisor = work.batch(number)
+        return float(train(tensors(batch), tf.constant(1.0 / divisor, work.spec.model.dtype)))
+
+    return step
+
+
+def _adamw(work: Work, model: MaskedLM) -> keras.optimizers.Optimizer:
+    asked = work.spec.optimizer
+    optimizer = keras.optimizers.AdamW(
+        learning_rate=work.plan.learning_rate,
+        weight_decay=asked.weight_decay,
+        beta_1=asked.adam_beta1,
+        beta_2=asked.adam_beta2,
+        epsilon=asked.adam_epsilon,
+        global_clipnorm=work.spec.max_grad_norm,
+    )
+    optimizer.exclude_from_weight_decay([model.parameters[w.name] for w in work.weights if not w.decays])
+    optimizer.build(list(model.parameters.values()))
+    return optimizer

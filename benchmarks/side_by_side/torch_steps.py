@@ -1,0 +1,134 @@
+"""The PyTorch competitors: each function joins its ranks and returns one rank's step."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import horovod.torch as hvd
+import torch
+from torch import distributed, nn
+
+from hvdtrain.core.spec import JobSpec
+from hvdtrain.torch import world
+from hvdtrain.torch.models import MaskedLM, tensors
+from hvdtrain.torch.trainer import Trainer
+from side_by_side.competitors import RANKS
+from side_by_side.work import Work, make_work
+
+# Takes the number of the update from 0; returns this rank's share of the mean loss, or the mean loss itself.
+Step = Callable[[int], float]
+Forward = Callable[[dict[str, torch.Tensor]], torch.Tensor]
+
+
+def hvdtrain(spec: JobSpec) -> tuple[int, Step]:
+    """This project's `Trainer.update`."""
+    place = world.init(spec)
+    work = make_work(spec, place.rank)
+    trainer = Trainer(spec, work.plan, place, work.dataset, work.family, Path(os.devnull))
+
+    def step(number: int) -> float:
+        window, divisor = work.window(number)
+        result = trainer.update(
+            window, divisor, work.window(number + 1)[0].weight, work.plan.learning_rate, number + 1
+        )
+        return result.loss_sum / divisor / RANKS
+
+    return place.rank, step
+
+
+def stock(spec: JobSpec) -> tuple[int, Step]:
+    """Horovod's `DistributedOptimizer`, as its documentation shows it with gradient clipping."""
+    hvd.init()
+    torch.set_num_threads(1)
+    work, model = _build(spec, hvd.rank())
+    hvd.broadcast_parameters(model.parameters, root_rank=0)
+    optimizer = hvd.DistributedOptimizer(
+        _adamw(work, model), named_parameters=model.parameters.items(), op=hvd.Sum
+    )
+
+    def step(number: int) -> float:
+        batch, divisor = work.batch(number)
+        optimizer.zero_grad()  # to None: its own signature takes no arguments
+        loss = model.loss_sum(tensors(batch), training=True) / divisor
+        loss.backward()
+        optimizer.synchronize()
+        _clip(spec, model)
+        with optimizer.skip_synchronize():
+            optimizer.step()
+        return loss.item()
+
+    return hvd.rank(), step
+
+
+def ddp(spec: JobSpec) -> tuple[int, Step]:
+    """`DistributedDataParallel` over Gloo, gradients as views into its buckets."""
+    rank = int(os.environ["RANK"])
+    torch.set_num_threads(1)
+    distributed.init_process_group(
+        "gloo", init_method=f"file://{os.environ['MEETING_FILE']}", rank=rank, world_size=RANKS
+    )
+    work, model = _build(spec, rank)
+    wrapped = nn.parallel.DistributedDataParallel(_Module(model), gradient_as_bucket_view=True)
+    # DDP averages gradients over ranks, while W counts all of them.
+    return rank, _plain_step(work, model, wrapped, gradient_scale=RANKS)
+
+
+def alone(spec: JobSpec) -> tuple[int, Step]:
+    """Plain PyTorch in one process."""
+    rank = int(os.environ["RANK"])
+    torch.set_num_threads(1)
+    work, model = _build(spec, rank)
+    return rank, _plain_step(work, model, lambda batch: model.loss_sum(batch, training=True))
+
+
+class _Module(nn.Module):
+    def __init__(self, model: MaskedLM) -> None:
+        super().__init__()
+        self._model = model
+        self._owned = nn.ParameterList(model.parameters.values())
+
+    def forward(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+        return self._model.loss_sum(batch, training=True)
+
+
+def _build(spec: JobSpec, rank: int) -> tuple[Work, MaskedLM]:
+    work = make_work(spec, rank)
+    model = MaskedLM(spec.model, work.weights)
+    model.write(work.initial())
+    return work, model
+
+
+def _plain_step(work: Work, model: MaskedLM, loss_sum: Forward, gradient_scale: int = 1) -> Step:
+    optimizer = _adamw(work, model)
+
+    def step(number: int) -> float:
+        batch, divisor = work.batch(number)
+        optimizer.zero_grad(set_to_none=True)
+        loss = loss_sum(tensors(batch)) * (gradient_scale / divisor)
+        loss.backward()
+        _clip(work.spec, model)
+        optimizer.step()
+        return loss.item() / gradient_scale
+
+    return step
+
+
+def _adamw(work: Work, model: MaskedLM) -> torch.optim.Optimizer:
+    asked = work.spec.optimizer
+    decayed = [model.parameters[w.name] for w in work.weights if w.decays]
+    plain = [model.parameters[w.name] for w in work.weights if not w.decays]
+    return torch.optim.AdamW(
+        [{"params": decayed}, {"params": plain, "weight_decay": 0.0}],
+        lr=work.plan.learning_rate,
+        betas=(asked.adam_beta1, asked.adam_beta2),
+        eps=asked.adam_epsilon,
+        weight_decay=asked.weight_decay,
+        fused=True,
+    )
+
+
+def _clip(spec: JobSpec, model: MaskedLM) -> None:
+    if spec.max_grad_norm is not None:
+        nn.utils.clip_grad_norm_(model.parameters.values(), spec.max_grad_norm)

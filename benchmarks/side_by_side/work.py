@@ -1,0 +1,92 @@
+"""The work every competitor is given: the same batches, divisors and learning rate."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import islice
+
+import numpy as np
+
+from hvdtrain.core.data import Dataset, MicroBatch, Window, train_windows
+from hvdtrain.core.job import plan_job, prepare_data
+from hvdtrain.core.plan import Plan
+from hvdtrain.core.spec import JobSpec
+from hvdtrain.core.weights import ModelFamily, Weight, initial_weights
+from hvdtrain.models import family_of
+from side_by_side.competitors import RANKS
+
+# Batches are used again after so many steps: making them is not what is measured.
+_DIFFERENT_STEPS = 32
+
+
+@dataclass(frozen=True)
+class Work:
+    """What one rank trains.
+
+    Attributes:
+        spec: the job.
+        plan: its numbers for `RANKS` ranks of one thread.
+        dataset: the prepared data.
+        family: the model's.
+        windows: this rank's batches.
+        divisors: W of each update, over all ranks.
+    """
+
+    spec: JobSpec
+    plan: Plan
+    dataset: Dataset
+    family: ModelFamily
+    windows: tuple[Window, ...]
+    divisors: tuple[float, ...]
+
+    @property
+    def weights(self) -> tuple[Weight, ...]:
+        """The model's weights."""
+        return self.family.weights(self.spec.model)
+
+    def initial(self) -> dict[str, np.ndarray]:
+        """The initial weights by name, those that the Trainer starts from."""
+        model = self.spec.model
+        return initial_weights(self.weights, self.spec.seed, model.initializer_range, model.dtype)
+
+    def window(self, step: int) -> tuple[Window, float]:
+        """This rank's batches and the divisor of an update, counted from 0."""
+        index = step % len(self.windows)
+        return self.windows[index], self.divisors[index]
+
+    def batch(self, step: int) -> tuple[MicroBatch, float]:
+        """As `window`, for those who take its only micro-batch."""
+        window, divisor = self.window(step)
+        return window.micro_batches[0], divisor
+
+
+def make_work(spec: JobSpec, rank: int) -> Work:
+    """Prepare a rank's work.
+
+    Args:
+        spec: the job.
+        rank: from 0.
+
+    Returns:
+        The same batches for every competitor.
+    """
+    dataset = prepare_data(spec, announce=lambda text: None)
+    family = family_of(spec.model)
+    plan = plan_job(spec, family, dataset, RANKS, threads=1)
+    of_ranks = [_windows(spec, plan, dataset, r) for r in range(RANKS)]
+    divisors = tuple(sum(window.weight for window in step) for step in zip(*of_ranks, strict=True))
+    return Work(spec, plan, dataset, family, of_ranks[rank], divisors)
+
+
+def _windows(spec: JobSpec, plan: Plan, dataset: Dataset, rank: int) -> tuple[Window, ...]:
+    windows = train_windows(
+        dataset,
+        spec.task,
+        seed=spec.seed,
+        global_batch_size=plan.batch.global_batch_size,
+        per_device=plan.batch.per_device_train_batch_size,
+        accumulation=1,
+        rank=rank,
+        size=RANKS,
+    )
+    return tuple(islice(windows, _DIFFERENT_STEPS))

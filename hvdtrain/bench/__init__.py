@@ -1,0 +1,1 @@
+"""Runs beside each other: parity of the two frameworks, and techniques compared."""

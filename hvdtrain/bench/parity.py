@@ -1,0 +1,84 @@
+"""Parity: the same spec in both frameworks, and how far their loss curves lie apart."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+from hvdtrain.core.report import CurveDifference, compare_runs
+from hvdtrain.launch.command import Framework, run
+from hvdtrain.launch.commands import Launcher
+
+# In float64 rounding is all that differs; in float32 it grows update by update, hence the shorter look.
+TOLERANCES: dict[str, tuple[float, int | None]] = {"float64": (1e-9, None), "float32": (1e-3, 50)}
+
+
+def run_both(
+    spec: str,
+    np: int,
+    overrides: Sequence[str],
+    output_dir: Path,
+    launcher: Launcher = Launcher.AUTO,
+) -> dict[str, Path]:
+    """Train a spec in PyTorch and then in TensorFlow.
+
+    Args:
+        spec: a file or a packaged spec's name.
+        np: ranks.
+        overrides: `field.path=value` texts.
+        output_dir: each framework writes into a folder of its own in it.
+        launcher: what starts the ranks.
+
+    Returns:
+        The output directory of each framework.
+
+    Raises:
+        typer.Exit: when one of them failed.
+    """
+    outputs = {framework.value: output_dir / framework.value for framework in Framework}
+    for framework in Framework:
+        run(
+            spec,
+            framework=framework,
+            np=np,
+            set_=list(overrides),
+            output_dir=outputs[framework.value],
+            launcher=launcher,
+        )
+    return outputs
+
+
+def measure_parity(
+    spec: str,
+    np: int,
+    dtype: Literal["float64", "float32"],
+    updates: int,
+    overrides: Sequence[str],
+    output_dir: Path,
+) -> tuple[CurveDifference, float]:
+    """Train a spec in both frameworks without dropout and compare every update's loss.
+
+    Args:
+        spec: a file or a packaged spec's name.
+        np: ranks.
+        dtype: of weights and computation.
+        updates: how many.
+        overrides: further `field.path=value` texts.
+        output_dir: where both runs are kept.
+
+    Returns:
+        The difference, and the tolerance it must keep.
+    """
+    forced = [
+        f"model.dtype={dtype}",
+        f"max_steps={updates}",
+        "num_train_epochs=null",
+        "model.hidden_dropout_prob=0.0",
+        "model.attention_probs_dropout_prob=0.0",
+        "logging.logging_steps=1",
+        "logging.tensorboard=false",
+    ]
+    outputs = run_both(spec, np, [*overrides, *forced], output_dir)
+    tolerance, compared = TOLERANCES[dtype]
+    return compare_runs(outputs["torch"], outputs["tensorflow"], compared), tolerance

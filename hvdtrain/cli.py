@@ -1,0 +1,88 @@
+"""The `hvdtrain` command; every subcommand imports what it needs when it runs, so that --help is quick."""
+
+from __future__ import annotations
+
+import json as json_
+import sys
+from typing import Annotated
+
+import typer
+
+from hvdtrain.bench.commands import demo, parity
+from hvdtrain.core.errors import HvdtrainError
+from hvdtrain.engine.commands import doctor, engine_app
+from hvdtrain.launch.command import run
+
+app = typer.Typer(
+    help="One job spec, trained on many machines by Horovod in PyTorch or TensorFlow.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+app.add_typer(engine_app, name="engine")
+app.command()(run)
+app.command()(demo)
+app.command()(parity)
+app.command()(doctor)
+
+_Spec = Annotated[str, typer.Argument(help="YAML file or packaged spec, such as bert.")]
+_Set = Annotated[list[str] | None, typer.Option("--set", help="Override: FIELD.PATH=VALUE.")]
+
+
+@app.command()
+def validate(spec: _Spec, set_: _Set = None) -> None:
+    """Check SPEC and say what is wrong with it, field by field."""
+    from hvdtrain.core.spec import load_spec
+
+    load_spec(spec, set_ or ())
+    typer.echo(f"{spec}: valid")
+
+
+@app.command()
+def plan(
+    spec: _Spec,
+    *,
+    np: Annotated[int, typer.Option("-np", "--num-proc", min=1, help="How many ranks.")] = 1,
+    local: Annotated[
+        int | None, typer.Option(min=1, help="Ranks on one host; all of them by default.")
+    ] = None,
+    set_: _Set = None,
+    json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
+) -> None:
+    """Print every number that training SPEC on -np ranks would use; prepares the data, starts nothing."""
+    from hvdtrain.core.environment import usable_cores
+    from hvdtrain.core.job import plan_job, prepare_data
+    from hvdtrain.core.plan_table import print_plan
+    from hvdtrain.core.spec import load_spec
+    from hvdtrain.core.world import World
+    from hvdtrain.models import family_of
+
+    job = load_spec(spec, set_ or ())
+    world = World(0, np, 0, local or np, usable_cores())
+    dataset = prepare_data(job, lambda line: typer.echo(line, err=True))
+    found = plan_job(job, family_of(job.model), dataset, np, world.threads(job.num_threads))
+    if json:
+        typer.echo(json_.dumps(found.as_dict(), indent=2))
+    else:
+        print_plan(found, f"{spec}: what a run on {np} rank(s) will do")
+
+
+@app.command()
+def schema() -> None:
+    """Print the JSON schema of job specs, for editors that complete and check YAML."""
+    from hvdtrain.core.spec import json_schema
+
+    typer.echo(json_.dumps(json_schema(), indent=2))
+
+
+def main() -> None:
+    """Run the command line; an expected error is one message on standard error and exit status 1."""
+    try:
+        app()
+    except HvdtrainError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,136 @@
+"""Models on disk: a directory in Hugging Face layout that appears whole or not at all."""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save_file
+
+from hvdtrain.core.errors import CheckpointError
+
+WEIGHTS_FILE = "model.safetensors"
+# From <fcntl.h> and <linux/fs.h>.
+_AT_FDCWD = -100
+_RENAME_EXCHANGE = 2
+
+
+def save_model(
+    directory: Path,
+    arrays: Mapping[str, np.ndarray],
+    config: Mapping[str, Any],
+    tokenizer_file: Path,
+    model_max_length: int,
+) -> None:
+    """Write `model.safetensors`, `config.json` and the tokenizer, replacing an older model of the same name.
+
+    Args:
+        directory: appears only when everything in it is written and synced.
+        arrays: weights by Hugging Face name.
+        config: the content of `config.json`.
+        tokenizer_file: a `tokenizer.json` to copy.
+        model_max_length: longest sequence in tokens, for the tokenizer's configuration.
+
+    Raises:
+        CheckpointError: when the disk is full or the directory cannot be written; nothing is left behind.
+    """
+
+    def write(into: Path) -> None:
+        contiguous = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
+        save_file(contiguous, into / WEIGHTS_FILE, metadata={"format": "pt"})
+        _write_json(into / "config.json", config)
+        # safetensors makes the file its owner's alone, whatever the umask: others could not open the model.
+        shutil.copymode(into / "config.json", into / WEIGHTS_FILE)
+        shutil.copyfile(tokenizer_file, into / "tokenizer.json")
+        _write_json(into / "tokenizer_config.json", _tokenizer_config(model_max_length))
+
+    with _told(directory):
+        _replace_directory(directory, write)
+
+
+def load_model(directory: Path) -> dict[str, np.ndarray]:
+    """Read the weights that `save_model` wrote.
+
+    Raises:
+        CheckpointError: when the file is missing or damaged.
+    """
+    try:
+        return dict(load_file(directory / WEIGHTS_FILE))
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"{directory / WEIGHTS_FILE}: cannot be read: {error}") from None
+
+
+@contextmanager
+def _told(directory: Path) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(
+            f"{directory}: the model could not be saved: {error}; what was there before is as it was. "
+            "Free some space or choose another --output-dir"
+        ) from None
+
+
+def _replace_directory(directory: Path, write: Callable[[Path], None]) -> None:
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    # What a killed process left; one rank alone writes.
+    for left in directory.parent.glob(f".{directory.name}.tmp-*"):
+        shutil.rmtree(left, ignore_errors=True)
+    fresh = directory.with_name(f".{directory.name}.tmp-{os.getpid()}")
+    try:
+        fresh.mkdir()
+        write(fresh)
+        for file in fresh.iterdir():
+            _sync(file)
+        _sync(fresh)
+        _take_its_place(fresh, directory)
+        _sync(directory.parent)
+    finally:
+        shutil.rmtree(fresh, ignore_errors=True)
+
+
+def _take_its_place(fresh: Path, directory: Path) -> None:
+    if not directory.exists():
+        fresh.rename(directory)
+    elif not _exchange(fresh, directory):
+        # NFS cannot exchange names: a kill between these two renames leaves `before` alone.
+        before = directory.with_name(f".{directory.name}.before")
+        directory.rename(before)
+        fresh.rename(directory)
+        shutil.rmtree(before, ignore_errors=True)
+
+
+def _exchange(first: Path, second: Path) -> bool:
+    """Exchange two names at once (Linux's renameat2); False where that cannot be done."""
+    renameat2 = getattr(ctypes.CDLL(None), "renameat2", None)
+    names = os.fsencode(first), os.fsencode(second)
+    return (
+        renameat2 is not None and renameat2(_AT_FDCWD, names[0], _AT_FDCWD, names[1], _RENAME_EXCHANGE) == 0
+    )
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _write_json(path: Path, content: Mapping[str, Any]) -> None:
+    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+def _tokenizer_config(model_max_length: int) -> dict[str, Any]:
+    special = {"pad": "[PAD]", "unk": "[UNK]", "cls": "[CLS]", "sep": "[SEP]", "mask": "[MASK]"}
+    return {"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": model_max_length} | {
+        f"{kind}_token": token for kind, token in special.items()
+    }

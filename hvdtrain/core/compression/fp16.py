@@ -1,0 +1,92 @@
+"""Half-precision wire: gradients travel as IEEE binary16 under a power-of-two scale that fits them.
+
+Micikevicius et al. 2018 (arXiv:1710.03740) scale the loss for the same reason; a scale of the wire alone
+changes nothing but what is rounded, since a power of two is taken out again exactly.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from typing import ClassVar, Literal
+
+from hvdtrain.core.buckets import Bucket
+from hvdtrain.core.compression.protocol import (
+    AllGather,
+    AllReduce,
+    Array,
+    Ops,
+    Policy,
+    Reduction,
+    Request,
+    State,
+)
+
+_ITEMSIZE = 2
+# How much larger than the largest sum of recent updates one rank's element may be without being clipped.
+_HEADROOM = 8.0
+_FORGETTING = 0.99
+# Beyond these the scale itself would leave float32.
+_SMALLEST, _LARGEST = 2.0**-90, 2.0**120
+
+
+class Fp16(Policy):
+    """Sums gradients as float16, scaled so that neither overflow nor underflow loses an update.
+
+    A rank's contribution is clipped to 32768 / ranks, so that no sum can overflow; clips are counted. The
+    scale follows the running maximum of the reduced gradients, which every rank knows; the first update
+    gathers the ranks' own maxima (4 bytes a bucket) instead.
+    State: `maximum` (float32) and `clips` (int64, elements that this rank has clipped).
+    """
+
+    residuals: ClassVar[frozenset[str]] = frozenset({"clips"})
+    elementwise: ClassVar[bool] = True
+    type: Literal["fp16"] = "fp16"
+
+    def at(self, update: int) -> Policy:
+        """The first update finds its scale by a collective of its own."""
+        return _FirstFp16() if update == 1 else self
+
+    def init(self, ops: Ops, bucket: Bucket, dtype: str) -> State:
+        """No maximum is known, nothing was clipped."""
+        return {"maximum": ops.zeros((), "float32"), "clips": ops.zeros((), "int64")}
+
+    def reduce(self, ops: Ops, bucket: Bucket, flat: Array, state: State, update: Array) -> Reduction:
+        """One allreduce of the scaled and rounded bucket."""
+        maximum = yield from self._maximum(ops, flat, state)
+        dtype, limit = ops.dtype(flat), _limit(ops.ranks)
+        ceiling = 2.0 * ops.power_of_two(ops.clip(maximum, _SMALLEST, _LARGEST))
+        scale = ops.cast(limit / _HEADROOM / ceiling, dtype)
+        scaled = flat * scale
+        clips = ops.sum(ops.cast(abs(scaled) > limit, "int64"))
+        # Clipping would launder infinity.
+        clipped = ops.clip(scaled, -limit, limit) + ops.poison(flat)
+        total = yield AllReduce(ops.cast(clipped, "float16"))
+        reduced = ops.cast(total, dtype) / scale
+        seen, before = ops.cast(ops.max(abs(reduced)), "float32"), _FORGETTING * maximum
+        return reduced, {
+            "maximum": ops.where(seen > before, seen, before),
+            "clips": state["clips"] + clips,
+        }
+
+    def wire_bytes(self, bucket: Bucket, itemsize: int, ranks: int) -> int:
+        """Two bytes an element."""
+        return bucket.size * _ITEMSIZE
+
+    def _maximum(self, ops: Ops, flat: Array, state: State) -> Generator[Request, Array, Array]:
+        yield from ()
+        return state["maximum"]
+
+
+class _FirstFp16(Fp16):
+    def wire_bytes(self, bucket: Bucket, itemsize: int, ranks: int) -> int:
+        return super().wire_bytes(bucket, itemsize, ranks) + 4
+
+    def _maximum(self, ops: Ops, flat: Array, state: State) -> Generator[Request, Array, Array]:
+        own = ops.cast(ops.max(abs(flat)), "float32")
+        every = yield AllGather(ops.reshape(own, (1,)))
+        return ops.max(ops.reshape(every, (-1,)))
+
+
+def _limit(ranks: int) -> float:
+    # A power of two: exact in float16, and its sum over the ranks stays below 65504.
+    return 2.0 ** (15 - (ranks - 1).bit_length())

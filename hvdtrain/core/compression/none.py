@@ -1,0 +1,24 @@
+"""No compression: often the right choice (Agarwal et al., MLSys 2022)."""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+from hvdtrain.core.buckets import Bucket
+from hvdtrain.core.compression.protocol import AllReduce, Array, Ops, Policy, Reduction, State
+
+
+class NoCompression(Policy):
+    """Sums gradients in their own dtype."""
+
+    elementwise: ClassVar[bool] = True
+    type: Literal["none"] = "none"
+
+    def reduce(self, ops: Ops, bucket: Bucket, flat: Array, state: State, update: Array) -> Reduction:
+        """One allreduce of the bucket as it is."""
+        total = yield AllReduce(flat)
+        return total, state
+
+    def wire_bytes(self, bucket: Bucket, itemsize: int, ranks: int) -> int:
+        """Every element once."""
+        return bucket.size * itemsize

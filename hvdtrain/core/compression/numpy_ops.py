@@ -1,0 +1,135 @@
+"""The array verbs of compression policies, in NumPy: the reference for the frameworks'."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from hvdtrain.core.compression import noise
+
+_Array = np.ndarray
+
+
+@dataclass(frozen=True)
+class Ops:
+    """Implements `hvdtrain.core.compression.protocol.Ops`.
+
+    Attributes:
+        ranks: how many take part.
+        rank: which of them this is.
+        seed: of random numbers.
+    """
+
+    ranks: int
+    rank: int
+    seed: int
+
+    def cast(self, array: _Array, dtype: str) -> _Array:
+        """`array` as `dtype`, rounded to nearest even."""
+        # What is not finite, or too large, is the policies' to see.
+        with np.errstate(all="ignore"):
+            return np.asarray(array).astype(dtype)
+
+    def dtype(self, array: _Array) -> str:
+        """The name of the dtype of `array`."""
+        return array.dtype.name
+
+    def to_bytes(self, array: _Array) -> _Array:
+        """The memory of each row."""
+        return np.ascontiguousarray(array).view(np.uint8)
+
+    def from_bytes(self, array: _Array, dtype: str) -> _Array:
+        """The inverse of `to_bytes`."""
+        return np.ascontiguousarray(array).view(dtype)
+
+    def zeros(self, shape: Sequence[int], dtype: str) -> _Array:
+        """Zeros that nobody else refers to."""
+        return np.zeros(shape, dtype)
+
+    def reshape(self, array: _Array, shape: Sequence[int]) -> _Array:
+        """The same elements in another shape."""
+        return np.reshape(array, shape)
+
+    def split(self, flat: _Array, sizes: Sequence[int]) -> list[_Array]:
+        """Consecutive parts of a vector."""
+        return np.split(flat, np.cumsum(sizes)[:-1])
+
+    def concat(self, arrays: Sequence[_Array]) -> _Array:
+        """Arrays behind each other along the last axis."""
+        return np.concatenate(arrays, axis=-1)
+
+    def transpose(self, matrix: _Array) -> _Array:
+        """Rows and columns exchanged."""
+        return matrix.T
+
+    def repeat(self, values: _Array, counts: Sequence[int]) -> _Array:
+        """A vector of each value as often as its count says."""
+        return np.repeat(values, counts)
+
+    def max(self, array: _Array) -> _Array:
+        """The largest element along the last axis."""
+        return np.max(array, axis=-1)
+
+    def sum(self, array: _Array) -> _Array:
+        """The sum along the first axis."""
+        return np.sum(array, axis=0)
+
+    def poison(self, array: _Array) -> _Array:
+        """0 where all elements along the last axis are finite, else NaN."""
+        return np.where(np.isfinite(array).all(axis=-1), 0.0, np.nan).astype(array.dtype)
+
+    def floor(self, array: _Array) -> _Array:
+        """Rounded down."""
+        return np.floor(array)
+
+    def clip(self, array: _Array, low: float, high: float) -> _Array:
+        """Each element moved into [low, high]."""
+        return np.clip(array, low, high)
+
+    def where(self, condition: _Array, yes: _Array, no: _Array) -> _Array:
+        """`yes` where the condition holds, else `no`."""
+        return np.where(condition, yes, no)
+
+    def power_of_two(self, array: _Array) -> _Array:
+        """The largest power of two not above each element: its exponent bits alone."""
+        return (np.asarray(array, np.float32).view(np.int32) & 0x7F800000).view(np.float32)
+
+    def orthogonalise(self, matrix: _Array) -> _Array:
+        """Orthonormal columns that span those of `matrix`."""
+        return np.linalg.qr(matrix)[0]
+
+    def top_k(self, values: _Array, k: int) -> _Array:
+        """Where the k largest elements of a vector are."""
+        first = values.size - k
+        return np.sort(np.argpartition(values, first)[first:]).astype(np.int32)
+
+    def take(self, flat: _Array, indices: _Array) -> _Array:
+        """The elements of a vector at `indices`."""
+        return flat[indices]
+
+    def scatter_add(self, target: _Array, indices: _Array, values: _Array) -> _Array:
+        """`target` with each value added at its index."""
+        target[indices] += values
+        return target
+
+    def pack_bits(self, bits: _Array) -> _Array:
+        """Eight booleans to a byte."""
+        return np.packbits(bits)
+
+    def unpack_bits(self, packed: _Array, count: int) -> _Array:
+        """The first `count` booleans of a vector of bytes."""
+        return np.unpackbits(packed, count=count).astype(bool)
+
+    def random_uniform(self, size: int, purpose: str, update: int, *indices: int) -> _Array:
+        """`size` float32 numbers in [0, 1)."""
+        return noise.uniform(size, self.seed, purpose, update, *indices)
+
+    def random_subset(self, size: int, k: int, purpose: str, update: int, *indices: int) -> _Array:
+        """k different positions below `size`."""
+        return noise.subset(size, k, self.seed, purpose, update, *indices)
+
+    def random_orthonormal(self, rows: int, columns: int, purpose: str, update: int, *indices: int) -> _Array:
+        """Orthonormal columns."""
+        return noise.orthonormal(rows, columns, self.seed, purpose, update, *indices)

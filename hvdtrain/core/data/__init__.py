@@ -1,0 +1,47 @@
+"""From text to micro-batches: the same samples and masks in every framework, world size and resume."""
+
+from __future__ import annotations
+
+from hvdtrain.core.data.batches import (
+    MicroBatch,
+    Recipe,
+    Window,
+    collate,
+    eval_batches,
+    eval_rounds,
+    train_windows,
+)
+from hvdtrain.core.data.cache import cache_directory, prepare
+from hvdtrain.core.data.dataset import Dataset, Sequences
+from hvdtrain.core.data.masking import max_predictions
+from hvdtrain.core.data.order import (
+    Position,
+    epoch_order,
+    global_batches,
+    rank_share,
+    updates_per_epoch,
+)
+from hvdtrain.core.data.prefetch import Prefetcher
+from hvdtrain.core.data.tokenizer import TokenIds
+
+__all__ = [
+    "Dataset",
+    "MicroBatch",
+    "Position",
+    "Prefetcher",
+    "Recipe",
+    "Sequences",
+    "TokenIds",
+    "Window",
+    "cache_directory",
+    "collate",
+    "epoch_order",
+    "eval_batches",
+    "eval_rounds",
+    "global_batches",
+    "max_predictions",
+    "prepare",
+    "rank_share",
+    "train_windows",
+    "updates_per_epoch",
+]

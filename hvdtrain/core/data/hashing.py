@@ -1,0 +1,103 @@
+"""Hashes of what a data cache is made from, without reading large files twice."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import tempfile
+import time
+from collections.abc import Iterable
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from hvdtrain.core.data.sources import python_docs, source_files, unreadable
+
+if TYPE_CHECKING:
+    from hvdtrain.core.sections import DataSpec
+
+_SETTLED_NS = 2_000_000_000
+
+
+def content_hash(data: DataSpec, index: Path) -> str:
+    """A hash of the corpus' bytes, whatever the files are called.
+
+    Reading every byte of a large corpus at each start would cost minutes, so the hash of a file is remembered
+    under its path, size, inode, modification and change time. A file touched less than two seconds ago is not
+    remembered: it could change again within the file system's clock tick and look the same.
+
+    Args:
+        data: the spec's data section.
+        index: the JSON file that remembers; it may be missing, stale or damaged.
+
+    Returns:
+        Hexadecimal digits.
+    """
+    if data.corpus is not None:
+        return hash_texts(python_docs())
+    known = _read_index(index)
+    fresh = {}
+    digests = []
+    for path in source_files(data):
+        stamp = file_stamp(path)
+        remembered, _, digest = known.get(str(path), "").partition(" ")
+        if remembered != "-".join(map(str, stamp)):
+            digest = hash_file(path)
+            if time.time_ns() - max(stamp[2], stamp[3]) > _SETTLED_NS:
+                fresh[str(path)] = f"{'-'.join(map(str, stamp))} {digest}"
+        digests.append(f"{path.suffix} {digest}")
+    if fresh:
+        _write_index(index, {**known, **fresh})
+    return hash_texts(digests)
+
+
+def file_stamp(path: Path) -> tuple[int, int, int, int]:
+    """What changes when a file is written: size in bytes, inode, modification and change time in ns."""
+    try:
+        stat = path.stat()
+    except OSError as error:
+        raise unreadable(path, error) from None
+    return stat.st_size, stat.st_ino, stat.st_mtime_ns, stat.st_ctime_ns
+
+
+def hash_file(path: Path, where: str = "data.files: ") -> str:
+    """BLAKE2b of a file in hexadecimal digits; DataError, starting with `where`, if it cannot be read."""
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, partial(hashlib.blake2b, digest_size=20)).hexdigest()
+    except OSError as error:
+        raise unreadable(path, error, where) from None
+
+
+def hash_texts(texts: Iterable[str]) -> str:
+    """BLAKE2b of texts, each with its length, in hexadecimal digits."""
+    digest = hashlib.blake2b(digest_size=20)
+    for text in texts:
+        encoded = text.encode()
+        digest.update(len(encoded).to_bytes(8, "little"))
+        digest.update(encoded)
+    return digest.hexdigest()
+
+
+def _read_index(index: Path) -> dict[str, str]:
+    try:
+        known = json.loads(index.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return {path: str(entry) for path, entry in known.items()} if isinstance(known, dict) else {}
+
+
+def _write_index(index: Path, entries: dict[str, str]) -> None:
+    # Losing the index costs one more reading of the files, so trouble in writing it is no reason to stop.
+    try:
+        index.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile("w", dir=index.parent, prefix="sources.", delete=False) as file:
+            try:
+                json.dump(entries, file)
+                file.flush()
+                Path(file.name).replace(index)
+            except OSError:
+                Path(file.name).unlink()
+                raise
+    except OSError:
+        return

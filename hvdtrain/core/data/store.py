@@ -1,0 +1,146 @@
+"""One cache directory: tokens, offsets, tokenizer, and their sizes and checksums in `meta.json`."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from array import array
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hvdtrain.core.data.dataset import Dataset, Sequences, split_members
+from hvdtrain.core.data.tokenizer import TokenIds
+
+_FILES = ("tokens.bin", "offsets.bin", "tokenizer.json")
+_META = "meta.json"
+_BLOCK = 1 << 20
+_BLOCKS = 64
+
+
+class Damaged(Exception):
+    """A cache directory is not what its writer left; the message says how."""
+
+
+@dataclass(frozen=True, eq=False)
+class Store:
+    """An open cache.
+
+    Attributes:
+        directory: where it lies.
+        tokens: all sequences one after the other, uint16 or uint32 (total,), memory-mapped.
+        offsets: start of each sequence and the end of the last, int64 (count + 1,), memory-mapped.
+        token_ids: size and special ids of the tokenizer.
+        fingerprint: hash of the contents.
+    """
+
+    directory: Path
+    tokens: NDArray[np.unsignedinteger]
+    offsets: NDArray[np.int64]
+    token_ids: TokenIds
+    fingerprint: str
+
+    def dataset(self, max_seq_length: int, validation_split: float, seed: int) -> Dataset:
+        """The sequences, split for training and validation by `split_members`."""
+        train, validation = split_members(len(self.offsets) - 1, validation_split, seed)
+        what = f"{self.fingerprint} {validation_split} {seed}"
+        return Dataset(
+            train=Sequences(self.tokens, self.offsets, train),
+            validation=Sequences(self.tokens, self.offsets, validation),
+            tokenizer_path=self.directory / "tokenizer.json",
+            token_ids=self.token_ids,
+            max_seq_length=max_seq_length,
+            fingerprint=hashlib.blake2b(what.encode(), digest_size=16).hexdigest(),
+        )
+
+
+def write_store(directory: Path, sequences: Iterable[NDArray[Any]], ids: TokenIds, tokenizer: str) -> int:
+    """Fill an empty directory, one sequence at a time, and make it survive a power cut.
+
+    Args:
+        directory: exists and is empty.
+        sequences: token ids, integers (length,).
+        ids: of the tokenizer.
+        tokenizer: contents of `tokenizer.json`.
+
+    Returns:
+        How many sequences were written; with 0 the directory is not a valid store.
+
+    Raises:
+        OSError: the file system refuses.
+    """
+    dtype = "<u2" if ids.size <= 1 << 16 else "<u4"
+    offsets = array("q", [0])
+    with (directory / "tokens.bin").open("wb") as file:
+        for sequence in sequences:
+            file.write(sequence.astype(dtype).tobytes())
+            offsets.append(offsets[-1] + len(sequence))
+    (directory / "offsets.bin").write_bytes(np.asarray(offsets, dtype="<i8").tobytes())
+    (directory / "tokenizer.json").write_text(tokenizer, encoding="utf-8")
+    meta = {
+        "dtype": dtype,
+        "token_ids": asdict(ids),
+        "files": {name: _describe(directory / name) for name in _FILES},
+    }
+    (directory / _META).write_text(json.dumps(meta, indent=1), encoding="utf-8")
+    for path in [*(directory / name for name in (*_FILES, _META)), directory]:
+        _sync(path)
+    return len(offsets) - 1
+
+
+def open_store(directory: Path) -> Store | None:
+    """Open a cache after checking it against its sizes and checksums; None when there is none.
+
+    Raises:
+        Damaged: a file is missing, of the wrong size or with other contents.
+    """
+    if not directory.exists():
+        return None
+    try:
+        text = (directory / _META).read_text(encoding="utf-8")
+        meta = json.loads(text)
+        for name, expected in meta["files"].items():
+            if _describe(directory / name) != expected:
+                raise Damaged(f"{name} is not as it was written")
+        ids = TokenIds(**{**meta["token_ids"], "special": tuple(meta["token_ids"]["special"])})
+        tokens, offsets = (
+            np.memmap(directory / name, mode="r", dtype=dtype).view(np.ndarray)
+            for name, dtype in (("tokens.bin", meta["dtype"]), ("offsets.bin", "<i8"))
+        )
+    except OSError as error:
+        raise Damaged(f"{error.filename or directory}: {error.strerror or error}") from None
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise Damaged(f"{_META}: {error}") from None
+    return Store(directory, tokens, offsets, ids, hashlib.blake2b(text.encode(), digest_size=16).hexdigest())
+
+
+def _describe(path: Path) -> dict[str, Any]:
+    """Size in bytes and checksum.
+
+    A file above 64 MiB is checked in 64 blocks of 1 MiB spread evenly from its first byte to its last: a rank
+    must not read hundreds of gigabytes before it starts, and what tears a file (a cut, a lost page range)
+    shows in its size or its ends. Smaller files are checked whole.
+    """
+    digest = hashlib.blake2b(digest_size=20)
+    with path.open("rb") as file:
+        size = os.fstat(file.fileno()).st_size
+        last = max(0, size - _BLOCK)
+        for start in (
+            range(0, size, _BLOCK) if size <= _BLOCK * _BLOCKS else np.linspace(0, last, _BLOCKS, dtype=int)
+        ):
+            file.seek(start)
+            digest.update(file.read(_BLOCK))
+    return {"size": size, "blake2b": digest.hexdigest()}
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

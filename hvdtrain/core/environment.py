@@ -1,0 +1,36 @@
+"""What must stand in the environment before Horovod starts, and what the host offers."""
+
+from __future__ import annotations
+
+import os
+
+from hvdtrain.core.plan import CYCLE_TIME_MS
+from hvdtrain.core.sections import CommunicationSpec
+
+_MIB = 2**20
+_RANK_VARIABLES = ("HOROVOD_RANK", "OMPI_COMM_WORLD_RANK", "PMI_RANK", "SLURM_PROCID")
+
+
+def horovod_environment(communication: CommunicationSpec) -> None:
+    """Set Horovod's knobs for this process; call before `hvd.init()`, which reads them once.
+
+    Args:
+        communication: a value given here wins over the environment; the default cycle time does not.
+    """
+    if communication.cycle_time_ms is not None:
+        os.environ["HOROVOD_CYCLE_TIME"] = str(communication.cycle_time_ms)
+    os.environ.setdefault("HOROVOD_CYCLE_TIME", str(CYCLE_TIME_MS))
+    if communication.fusion_threshold_mb is not None:
+        os.environ["HOROVOD_FUSION_THRESHOLD"] = str(int(communication.fusion_threshold_mb * _MIB))
+    # Open MPI 4.1 spins while it waits, which takes the core from a computing rank beside it.
+    os.environ.setdefault("OMPI_MCA_mpi_yield_when_idle", "1")
+
+
+def usable_cores() -> int:
+    """Processor cores this process may run on."""
+    return len(os.sched_getaffinity(0))
+
+
+def launched_rank() -> int | None:
+    """The rank that a launcher gave this process, known before Horovod starts; None without a launcher."""
+    return next((int(os.environ[name]) for name in _RANK_VARIABLES if name in os.environ), None)

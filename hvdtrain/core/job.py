@@ -1,0 +1,169 @@
+"""What a job script does in either framework: one world, one plan, one trainer, one closing line."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import time
+import traceback
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from hvdtrain.core.data import Dataset, prepare
+from hvdtrain.core.environment import launched_rank
+from hvdtrain.core.errors import CheckpointError, HvdtrainError
+from hvdtrain.core.plan import Plan, make_plan
+from hvdtrain.core.plan_table import print_plan
+from hvdtrain.core.results import TrainingResult
+from hvdtrain.core.sections import ModelSpec
+from hvdtrain.core.spec import JobSpec, load_spec
+from hvdtrain.core.weights import ModelFamily
+from hvdtrain.core.world import World
+
+# Every rank meets a bad spec; the others wait for rank 0's message to end the job before they repeat it.
+_SECONDS_BEFORE_REPEATING = 3.0
+
+
+class Trains(Protocol):
+    """A built trainer."""
+
+    def train(self) -> TrainingResult:
+        """Run the whole plan."""
+        ...
+
+
+@dataclass(frozen=True)
+class Framework:
+    """What a job needs of an adapter.
+
+    Attributes:
+        name: `torch` or `tensorflow`.
+        init: joins the job: (spec) -> World.
+        family: the model family of a spec's model.
+        trainer: builds this rank's trainer.
+        shutdown: leaves the job in good order.
+    """
+
+    name: str
+    init: Callable[[JobSpec], World]
+    family: Callable[[ModelSpec], ModelFamily]
+    trainer: Callable[[JobSpec, Plan, World, Dataset, ModelFamily, Path], Trains]
+    shutdown: Callable[[], None]
+
+
+def run_job(load: Callable[[], Framework], default_spec: str, arguments: Sequence[str] | None = None) -> None:
+    """Run a job script on this rank; a failure shows its rank and ends the process at once.
+
+    Args:
+        load: imports the adapter; called after the spec is known to be good.
+        default_spec: the spec without `--spec`: a file or a packaged spec's name.
+        arguments: command-line arguments, those of the process by default.
+    """
+    try:
+        _run(load, default_spec, arguments)
+    except HvdtrainError as error:
+        if launched_rank():
+            time.sleep(_SECONDS_BEFORE_REPEATING)
+        _die(f"error: {error}")
+    except KeyboardInterrupt:
+        _die("interrupted")
+    except Exception:
+        _die(traceback.format_exc())
+
+
+def prepare_data(spec: JobSpec, announce: Callable[[str], None]) -> Dataset:
+    """Prepare a spec's data on this node, or open what was prepared before."""
+    return prepare(spec.data, spec.model.vocab_size, spec.seed, announce=announce)
+
+
+def plan_job(spec: JobSpec, family: ModelFamily, dataset: Dataset, size: int, threads: int) -> Plan:
+    """The plan of a spec whose data is prepared."""
+    return make_plan(
+        spec,
+        family.weights(spec.model),
+        size=size,
+        threads=threads,
+        train_samples=len(dataset.train),
+        validation_samples=len(dataset.validation),
+    )
+
+
+def train_spec(framework: Framework, world: World, spec: JobSpec, output_dir: Path) -> TrainingResult:
+    """Train a spec on this rank of a job that has been joined.
+
+    Args:
+        framework: the adapter.
+        world: what its `init` returned.
+        spec: the job.
+        output_dir: where rank 0 writes.
+
+    Returns:
+        What was produced; rank 0 has said it too.
+    """
+    say = _say if world.is_chief else _keep_silent
+    dataset = prepare_data(spec, announce=_say if world.local_rank == 0 else _keep_silent)
+    family = framework.family(spec.model)
+    plan = plan_job(spec, family, dataset, world.size, world.threads(spec.num_threads))
+    if world.is_chief:
+        _write_records(output_dir, spec, plan)
+    trainer = framework.trainer(spec, plan, world, dataset, family, output_dir)
+    if world.is_chief:
+        print_plan(plan, f"{framework.name}: what this run will do")
+    result = trainer.train()
+    evaluated = "" if result.eval_loss is None else f", validation loss {result.eval_loss:.4f}"
+    say(
+        f"done: {result.steps} updates in {result.seconds:.1f} s, loss {result.loss:.4f}{evaluated}; "
+        f"model in {result.model_dir}, metrics in {output_dir / 'metrics.jsonl'}"
+    )
+    return result
+
+
+def _run(load: Callable[[], Framework], default_spec: str, arguments: Sequence[str] | None) -> None:
+    options = _parse(arguments, default_spec)
+    spec = load_spec(options.spec, options.set)
+    framework = load()
+    world = framework.init(spec)
+    output_dir = Path(options.output_dir or f"outputs/{Path(options.spec).stem}-{framework.name}")
+    train_spec(framework, world, spec, output_dir)
+    framework.shutdown()
+
+
+def _parse(arguments: Sequence[str] | None, default_spec: str) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description="Train a job spec on this rank; start it with horovodrun or mpirun."
+    )
+    parser.add_argument(
+        "--spec", default=default_spec, help=f"YAML file or packaged spec (default: {default_spec})"
+    )
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="FIELD.PATH=VALUE", help="override a field"
+    )
+    parser.add_argument("--output-dir", help="where rank 0 writes (default: outputs/SPEC-FRAMEWORK)")
+    return parser.parse_args(arguments)
+
+
+def _write_records(output_dir: Path, spec: JobSpec, plan: Plan) -> None:
+    try:
+        output_dir.mkdir(parents=True, exist_ok=True)
+        (output_dir / "spec.json").write_text(spec.model_dump_json(indent=2) + "\n", encoding="utf-8")
+        (output_dir / "plan.json").write_text(json.dumps(plan.as_dict(), indent=2) + "\n", encoding="utf-8")
+    except OSError as error:
+        raise CheckpointError(f"--output-dir {output_dir}: cannot be written: {error.strerror}") from None
+
+
+def _say(text: str) -> None:
+    print(text, flush=True)
+
+
+def _keep_silent(text: str) -> None:
+    del text
+
+
+def _die(message: str) -> None:
+    print(f"[rank {launched_rank() or 0}] {message}", file=sys.stderr, flush=True)
+    # Not sys.exit: Horovod 0.28.1's atexit handler waits for the other ranks, which may wait for this one.
+    os._exit(1)

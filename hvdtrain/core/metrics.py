@@ -1,0 +1,100 @@
+"""The metric log: one JSON object a line, and the same numbers for TensorBoard."""
+
+from __future__ import annotations
+
+import json
+import socket
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from hvdtrain.core.errors import TrainingError
+
+METRICS_FILE = "metrics.jsonl"
+
+
+class MetricLog:
+    """Writes `metrics.jsonl` (and TensorBoard events) into a run's output directory."""
+
+    def __init__(self, output_dir: Path, tensorboard: bool) -> None:
+        """Open the log; an older log in the same directory is replaced.
+
+        Args:
+            output_dir: an existing directory.
+            tensorboard: whether to write event files into its `tensorboard` folder as well.
+        """
+        self._file = (output_dir / METRICS_FILE).open("w", encoding="utf-8")
+        self._events = _EventFile(output_dir / "tensorboard") if tensorboard else None
+
+    def __enter__(self) -> MetricLog:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None
+    ) -> None:
+        self._file.close()
+        if self._events is not None:
+            self._events.close()
+
+    def write(self, line: Mapping[str, float | int]) -> None:
+        """Append one line.
+
+        Args:
+            line: must hold `step`; floats are written in full precision.
+
+        Raises:
+            TrainingError: when the disk is full.
+        """
+        try:
+            self._file.write(json.dumps(line) + "\n")
+            self._file.flush()
+            if self._events is not None:
+                self._events.write(int(line["step"]), {k: float(v) for k, v in line.items() if k != "step"})
+        except OSError as error:
+            raise TrainingError(
+                f"{self._file.name}: cannot be written: {error.strerror}; free some space"
+            ) from None
+
+
+def read_metrics(output_dir: Path) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Read a run's metric log.
+
+    Args:
+        output_dir: the run's output directory.
+
+    Returns:
+        The lines of training updates and the lines of evaluations.
+    """
+    text = (output_dir / METRICS_FILE).read_text(encoding="utf-8")
+    lines = [json.loads(line) for line in text.splitlines()]
+    return [x for x in lines if "loss" in x], [x for x in lines if "eval_loss" in x]
+
+
+class _EventFile:
+    """A TensorBoard event file, by the record writer alone: those above it import TensorFlow or torch."""
+
+    def __init__(self, directory: Path) -> None:
+        from tensorboard.compat.proto.event_pb2 import Event
+        from tensorboard.compat.proto.summary_pb2 import Summary
+        from tensorboard.summary.writer.record_writer import RecordWriter
+
+        self._event, self._summary = Event, Summary
+        directory.mkdir(parents=True, exist_ok=True)
+        for old in directory.glob("events.out.tfevents.*"):
+            old.unlink()
+        name = f"events.out.tfevents.{int(time.time())}.{socket.gethostname()}"
+        self._records = RecordWriter((directory / name).open("wb"))
+        self._put(Event(wall_time=time.time(), file_version="brain.Event:2"))
+
+    def write(self, step: int, values: Mapping[str, float]) -> None:
+        items = [self._summary.Value(tag=tag, simple_value=value) for tag, value in values.items()]
+        self._put(self._event(wall_time=time.time(), step=step, summary=self._summary(value=items)))
+        self._records.flush()
+
+    def close(self) -> None:
+        self._records.close()
+
+    def _put(self, event: Any) -> None:
+        self._records.write(event.SerializeToString())

@@ -1,0 +1,204 @@
+"""The plan: every number a run will use, computed from the spec before anything starts."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from hvdtrain.core.buckets import Bucket, plan_buckets
+from hvdtrain.core.errors import SpecError
+from hvdtrain.core.sections import BatchSpec, OptimizerSpec
+from hvdtrain.core.spec import JobSpec
+from hvdtrain.core.weights import Weight
+
+# Horovod negotiates every cycle, also while idle: its default of 1 ms takes a tenth of two busy cores.
+CYCLE_TIME_MS = 10.0
+_MIB = 2**20
+_MOMENTS = {"adamw": 2, "sgd": 1}
+
+
+@dataclass(frozen=True)
+class Batch:
+    """How a global batch is cut: global = ranks x per_device x accumulation."""
+
+    per_device_train_batch_size: int
+    gradient_accumulation_steps: int
+    global_batch_size: int
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes that one rank keeps for the whole run (activations come on top)."""
+
+    weights: int
+    gradients: int
+    optimizer: int
+
+    @property
+    def total(self) -> int:
+        """Their sum in bytes."""
+        return self.weights + self.gradients + self.optimizer
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run will do.
+
+    Attributes:
+        size: ranks.
+        batch: how the global batch is cut.
+        train_samples: sequences of the training split.
+        validation_samples: sequences of the validation split.
+        updates_per_epoch: updates that use every training sample once; the last may be smaller.
+        max_steps: updates of the whole run.
+        warmup_steps: updates of warm-up.
+        learning_rate: peak, scaled with the world when asked for.
+        per_device_eval_batch_size: rows of one evaluation batch on one rank.
+        parameters: trainable elements.
+        decayed_parameters: those that weight decay applies to.
+        buckets: gradient buckets in closing order.
+        wire_bytes_per_update: gradient bytes one rank hands to collectives in one update, once compression
+            has warmed up.
+        memory: per rank.
+        threads: compute threads per rank.
+        cycle_time_ms: Horovod's coordination cycle, unless HOROVOD_CYCLE_TIME is set.
+    """
+
+    size: int
+    batch: Batch
+    train_samples: int
+    validation_samples: int
+    updates_per_epoch: int
+    max_steps: int
+    warmup_steps: int
+    learning_rate: float
+    per_device_eval_batch_size: int
+    parameters: int
+    decayed_parameters: int
+    buckets: tuple[Bucket, ...]
+    wire_bytes_per_update: int
+    memory: Memory
+    threads: int
+    cycle_time_ms: float
+
+    def as_dict(self) -> dict[str, Any]:
+        """The plan as JSON-ready values; a bucket is shown by its weights' names and its size."""
+        found = asdict(self)
+        found["memory"]["total"] = self.memory.total
+        found["buckets"] = [
+            {"elements": b.size, "weights": [w.name for w in b.weights]} for b in self.buckets
+        ]
+        return found
+
+
+def make_plan(
+    spec: JobSpec,
+    weights: Sequence[Weight],
+    *,
+    size: int,
+    threads: int,
+    train_samples: int,
+    validation_samples: int,
+) -> Plan:
+    """Compute every number of a run.
+
+    Args:
+        spec: the job.
+        weights: the model's weights in the order of the forward pass.
+        size: ranks.
+        threads: compute threads per rank.
+        train_samples: sequences of the training split.
+        validation_samples: sequences of the validation split.
+
+    Returns:
+        The frozen plan.
+
+    Raises:
+        SpecError: when the batch does not divide, or there is nothing to train on.
+    """
+    if train_samples < 1:
+        raise SpecError(
+            "data: the training split is empty; give more text or a smaller data.validation_split"
+        )
+    batch = resolve_batch(spec.batch, size)
+    updates_per_epoch = math.ceil(train_samples / batch.global_batch_size)
+    max_steps = spec.max_steps or math.ceil((spec.num_train_epochs or 0) * updates_per_epoch)
+    itemsize = np.dtype(spec.model.dtype).itemsize
+    buckets = plan_buckets(weights, itemsize, spec.communication.bucket_cap_mb * _MIB)
+    parameters = sum(w.size for w in weights)
+    return Plan(
+        size=size,
+        batch=batch,
+        train_samples=train_samples,
+        validation_samples=validation_samples,
+        updates_per_epoch=updates_per_epoch,
+        max_steps=max_steps,
+        warmup_steps=_warmup_steps(spec, max_steps),
+        learning_rate=_peak_learning_rate(spec.optimizer, size),
+        per_device_eval_batch_size=spec.evaluation.per_device_eval_batch_size
+        or batch.per_device_train_batch_size,
+        parameters=parameters,
+        decayed_parameters=sum(w.size for w in weights if w.decays),
+        buckets=buckets,
+        wire_bytes_per_update=sum(spec.compression.wire_bytes(b, itemsize, size) for b in buckets),
+        memory=Memory(
+            weights=parameters * itemsize,
+            gradients=parameters * itemsize,
+            optimizer=parameters * itemsize * _MOMENTS[spec.optimizer.type],
+        ),
+        threads=threads,
+        cycle_time_ms=spec.communication.cycle_time_ms or CYCLE_TIME_MS,
+    )
+
+
+def resolve_batch(batch: BatchSpec, size: int) -> Batch:
+    """Compute the third of the batch's numbers from the other two and the number of ranks.
+
+    Raises:
+        SpecError: when they do not divide or contradict each other.
+    """
+    per_device, accumulation = batch.per_device_train_batch_size, batch.gradient_accumulation_steps
+    total = batch.global_batch_size
+    if total is None:
+        accumulation = accumulation or 1
+        assert per_device is not None  # BatchSpec's validator: one of two is given
+        return Batch(per_device, accumulation, size * per_device * accumulation)
+    if per_device is None:
+        per_device = _divide(total, size, accumulation or 1, "gradient_accumulation_steps")
+    elif accumulation is None:
+        accumulation = _divide(total, size, per_device, "per_device_train_batch_size")
+    assert accumulation is not None
+    if per_device * accumulation * size != total:
+        raise SpecError(
+            f"batch: {size} ranks x per_device_train_batch_size {per_device} x gradient_accumulation_steps "
+            f"{accumulation} = {size * per_device * accumulation}, but global_batch_size is {total}: "
+            "leave one out, or set it to null"
+        )
+    return Batch(per_device, accumulation, total)
+
+
+def _divide(total: int, size: int, given: int, name: str) -> int:
+    if total % (size * given):
+        raise SpecError(
+            f"batch.global_batch_size: {total} is not a multiple of "
+            f"{size} ranks x {name} {given} = {size * given}"
+        )
+    return total // (size * given)
+
+
+def _warmup_steps(spec: JobSpec, max_steps: int) -> int:
+    warmup = spec.schedule.warmup_steps
+    if warmup is None:
+        warmup = math.ceil((spec.schedule.warmup_ratio or 0.0) * max_steps)
+    if warmup > max_steps:
+        raise SpecError(f"schedule.warmup_steps: {warmup} exceeds the run's {max_steps} updates (max_steps)")
+    return warmup
+
+
+def _peak_learning_rate(optimizer: OptimizerSpec, size: int) -> float:
+    factor = {"none": 1.0, "linear": float(size), "sqrt": math.sqrt(size)}[optimizer.learning_rate_scaling]
+    return optimizer.learning_rate * factor

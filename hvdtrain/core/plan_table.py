@@ -1,0 +1,50 @@
+"""The plan as a table for people."""
+
+from __future__ import annotations
+
+from rich.console import Console
+from rich.table import Table
+
+from hvdtrain.core.plan import Plan
+
+
+def print_plan(plan: Plan, title: str) -> None:
+    """Print a plan on standard output; bytes are shown in MiB (2^20)."""
+    table = Table(title=title, title_justify="left", box=None, show_header=False)
+    for row in _rows(plan):
+        table.add_row(*row)
+    Console().print(table)
+
+
+def _rows(plan: Plan) -> list[tuple[str, str, str]]:
+    batch, memory = plan.batch, plan.memory
+    epochs = plan.max_steps / plan.updates_per_epoch
+    return [
+        ("ranks", str(plan.size), f"{plan.threads} thread(s) each"),
+        (
+            "global batch",
+            f"{batch.global_batch_size} sequences",
+            f"{plan.size} ranks x {batch.per_device_train_batch_size} per device x "
+            f"{batch.gradient_accumulation_steps} accumulation steps",
+        ),
+        ("updates", str(plan.max_steps), f"{epochs:.2f} epochs of {plan.updates_per_epoch}"),
+        ("warm-up", f"{plan.warmup_steps} updates", f"to a learning rate of {plan.learning_rate:g}"),
+        ("training split", f"{plan.train_samples} sequences", ""),
+        (
+            "validation split",
+            f"{plan.validation_samples} sequences",
+            f"{plan.per_device_eval_batch_size} per device",
+        ),
+        ("parameters", f"{plan.parameters:,}", f"{plan.decayed_parameters:,} with weight decay"),
+        ("gradient buckets", str(len(plan.buckets)), "one reduction each"),
+        ("wire per update", _mib(plan.wire_bytes_per_update), "gradients that one rank hands to collectives"),
+        ("memory per rank", _mib(memory.total), "without activations"),
+        ("  weights", _mib(memory.weights), ""),
+        ("  gradients", _mib(memory.gradients), ""),
+        ("  optimizer", _mib(memory.optimizer), ""),
+        ("Horovod cycle", f"{plan.cycle_time_ms:g} ms", "unless HOROVOD_CYCLE_TIME is set"),
+    ]
+
+
+def _mib(count: int) -> str:
+    return f"{count / 2**20:.2f} MiB"

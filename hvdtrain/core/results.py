@@ -1,0 +1,44 @@
+"""What one update and one run produced."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class UpdateResult:
+    """What one update did, the same on every rank.
+
+    Attributes:
+        loss_sum: Σ_r Σ_m L(r,m), summed over all ranks.
+        grad_norm: global L2 norm of G before clipping.
+        applied: whether the weights changed; false when the norm was not finite.
+        next_divisor: W of the next window.
+        tokens: non-padding input tokens, summed over all ranks.
+    """
+
+    loss_sum: float
+    grad_norm: float
+    applied: bool
+    next_divisor: float
+    tokens: int
+
+
+@dataclass(frozen=True)
+class TrainingResult:
+    """What a run produced.
+
+    Attributes:
+        steps: updates applied.
+        loss: mean loss of the last update, divided by its W.
+        eval_loss: mean loss of the validation split at the end, None without one.
+        model_dir: the saved model, in Hugging Face layout.
+        seconds: wall time of training.
+    """
+
+    steps: int
+    loss: float
+    eval_loss: float | None
+    model_dir: Path
+    seconds: float

@@ -1,0 +1,159 @@
+"""The sections of a job spec: frozen, strict values with the names the field uses."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+Probability = Annotated[float, Field(ge=0.0, lt=1.0)]
+Count = Annotated[int, Field(ge=1)]
+
+
+class Section(BaseModel):
+    """Base of every section: unknown keys, wrong types, NaN and infinity are refused; values never change."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, validate_default=True)
+
+
+class ModelSpec(Section):
+    """A BERT encoder with a masked-LM head, in Hugging Face's `BertConfig` names (Devlin et al. 2018)."""
+
+    model_type: Literal["bert"] = "bert"
+    vocab_size: Annotated[int, Field(ge=16)] = 30522
+    hidden_size: Count = 768
+    num_hidden_layers: Count = 12
+    num_attention_heads: Count = 12
+    intermediate_size: Count = 3072
+    max_position_embeddings: Count = 512
+    type_vocab_size: Count = 2
+    hidden_act: Literal["gelu", "gelu_new"] = "gelu"
+    hidden_dropout_prob: Probability = 0.1
+    attention_probs_dropout_prob: Probability = 0.1
+    layer_norm_eps: Annotated[float, Field(gt=0.0)] = 1e-12
+    initializer_range: Annotated[float, Field(gt=0.0)] = 0.02
+    dtype: Literal["float32", "float64"] = "float32"
+
+    @model_validator(mode="after")
+    def _fits_both_frameworks(self) -> ModelSpec:
+        if self.hidden_size % self.num_attention_heads:
+            raise ValueError(
+                f"hidden_size {self.hidden_size} is not a multiple of "
+                f"num_attention_heads {self.num_attention_heads}"
+            )
+        if self.hidden_dropout_prob != self.attention_probs_dropout_prob:
+            raise ValueError(
+                f"hidden_dropout_prob {self.hidden_dropout_prob} and attention_probs_dropout_prob "
+                f"{self.attention_probs_dropout_prob} differ; KerasHub's BERT has one rate for both: "
+                "make them equal"
+            )
+        return self
+
+
+class DataSpec(Section):
+    """Where the text comes from and how it becomes sequences."""
+
+    corpus: Literal["python-docs"] | None = None
+    files: tuple[str, ...] = ()
+    text_field: str = "text"
+    tokenizer_file: str | None = None
+    max_seq_length: Annotated[int, Field(ge=8)] = 128
+    packing: bool = True
+    validation_split: Annotated[float, Field(ge=0.0, le=0.5)] = 0.05
+    cache_dir: str | None = None
+    prefetch: Annotated[int, Field(ge=0)] = 2
+
+    @model_validator(mode="after")
+    def _one_source(self) -> DataSpec:
+        if (self.corpus is None) == (not self.files):
+            raise ValueError(
+                "give either corpus: python-docs or files: [paths and globs of .txt or .jsonl], "
+                "not both and not neither"
+            )
+        return self
+
+
+class TaskSpec(Section):
+    """Masked language modelling; `normalize` says what the divisor of a mean loss counts."""
+
+    type: Literal["masked_lm"] = "masked_lm"
+    mlm_probability: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.15
+    normalize: Literal["token", "example"] = "token"
+
+
+class OptimizerSpec(Section):
+    """AdamW (Loshchilov & Hutter 2019, decoupled decay) or SGD with momentum, by PyTorch's formulas."""
+
+    type: Literal["adamw", "sgd"] = "adamw"
+    learning_rate: Annotated[float, Field(gt=0.0)] = 5e-5
+    learning_rate_scaling: Literal["none", "linear", "sqrt"] = "none"
+    weight_decay: Annotated[float, Field(ge=0.0)] = 0.01
+    adam_beta1: Probability = 0.9
+    adam_beta2: Probability = 0.999
+    adam_epsilon: Annotated[float, Field(gt=0.0)] = 1e-8
+    momentum: Probability = 0.9
+    nesterov: bool = False
+
+    @model_validator(mode="after")
+    def _nesterov_needs_momentum(self) -> OptimizerSpec:
+        if self.nesterov and self.momentum == 0.0:
+            raise ValueError("nesterov: true needs momentum above 0; found momentum 0")
+        return self
+
+
+class ScheduleSpec(Section):
+    """Linear warm-up (`warmup_steps` wins over `warmup_ratio`), then decay to zero or a constant rate."""
+
+    type: Literal["linear", "cosine", "constant"] = "linear"
+    warmup_steps: Annotated[int, Field(ge=0)] | None = None
+    warmup_ratio: Probability | None = None
+
+
+class BatchSpec(Section):
+    """What one update is made of: any two give the third (ranks x per-device x accumulation = global)."""
+
+    per_device_train_batch_size: Count | None = None
+    gradient_accumulation_steps: Count | None = None
+    global_batch_size: Count | None = None
+
+    @model_validator(mode="after")
+    def _enough(self) -> BatchSpec:
+        if self.per_device_train_batch_size is None and self.gradient_accumulation_steps is None:
+            raise ValueError(
+                "give two of per_device_train_batch_size, gradient_accumulation_steps and global_batch_size "
+                "(per_device_train_batch_size alone means gradient_accumulation_steps 1)"
+            )
+        if self.per_device_train_batch_size is None and self.global_batch_size is None:
+            raise ValueError(
+                "gradient_accumulation_steps alone is not enough: add per_device_train_batch_size"
+            )
+        return self
+
+
+class CommunicationSpec(Section):
+    """Gradient buckets and Horovod's knobs, by its names; a value here wins over HOROVOD_*."""
+
+    bucket_cap_mb: Annotated[float, Field(gt=0.0)] = 25.0
+    cycle_time_ms: Annotated[float, Field(gt=0.0)] | None = None
+    fusion_threshold_mb: Annotated[float, Field(ge=0.0)] | None = None
+
+
+class EvaluationSpec(Section):
+    """When the validation split is evaluated; it is always evaluated at the end as well."""
+
+    eval_steps: Count | None = None
+    per_device_eval_batch_size: Count | None = None
+
+
+class CheckpointingSpec(Section):
+    """When the model is saved; it is always saved at the end as well."""
+
+    save_steps: Count | None = None
+
+
+class LoggingSpec(Section):
+    """What is written while training; `logging_steps` counts updates between lines of metrics.jsonl."""
+
+    logging_steps: Count = 1
+    tensorboard: bool = True
+    progress_bar: bool = True

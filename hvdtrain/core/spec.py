@@ -1,0 +1,196 @@
+"""The job spec: one YAML file that trains the same way in either framework."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import re
+import typing
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, Field, ValidationError, model_validator
+from pydantic_core import ErrorDetails
+
+from hvdtrain.core import sections
+from hvdtrain.core.compression import Compression, NoCompression
+from hvdtrain.core.errors import SpecError
+
+PACKAGED_SPECS = Path(__file__).resolve().parent.parent / "specs"
+
+
+class JobSpec(sections.Section):
+    """Everything a run is made of, whatever the framework and the number of ranks."""
+
+    model: sections.ModelSpec
+    data: sections.DataSpec
+    task: sections.TaskSpec = sections.TaskSpec()
+    optimizer: sections.OptimizerSpec = sections.OptimizerSpec()
+    schedule: sections.ScheduleSpec = sections.ScheduleSpec()
+    batch: sections.BatchSpec
+    max_steps: sections.Count | None = None
+    num_train_epochs: Annotated[float, Field(gt=0.0)] | None = None
+    mixed_precision: Literal["no"] = "no"
+    compression: Compression = NoCompression()
+    communication: sections.CommunicationSpec = sections.CommunicationSpec()
+    max_grad_norm: Annotated[float, Field(gt=0.0)] | None = 1.0
+    num_threads: sections.Count | None = None
+    evaluation: sections.EvaluationSpec = sections.EvaluationSpec()
+    checkpointing: sections.CheckpointingSpec = sections.CheckpointingSpec()
+    logging: sections.LoggingSpec = sections.LoggingSpec()
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+
+    @model_validator(mode="after")
+    def _consistent(self) -> JobSpec:
+        if (self.max_steps is None) == (self.num_train_epochs is None):
+            raise ValueError("give either max_steps or num_train_epochs, not both and not neither")
+        if self.data.max_seq_length > self.model.max_position_embeddings:
+            raise ValueError(
+                f"data.max_seq_length {self.data.max_seq_length} exceeds "
+                f"model.max_position_embeddings {self.model.max_position_embeddings}"
+            )
+        return self
+
+
+def load_spec(path: str | Path, overrides: Sequence[str] = ()) -> JobSpec:
+    """Read, override and validate a job spec.
+
+    Args:
+        path: a YAML file, or the name of a packaged spec such as `bert`.
+        overrides: `field.path=value` texts; each value is read as YAML.
+
+    Returns:
+        The frozen spec.
+
+    Raises:
+        SpecError: naming every bad field, its value, what was expected and the nearest valid name.
+    """
+    try:
+        text = _find(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise SpecError(f"spec {path}: cannot be read as UTF-8 text: {error}") from None
+    return parse_spec(text, overrides, where=str(path))
+
+
+def parse_spec(text: str, overrides: Sequence[str] = (), where: str = "spec") -> JobSpec:
+    """Validate a job spec given as YAML text; arguments and errors as `load_spec`."""
+    try:
+        raw = yaml.load(text, Loader=_Yaml12Floats)
+    except yaml.YAMLError as error:
+        raise SpecError(f"{where}: not valid YAML: {error}") from None
+    if not isinstance(raw, dict):
+        raise SpecError(f"{where}: expected a mapping of sections, found {type(raw).__name__}")
+    for override in overrides:
+        _apply_override(raw, override)
+    try:
+        text = json.dumps(raw, default=str)
+    except ValueError:
+        raise SpecError(f"{where}: an alias (*name) lies inside its own anchor (&name)") from None
+    try:
+        return JobSpec.model_validate_json(text, strict=True)
+    except ValidationError as error:
+        lines = [_describe(e) for e in error.errors(include_url=False)]
+        raise SpecError(
+            f"{where}: {len(lines)} problem(s)\n" + "\n".join(f"  {line}" for line in lines)
+        ) from None
+
+
+def json_schema() -> dict[str, Any]:
+    """The spec's JSON schema, for editors that complete and check YAML."""
+    return JobSpec.model_json_schema()
+
+
+class _Yaml12Floats(yaml.SafeLoader):
+    """YAML 1.2's floats: PyYAML follows 1.1 and reads 1e-4 as text."""
+
+
+_Yaml12Floats.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)[eE][-+]?[0-9]+$"),
+    list("-+0123456789."),
+)
+
+
+def _find(path: str | Path) -> Path:
+    file = Path(path)
+    packaged = PACKAGED_SPECS / f"{path}.yaml"
+    if file.is_file():
+        return file
+    if packaged.is_file():
+        return packaged
+    names = ", ".join(sorted(p.stem for p in PACKAGED_SPECS.glob("*.yaml")))
+    raise SpecError(f"spec {path}: no such file, and no packaged spec of that name (packaged: {names})")
+
+
+def _apply_override(raw: dict[str, Any], override: str) -> None:
+    name, equals, text = override.partition("=")
+    if not equals or not name.strip():
+        raise SpecError(f"--set {override}: expected field.path=value, such as optimizer.learning_rate=1e-4")
+    *parents, leaf = name.strip().split(".")
+    node = raw
+    for parent in parents:
+        child = node.setdefault(parent, {})
+        if not isinstance(child, dict):
+            raise SpecError(f"--set {override}: {parent} is {child!r}, not a section")
+        node = child
+    try:
+        node[leaf] = yaml.load(text, Loader=_Yaml12Floats)
+    except yaml.YAMLError:
+        raise SpecError(f"--set {override}: the value is not valid YAML") from None
+
+
+def _describe(error: ErrorDetails) -> str:
+    location = [str(part) for part in error["loc"]]
+    path = ".".join(_walk(location)[0]) or "spec"
+    if error["type"] == "union_tag_invalid":
+        return _describe_tag(path, error)
+    if error["type"] == "extra_forbidden":
+        _, valid = _walk(location[:-1])
+        near = difflib.get_close_matches(location[-1], valid, n=1, cutoff=0.5)
+        hint = f"did you mean {near[0]!r}?" if near else f"valid names here: {', '.join(valid)}"
+        return f"{path}: unknown key (value {error['input']!r}); {hint}"
+    message = error["msg"].removeprefix("Value error, ")
+    if error["type"] == "value_error":
+        return f"{path}: {message}"
+    if error["type"] == "union_tag_not_found":
+        return f"{path}.type: required, but not given"
+    if error["type"] == "missing":
+        return f"{path}: required, but not given"
+    return f"{path}: {message} (found {error['input']!r}){_near_literal(error)}"
+
+
+def _describe_tag(path: str, error: ErrorDetails) -> str:
+    expected = re.findall(r"'([^']+)'", error["ctx"]["expected_tags"])
+    near = difflib.get_close_matches(error["ctx"]["tag"], expected, n=1, cutoff=0.4)
+    hint = f"; did you mean {near[0]!r}?" if near else ""
+    return f"{path}.type: expected one of {', '.join(expected)} (found {error['ctx']['tag']!r}){hint}"
+
+
+def _near_literal(error: ErrorDetails) -> str:
+    expected = re.findall(r"'([^']+)'", str(error.get("ctx", {}).get("expected", "")))
+    near = difflib.get_close_matches(str(error["input"]), expected, n=1, cutoff=0.4)
+    return f"; did you mean {near[0]!r}?" if near else ""
+
+
+def _walk(location: Sequence[str]) -> tuple[list[str], list[str]]:
+    """A pydantic location as the user wrote it, and the names that are valid there.
+
+    A section that comes in several types has the type behind its name in pydantic's location.
+    """
+    path: list[str] = []
+    models: list[type[BaseModel]] = [JobSpec]
+    for part in location:
+        if len(models) > 1:
+            models = [model for model in models if model.model_fields["type"].default == part]
+            continue
+        path.append(part)
+        field = models[0].model_fields.get(part) if models else None
+        models = _models(field.annotation) if field else []
+    return path, sorted({name for model in models for name in model.model_fields})
+
+
+def _models(annotation: Any) -> list[type[BaseModel]]:
+    kinds = [annotation, *typing.get_args(annotation)]
+    return [kind for kind in kinds if isinstance(kind, type) and issubclass(kind, BaseModel)]

@@ -1,0 +1,263 @@
+"""The training loop, once for both: the adapters supply one update, one evaluation batch and collectives."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import numpy as np
+
+from hvdtrain.core.checkpoint import save_model
+from hvdtrain.core.data import Dataset, MicroBatch, Prefetcher, Window, eval_batches, train_windows
+from hvdtrain.core.errors import TrainingError
+from hvdtrain.core.metrics import MetricLog
+from hvdtrain.core.plan import Plan
+from hvdtrain.core.progress import Progress
+from hvdtrain.core.results import TrainingResult, UpdateResult
+from hvdtrain.core.schedules import schedule_factor
+from hvdtrain.core.spec import JobSpec
+from hvdtrain.core.weights import ModelFamily, Weight, initial_weights
+from hvdtrain.core.world import World
+
+_MAX_SKIPS_IN_A_ROW = 50
+
+
+class BaseTrainer(ABC):
+    """Trains and evaluates one job on this rank; every rank runs it in step with the others."""
+
+    def __init__(
+        self, spec: JobSpec, plan: Plan, world: World, dataset: Dataset, family: ModelFamily, output_dir: Path
+    ) -> None:
+        """Build the model and give every rank rank 0's initial weights.
+
+        Args:
+            spec: the job.
+            plan: made from the spec for this world.
+            world: this rank's place.
+            dataset: the prepared data.
+            family: the model's weights and configuration.
+            output_dir: where rank 0 writes; created when missing.
+        """
+        self.spec, self.plan, self.world, self.dataset = spec, plan, world, dataset
+        self.output_dir = output_dir
+        self._family = family
+        self.step = 0
+        self.samples_consumed = 0
+        self._weights: tuple[Weight, ...] = family.weights(spec.model)
+        self._check_data()
+        self._build()
+        self.load_weights(self._initial_weights())
+
+    def train(self) -> TrainingResult:
+        """Run every update of the plan, evaluating, logging and saving on the way.
+
+        Returns:
+            What was produced; the final model is in `output_dir/model`.
+
+        Raises:
+            TrainingError: when too many updates in a row are not finite.
+        """
+        started = time.perf_counter()
+        loss, eval_loss = math.nan, None
+        with ExitStack() as stack:
+            log, progress = self._open_log(stack)
+            windows = stack.enter_context(Prefetcher(self._windows(), depth=self.spec.data.prefetch))
+            for line in self._updates(windows):
+                loss = line["loss"]
+                if log and self.step % self.spec.logging.logging_steps == 0:
+                    log.write(line)
+                if progress:
+                    progress.update(self.step, line)
+                if self._due(self.spec.evaluation.eval_steps):
+                    eval_loss = self._evaluate_into(log)
+                if self._due(self.spec.checkpointing.save_steps) and self.step < self.plan.max_steps:
+                    self.save(self.output_dir / f"checkpoint-{self.step}")
+            if not self._due(self.spec.evaluation.eval_steps):
+                eval_loss = self._evaluate_into(log)
+            self.save(self.output_dir / "model")
+        seconds = time.perf_counter() - started
+        return TrainingResult(self.step, loss, eval_loss, self.output_dir / "model", seconds)
+
+    def evaluate(self) -> dict[str, float]:
+        """Evaluate the validation split, each sample exactly once over all ranks.
+
+        Returns:
+            `eval_loss` (the sum over all ranks divided by the sum of weights), `eval_perplexity`
+            and `eval_samples`; empty when there is no validation split.
+        """
+        if not self.plan.validation_samples:
+            return {}
+        sums = np.zeros(3)
+        for batch in self._eval_batches():
+            sums += (self.loss_sum(batch), batch.weight, batch.samples)
+        loss, weight, samples = self.sum_over_ranks(sums)
+        mean = float(loss / weight)
+        return {
+            "eval_loss": mean,
+            "eval_perplexity": math.exp(min(mean, 700.0)),
+            "eval_samples": int(samples),
+        }
+
+    def save(self, directory: Path) -> None:
+        """Write the model in Hugging Face layout, atomically; rank 0 alone writes."""
+        if self.world.is_chief:
+            config = self._family.hf_config(self.spec.model, self.dataset.token_ids.pad)
+            save_model(
+                directory,
+                self.read_weights(),
+                config,
+                self.dataset.tokenizer_path,
+                self.spec.data.max_seq_length,
+            )
+
+    @abstractmethod
+    def _build(self) -> None:
+        """Create the model, the reducer and the optimizer."""
+
+    @abstractmethod
+    def update(
+        self, window: Window, divisor: float, next_weight: float, learning_rate: float, update: int
+    ) -> UpdateResult:
+        """One update by DESIGN's order: accumulate, reduce, check, clip, apply.
+
+        Args:
+            window: this rank's micro-batches.
+            divisor: W of this window, over all ranks.
+            next_weight: this rank's share of the next window's W, summed on the way.
+            learning_rate: of this update.
+            update: its number, counted from 1.
+        """
+
+    @abstractmethod
+    def loss_sum(self, batch: MicroBatch) -> float:
+        """The summed loss of one batch on this rank, without dropout."""
+
+    @abstractmethod
+    def sum_over_ranks(self, values: np.ndarray) -> np.ndarray:
+        """Element-wise sum of a float64 vector over all ranks."""
+
+    @abstractmethod
+    def broadcast(self, values: np.ndarray) -> np.ndarray:
+        """Rank 0's copy of a vector."""
+
+    @abstractmethod
+    def read_weights(self) -> dict[str, np.ndarray]:
+        """Copies of the weights by Hugging Face name, in the Hugging Face layout."""
+
+    @abstractmethod
+    def load_weights(self, arrays: dict[str, np.ndarray]) -> None:
+        """Set every weight from arrays by Hugging Face name, in the Hugging Face layout."""
+
+    @property
+    @abstractmethod
+    def wire_bytes(self) -> int:
+        """Gradient bytes this rank has handed to collectives so far."""
+
+    def _updates(self, windows: Iterator[Window]) -> Iterator[dict[str, float]]:
+        window = next(windows)
+        divisor = float(self.sum_over_ranks(np.array([window.weight]))[0])
+        skipped_in_a_row = skipped = 0
+        while self.step < self.plan.max_steps:
+            started, wired = time.perf_counter(), self.wire_bytes
+            upcoming = next(windows)
+            waited = time.perf_counter() - started
+            learning_rate = self._learning_rate()
+            result = self.update(window, divisor, upcoming.weight, learning_rate, self.step + 1)
+            self.samples_consumed = window.samples_consumed
+            if result.applied:
+                self.step += 1
+                skipped_in_a_row = 0
+                yield {
+                    "step": self.step,
+                    "epoch": window.epoch,
+                    "loss": result.loss_sum / divisor,
+                    "learning_rate": learning_rate,
+                    "grad_norm": result.grad_norm,
+                    "tokens": result.tokens,
+                    "samples": window.samples_global,
+                    "samples_consumed": self.samples_consumed,
+                    "step_time_s": time.perf_counter() - started,
+                    "data_wait_s": waited,
+                    "wire_bytes": self.wire_bytes - wired,
+                    "skipped_updates": skipped,
+                }
+            else:
+                skipped, skipped_in_a_row = skipped + 1, skipped_in_a_row + 1
+                self._check_skips(skipped_in_a_row, result)
+            window, divisor = upcoming, result.next_divisor
+
+    def _check_skips(self, in_a_row: int, result: UpdateResult) -> None:
+        if in_a_row >= _MAX_SKIPS_IN_A_ROW:
+            raise TrainingError(
+                f"{in_a_row} updates in a row after step {self.step} had a gradient norm of "
+                f"{result.grad_norm} and were skipped: training has diverged; lower optimizer.learning_rate, "
+                "lengthen schedule.warmup_steps, or set a smaller max_grad_norm"
+            )
+
+    def _learning_rate(self) -> float:
+        plan = self.plan
+        return plan.learning_rate * schedule_factor(
+            self.spec.schedule.type, self.step, plan.warmup_steps, plan.max_steps
+        )
+
+    def _windows(self) -> Iterator[Window]:
+        return train_windows(
+            self.dataset,
+            self.spec.task,
+            seed=self.spec.seed,
+            global_batch_size=self.plan.batch.global_batch_size,
+            per_device=self.plan.batch.per_device_train_batch_size,
+            accumulation=self.plan.batch.gradient_accumulation_steps,
+            rank=self.world.rank,
+            size=self.world.size,
+            start_samples=self.samples_consumed,
+        )
+
+    def _eval_batches(self) -> Iterator[MicroBatch]:
+        return eval_batches(
+            self.dataset,
+            self.spec.task,
+            seed=self.spec.seed,
+            per_device=self.plan.per_device_eval_batch_size,
+            rank=self.world.rank,
+            size=self.world.size,
+        )
+
+    def _evaluate_into(self, log: MetricLog | None) -> float | None:
+        found = self.evaluate()
+        if log and found:
+            log.write({"step": self.step, **found})
+        return found.get("eval_loss")
+
+    def _due(self, every: int | None) -> bool:
+        return every is not None and self.step % every == 0
+
+    def _check_data(self) -> None:
+        mine = np.frombuffer(hashlib.sha256(self.dataset.fingerprint.encode()).digest(), dtype=np.int64)
+        if not np.array_equal(mine, self.broadcast(mine.copy())):
+            raise TrainingError(
+                f"rank {self.world.rank}: this node prepared other data than rank 0's node "
+                "(corpus, tokenizer or split differ; python-docs differs between Python versions): "
+                "give every node the same files"
+            )
+
+    def _open_log(self, stack: ExitStack) -> tuple[MetricLog | None, Progress | None]:
+        if not self.world.is_chief:
+            return None, None
+        self.output_dir.mkdir(parents=True, exist_ok=True)
+        log = stack.enter_context(MetricLog(self.output_dir, self.spec.logging.tensorboard))
+        if not self.spec.logging.progress_bar:
+            return log, None
+        return log, stack.enter_context(Progress(self.plan.max_steps))
+
+    def _initial_weights(self) -> dict[str, np.ndarray]:
+        model = self.spec.model
+        arrays = initial_weights(self._weights, self.spec.seed, model.initializer_range, model.dtype)
+        flat = self.broadcast(np.concatenate([arrays[w.name].ravel() for w in self._weights]))
+        parts = np.split(flat, np.cumsum([w.size for w in self._weights])[:-1])
+        return {w.name: part.reshape(w.shape) for w, part in zip(self._weights, parts, strict=True)}

@@ -1,0 +1,104 @@
+"""Where built wheels are kept, and what the installed Horovod was built from."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from packaging.version import Version
+
+from hvdtrain.core.errors import EngineError
+from hvdtrain.engine.edits import RECORD_FILE, edits_for, recipe_digest
+from hvdtrain.engine.versions import Versions, package_dir, tensorflow_version, torch_version
+
+_BUILD = "run `hvdtrain engine build --install`"
+
+
+@dataclass(frozen=True)
+class Installed:
+    """The Horovod that `import horovod` would find.
+
+    Attributes:
+        path: its package folder.
+        key: the build it came from; None when it was not built by hvdtrain.
+        built_for: framework versions by `torch` and `tensorflow`, as recorded by Horovod's own build.
+    """
+
+    path: Path
+    key: str | None
+    built_for: dict[str, str]
+
+
+def cache_dir() -> Path:
+    """The folder of builds: $HVDTRAIN_CACHE_DIR/engine, or engine/ in the user's cache for hvdtrain."""
+    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    root = Path(os.environ.get("HVDTRAIN_CACHE_DIR") or Path(home) / "hvdtrain")
+    return root.expanduser().absolute() / "engine"
+
+
+def build_key(versions: Versions) -> str:
+    """The name of the build for these versions, today's edits included."""
+    return versions.key(recipe_digest(edits_for(versions)))
+
+
+def cached_wheel(key: str) -> Path | None:
+    """The finished wheel of that build, or None."""
+    return next(iter(sorted((cache_dir() / key).glob("horovod-*.whl"))), None)
+
+
+def installed_horovod() -> Installed | None:
+    """What is installed beside the running interpreter, found without importing it; None when nothing is."""
+    folder = package_dir("horovod")
+    if folder is None:
+        return None
+    names = {"pytorch": "torch", "tensorflow": "tensorflow"}
+    metadata = _read_json(folder / "metadata.json")
+    built_for = {names[name]: version for name, version in metadata.items() if name in names}
+    return Installed(folder, _read_json(folder / RECORD_FILE).get("key"), built_for)
+
+
+def misfits(installed: Installed, versions: Versions) -> list[str]:
+    """Says for each installed framework how this Horovod does not fit it; nothing when it fits.
+
+    Horovod is compiled against private parts of a framework, so only the very same version is a fit.
+    """
+    found = []
+    for name in versions.frameworks:
+        built, now = installed.built_for.get(name), getattr(versions, name)
+        if built is None:
+            found.append(f"built without {name}, and {name} {now} is installed")
+        elif Version(built) != Version(now):
+            found.append(f"built for {name} {built}, and {now} is installed")
+    return found
+
+
+def require_fit(framework: str) -> None:
+    """Refuse to start a job with a Horovod that would crash when it is imported.
+
+    Args:
+        framework: `torch` or `tensorflow`.
+
+    Raises:
+        EngineError: the framework or Horovod is missing, or Horovod was compiled for another version.
+    """
+    now = {"torch": torch_version, "tensorflow": tensorflow_version}[framework]()
+    installed = installed_horovod()
+    if now is None:
+        raise EngineError(f"{framework} is not installed: pip install 'hvdtrain[{framework}]'")
+    if installed is None:
+        raise EngineError(f"Horovod is not installed: {_BUILD}")
+    built = installed.built_for.get(framework)
+    # Without a record of what it was built for, nothing is known against it.
+    if installed.built_for and built is None:
+        raise EngineError(f"the installed Horovod was built without {framework}: {_BUILD}")
+    if built is not None and Version(built) != Version(now):
+        raise EngineError(f"Horovod was built for {framework} {built}, but {now} is installed: {_BUILD}")
+
+
+def _read_json(path: Path) -> dict[str, str]:
+    try:
+        return dict(json.loads(path.read_text()))
+    except (OSError, ValueError, TypeError):
+        return {}

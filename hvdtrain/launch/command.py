@@ -1,0 +1,87 @@
+"""`hvdtrain run`: a spec, started on as many ranks and hosts as asked for."""
+
+from __future__ import annotations
+
+import os
+import shlex
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from hvdtrain.core.errors import LaunchError
+from hvdtrain.launch.commands import Launcher, LaunchRequest, Wire, build_command, choose_launch
+from hvdtrain.launch.hosts import Host, format_hosts, is_local, parse_hostfile, parse_hosts, take_slots
+
+
+class Framework(StrEnum):
+    """The framework that trains."""
+
+    TORCH = "torch"
+    TENSORFLOW = "tensorflow"
+
+
+def run(
+    spec: Annotated[str, typer.Argument(help="YAML file or packaged spec, such as bert.")],
+    *,
+    framework: Annotated[Framework, typer.Option(help="Which framework trains it.")],
+    np: Annotated[int, typer.Option("-np", "--num-proc", help="How many ranks.")],
+    hostfile: Annotated[Path | None, typer.Option(help="Hosts, one `host slots=N` a line.")] = None,
+    hosts: Annotated[str | None, typer.Option("-H", "--hosts", help="Hosts, as node1:2,node2:2.")] = None,
+    launcher: Annotated[Launcher, typer.Option(help="What starts the ranks.")] = Launcher.AUTO,
+    wire: Annotated[Wire, typer.Option(help="What the ranks talk over on CPUs.")] = Wire.AUTO,
+    set_: Annotated[list[str] | None, typer.Option("--set", help="Override: FIELD.PATH=VALUE.")] = None,
+    output_dir: Annotated[Path | None, typer.Option(help="Where rank 0 writes.")] = None,
+    network_interface: Annotated[str | None, typer.Option(help="Between the hosts, such as eth0.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the launcher's command only.")] = False,
+) -> None:
+    """Train SPEC on -np ranks, here or on several hosts, with the fastest launcher at hand.
+
+    Raises:
+        SpecError: the spec or an override is bad; nothing was started.
+        LaunchError: the hosts or the launcher cannot be used; nothing was started.
+        typer.Exit: with the status of the rank that failed first, if any did.
+    """
+    # These read the spec's schema and the installed Horovod: not for --help.
+    from hvdtrain.core.spec import load_spec
+    from hvdtrain.launch.facts import find_facts
+    from hvdtrain.launch.run import run_command
+
+    load_spec(spec, set_ or ())
+    used = take_slots(_read_hosts(hostfile, hosts, np), np)
+    request = LaunchRequest(
+        program=_program(framework, spec, set_ or [], output_dir),
+        hosts=used,
+        local=is_local(used),
+        workdir=str(Path.cwd()),
+        launcher=launcher,
+        wire=wire,
+        network_interface=network_interface,
+        env=dict(os.environ),
+    )
+    facts = find_facts(framework)
+    choice = choose_launch(request, facts)
+    command = build_command(request, choice, facts)
+    where = f"{np} rank{'s' if np > 1 else ''} on {format_hosts(used)}"
+    typer.echo(f"hvdtrain: {where}, {choice.wire} by {choice.launcher} ({choice.why})", err=True)
+    if dry_run:
+        typer.echo(shlex.join(command))
+    elif status := run_command(command, os.environ):
+        raise typer.Exit(status)
+
+
+def _read_hosts(hostfile: Path | None, hosts: str | None, np: int) -> tuple[Host, ...]:
+    if hostfile is not None and hosts is not None:
+        raise LaunchError("give --hostfile or -H, not both")
+    if hostfile is not None:
+        return parse_hostfile(hostfile)
+    return parse_hosts(hosts) if hosts is not None else (Host("localhost", max(np, 1)),)
+
+
+def _program(
+    framework: Framework, spec: str, overrides: list[str], output_dir: Path | None
+) -> tuple[str, ...]:
+    settings = [part for override in overrides for part in ("--set", override)]
+    output = ["--output-dir", str(output_dir)] if output_dir else []
+    return ("-m", f"hvdtrain.{framework}.job", "--spec", spec, *settings, *output)

@@ -1,0 +1,163 @@
+"""What a launcher prints: which rank said what, and which rank failed first."""
+
+from __future__ import annotations
+
+import re
+import signal
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+# horovodrun over Gloo writes `[1]<stderr>:`, Open MPI's --tag-output `[1,1]<stderr>:` (job, rank).
+_TAG = re.compile(r"\[(?P<job>\d+,)?(?P<rank>\d+)\]<(?:stdout|stderr|stddiag)>:")
+_VERDICTS = (
+    re.compile(r"Process (?P<rank>\d+) exit with status code (?P<status>\d+)"),
+    re.compile(r"process rank (?P<rank>\d+) .*exited on signal (?P<signal>\d+)"),
+    re.compile(r"MPI_ABORT was invoked on rank (?P<rank>\d+)"),
+    re.compile(r"Process name: \[\[\d+,\d+\],(?P<rank>\d+)\]"),
+)
+_STATUS = re.compile(r"(?:Exit code:\s*|with errorcode )(?P<status>\d+)")
+_ERROR = re.compile(r"(?:[A-Za-z_][\w.]*(?:Error|Exception|Exit|Interrupt)|error): .+", re.IGNORECASE)
+# What ssh exits with when the remote program was killed and when the connection broke.
+_SSH_STATUS = 255
+# Open MPI's farewell begins before it names a rank, and stands between rules.
+_FAREWELL = re.compile(r"Primary job +terminated|-{20,}$")
+# TensorFlow 2.21 says these when it is imported, whatever TF_CPP_MIN_LOG_LEVEL is: nothing a user can act on.
+_NOISE = re.compile(
+    r"WARNING: All log messages before absl::InitializeLog|To enable the following instructions:"
+    r"|[IWE]\d{4}.* (?:port|cudart_stub|cpu_feature_guard|cuda_platform|util)\.cc:\d+\]"
+)
+# What the other ranks say once one has gone.
+_CONSEQUENCE = re.compile(r"Horovod has been shut down|HorovodInternalError")
+
+
+@dataclass(frozen=True)
+class Line:
+    """Output up to and with its `\\n` or `\\r`, and the rank it is from (None: the launcher itself)."""
+
+    rank: int | None
+    text: str
+
+
+@dataclass(frozen=True)
+class Failure:
+    """The rank that failed first.
+
+    Args:
+        rank: the rank.
+        status: its exit status, 128 + signal for a killed one; None when the launcher did not say.
+        error: the last line it printed that reads as an error, if any.
+    """
+
+    rank: int
+    status: int | None = None
+    error: str | None = None
+
+    def __str__(self) -> str:
+        how = "" if self.status is None else f" ({describe_status(self.status)})"
+        return f"rank {self.rank} failed first{how}" + (f": {self.error}" if self.error else "")
+
+
+def describe_status(status: int) -> str:
+    """Says an exit status in words: `exit status 3`, or `killed by SIGKILL` for 137."""
+    if status == _SSH_STATUS:
+        return "killed, or its host lost"
+    try:
+        return f"killed by {signal.Signals(status - 128).name}"
+    except ValueError:
+        return f"exit status {status}"
+
+
+class LineSplitter:
+    """Cuts one stream of a launcher into lines, with the launcher's rank tags taken off.
+
+    A `\\r` ends a line too, so that a progress bar moves. Open MPI tags every chunk it forwards, also in the
+    middle of a line, and mixes the chunks of several ranks: each rank's line is put together again.
+    """
+
+    def __init__(self) -> None:
+        self._unread = ""
+        self._begun: defaultdict[int | None, str] = defaultdict(str)
+        self._rank: int | None = None
+        self._by_open_mpi = False
+
+    def feed(self, text: str) -> Iterator[Line]:
+        """Takes the next characters and yields every line they complete."""
+        *whole, self._unread = re.split(r"(?<=[\r\n])", self._unread + text)
+        yield from map(self._read, whole)
+
+    def close(self) -> Iterator[Line]:
+        """Yields what is left at the end of the stream."""
+        yield from self.feed("\n" if self._unread else "")
+        yield from (Line(rank, text + "\n") for rank, text in self._begun.items() if text)
+        self._begun.clear()
+
+    def _read(self, piece: str) -> Line:
+        start = 0
+        for tag in _TAG.finditer(piece):
+            self._begun[self._rank] += piece[start : tag.start()]
+            self._rank, self._by_open_mpi = int(tag["rank"]), tag["job"] is not None
+            start = tag.end()
+        text = self._begun.pop(self._rank, "") + piece[start:]
+        line = Line(self._rank, text.removeprefix(f"[rank {self._rank}] "))
+        # horovodrun writes a tag after every carriage return, Open MPI only after a line feed.
+        if piece.endswith("\n") or not self._by_open_mpi:
+            self._rank = None
+        return line
+
+
+class FailureWatch:
+    """Tells from the lines of all ranks and of the launcher which rank failed first."""
+
+    def __init__(self) -> None:
+        self._verdicts: dict[int, int | None] = {}
+        self._errors: dict[int, str] = {}
+        self._bereaved: set[int] = set()
+
+    def is_farewell(self, line: Line) -> bool:
+        """True for what the launcher itself says about a failure that `first_failure` says shorter."""
+        return line.rank is None and (bool(self._verdicts) or _FAREWELL.match(line.text.strip()) is not None)
+
+    def is_noise(self, line: Line) -> bool:
+        """True for what TensorFlow says about itself at each start."""
+        return _NOISE.match(line.text) is not None
+
+    def note(self, line: Line) -> None:
+        """Takes one line into account."""
+        text = line.text.strip()
+        if line.rank is None:
+            self._note_launcher(text)
+        elif _CONSEQUENCE.search(text):
+            self._bereaved.add(line.rank)
+        elif _ERROR.match(text):
+            self._errors[line.rank] = text
+
+    def first_failure(self) -> Failure | None:
+        """The rank that failed first, or None when the output does not tell.
+
+        A rank that lost its peer may exit before that peer has finished dying, so a rank that reports the
+        loss gives way to one that reports an error of its own or was killed.
+        """
+        suspects = [rank for rank in (*self._verdicts, *self._errors) if rank not in self._bereaved]
+        by_itself = [rank for rank in suspects if rank in self._errors or not self._was_told_to_end(rank)]
+        rank = next(iter(by_itself or suspects), None)
+        if rank is None:
+            return None
+        error = self._errors.get(rank)
+        # A rank may be told to end while its own error is ending it.
+        status = None if error and self._was_told_to_end(rank) else self._verdicts.get(rank)
+        return Failure(rank, status, error)
+
+    def _was_told_to_end(self, rank: int) -> bool:
+        return self._verdicts.get(rank) == 128 + signal.SIGTERM
+
+    def _note_launcher(self, text: str) -> None:
+        for found in filter(None, (pattern.search(text) for pattern in _VERDICTS)):
+            fields = found.groupdict()
+            rank, status, signum = int(fields["rank"]), fields.get("status"), fields.get("signal")
+            self._verdicts.setdefault(rank, int(status) if status else 128 + int(signum) if signum else None)
+            return
+        # Open MPI says the status some lines below the rank.
+        if self._verdicts and (said := _STATUS.match(text)):
+            last = next(reversed(self._verdicts))
+            self._verdicts[last] = self._verdicts[last] or int(said["status"])

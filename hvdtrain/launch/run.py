@@ -1,0 +1,205 @@
+"""The one place that runs a launcher's command."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+from codecs import getincrementaldecoder
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from functools import partial
+from types import FrameType
+from typing import IO, NoReturn, TextIO
+
+import psutil
+
+from hvdtrain.core.errors import LaunchError
+from hvdtrain.launch.output import FailureWatch, Line, LineSplitter, describe_status
+
+# Horovod gives its ranks 5 s to end and their shells 5 s more before it kills them.
+_GRACE_S = 12.0
+_STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+# From <sys/prctl.h>.
+_PR_SET_PDEATHSIG = 1
+_PR_SET_CHILD_SUBREAPER = 36
+
+
+def run_command(command: Sequence[str], env: Mapping[str, str]) -> int:
+    """Runs a launcher to its end, showing what its ranks print, and leaves no process behind.
+
+    Rank 0's output appears as it is (progress bars too), the other ranks' lines with their rank in front.
+    Standard input is closed. SIGINT, SIGTERM and SIGHUP end the whole job; a second one ends it at once. On
+    failure a last line on standard error says which rank failed first and how. Call it from the main thread.
+
+    Args:
+        command: the launcher and its arguments, as made by `build_command`.
+        env: the whole environment of the launcher.
+
+    Returns:
+        0, or the exit status of the rank that failed first (128 + signal for a killed one) where it can be
+        told, else the launcher's; 128 + signal when stopped by a signal.
+
+    Raises:
+        LaunchError: the launcher cannot be started.
+    """
+    screen = _Screen()
+    try:
+        with _stop_signals_raise(), _no_orphans():
+            status = _run(command, env, screen)
+    except _Stopped as stop:
+        screen.finish()
+        print(f"hvdtrain: stopped by {signal.Signals(stop.signum).name}", file=sys.stderr)
+        return 128 + stop.signum
+    screen.finish()
+    return _conclude(status, screen.watch)
+
+
+class _Stopped(BaseException):
+    def __init__(self, signum: int) -> None:
+        self.signum = signum
+
+
+class _Screen:
+    """Writes the lines of both streams to where they belong, one at a time."""
+
+    def __init__(self) -> None:
+        self.watch = FailureWatch()
+        self._lock = threading.Lock()
+        self._bar_shown = False
+        self._readers: list[threading.Thread] = []
+
+    def follow(self, source: IO[bytes], to: TextIO) -> None:
+        reader = threading.Thread(target=self._read, args=(source, to), daemon=True)
+        reader.start()
+        self._readers.append(reader)
+
+    def finish(self) -> None:
+        # The pipes end with their last writer, and none is left.
+        for reader in self._readers:
+            reader.join()
+
+    def _read(self, source: IO[bytes], to: TextIO) -> None:
+        decoder = getincrementaldecoder("utf-8")(errors="replace")
+        splitter = LineSplitter()
+        while chunk := os.read(source.fileno(), 65536):
+            for line in splitter.feed(decoder.decode(chunk)):
+                self._show(line, to)
+        for line in splitter.close():
+            self._show(line, to)
+
+    def _show(self, line: Line, to: TextIO) -> None:
+        with self._lock:
+            self.watch.note(line)
+            if self.watch.is_farewell(line) or self.watch.is_noise(line):
+                return
+            is_bar = line.text.endswith("\r")
+            clear = "\x1b[K" if self._bar_shown and not is_bar and to.isatty() else ""
+            self._bar_shown = is_bar
+            # Whoever read the output may have gone; the job goes on.
+            with suppress(OSError):
+                to.write(clear + (f"[rank {line.rank}] {line.text}" if line.rank else line.text))
+                to.flush()
+
+
+def _run(command: Sequence[str], env: Mapping[str, str], screen: _Screen) -> int:
+    job = _start(command, env)
+    assert job.stdout is not None
+    assert job.stderr is not None
+    screen.follow(job.stdout, sys.stdout)
+    screen.follow(job.stderr, sys.stderr)
+    try:
+        status = job.wait()
+    except _Stopped:
+        with suppress(ProcessLookupError):
+            os.killpg(job.pid, signal.SIGTERM)
+        with suppress(subprocess.TimeoutExpired):
+            job.wait(_GRACE_S)
+        raise
+    return status if status >= 0 else 128 - status
+
+
+def _start(command: Sequence[str], env: Mapping[str, str]) -> subprocess.Popen[bytes]:
+    try:
+        return subprocess.Popen(
+            command,
+            env={**env, **_terminal()},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            start_new_session=True,
+            # Should this process be killed outright, its launcher is told to end the job. Safe: no thread of
+            # this module runs yet.
+            preexec_fn=partial(_prctl, _PR_SET_PDEATHSIG, signal.SIGTERM),  # noqa: PLW1509
+        )
+    except OSError as error:
+        raise LaunchError(f"cannot start `{command[0]}`: {error.strerror or error}") from error
+
+
+def _terminal() -> dict[str, str]:
+    """Tells rank 0 whether to draw: horovodrun gives it a pipe and mpirun a terminal, whatever stands here.
+
+    Rich, as many programs, obeys both variables.
+    """
+    if not sys.stdout.isatty():
+        return {"TERM": "dumb"}
+    size = shutil.get_terminal_size()
+    return {"FORCE_COLOR": "1", "COLUMNS": str(size.columns), "LINES": str(size.lines)}
+
+
+def _conclude(status: int, watch: FailureWatch) -> int:
+    failure = watch.first_failure()
+    if status == 0:
+        return 0
+    if failure is None:
+        print(f"hvdtrain: the launcher failed ({describe_status(status)}); see above", file=sys.stderr)
+        return status
+    print(f"hvdtrain: {failure}", file=sys.stderr)
+    return failure.status or status
+
+
+@contextmanager
+def _stop_signals_raise() -> Iterator[None]:
+    def stop(signum: int, frame: FrameType | None) -> NoReturn:
+        raise _Stopped(signum)
+
+    before = {number: signal.signal(number, stop) for number in _STOP_SIGNALS}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextmanager
+def _no_orphans() -> Iterator[None]:
+    """Adopts every orphan of the processes started inside and kills what is left of them at the end."""
+    before = set(psutil.Process().children())
+    _prctl(_PR_SET_CHILD_SUBREAPER, 1)
+    try:
+        yield
+    except _Stopped:
+        # An mpirun whose shell is gone may still be ending its ranks.
+        psutil.wait_procs(set(psutil.Process().children()) - before, timeout=_GRACE_S)
+        raise
+    finally:
+        while left := set(psutil.Process().children()) - before:
+            _kill(left)
+        _prctl(_PR_SET_CHILD_SUBREAPER, 0)
+
+
+def _kill(children: set[psutil.Process]) -> None:
+    for child in children:
+        with suppress(psutil.NoSuchProcess):
+            for process in (child, *child.children(recursive=True)):
+                process.kill()
+    psutil.wait_procs(children, timeout=_GRACE_S)
+
+
+def _prctl(option: int, value: int) -> None:
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(option, value)

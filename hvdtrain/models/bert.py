@@ -1,0 +1,132 @@
+"""BERT with a masked-LM head: its weights by Hugging Face name, and where each lives in KerasHub's model."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from hvdtrain.core.sections import ModelSpec
+from hvdtrain.core.weights import Weight
+
+# Hugging Face module -> Keras layer path, and the kind of weights it has.
+_EMBEDDINGS = {
+    "bert.embeddings.word_embeddings": ("token_embedding", "vocab_size"),
+    "bert.embeddings.position_embeddings": ("position_embedding", "max_position_embeddings"),
+    "bert.embeddings.token_type_embeddings": ("segment_embedding", "type_vocab_size"),
+}
+_LAYER = {
+    "attention.self.query": "self_attention_layer/query",
+    "attention.self.key": "self_attention_layer/key",
+    "attention.self.value": "self_attention_layer/value",
+    "attention.output.dense": "self_attention_layer/attention_output",
+    "attention.output.LayerNorm": "self_attention_layer_norm",
+    "intermediate.dense": "feedforward_intermediate_dense",
+    "output.dense": "feedforward_output_dense",
+    "output.LayerNorm": "feedforward_layer_norm",
+}
+_HEAD_BIAS = "cls.predictions.bias"
+
+
+def weights(model: ModelSpec) -> tuple[Weight, ...]:
+    """Every trainable weight in the order of the forward pass; the decoder is tied to the word embeddings.
+
+    Args:
+        model: the hyper-parameters.
+
+    Returns:
+        The weights under the names that `transformers.BertForMaskedLM` saves.
+    """
+    hidden, inner = model.hidden_size, model.intermediate_size
+    found = [
+        Weight(f"{name}.weight", (getattr(model, rows), hidden), True, "normal")
+        for name, (_, rows) in _EMBEDDINGS.items()
+    ]
+    found += _layer_norm("bert.embeddings.LayerNorm", hidden)
+    sizes = {"intermediate.dense": (inner, hidden), "output.dense": (hidden, inner)}
+    for i in range(model.num_hidden_layers):
+        for part in _LAYER:
+            name = f"bert.encoder.layer.{i}.{part}"
+            if part.endswith("LayerNorm"):
+                found += _layer_norm(name, hidden)
+            else:
+                found += _linear(name, *sizes.get(part, (hidden, hidden)))
+    found += _linear("cls.predictions.transform.dense", hidden, hidden)
+    found += _layer_norm("cls.predictions.transform.LayerNorm", hidden)
+    found.append(Weight(_HEAD_BIAS, (model.vocab_size,), False, "zeros"))
+    return tuple(found)
+
+
+def keras_paths(model: ModelSpec) -> dict[str, str]:
+    """Where each weight lives in `keras_hub`'s `BertBackbone` + `MaskedLMHead` (named `mlm_head`).
+
+    Args:
+        model: the hyper-parameters.
+
+    Returns:
+        Keras variable path by Hugging Face name.
+    """
+    layers = {hf: keras for hf, (keras, _) in _EMBEDDINGS.items()}
+    layers["bert.embeddings.LayerNorm"] = "embeddings_layer_norm"
+    for i in range(model.num_hidden_layers):
+        layers |= {
+            f"bert.encoder.layer.{i}.{hf}": f"transformer_layer_{i}/{keras}" for hf, keras in _LAYER.items()
+        }
+    layers["cls.predictions.transform.dense"] = "mlm_head/intermediate_dense"
+    layers["cls.predictions.transform.LayerNorm"] = "mlm_head/intermediate_layer_norm"
+    paths = {_HEAD_BIAS: "mlm_head/output_bias"}
+    for weight in weights(model):
+        if weight.name not in paths:
+            module, leaf = weight.name.rsplit(".", 1)
+            paths[weight.name] = f"{layers[module]}/{_keras_leaf(module, leaf)}"
+    return paths
+
+
+def to_keras(weight: Weight, array: np.ndarray, keras_shape: tuple[int, ...]) -> np.ndarray:
+    """Turn an array of the Hugging Face layout into Keras' (linear maps (in, out), attention by head)."""
+    return (array.T if weight.transposed else array).reshape(keras_shape)
+
+
+def from_keras(weight: Weight, array: np.ndarray) -> np.ndarray:
+    """Turn an array of Keras' layout into the Hugging Face layout; the inverse of `to_keras`."""
+    if weight.transposed:
+        return np.ascontiguousarray(array.reshape(weight.shape[::-1]).T)
+    return array.reshape(weight.shape)
+
+
+def hf_config(model: ModelSpec, pad_token_id: int) -> dict[str, Any]:
+    """The content of `config.json` for `transformers.AutoModelForMaskedLM`.
+
+    Args:
+        model: the hyper-parameters.
+        pad_token_id: the tokenizer's padding token.
+
+    Returns:
+        A JSON-ready mapping.
+    """
+    fields = model.model_dump(exclude={"dtype"})
+    return fields | {
+        "architectures": ["BertForMaskedLM"],
+        "pad_token_id": pad_token_id,
+        "dtype": model.dtype,
+        "tie_word_embeddings": True,
+    }
+
+
+def _linear(name: str, rows: int, columns: int) -> list[Weight]:
+    return [
+        Weight(f"{name}.weight", (rows, columns), True, "normal", transposed=True),
+        Weight(f"{name}.bias", (rows,), False, "zeros"),
+    ]
+
+
+def _layer_norm(name: str, size: int) -> list[Weight]:
+    return [Weight(f"{name}.weight", (size,), False, "ones"), Weight(f"{name}.bias", (size,), False, "zeros")]
+
+
+def _keras_leaf(module: str, leaf: str) -> str:
+    if "_embeddings" in module:
+        return "embeddings"
+    if module.endswith("LayerNorm"):
+        return {"weight": "gamma", "bias": "beta"}[leaf]
+    return {"weight": "kernel", "bias": "bias"}[leaf]

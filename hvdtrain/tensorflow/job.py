@@ -1,0 +1,30 @@
+"""The job script of the TensorFlow side: `python -m hvdtrain.tensorflow.job --spec SPEC` under a launcher."""
+
+from __future__ import annotations
+
+from hvdtrain.core.job import Framework, run_job
+
+
+def main(default_spec: str = "bert") -> None:
+    """Train a spec on this rank.
+
+    Args:
+        default_spec: the spec used without `--spec`: a file or a packaged spec's name.
+    """
+    run_job(_load, default_spec)
+
+
+def _load() -> Framework:
+    from hvdtrain.engine.cache import require_fit
+
+    require_fit("tensorflow")
+
+    from hvdtrain.models import family_of
+    from hvdtrain.tensorflow import world
+    from hvdtrain.tensorflow.trainer import Trainer
+
+    return Framework("tensorflow", world.init, family_of, Trainer, world.shutdown)
+
+
+if __name__ == "__main__":
+    main()

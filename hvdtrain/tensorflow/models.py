@@ -1,0 +1,121 @@
+"""Models built from a spec with KerasHub."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import keras
+import keras_hub
+import numpy as np
+import tensorflow as tf
+
+from hvdtrain.core.data import MicroBatch
+from hvdtrain.core.sections import ModelSpec
+from hvdtrain.core.weights import Weight
+from hvdtrain.models import bert
+
+
+def _gelu(x: tf.Tensor) -> tf.Tensor:
+    return 0.5 * x * (1.0 + tf.math.erf(x * tf.constant(math.sqrt(0.5), x.dtype)))
+
+
+def _gelu_new(x: tf.Tensor) -> tf.Tensor:
+    return (
+        0.5
+        * x
+        * (1.0 + tf.tanh(tf.constant(math.sqrt(2 / math.pi), x.dtype) * (x + 0.044715 * tf.pow(x, 3.0))))
+    )
+
+
+# TensorFlow 2.21's tf.nn.gelu rounds its constants to float32 even for float64 input: wrong by 5e-9.
+_ACTIVATIONS: dict[str, Callable[[tf.Tensor], tf.Tensor]] = {"gelu": _gelu, "gelu_new": _gelu_new}
+
+
+class MaskedLM:
+    """`BertBackbone` with a `MaskedLMHead` at the masked positions."""
+
+    def __init__(self, model: ModelSpec, weights: tuple[Weight, ...]) -> None:
+        """Build the model; its weights are arbitrary until `write`.
+
+        Args:
+            model: the hyper-parameters.
+            weights: the model's weights.
+        """
+        self._backbone = keras_hub.models.BertBackbone(
+            vocabulary_size=model.vocab_size,
+            num_layers=model.num_hidden_layers,
+            num_heads=model.num_attention_heads,
+            hidden_dim=model.hidden_size,
+            intermediate_dim=model.intermediate_size,
+            dropout=model.hidden_dropout_prob,
+            max_sequence_length=model.max_position_embeddings,
+            num_segments=model.type_vocab_size,
+            dtype=model.dtype,
+        )
+        self._head = keras_hub.layers.MaskedLMHead(
+            vocabulary_size=model.vocab_size,
+            token_embedding=self._backbone.token_embedding,
+            intermediate_activation=_ACTIVATIONS[model.hidden_act],
+            layer_norm_epsilon=model.layer_norm_eps,
+            dtype=model.dtype,
+            name="mlm_head",
+        )
+        self._head.build((None, None, model.hidden_size))
+        _obey(model, self._backbone)
+        found = {v.path: v.value for v in [*self._backbone.variables, *self._head.variables]}
+        self.weights = weights
+        self.parameters = {name: found[path] for name, path in bert.keras_paths(model).items()}
+
+    def loss_sum(self, batch: dict[str, tf.Tensor], training: bool) -> tf.Tensor:
+        """The weighted sum of cross-entropies in nats over a batch's masked positions.
+
+        Args:
+            batch: what `tensors` made of a micro-batch.
+            training: whether dropout is on.
+
+        Returns:
+            A scalar.
+        """
+        hidden = self._backbone(
+            {
+                "token_ids": batch["input_ids"],
+                "segment_ids": batch["token_type_ids"],
+                "padding_mask": batch["attention_mask"],
+            },
+            training=training,
+        )["sequence_output"]
+        logits = self._head(hidden, batch["masked_positions"])
+        losses = tf.nn.sparse_softmax_cross_entropy_with_logits(batch["masked_labels"], logits)
+        return tf.reduce_sum(losses * tf.cast(batch["masked_weights"], losses.dtype))
+
+    def read(self) -> dict[str, np.ndarray]:
+        """Copies of the weights by name."""
+        return {w.name: bert.from_keras(w, self.parameters[w.name].numpy()) for w in self.weights}
+
+    def write(self, arrays: dict[str, np.ndarray]) -> None:
+        """Set every weight.
+
+        Args:
+            arrays: by weight name, in the Hugging Face layout.
+        """
+        for weight in self.weights:
+            variable = self.parameters[weight.name]
+            variable.assign(bert.to_keras(weight, arrays[weight.name], tuple(variable.shape)))
+
+
+def tensors(batch: MicroBatch) -> dict[str, tf.Tensor]:
+    """A micro-batch's arrays as tensors by field name, on this rank's device."""
+    return {name: tf.convert_to_tensor(array) for name, array in batch.arrays().items()}
+
+
+def _obey(model: ModelSpec, backbone: keras.Model) -> None:
+    # KerasHub 0.32 fixes the tanh GELU and an epsilon of 1e-12; the spec decides here.
+    backbone.embeddings_layer_norm.epsilon = model.layer_norm_eps
+    # Keras 3.15 rounds the attention's scale to float32 even for float64 queries: wrong by 1e-8.
+    scale = np.dtype(model.dtype).type(math.sqrt(model.num_attention_heads / model.hidden_size))
+    for layer in backbone.transformer_layers:
+        layer._self_attention_layer._inverse_sqrt_key_dim = scale
+        layer._feedforward_intermediate_dense.activation = _ACTIVATIONS[model.hidden_act]
+        layer._self_attention_layer_norm.epsilon = model.layer_norm_eps
+        layer._feedforward_layer_norm.epsilon = model.layer_norm_eps

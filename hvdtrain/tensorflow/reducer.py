@@ -1,0 +1,142 @@
+"""Gradients in flat buckets, reduced inside the compiled step; data flow gives the overlap with backward."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+import horovod.tensorflow as hvd
+import tensorflow as tf
+
+from hvdtrain.core.buckets import Bucket
+from hvdtrain.core.compression.protocol import AllGather, AllReduce, Policy, Request, State
+from hvdtrain.tensorflow.ops import Ops
+
+
+class Reducer:
+    """Owns the gradients: adds up a window's, and sums each bucket over ranks.
+
+    `backward`, `finish` and `commit` are called while TensorFlow traces; the last backward places one
+    reduction a bucket into the graph, by the policy in force at that update. Gradients lie in Keras' layout;
+    a policy that looks at shapes or positions is shown Hugging Face's, as in the other framework.
+    """
+
+    def __init__(
+        self, policy: Policy, buckets: Sequence[Bucket], parameters: Mapping[str, tf.Variable], seed: int
+    ) -> None:
+        """Lay out the buckets.
+
+        Args:
+            policy: how a bucket is summed over ranks.
+            buckets: the plan's layout.
+            parameters: by weight name.
+            seed: of the policy's random numbers.
+        """
+        self._policy, self._buckets, self._parameters = policy, buckets, parameters
+        self._ops = Ops(hvd.size(), hvd.rank(), seed)
+        self._update, self._now = tf.Variable(0, dtype=tf.int64, trainable=False), policy
+        self._totals: list[tf.Variable] = []
+        self._reduced: list[tf.Tensor] = []
+        dtype = next(iter(parameters.values())).dtype.name
+        self._states = [_variables(policy.init(self._ops, b, dtype)) for b in buckets]
+        self._changes: list[State] = [{} for _ in buckets]
+        self._wire_bytes = tf.Variable(0, dtype=tf.int64, trainable=False)
+
+    def start_window(self, update: int) -> None:
+        """Forget the last window's gradients.
+
+        Args:
+            update: number of the update that the window is for, counted from 1.
+        """
+        self._now = self._policy.at(update)
+        self._update.assign(update)
+        for total in self._totals:
+            total.assign(tf.zeros_like(total))
+
+    def backward(self, forward: Callable[[], tf.Tensor], last: bool) -> tf.Tensor:
+        """Run one micro-batch and add its gradients to the window's.
+
+        Args:
+            forward: computes the summed loss, already divided by W.
+            last: whether it is the window's last; then every bucket's reduction is placed behind it.
+
+        Returns:
+            The loss.
+        """
+        with tf.GradientTape() as tape:
+            loss = forward()
+        variables = list(self._parameters.values())
+        found = tape.gradient(loss, variables, unconnected_gradients=tf.UnconnectedGradients.ZERO)
+        flats = [_pack(bucket, dict(zip(self._parameters, found, strict=True))) for bucket in self._buckets]
+        if not last:
+            self._add(flats)
+            return loss
+        # Without accumulation no earlier backward was traced, and there are no totals.
+        if self._totals:
+            flats = [total + flat for total, flat in zip(self._totals, flats, strict=True)]
+        self._reduced = [self._drive(*work) for work in zip(self._buckets, flats, self._states, strict=True)]
+        return loss
+
+    def finish(self) -> list[tf.Tensor]:
+        """The flat gradients of the window summed over ranks, one tensor a bucket."""
+        return self._reduced
+
+    @property
+    def wire_bytes(self) -> int:
+        """Bytes this rank has handed to collectives so far."""
+        return int(self._wire_bytes.numpy())
+
+    def commit(self) -> None:
+        """Keep the policy's new state: the update was applied."""
+        for variables, changes in zip(self._states, self._changes, strict=True):
+            for name, value in changes.items():
+                variables[name].assign(value)
+
+    def _add(self, flats: list[tf.Tensor]) -> None:
+        if not self._totals:
+            with tf.init_scope():
+                self._totals = [tf.Variable(tf.zeros(f.shape, f.dtype), trainable=False) for f in flats]
+        for total, flat in zip(self._totals, flats, strict=True):
+            total.assign_add(flat)
+
+    def _drive(self, bucket: Bucket, flat: tf.Tensor, variables: State) -> tf.Tensor:
+        state = {name: tf.convert_to_tensor(variable) for name, variable in variables.items()}
+        if not self._now.elementwise:
+            flat = _swap_layout(bucket, flat, to_keras=False)
+        reduction = self._now.reduce(self._ops, bucket, flat, dict(state), tf.convert_to_tensor(self._update))
+        request, requests = next(reduction), 0
+        while True:
+            name = f"{type(request).__name__}.bucket{bucket.index}.{requests}"
+            requests += 1
+            try:
+                request = reduction.send(self._reply(request, name))
+            except StopIteration as stop:
+                total, found = stop.value
+                break
+        self._changes[bucket.index] = {n: value for n, value in found.items() if value is not state[n]}
+        return total if self._now.elementwise else _swap_layout(bucket, total, to_keras=True)
+
+    def _reply(self, request: Request, name: str) -> tf.Tensor:
+        array = request.array
+        self._wire_bytes.assign_add(array.shape.num_elements() * array.dtype.size)
+        if isinstance(request, AllReduce):
+            return tf.ensure_shape(hvd.allreduce(array, op=hvd.Sum, name=name), array.shape)
+        if isinstance(request, AllGather):
+            return tf.reshape(hvd.allgather(array, name=name), [self._ops.ranks, *array.shape])
+        return tf.ensure_shape(hvd.alltoall(array, name=name), array.shape)
+
+
+def _pack(bucket: Bucket, gradients: Mapping[str, tf.Tensor]) -> tf.Tensor:
+    return tf.concat([tf.reshape(tf.convert_to_tensor(gradients[w.name]), [-1]) for w in bucket.weights], 0)
+
+
+def _swap_layout(bucket: Bucket, flat: tf.Tensor, to_keras: bool) -> tf.Tensor:
+    parts = tf.split(flat, bucket.sizes)
+    for i, weight in enumerate(bucket.weights):
+        if weight.transposed:
+            shape = weight.shape if to_keras else weight.shape[::-1]
+            parts[i] = tf.reshape(tf.transpose(tf.reshape(parts[i], shape)), [-1])
+    return tf.concat(parts, 0)
+
+
+def _variables(state: State) -> State:
+    return {name: tf.Variable(value, trainable=False) for name, value in state.items()}

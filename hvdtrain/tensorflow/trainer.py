@@ -1,0 +1,123 @@
+"""One update and one evaluation batch in TensorFlow; the loop around them is the core's."""
+
+from __future__ import annotations
+
+import horovod.tensorflow as hvd
+import numpy as np
+import tensorflow as tf
+
+from hvdtrain.core.compression import Policy
+from hvdtrain.core.data import MicroBatch, Window
+from hvdtrain.core.optimizers import CLIP_EPSILON
+from hvdtrain.core.results import UpdateResult
+from hvdtrain.core.training import BaseTrainer
+from hvdtrain.tensorflow import world
+from hvdtrain.tensorflow.models import MaskedLM, tensors
+from hvdtrain.tensorflow.optimizers import Optimizer
+from hvdtrain.tensorflow.reducer import Reducer
+
+_Batch = dict[str, tf.Tensor]
+
+
+class Trainer(BaseTrainer):
+    """Trains a job spec in TensorFlow."""
+
+    def _build(self) -> None:
+        self._model = MaskedLM(self.spec.model, self._weights)
+        self._dtype = tf.as_dtype(self.spec.model.dtype)
+        self._optimizer = Optimizer(self.spec.optimizer, self.plan.buckets, self._model.parameters)
+        self._reducer = Reducer(
+            self.spec.compression, self.plan.buckets, self._model.parameters, self.spec.seed
+        )
+        self._compiled_accumulate = tf.function(self._accumulate)
+        self._compiled_finishes: dict[Policy, tf.types.experimental.PolymorphicFunction] = {}
+        self._compiled_evaluate = tf.function(lambda batch: self._model.loss_sum(batch, training=False))
+
+    def update(
+        self, window: Window, divisor: float, next_weight: float, learning_rate: float, update: int
+    ) -> UpdateResult:
+        """One update; see `BaseTrainer.update`."""
+        *early, last = [tensors(batch) for batch in window.micro_batches]
+        inverse = self._scalar(1.0 / divisor)
+        loss_sum = tf.constant(0.0, tf.float64)
+        self._reducer.start_window(update)
+        for batch in early:
+            loss_sum += self._compiled_accumulate(batch, inverse)
+        others = tf.constant([next_weight, window.tokens], tf.float64)
+        finish = self._compiled_finish(self.spec.compression.at(update))
+        sums, norm, finite = finish(
+            last, inverse, loss_sum, others, self._scalar(learning_rate), self._scalar(update)
+        )
+        total, next_divisor, tokens = sums.numpy().tolist()
+        return UpdateResult(total, float(norm), bool(finite), next_divisor, int(tokens))
+
+    def loss_sum(self, batch: MicroBatch) -> float:
+        """The summed loss of one batch; see `BaseTrainer.loss_sum`."""
+        return float(self._compiled_evaluate(tensors(batch)))
+
+    def sum_over_ranks(self, values: np.ndarray) -> np.ndarray:
+        """Element-wise sum over all ranks."""
+        return world.sum_over_ranks(values, "sum_over_ranks")
+
+    def broadcast(self, values: np.ndarray) -> np.ndarray:
+        """Rank 0's copy of a vector."""
+        return world.broadcast(values, "broadcast")
+
+    def read_weights(self) -> dict[str, np.ndarray]:
+        """Copies of the weights by Hugging Face name."""
+        return self._model.read()
+
+    def load_weights(self, arrays: dict[str, np.ndarray]) -> None:
+        """Set every weight by Hugging Face name."""
+        self._model.write(arrays)
+
+    @property
+    def wire_bytes(self) -> int:
+        """Gradient bytes this rank has handed to collectives so far."""
+        return self._reducer.wire_bytes
+
+    def _compiled_finish(self, policy: Policy) -> tf.types.experimental.PolymorphicFunction:
+        # Which collectives a graph holds is fixed when it is traced.
+        if policy not in self._compiled_finishes:
+            self._compiled_finishes[policy] = tf.function(self._finish)
+        return self._compiled_finishes[policy]
+
+    def _accumulate(self, batch: _Batch, inverse: tf.Tensor) -> tf.Tensor:
+        return self._backward(batch, inverse, last=False)
+
+    def _finish(
+        self,
+        batch: _Batch,
+        inverse: tf.Tensor,
+        loss_before: tf.Tensor,
+        others: tf.Tensor,
+        learning_rate: tf.Tensor,
+        update: tf.Tensor,
+    ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+        loss = loss_before + self._backward(batch, inverse, last=True)
+        sums = hvd.allreduce(tf.concat([[loss], others], 0), op=hvd.Sum, name="update")
+        reduced = self._reducer.finish()
+        # l2_loss is half the sum of squares, in one pass that keeps no squares.
+        norm = tf.sqrt(2.0 * tf.add_n([tf.nn.l2_loss(g) for g in reduced]))
+        finite = tf.math.is_finite(norm)
+
+        def apply() -> bool:
+            self._optimizer.apply(self._clip(reduced, norm), learning_rate, update)
+            self._reducer.commit()
+            return True
+
+        tf.cond(finite, apply, lambda: False)
+        return sums, norm, finite
+
+    def _backward(self, batch: _Batch, inverse: tf.Tensor, last: bool) -> tf.Tensor:
+        loss = self._reducer.backward(lambda: self._model.loss_sum(batch, training=True) * inverse, last)
+        return tf.cast(loss, tf.float64) / tf.cast(inverse, tf.float64)
+
+    def _clip(self, gradients: list[tf.Tensor], norm: tf.Tensor) -> list[tf.Tensor]:
+        if self.spec.max_grad_norm is None:
+            return gradients
+        factor = tf.minimum(self._scalar(1.0), self.spec.max_grad_norm / (norm + CLIP_EPSILON))
+        return [gradient * factor for gradient in gradients]
+
+    def _scalar(self, value: float) -> tf.Tensor:
+        return tf.constant(value, self._dtype)

@@ -1,0 +1,62 @@
+"""Joining a Horovod job, and small collectives on NumPy arrays."""
+
+from __future__ import annotations
+
+import horovod.tensorflow as hvd
+import keras
+import numpy as np
+import tensorflow as tf
+
+from hvdtrain.core.environment import horovod_environment, usable_cores
+from hvdtrain.core.spec import JobSpec
+from hvdtrain.core.world import World
+
+
+def init(spec: JobSpec) -> World:
+    """Join the job, pin this rank to its share of the cores (or its GPU), and seed the framework.
+
+    Args:
+        spec: the job; its communication and thread settings take effect here.
+
+    Returns:
+        This rank's place.
+    """
+    horovod_environment(spec.communication)
+    hvd.init()
+    world = World(hvd.rank(), hvd.size(), hvd.local_rank(), hvd.local_size(), usable_cores())
+    threads = world.threads(spec.num_threads)
+    tf.config.threading.set_intra_op_parallelism_threads(threads)
+    tf.config.threading.set_inter_op_parallelism_threads(threads)
+    gpus = tf.config.list_physical_devices("GPU")
+    if gpus:
+        tf.config.set_visible_devices(gpus[world.local_rank % len(gpus)], "GPU")
+    keras.utils.set_random_seed((spec.seed * world.size + world.rank) % 2**32)
+    return world
+
+
+def device() -> str:
+    """Where this rank computes: its GPU when there is one, else the CPU."""
+    return "/GPU:0" if tf.config.list_logical_devices("GPU") else "/CPU:0"
+
+
+def sum_over_ranks(values: np.ndarray, name: str) -> np.ndarray:
+    """Element-wise sum over all ranks.
+
+    Args:
+        values: any shape and dtype Horovod can send.
+        name: the same on every rank.
+
+    Returns:
+        The sum, same shape and dtype.
+    """
+    return hvd.allreduce(tf.constant(values), op=hvd.Sum, name=name).numpy()
+
+
+def broadcast(values: np.ndarray, name: str) -> np.ndarray:
+    """Rank 0's copy of an array; arguments as `sum_over_ranks`."""
+    return hvd.broadcast(tf.constant(values), root_rank=0, name=name).numpy()
+
+
+def shutdown() -> None:
+    """Leave the job in good order; every rank calls it."""
+    hvd.shutdown()

@@ -1,0 +1,1 @@
+"""The PyTorch adapter: the mirror image of `hvdtrain.tensorflow`."""

@@ -1,0 +1,30 @@
+"""The job script of the PyTorch side: `python -m hvdtrain.torch.job --spec SPEC` under a launcher."""
+
+from __future__ import annotations
+
+from hvdtrain.core.job import Framework, run_job
+
+
+def main(default_spec: str = "bert") -> None:
+    """Train a spec on this rank.
+
+    Args:
+        default_spec: the spec used without `--spec`: a file or a packaged spec's name.
+    """
+    run_job(_load, default_spec)
+
+
+def _load() -> Framework:
+    from hvdtrain.engine.cache import require_fit
+
+    require_fit("torch")
+
+    from hvdtrain.models import family_of
+    from hvdtrain.torch import world
+    from hvdtrain.torch.trainer import Trainer
+
+    return Framework("torch", world.init, family_of, Trainer, world.shutdown)
+
+
+if __name__ == "__main__":
+    main()

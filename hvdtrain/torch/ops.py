@@ -1,0 +1,144 @@
+"""The array verbs of compression policies, in PyTorch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from hvdtrain.core.compression import noise
+from hvdtrain.torch.world import device
+
+
+@dataclass(frozen=True)
+class Ops:
+    """Implements `hvdtrain.core.compression.protocol.Ops`.
+
+    Attributes:
+        ranks: how many take part.
+        rank: which of them this is.
+        seed: of random numbers.
+    """
+
+    ranks: int
+    rank: int
+    seed: int
+
+    def cast(self, array: torch.Tensor, dtype: str) -> torch.Tensor:
+        """`array` as `dtype`, rounded to nearest even."""
+        return array.to(getattr(torch, dtype))
+
+    def dtype(self, array: torch.Tensor) -> str:
+        """The name of the dtype of `array`."""
+        return str(array.dtype).removeprefix("torch.")
+
+    def to_bytes(self, array: torch.Tensor) -> torch.Tensor:
+        """The memory of each row."""
+        return array.contiguous().view(torch.uint8)
+
+    def from_bytes(self, array: torch.Tensor, dtype: str) -> torch.Tensor:
+        """The inverse of `to_bytes`."""
+        # A copy, because a slice need not lie where the dtype may lie.
+        return array.clone(memory_format=torch.contiguous_format).view(getattr(torch, dtype))
+
+    def zeros(self, shape: Sequence[int], dtype: str) -> torch.Tensor:
+        """Zeros that nobody else refers to."""
+        return torch.zeros(tuple(shape), dtype=getattr(torch, dtype), device=device())
+
+    def reshape(self, array: torch.Tensor, shape: Sequence[int]) -> torch.Tensor:
+        """The same elements in another shape."""
+        return array.reshape(tuple(shape))
+
+    def split(self, flat: torch.Tensor, sizes: Sequence[int]) -> list[torch.Tensor]:
+        """Consecutive parts of a vector."""
+        return list(flat.split(list(sizes)))
+
+    def concat(self, arrays: Sequence[torch.Tensor]) -> torch.Tensor:
+        """Arrays behind each other along the last axis."""
+        return torch.cat(list(arrays), dim=-1)
+
+    def transpose(self, matrix: torch.Tensor) -> torch.Tensor:
+        """Rows and columns exchanged."""
+        return matrix.t()
+
+    def repeat(self, values: torch.Tensor, counts: Sequence[int]) -> torch.Tensor:
+        """A vector of each value as often as its count says."""
+        return torch.cat([value.expand(count) for value, count in zip(values, counts, strict=True)])
+
+    def max(self, array: torch.Tensor) -> torch.Tensor:
+        """The largest element along the last axis."""
+        return array.amax(dim=-1)
+
+    def sum(self, array: torch.Tensor) -> torch.Tensor:
+        """The sum along the first axis."""
+        return array.sum(dim=0)
+
+    def poison(self, array: torch.Tensor) -> torch.Tensor:
+        """0 where all elements along the last axis are finite, else NaN."""
+        # Exact, and one pass: a sum would overflow, and isfinite writes a mask of its own.
+        return (array.amax(dim=-1) * 0) + (array.amin(dim=-1) * 0)
+
+    def floor(self, array: torch.Tensor) -> torch.Tensor:
+        """Rounded down."""
+        return array.floor()
+
+    def clip(self, array: torch.Tensor, low: float, high: float) -> torch.Tensor:
+        """Each element moved into [low, high]."""
+        return array.clamp(low, high)
+
+    def where(self, condition: torch.Tensor, yes: torch.Tensor, no: torch.Tensor) -> torch.Tensor:
+        """`yes` where the condition holds, else `no`."""
+        return torch.where(condition, yes, no)
+
+    def power_of_two(self, array: torch.Tensor) -> torch.Tensor:
+        """The largest power of two not above each element: its exponent bits alone."""
+        return (array.float().view(torch.int32) & 0x7F800000).view(torch.float32)
+
+    def orthogonalise(self, matrix: torch.Tensor) -> torch.Tensor:
+        """Orthonormal columns that span those of `matrix`."""
+        return torch.linalg.qr(matrix)[0]
+
+    def top_k(self, values: torch.Tensor, k: int) -> torch.Tensor:
+        """Where the k largest elements of a vector are."""
+        return values.topk(k, sorted=False).indices.sort().values.int()
+
+    def take(self, flat: torch.Tensor, indices: torch.Tensor) -> torch.Tensor:
+        """The elements of a vector at `indices`."""
+        return flat.index_select(0, indices)
+
+    def scatter_add(self, target: torch.Tensor, indices: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
+        """`target` with each value added at its index."""
+        return target.index_add_(0, indices, values)
+
+    def pack_bits(self, bits: torch.Tensor) -> torch.Tensor:
+        """Eight booleans to a byte."""
+        padded = torch.nn.functional.pad(bits.to(torch.uint8), (0, -len(bits) % 8))
+        return (padded.view(-1, 8) << _shifts()).sum(dim=1, dtype=torch.uint8)
+
+    def unpack_bits(self, packed: torch.Tensor, count: int) -> torch.Tensor:
+        """The first `count` booleans of a vector of bytes."""
+        return ((packed[:, None] >> _shifts()) & 1).bool().flatten()[:count]
+
+    def random_uniform(self, size: int, purpose: str, update: int, *indices: int) -> torch.Tensor:
+        """`size` float32 numbers in [0, 1)."""
+        return _tensor(noise.uniform(size, self.seed, purpose, update, *indices))
+
+    def random_subset(self, size: int, k: int, purpose: str, update: int, *indices: int) -> torch.Tensor:
+        """k different positions below `size`."""
+        return _tensor(noise.subset(size, k, self.seed, purpose, update, *indices))
+
+    def random_orthonormal(
+        self, rows: int, columns: int, purpose: str, update: int, *indices: int
+    ) -> torch.Tensor:
+        """Orthonormal columns."""
+        return _tensor(noise.orthonormal(rows, columns, self.seed, purpose, update, *indices))
+
+
+def _shifts() -> torch.Tensor:
+    return torch.arange(7, -1, -1, dtype=torch.uint8, device=device())
+
+
+def _tensor(array: np.ndarray) -> torch.Tensor:
+    return torch.from_numpy(array).to(device())

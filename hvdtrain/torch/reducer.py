@@ -1,0 +1,176 @@
+"""Gradients in flat buckets, reduced while backward is still running."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import horovod.torch as hvd
+import torch
+
+from hvdtrain.core.buckets import Bucket
+from hvdtrain.core.compression.protocol import AllGather, AllReduce, Array, Policy, Reduction, Request, State
+from hvdtrain.torch.ops import Ops
+
+
+class Reducer:
+    """Owns the gradients: every `.grad` is a view into its bucket, and a full bucket starts its reduction.
+
+    Reductions start from hooks of the window's last backward only; before it gradients add up in place.
+    """
+
+    def __init__(
+        self,
+        policy: Policy,
+        buckets: Sequence[Bucket],
+        parameters: Mapping[str, torch.nn.Parameter],
+        seed: int,
+    ) -> None:
+        """Move every gradient into its bucket.
+
+        Args:
+            policy: how a bucket is summed over ranks.
+            buckets: the plan's layout.
+            parameters: by weight name; shapes as in the layout.
+            seed: of the policy's random numbers.
+        """
+        self._policy, self._ops = policy, Ops(hvd.size(), hvd.rank(), seed)
+        flats = [_flat_gradients(b, parameters) for b in buckets]
+        self._slots = [
+            _Slot(bucket, flat, policy.init(self._ops, bucket, self._ops.dtype(flat)))
+            for bucket, flat in zip(buckets, flats, strict=True)
+        ]
+        self._update, self._now = 0, policy
+        self._last_backward = False
+        self._wire_bytes = 0
+        for slot in self._slots:
+            for weight in slot.bucket.weights:
+                parameters[weight.name].register_post_accumulate_grad_hook(self._hook(slot))
+
+    def start_window(self, update: int) -> None:
+        """Forget the last window's gradients.
+
+        Args:
+            update: number of the update that the window is for, counted from 1.
+        """
+        self._update, self._now = update, self._policy.at(update)
+        for slot in self._slots:
+            slot.flat.zero_()
+            slot.waiting = len(slot.bucket.weights)
+            slot.reduction = None
+
+    def backward(self, forward: Callable[[], torch.Tensor], last: bool) -> torch.Tensor:
+        """Run one micro-batch and add its gradients to the window's.
+
+        Args:
+            forward: computes the summed loss, already divided by W.
+            last: whether it is the window's last; then a bucket's reduction starts as soon as backward has
+                finished its gradients.
+
+        Returns:
+            The loss, detached.
+        """
+        loss = forward()
+        self._last_backward = last
+        loss.backward()
+        return loss.detach()
+
+    def finish(self) -> list[torch.Tensor]:
+        """Wait for every bucket.
+
+        Returns:
+            The flat gradients summed over ranks, one tensor a bucket; `.grad` views see them too.
+        """
+        for slot in self._slots:
+            # A parameter that this batch did not use leaves its bucket waiting.
+            if slot.reduction is None:
+                self._start(slot)
+        for slot in self._slots:
+            while slot.request is not None:
+                self._resume(slot, self._reply(slot))
+                self._resume_answered()
+        return [slot.flat for slot in self._slots]
+
+    @property
+    def wire_bytes(self) -> int:
+        """Bytes this rank has handed to collectives so far."""
+        return self._wire_bytes
+
+    def commit(self) -> None:
+        """Keep the policy's new state: the update was applied."""
+        for slot in self._slots:
+            slot.state = slot.next_state
+
+    def _hook(self, slot: _Slot):  # type: ignore[no-untyped-def]  # torch's hook type is private
+        def ready(_: torch.Tensor) -> None:
+            if self._last_backward:
+                slot.waiting -= 1
+                if slot.waiting == 0:
+                    self._resume_answered()
+                    self._start(slot)
+
+        return ready
+
+    def _start(self, slot: _Slot) -> None:
+        slot.reduction = self._now.reduce(self._ops, slot.bucket, slot.flat, slot.state, self._update)
+        slot.requests = 0
+        self._resume(slot, None)
+
+    def _resume_answered(self) -> None:
+        for slot in self._slots:
+            if slot.request is not None and hvd.poll(slot.handle):
+                self._resume(slot, self._reply(slot))
+
+    def _resume(self, slot: _Slot, reply: Array) -> None:
+        assert slot.reduction is not None
+        try:
+            slot.request = slot.reduction.send(reply)
+        except StopIteration as stop:
+            total, slot.next_state = stop.value
+            slot.request = None
+            if total is not slot.flat:
+                slot.flat.copy_(total)
+            return
+        # Ranks may launch in different orders: Horovod pairs collectives by name.
+        name = f"{type(slot.request).__name__}.bucket{slot.bucket.index}.{slot.requests}"
+        slot.requests += 1
+        self._wire_bytes += slot.request.array.nbytes
+        slot.handle = _launch(slot.request, name)
+
+    def _reply(self, slot: _Slot) -> torch.Tensor:
+        reply = hvd.synchronize(slot.handle)
+        if isinstance(slot.request, AllReduce):
+            return reply
+        if isinstance(slot.request, AllGather):
+            return reply.view(self._ops.ranks, -1)
+        received, _ = reply
+        return received
+
+
+@dataclass
+class _Slot:
+    bucket: Bucket
+    flat: torch.Tensor
+    state: State
+    next_state: State = field(default_factory=dict)
+    waiting: int = 0
+    reduction: Reduction | None = None
+    requests: int = 0
+    request: Request | None = None
+    handle: int = -1
+
+
+def _launch(request: Request, name: str) -> int:
+    array = request.array.contiguous()
+    if isinstance(request, AllReduce):
+        return hvd.allreduce_async_(array, op=hvd.Sum, name=name)
+    launch = hvd.allgather_async if isinstance(request, AllGather) else hvd.alltoall_async
+    return launch(array, name=name)
+
+
+def _flat_gradients(bucket: Bucket, parameters: Mapping[str, torch.nn.Parameter]) -> torch.Tensor:
+    first = parameters[bucket.weights[0].name]
+    flat = torch.zeros(bucket.size, dtype=first.dtype, device=first.device)
+    for weight, part in zip(bucket.weights, flat.split(bucket.sizes), strict=True):
+        parameters[weight.name].grad = part.view(weight.shape)
+    return flat

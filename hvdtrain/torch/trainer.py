@@ -1,0 +1,88 @@
+"""One update and one evaluation batch in PyTorch; the loop around them is the core's."""
+
+from __future__ import annotations
+
+import horovod.torch as hvd
+import numpy as np
+import torch
+
+from hvdtrain.core.data import MicroBatch, Window
+from hvdtrain.core.optimizers import CLIP_EPSILON
+from hvdtrain.core.results import UpdateResult
+from hvdtrain.core.training import BaseTrainer
+from hvdtrain.torch import world
+from hvdtrain.torch.models import MaskedLM, tensors
+from hvdtrain.torch.optimizers import Optimizer
+from hvdtrain.torch.reducer import Reducer
+
+
+class Trainer(BaseTrainer):
+    """Trains a job spec in PyTorch."""
+
+    def _build(self) -> None:
+        self._model = MaskedLM(self.spec.model, self._weights)
+        self._optimizer = Optimizer(self.spec.optimizer, self.plan.buckets, self._model.parameters)
+        self._reducer = Reducer(
+            self.spec.compression, self.plan.buckets, self._model.parameters, self.spec.seed
+        )
+
+    def update(
+        self, window: Window, divisor: float, next_weight: float, learning_rate: float, update: int
+    ) -> UpdateResult:
+        """One update; see `BaseTrainer.update`."""
+        loss_sum = self._accumulate(window, divisor, update)
+        sums = torch.tensor([loss_sum, next_weight, window.tokens], dtype=torch.float64)
+        handle = hvd.allreduce_async_(sums, op=hvd.Sum, name="update")
+        gradients = self._reducer.finish()
+        norm = torch.stack([g.norm() for g in gradients]).norm()
+        finite = bool(torch.isfinite(norm))
+        if finite:
+            self._clip(gradients, norm)
+            self._optimizer.apply(gradients, learning_rate, update)
+            self._reducer.commit()
+        total, next_divisor, tokens = hvd.synchronize(handle).tolist()
+        return UpdateResult(total, float(norm), finite, next_divisor, int(tokens))
+
+    def loss_sum(self, batch: MicroBatch) -> float:
+        """The summed loss of one batch; see `BaseTrainer.loss_sum`."""
+        return float(self._model.loss_sum(tensors(batch), training=False))
+
+    def sum_over_ranks(self, values: np.ndarray) -> np.ndarray:
+        """Element-wise sum over all ranks."""
+        return world.sum_over_ranks(values, "sum_over_ranks")
+
+    def broadcast(self, values: np.ndarray) -> np.ndarray:
+        """Rank 0's copy of a vector."""
+        return world.broadcast(values, "broadcast")
+
+    def read_weights(self) -> dict[str, np.ndarray]:
+        """Copies of the weights by Hugging Face name."""
+        return self._model.read()
+
+    def load_weights(self, arrays: dict[str, np.ndarray]) -> None:
+        """Set every weight by Hugging Face name."""
+        self._model.write(arrays)
+
+    @property
+    def wire_bytes(self) -> int:
+        """Gradient bytes this rank has handed to collectives so far."""
+        return self._reducer.wire_bytes
+
+    def _accumulate(self, window: Window, divisor: float, update: int) -> float:
+        self._reducer.start_window(update)
+        *early, last = [tensors(batch) for batch in window.micro_batches]
+        losses = [self._backward(batch, 1.0 / divisor, last=False) for batch in early]
+        losses.append(self._backward(last, 1.0 / divisor, last=True))
+        return float(torch.stack(losses).sum()) * divisor
+
+    def _backward(self, batch: dict[str, torch.Tensor], inverse: float, last: bool) -> torch.Tensor:
+        loss = self._reducer.backward(lambda: self._model.loss_sum(batch, training=True) * inverse, last)
+        return loss.double()
+
+    def _clip(self, gradients: list[torch.Tensor], norm: torch.Tensor) -> None:
+        if self.spec.max_grad_norm is not None:
+            factor = (self.spec.max_grad_norm / (norm + CLIP_EPSILON)).clamp(max=1.0)
+            # A pass over every gradient, not worth it for a factor of 1; norm has been waited for already.
+            if factor < 1.0:
+                for gradient in gradients:
+                    gradient.mul_(factor)

@@ -1,0 +1,62 @@
+"""Joining a Horovod job, and small collectives on NumPy arrays."""
+
+from __future__ import annotations
+
+import horovod.torch as hvd
+import numpy as np
+import torch
+
+from hvdtrain.core.environment import horovod_environment, usable_cores
+from hvdtrain.core.spec import JobSpec
+from hvdtrain.core.world import World
+
+
+def init(spec: JobSpec) -> World:
+    """Join the job, pin this rank to its share of the cores (or its GPU), and seed the framework.
+
+    Args:
+        spec: the job; its communication and thread settings take effect here.
+
+    Returns:
+        This rank's place.
+    """
+    horovod_environment(spec.communication)
+    hvd.init()
+    world = World(hvd.rank(), hvd.size(), hvd.local_rank(), hvd.local_size(), usable_cores())
+    torch.set_num_threads(world.threads(spec.num_threads))
+    if torch.cuda.is_available():
+        torch.cuda.set_device(world.local_rank % torch.cuda.device_count())
+    torch.manual_seed(spec.seed * world.size + world.rank)
+    return world
+
+
+def device() -> torch.device:
+    """Where this rank computes: its GPU when there is one, else the CPU."""
+    return (
+        torch.device("cuda", torch.cuda.current_device())
+        if torch.cuda.is_available()
+        else torch.device("cpu")
+    )
+
+
+def sum_over_ranks(values: np.ndarray, name: str) -> np.ndarray:
+    """Element-wise sum over all ranks.
+
+    Args:
+        values: any shape and dtype Horovod can send.
+        name: the same on every rank.
+
+    Returns:
+        The sum, same shape and dtype.
+    """
+    return hvd.allreduce(torch.from_numpy(values), op=hvd.Sum, name=name).numpy()
+
+
+def broadcast(values: np.ndarray, name: str) -> np.ndarray:
+    """Rank 0's copy of an array; arguments as `sum_over_ranks`."""
+    return hvd.broadcast(torch.from_numpy(values), root_rank=0, name=name).numpy()
+
+
+def shutdown() -> None:
+    """Leave the job in good order; every rank calls it."""
+    hvd.shutdown()

@@ -1,0 +1,149 @@
+"""worker.py FRAMEWORK DIRECTORY: every policy through an adapter's reducer; each rank leaves RANK.npz.
+
+Update POISONED is not finite on the last rank at first: it must be skipped, and is then repeated.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from hvdtrain.core.compression.protocol import Policy
+from tests.conformance.cases import BUCKETS, POLICIES, gradients
+
+UPDATES, POISONED = 6, 5
+SEED = 11
+# Two buckets at once, a large one and the smallest; the simulator is tried with the other layouts.
+LAYOUT = (BUCKETS["mixed"], BUCKETS["one element"])
+# (the update's number, gradients of each bucket) -> (their sum over ranks, bytes sent since the start).
+Step = Callable[[int, list[np.ndarray]], tuple[list[np.ndarray], int]]
+
+
+def main(framework: str, directory: Path) -> None:
+    make, rank, ranks = {"torch": torch_step, "tensorflow": tensorflow_step}[framework]()
+    found: dict[str, np.ndarray] = {}
+    for name, policy in POLICIES.items():
+        step = make(policy)
+        sent_before = 0
+        for update in range(1, UPDATES + 1):
+            mine = [gradients(update, ranks, bucket.size)[rank] for bucket in LAYOUT]
+            if update == POISONED:
+                spoilt = [array.copy() for array in mine]
+                for array in spoilt if rank == ranks - 1 else ():
+                    array[-1] = np.inf
+                sums, sent_before = step(update, spoilt)
+                found[f"{name}/poisoned"] = np.array([np.isfinite(array).all() for array in sums])
+            sums, sent = step(update, mine)
+            for bucket, array in zip(LAYOUT, sums, strict=True):
+                found[f"{name}/{update}/{bucket.index}"] = array
+            found[f"{name}/{update}/bytes"] = np.array(sent - sent_before)
+            sent_before = sent
+    np.savez(directory / f"{rank}.npz", **found)
+
+
+def torch_step() -> tuple[Callable[[Policy], Step], int, int]:
+    import horovod.torch as hvd
+    import torch
+
+    from hvdtrain.torch.reducer import Reducer
+
+    hvd.init()
+    torch.set_num_threads(1)
+
+    def make(policy: Policy) -> Step:
+        parameters = {
+            w.name: torch.nn.Parameter(torch.ones(w.shape, dtype=torch.float64))
+            for b in LAYOUT
+            for w in b.weights
+        }
+        reducer = Reducer(policy, LAYOUT, parameters, SEED)
+
+        def step(update: int, mine: list[np.ndarray]) -> tuple[list[np.ndarray], int]:
+            def loss() -> torch.Tensor:
+                parts = [
+                    (parameters[w.name].flatten() * part).sum()
+                    for bucket, flat in zip(LAYOUT, mine, strict=True)
+                    for w, part in zip(
+                        bucket.weights, torch.from_numpy(flat).split(bucket.sizes), strict=True
+                    )
+                ]
+                return torch.stack(parts).sum()
+
+            reducer.start_window(update)
+            reducer.backward(loss, last=True)
+            sums = reducer.finish()
+            if all(bool(flat.isfinite().all()) for flat in sums):
+                reducer.commit()
+            return [flat.numpy().copy() for flat in sums], reducer.wire_bytes
+
+        return step
+
+    return make, hvd.rank(), hvd.size()
+
+
+def tensorflow_step() -> tuple[Callable[[Policy], Step], int, int]:
+    import horovod.tensorflow as hvd
+    import tensorflow as tf
+
+    from hvdtrain.tensorflow.reducer import Reducer, _swap_layout
+
+    hvd.init()
+
+    def make(policy: Policy) -> Step:
+        parameters = {
+            w.name: tf.Variable(tf.ones(w.shape[::-1] if w.transposed else w.shape, tf.float64))
+            for b in LAYOUT
+            for w in b.weights
+        }
+        reducer = Reducer(policy, LAYOUT, parameters, SEED)
+        compiled = {}
+
+        def traced(mine: list[tf.Tensor]) -> list[tf.Tensor]:
+            def loss() -> tf.Tensor:
+                return tf.add_n(
+                    [
+                        tf.reduce_sum(tf.reshape(parameters[w.name], [-1]) * part)
+                        for bucket, flat in zip(LAYOUT, mine, strict=True)
+                        for w, part in zip(bucket.weights, tf.split(flat, bucket.sizes), strict=True)
+                    ]
+                )
+
+            reducer.backward(loss, last=True)
+            sums = reducer.finish()
+            finite = tf.reduce_all(tf.math.is_finite(tf.concat(sums, 0)))
+
+            def commit() -> bool:
+                reducer.commit()
+                return True
+
+            tf.cond(finite, commit, lambda: False)
+            return sums
+
+        def step(update: int, mine: list[np.ndarray]) -> tuple[list[np.ndarray], int]:
+            reducer.start_window(update)
+            now = compiled.setdefault(policy.at(update), tf.function(traced))
+            native = [
+                _swap_layout(b, tf.constant(flat), to_keras=True)
+                for b, flat in zip(LAYOUT, mine, strict=True)
+            ]
+            sums = now(native)
+            back = [_swap_layout(b, flat, to_keras=False) for b, flat in zip(LAYOUT, sums, strict=True)]
+            return [flat.numpy() for flat in back], reducer.wire_bytes
+
+        return step
+
+    return make, hvd.rank(), hvd.size()
+
+
+if __name__ == "__main__":
+    try:
+        main(sys.argv[1], Path(sys.argv[2]))
+    except BaseException:
+        traceback.print_exc()
+        sys.stderr.flush()
+        os._exit(1)

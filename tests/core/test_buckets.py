@@ -1,0 +1,62 @@
+"""Gradient buckets: every weight exactly once, in reverse, within the cap, decay in front."""
+
+from __future__ import annotations
+
+import itertools
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from hvdtrain.core.buckets import plan_buckets
+from hvdtrain.core.weights import Weight
+
+SHAPES = st.lists(st.integers(1, 9), min_size=1, max_size=3).map(tuple)
+WEIGHTS = st.lists(st.tuples(SHAPES, st.booleans()), min_size=1, max_size=30).map(
+    lambda found: [Weight(f"w{i}", shape, decays, "zeros") for i, (shape, decays) in enumerate(found)]
+)
+CAPS = st.floats(1.0, 10_000.0)
+
+
+@given(WEIGHTS, st.sampled_from([2, 4, 8]), CAPS)
+def test_every_weight_is_in_exactly_one_bucket(weights: list[Weight], itemsize: int, cap: float) -> None:
+    buckets = plan_buckets(weights, itemsize, cap)
+    placed = [weight for bucket in buckets for weight in bucket.weights]
+    assert sorted(w.name for w in placed) == sorted(w.name for w in weights)
+    assert sum(bucket.size for bucket in buckets) == sum(weight.size for weight in weights)
+    assert [bucket.index for bucket in buckets] == [*range(len(buckets))]
+
+
+@given(WEIGHTS, st.sampled_from([2, 4, 8]), CAPS)
+def test_a_bucket_keeps_the_cap_and_closes_no_sooner_than_it_must(
+    weights: list[Weight], itemsize: int, cap: float
+) -> None:
+    buckets = plan_buckets(weights, itemsize, cap)
+    for bucket in buckets:
+        assert bucket.size * itemsize <= cap or len(bucket.weights) == 1
+    order = {weight.name: i for i, weight in enumerate(weights)}
+    for bucket, following in itertools.pairwise(buckets):
+        first = max(following.weights, key=lambda w: order[w.name])
+        assert (bucket.size + first.size) * itemsize > cap
+
+
+@given(WEIGHTS, CAPS)
+def test_buckets_close_in_the_order_in_which_backward_finishes(weights: list[Weight], cap: float) -> None:
+    order = {weight.name: i for i, weight in enumerate(weights)}
+    spans = [[order[w.name] for w in bucket.weights] for bucket in plan_buckets(weights, 4, cap)]
+    for earlier, later in itertools.pairwise(spans):
+        assert min(earlier) > max(later)
+
+
+@given(WEIGHTS, CAPS)
+def test_the_weights_that_decay_are_one_slice_at_the_front(weights: list[Weight], cap: float) -> None:
+    for bucket in plan_buckets(weights, 4, cap):
+        decaying = [w.decays for w in bucket.weights for _ in range(w.size)]
+        assert decaying == [True] * bucket.decay_size + [False] * (bucket.size - bucket.decay_size)
+
+
+@given(WEIGHTS, CAPS)
+def test_sizes_and_shapes_are_those_of_the_members(weights: list[Weight], cap: float) -> None:
+    for bucket in plan_buckets(weights, 4, cap):
+        assert bucket.shapes == tuple(w.shape for w in bucket.weights)
+        assert bucket.sizes == tuple(w.size for w in bucket.weights)
+        assert sum(bucket.sizes) == bucket.size

@@ -1,0 +1,229 @@
+"""Saved models: whole or not at all, and what Transformers opens."""
+
+from __future__ import annotations
+
+import json
+import os
+import stat
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from tokenizers import Tokenizer
+from tokenizers.models import WordPiece
+from tokenizers.pre_tokenizers import BertPreTokenizer
+from transformers import AutoModelForMaskedLM, AutoTokenizer
+
+from hvdtrain.core.checkpoint import WEIGHTS_FILE, load_model, save_model
+from hvdtrain.core.errors import CheckpointError
+from hvdtrain.core.sections import ModelSpec
+from hvdtrain.core.weights import initial_weights
+from hvdtrain.models import bert
+
+VOCABULARY = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"abcdefghijklmno", *(f"##{c}" for c in "abcd")]
+SPEC = ModelSpec(
+    vocab_size=len(VOCABULARY),
+    hidden_size=8,
+    num_hidden_layers=1,
+    num_attention_heads=2,
+    intermediate_size=16,
+    max_position_embeddings=32,
+    hidden_act="gelu_new",
+    layer_norm_eps=1e-5,
+    hidden_dropout_prob=0.2,
+    attention_probs_dropout_prob=0.2,
+)
+FILES = {"config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"}
+Arrays = dict[str, np.ndarray]
+
+
+@pytest.fixture
+def tokenizer(tmp_path: Path) -> Path:
+    made = Tokenizer(WordPiece({token: i for i, token in enumerate(VOCABULARY)}, unk_token="[UNK]"))
+    made.pre_tokenizer = BertPreTokenizer()
+    file = tmp_path / "made" / "tokenizer.json"
+    file.parent.mkdir()
+    made.save(str(file))
+    return file
+
+
+def arrays(seed: int = 0, dtype: str = "float32") -> Arrays:
+    return initial_weights(bert.weights(SPEC), seed, 0.5, dtype)
+
+
+def save(directory: Path, tokenizer: Path, weights: Arrays) -> None:
+    dtype = str(next(iter(weights.values())).dtype)
+    config = bert.hf_config(SPEC.model_copy(update={"dtype": dtype}), pad_token_id=0)
+    save_model(directory, weights, config, tokenizer, 32)
+
+
+def assert_holds(directory: Path, expected: Arrays) -> None:
+    found = load_model(directory)
+    assert found.keys() == expected.keys()
+    for name, array in found.items():
+        assert array.dtype == expected[name].dtype
+        np.testing.assert_array_equal(array, expected[name], err_msg=name)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_transformers_opens_a_saved_model_as_it_was(tmp_path: Path, tokenizer: Path, dtype: str) -> None:
+    directory, weights = tmp_path / "deep" / "down" / "model", arrays(dtype=dtype)
+    save(directory, tokenizer, weights)
+    model, told = AutoModelForMaskedLM.from_pretrained(directory, output_loading_info=True)
+    assert not told["missing_keys"]
+    assert not told["unexpected_keys"]
+    assert not told["mismatched_keys"]
+    assert model.dtype == getattr(torch, dtype)
+    for name, parameter in model.named_parameters():
+        np.testing.assert_array_equal(parameter.detach().numpy(), weights[name], err_msg=name)
+    assert model.cls.predictions.decoder.weight is model.bert.embeddings.word_embeddings.weight
+    config = model.config
+    assert (config.hidden_act, config.layer_norm_eps, config.hidden_dropout_prob) == ("gelu_new", 1e-5, 0.2)
+    assert config.pad_token_id == 0
+
+
+def test_transformers_opens_the_tokenizer_with_its_special_tokens(tmp_path: Path, tokenizer: Path) -> None:
+    save(tmp_path / "model", tokenizer, arrays())
+    opened = AutoTokenizer.from_pretrained(tmp_path / "model")
+    special = (opened.pad_token, opened.unk_token, opened.cls_token, opened.sep_token, opened.mask_token)
+    assert special == ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+    assert opened.mask_token_id == VOCABULARY.index("[MASK]")
+    assert opened.model_max_length == 32
+    assert opened.tokenize("ab [MASK]") == ["a", "##b", "[MASK]"]
+
+
+def test_only_the_model_is_there_afterwards(tmp_path: Path, tokenizer: Path) -> None:
+    save(tmp_path / "out" / "model", tokenizer, arrays())
+    assert [file.name for file in (tmp_path / "out").iterdir()] == ["model"]
+    assert {file.name for file in (tmp_path / "out" / "model").iterdir()} == FILES
+
+
+def test_an_older_model_is_replaced_as_a_whole(tmp_path: Path, tokenizer: Path) -> None:
+    out = tmp_path / "out"
+    save(out / "model", tokenizer, arrays(1))
+    (out / "model" / "left-over.txt").write_text("from another version")
+    save(out / "model", tokenizer, arrays(2))
+    assert_holds(out / "model", arrays(2))
+    assert {file.name for file in (out / "model").iterdir()} == FILES
+    assert [file.name for file in out.iterdir()] == ["model"]
+
+
+def test_arrays_of_any_memory_layout_are_saved_as_they_read(tmp_path: Path, tokenizer: Path) -> None:
+    weights = {name: np.asfortranarray(array) for name, array in arrays().items()}
+    save(tmp_path / "model", tokenizer, weights)
+    assert_holds(tmp_path / "model", weights)
+
+
+def test_a_write_that_fails_leaves_the_old_model_whole(tmp_path: Path, tokenizer: Path) -> None:
+    out = tmp_path / "out"
+    save(out / "model", tokenizer, arrays(1))
+    with pytest.raises(CheckpointError, match=r"model: the model could not be saved: .*missing"):
+        save(out / "model", tmp_path / "missing.json", arrays(2))
+    assert_holds(out / "model", arrays(1))
+    assert [file.name for file in out.iterdir()] == ["model"]
+
+
+def test_a_first_write_that_fails_leaves_nothing(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError):
+        save(tmp_path / "out" / "model", tmp_path / "missing.json", arrays())
+    assert not [*(tmp_path / "out").iterdir()]
+
+
+def test_a_place_that_is_no_directory_is_named(tmp_path: Path, tokenizer: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(CheckpointError, match="file/model: the model could not be saved"):
+        save(tmp_path / "file" / "model", tokenizer, arrays())
+
+
+# The limit on a file's size stands for a full disk: the kernel refuses the write half-way.
+FULL_DISK = """
+import resource, signal, sys
+from pathlib import Path
+import numpy as np
+from hvdtrain.core.checkpoint import save_model
+from hvdtrain.core.errors import CheckpointError
+
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (64 * 1024, resource.RLIM_INFINITY))
+try:
+    save_model(Path(sys.argv[1]), {"w": np.ones(1_000_000)}, {}, Path(sys.argv[2]), 32)
+except CheckpointError as error:
+    print(error)
+    sys.exit(3)
+"""
+
+
+def test_a_full_disk_is_one_message_and_leaves_the_old_model_whole(tmp_path: Path, tokenizer: Path) -> None:
+    out = tmp_path / "out"
+    save(out / "model", tokenizer, arrays(1))
+    done = subprocess.run(
+        [sys.executable, "-c", FULL_DISK, out / "model", tokenizer],
+        cwd=Path(__file__).resolve().parents[2],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 3, done.stderr
+    assert done.stdout.startswith(f"{out / 'model'}: the model could not be saved: ")
+    assert len(done.stdout.splitlines()) == 1
+    assert not done.stderr
+    assert_holds(out / "model", arrays(1))
+    assert [file.name for file in out.iterdir()] == ["model"]
+
+
+# The process ends at the very moment the new model would become visible.
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+import numpy as np
+from hvdtrain.core.checkpoint import save_model
+
+def audit(event, arguments):
+    if event == "os.rename" or (event == "ctypes.dlsym" and arguments[1] == "renameat2"):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+sys.addaudithook(audit)
+save_model(Path(sys.argv[1]), {"w": np.ones(10)}, {}, Path(sys.argv[2]), 32)
+"""
+
+
+def test_a_process_killed_while_saving_leaves_the_old_model_whole(tmp_path: Path, tokenizer: Path) -> None:
+    directory = tmp_path / "out" / "model"
+    save(directory, tokenizer, arrays(1))
+    done = subprocess.run(
+        [sys.executable, "-c", KILLED, directory, tokenizer],
+        cwd=Path(__file__).resolve().parents[2],
+        capture_output=True,
+        check=False,
+    )
+    assert done.returncode == -9
+    assert_holds(directory, arrays(1))
+    save(directory, tokenizer, arrays(2))
+    assert_holds(directory, arrays(2))
+
+
+def test_others_may_read_what_they_may_read_elsewhere(tmp_path: Path, tokenizer: Path) -> None:
+    umask = os.umask(0o022)
+    try:
+        save(tmp_path / "model", tokenizer, arrays())
+    finally:
+        os.umask(umask)
+    for file in (tmp_path / "model").iterdir():
+        assert stat.S_IMODE(file.stat().st_mode) & 0o044 == 0o044, file.name
+
+
+@pytest.mark.parametrize("content", [None, b"", b"\x10\0\0\0\0\0\0\0{}", b"not safetensors at all"])
+def test_a_missing_or_damaged_file_is_named(tmp_path: Path, content: bytes | None) -> None:
+    if content is not None:
+        (tmp_path / WEIGHTS_FILE).write_bytes(content)
+    with pytest.raises(CheckpointError, match=r"model\.safetensors: cannot be read"):
+        load_model(tmp_path)
+
+
+def test_the_configuration_is_json_that_transformers_names_its_own(tmp_path: Path, tokenizer: Path) -> None:
+    save(tmp_path / "model", tokenizer, arrays())
+    config = json.loads((tmp_path / "model" / "config.json").read_text())
+    assert (config["model_type"], config["architectures"]) == ("bert", ["BertForMaskedLM"])

@@ -1,0 +1,74 @@
+"""The metric log: what was measured can be read back to the last bit, by us and by TensorBoard."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
+
+from hvdtrain.core.metrics import METRICS_FILE, MetricLog, read_metrics
+
+TRAIN: list[dict[str, Any]] = [
+    {"step": 1, "loss": 0.1 + 0.2, "learning_rate": 1e-4 / 3, "tokens": 12345678901},
+    {"step": 2, "loss": 5e-324, "learning_rate": 2**-52, "tokens": 0},
+]
+EVALUATION = {"step": 2, "eval_loss": 1 / 3, "eval_perplexity": 1.3956}
+
+
+def write(directory: Path, tensorboard: bool, lines: list[dict[str, Any]]) -> None:
+    with MetricLog(directory, tensorboard) as log:
+        for line in lines:
+            log.write(line)
+
+
+def events(directory: Path) -> list[tuple[int, str, float]]:
+    """What TensorBoard's own reader finds: (step, tag, value)."""
+    (file,) = (directory / "tensorboard").iterdir()
+    return [
+        (event.step, value.tag, value.tensor.float_val[0])
+        for event in EventFileLoader(str(file)).Load()
+        for value in event.summary.value
+    ]
+
+
+def test_every_line_is_a_json_object_with_its_numbers_in_full(tmp_path: Path) -> None:
+    write(tmp_path, False, [*TRAIN, EVALUATION])
+    lines = (tmp_path / METRICS_FILE).read_text().splitlines()
+    assert [json.loads(line) for line in lines] == [*TRAIN, EVALUATION]
+
+
+def test_updates_and_evaluations_are_read_back_apart(tmp_path: Path) -> None:
+    write(tmp_path, False, [TRAIN[0], EVALUATION, TRAIN[1]])
+    assert read_metrics(tmp_path) == (TRAIN, [EVALUATION])
+
+
+def test_a_line_is_in_the_file_as_soon_as_it_is_written(tmp_path: Path) -> None:
+    with MetricLog(tmp_path, False) as log:
+        log.write(TRAIN[0])
+        assert read_metrics(tmp_path) == (TRAIN[:1], [])
+
+
+def test_tensorboard_reads_the_same_numbers(tmp_path: Path) -> None:
+    write(tmp_path, True, [TRAIN[0], EVALUATION])
+    expected = [
+        (line["step"], name, value) for line in (TRAIN[0], EVALUATION) for name, value in line.items()
+    ]
+    expected = [entry for entry in expected if entry[1] != "step"]
+    found = events(tmp_path)
+    assert [entry[:2] for entry in found] == [entry[:2] for entry in expected]
+    assert [entry[2] for entry in found] == pytest.approx([entry[2] for entry in expected], rel=1e-6)
+
+
+def test_a_new_log_replaces_the_old_one_in_both_forms(tmp_path: Path) -> None:
+    write(tmp_path, True, TRAIN)
+    write(tmp_path, True, TRAIN[1:])
+    assert read_metrics(tmp_path) == (TRAIN[1:], [])
+    assert {step for step, _, _ in events(tmp_path)} == {2}
+
+
+def test_without_tensorboard_no_event_file_is_written(tmp_path: Path) -> None:
+    write(tmp_path, False, TRAIN)
+    assert [file.name for file in tmp_path.iterdir()] == [METRICS_FILE]

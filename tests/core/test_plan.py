@@ -1,0 +1,192 @@
+"""The plan: the arithmetic of a run, before anything starts."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from typing import Any
+
+import pytest
+import yaml
+from hypothesis import assume, given
+from hypothesis import strategies as st
+
+from hvdtrain.core.errors import SpecError
+from hvdtrain.core.plan import Batch, Plan, make_plan, resolve_batch
+from hvdtrain.core.plan_table import print_plan
+from hvdtrain.core.sections import BatchSpec
+from hvdtrain.core.spec import parse_spec
+from hvdtrain.core.weights import Weight
+
+COUNTS = st.integers(1, 64)
+WEIGHTS = (
+    Weight("embedding", (100, 8), True, "normal"),
+    Weight("norm", (8,), False, "ones"),
+    Weight("kernel", (8, 8), True, "normal"),
+    Weight("bias", (8,), False, "zeros"),
+)
+ELEMENTS, DECAYED = 880, 864
+SPEC: dict[str, Any] = {
+    "model": {},
+    "data": {"corpus": "python-docs"},
+    "batch": {"per_device_train_batch_size": 4},
+    "max_steps": 100,
+}
+
+
+def plan(*overrides: str, size: int = 2, train_samples: int = 1000, validation_samples: int = 50) -> Plan:
+    return make_plan(
+        parse_spec(yaml.safe_dump(SPEC), overrides),
+        WEIGHTS,
+        size=size,
+        threads=3,
+        train_samples=train_samples,
+        validation_samples=validation_samples,
+    )
+
+
+@given(COUNTS, COUNTS, COUNTS)
+def test_any_two_numbers_of_the_batch_give_the_third(size: int, per_device: int, accumulation: int) -> None:
+    total = size * per_device * accumulation
+    given_two: list[dict[str, int]] = [
+        {"per_device_train_batch_size": per_device, "gradient_accumulation_steps": accumulation},
+        {"per_device_train_batch_size": per_device, "global_batch_size": total},
+        {"gradient_accumulation_steps": accumulation, "global_batch_size": total},
+    ]
+    expected = Batch(per_device, accumulation, total)
+    for numbers in [*given_two, given_two[0] | given_two[1]]:
+        assert resolve_batch(BatchSpec(**numbers), size) == expected
+
+
+@given(COUNTS, COUNTS)
+def test_the_per_device_batch_alone_means_no_accumulation(size: int, per_device: int) -> None:
+    spec = BatchSpec(per_device_train_batch_size=per_device)
+    assert resolve_batch(spec, size) == Batch(per_device, 1, size * per_device)
+
+
+@given(COUNTS, COUNTS, st.integers(1, 5000))
+def test_a_global_batch_that_does_not_divide_is_refused(size: int, share: int, total: int) -> None:
+    assume(total % (size * share))
+    for name in ("per_device_train_batch_size", "gradient_accumulation_steps"):
+        with pytest.raises(SpecError) as caught:
+            resolve_batch(BatchSpec(**{name: share, "global_batch_size": total}), size)
+        for told in (
+            "batch.global_batch_size",
+            str(total),
+            f"{size} ranks x {name} {share} = {size * share}",
+        ):
+            assert told in str(caught.value)
+
+
+@given(COUNTS, COUNTS, COUNTS, st.integers(1, 5000))
+def test_three_numbers_that_contradict_each_other_are_refused(
+    size: int, per_device: int, accumulation: int, total: int
+) -> None:
+    assume(total != size * per_device * accumulation)
+    spec = BatchSpec(
+        per_device_train_batch_size=per_device,
+        gradient_accumulation_steps=accumulation,
+        global_batch_size=total,
+    )
+    with pytest.raises(
+        SpecError, match=f"= {size * per_device * accumulation}, but global_batch_size is {total}"
+    ):
+        resolve_batch(spec, size)
+
+
+def test_epochs_become_updates_that_use_every_sample() -> None:
+    found = plan("max_steps=null", "num_train_epochs=2.5", train_samples=1001)
+    assert found.batch.global_batch_size == 8
+    assert found.updates_per_epoch == 126  # 125 full updates and one of a single sample
+    assert found.max_steps == 315
+
+
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        ([], 0),
+        (["schedule.warmup_steps=30"], 30),
+        (["schedule.warmup_ratio=0.1"], 10),
+        (["schedule.warmup_ratio=0.101"], 11),
+        (["schedule.warmup_steps=100"], 100),
+        (["schedule.warmup_steps=30", "schedule.warmup_ratio=0.1"], 30),
+    ],
+)
+def test_warm_up_in_updates_or_as_a_share_rounded_up(overrides: list[str], expected: int) -> None:
+    assert plan(*overrides).warmup_steps == expected
+
+
+def test_a_warm_up_longer_than_the_run_is_refused() -> None:
+    with pytest.raises(SpecError, match=r"schedule\.warmup_steps: 101 exceeds the run's 100 updates"):
+        plan("schedule.warmup_steps=101")
+
+
+def test_a_corpus_without_training_samples_is_refused() -> None:
+    with pytest.raises(SpecError, match="the training split is empty"):
+        plan(train_samples=0)
+
+
+@pytest.mark.parametrize(("scaling", "factor"), [("none", 1.0), ("linear", 4.0), ("sqrt", 2.0)])
+def test_the_learning_rate_is_scaled_with_the_world_when_asked_for(scaling: str, factor: float) -> None:
+    found = plan(
+        f"optimizer.learning_rate_scaling={scaling}", "optimizer.learning_rate=0.001", size=4
+    ).learning_rate
+    assert math.isclose(found, 0.001 * factor, rel_tol=1e-15)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "compression", "bytes_each"),
+    [("float32", "none", 4), ("float64", "none", 8), ("float32", "fp16", 2), ("float64", "fp16", 2)],
+)
+def test_bytes_on_the_wire_follow_the_policy_and_not_the_ranks_buckets_or_accumulation(
+    dtype: str, compression: str, bytes_each: int
+) -> None:
+    settings = [f"model.dtype={dtype}", f"compression.type={compression}"]
+    for more in ([], ["communication.bucket_cap_mb=0.0001"], ["batch.gradient_accumulation_steps=4"]):
+        for size in (1, 2, 8):
+            assert plan(*settings, *more, size=size).wire_bytes_per_update == ELEMENTS * bytes_each
+
+
+@pytest.mark.parametrize(("optimizer", "moments"), [("adamw", 2), ("sgd", 1)])
+@pytest.mark.parametrize(("dtype", "itemsize"), [("float32", 4), ("float64", 8)])
+def test_memory_of_a_rank(optimizer: str, moments: int, dtype: str, itemsize: int) -> None:
+    memory = plan(f"optimizer.type={optimizer}", f"model.dtype={dtype}").memory
+    weights = ELEMENTS * itemsize
+    assert (memory.weights, memory.gradients, memory.optimizer) == (weights, weights, weights * moments)
+    assert memory.total == weights * (2 + moments)
+
+
+def test_parameters_are_counted_and_buckets_keep_the_cap_of_the_spec() -> None:
+    found = plan("communication.bucket_cap_mb=0.001")  # 1048.576 bytes, 262 elements of float32
+    assert (found.parameters, found.decayed_parameters) == (ELEMENTS, DECAYED)
+    assert [bucket.size for bucket in found.buckets] == [80, 800]
+
+
+def test_the_evaluation_batch_is_the_training_batch_unless_given() -> None:
+    assert plan().per_device_eval_batch_size == 4
+    assert plan("evaluation.per_device_eval_batch_size=7").per_device_eval_batch_size == 7
+
+
+def test_horovods_cycle_time_is_the_specs_when_given() -> None:
+    assert plan("communication.cycle_time_ms=2.5").cycle_time_ms == 2.5
+    assert plan().cycle_time_ms > 0
+
+
+def test_a_plan_is_frozen_and_prints_as_json() -> None:
+    found = plan()
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        found.size = 3  # type: ignore[misc]
+    shown = json.loads(json.dumps(found.as_dict()))
+    assert set(shown) == {field.name for field in dataclasses.fields(Plan)}
+    assert shown["memory"]["total"] == found.memory.total
+    assert [name for bucket in shown["buckets"] for name in bucket["weights"]] == [
+        weight.name for bucket in found.buckets for weight in bucket.weights
+    ]
+
+
+def test_the_table_shows_the_numbers(capsys: pytest.CaptureFixture[str]) -> None:
+    print_plan(plan("schedule.warmup_steps=30"), "what it will do")
+    shown = capsys.readouterr().out
+    for told in ("8 sequences", "30 updates", "1000 sequences", "880", "864", "3 thread(s)"):
+        assert told in shown

@@ -1,0 +1,239 @@
+"""Job specs: what is accepted, and what a person is told about what is not."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from hvdtrain.core.errors import SpecError
+from hvdtrain.core.spec import PACKAGED_SPECS, JobSpec, json_schema, load_spec, parse_spec
+
+GOOD: dict[str, Any] = {
+    "model": {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0},
+    "data": {"corpus": "python-docs"},
+    "batch": {"per_device_train_batch_size": 8},
+    "max_steps": 10,
+}
+
+
+def refusal(*overrides: str) -> str:
+    """What is said about a good spec with these overrides."""
+    with pytest.raises(SpecError) as caught:
+        parse_spec(yaml.safe_dump(GOOD), overrides, where="job.yaml")
+    return str(caught.value)
+
+
+def accepted(*overrides: str) -> JobSpec:
+    return parse_spec(yaml.safe_dump(GOOD), overrides)
+
+
+@pytest.mark.parametrize(
+    ("override", "told"),
+    [
+        # Unknown keys: the path, the value and the nearest valid name.
+        ("optimizer.learning_rat=0.1", ["optimizer.learning_rat", "unknown", "0.1", "'learning_rate'"]),
+        ("optimiser.type=sgd", ["optimiser", "unknown", "'optimizer'"]),
+        ("model.hiden_size=64", ["model.hiden_size", "64", "'hidden_size'"]),
+        ("framework=torch", ["framework", "unknown", "'torch'", "valid names here", "optimizer"]),
+        ("batch.zzz=1", ["batch.zzz", "valid names here", "global_batch_size"]),
+        # Values that are none of the choices: the choices and the nearest.
+        ("optimizer.type=adamW", ["optimizer.type", "'adamW'", "'adamw' or 'sgd'", "did you mean 'adamw'"]),
+        ("schedule.type=cosin", ["schedule.type", "'cosin'", "did you mean 'cosine'"]),
+        ("model.model_type=gpt", ["model.model_type", "'gpt'", "'bert'"]),
+        ("mixed_precision=fp8", ["mixed_precision", "'fp8'", "'no'"]),
+        ("compression.type=zip", ["compression.type", "'zip'", "none, fp16, "]),
+        ("compression.type=topkk", ["compression.type", "did you mean 'topk'?"]),
+        ("compression={ratio: 0.1}", ["compression.type: required"]),
+        ("compression={type: topk, rato: 0.1}", ["compression.rato: unknown key", "'ratio'"]),
+        ("compression={type: topk, ratio: 2}", ["compression.ratio: ", "less than or equal to 1"]),
+        (
+            "compression={type: fp16, ratio: 0.1}",
+            ["compression.ratio: unknown", "names here: type"],
+        ),
+        (
+            "compression={type: topk, momentum: 0.5, use_error_feedback: false}",
+            ["compression: momentum 0.5 needs use_error_feedback"],
+        ),
+        (
+            "compression={type: int8, block_size: 0}",
+            ["compression.block_size: ", "or equal to 1"],
+        ),
+        ("compression=topk", ["compression: "]),
+        ("task.normalize=tokens", ["task.normalize", "did you mean 'token'"]),
+        ("data.corpus=wikipedia", ["data.corpus", "'wikipedia'", "'python-docs'"]),
+        # Wrong types: nothing is converted in silence.
+        ("max_steps='10'", ["max_steps", "integer", "'10'"]),
+        ("max_steps=10.5", ["max_steps", "integer", "10.5"]),
+        ("max_steps=true", ["max_steps", "integer", "True"]),
+        ("seed=1.5", ["seed", "integer", "1.5"]),
+        ("optimizer.learning_rate=fast", ["optimizer.learning_rate", "number", "'fast'"]),
+        ("optimizer.nesterov=1", ["optimizer.nesterov", "boolean", "found 1"]),
+        ("logging.progress_bar='yes'", ["logging.progress_bar", "boolean", "'yes'"]),
+        ("data.text_field=5", ["data.text_field", "string", "found 5"]),
+        ("batch=8", ["batch", "object", "found 8"]),
+        ("model=[1]", ["model", "object", "[1]"]),
+        # Out of range.
+        ("max_steps=0", ["max_steps", "greater than or equal to 1", "found 0"]),
+        ("optimizer.learning_rate=0", ["optimizer.learning_rate", "greater than 0", "found 0"]),
+        ("optimizer.learning_rate=-1e-4", ["optimizer.learning_rate", "greater than 0", "-0.0001"]),
+        ("optimizer.adam_beta2=1.0", ["optimizer.adam_beta2", "less than 1", "1.0"]),
+        ("data.validation_split=0.6", ["data.validation_split", "less than or equal to 0.5", "0.6"]),
+        ("task.mlm_probability=0", ["task.mlm_probability", "greater than 0"]),
+        ("max_grad_norm=-1", ["max_grad_norm", "greater than 0", "-1"]),
+        ("seed=-1", ["seed", "greater than or equal to 0", "-1"]),
+        ("optimizer.learning_rate=.inf", ["optimizer.learning_rate", "finite", "inf"]),
+        ("optimizer.weight_decay=.nan", ["optimizer.weight_decay", "finite", "nan"]),
+        # Missing.
+        ("batch={}", ["batch", "per_device_train_batch_size", "two of"]),
+        # Impossible combinations.
+        ("num_train_epochs=2", ["max_steps", "num_train_epochs", "not both"]),
+        ("max_steps=null", ["max_steps", "num_train_epochs", "not neither"]),
+        ("data.max_seq_length=1024", ["data.max_seq_length 1024", "max_position_embeddings 512"]),
+        ("model.hidden_size=100", ["model", "hidden_size 100", "num_attention_heads 12"]),
+        ("model.hidden_dropout_prob=0.1", ["hidden_dropout_prob 0.1", "attention_probs_dropout_prob 0.0"]),
+        ("data.files=[a.txt]", ["data", "corpus", "files", "not both"]),
+        ("data.corpus=null", ["data", "corpus", "files", "not neither"]),
+        ("optimizer={nesterov: true, momentum: 0.0}", ["optimizer", "nesterov", "momentum"]),
+        ("batch={global_batch_size: 8}", ["batch", "two of"]),
+        ("batch={gradient_accumulation_steps: 8}", ["batch", "add per_device_train_batch_size"]),
+    ],
+)
+def test_a_bad_field_is_named_with_its_value_and_what_was_expected(override: str, told: list[str]) -> None:
+    message = refusal(override)
+    assert message.startswith("job.yaml: 1 problem(s)\n")
+    for part in told:
+        assert part in message, message
+
+
+def test_every_problem_is_told_at_once() -> None:
+    message = refusal("max_steps=0", "optimizer.learning_rat=1", "schedule.type=cosin")
+    assert message.startswith("job.yaml: 3 problem(s)\n")
+    assert len(message.splitlines()) == 4
+
+
+@pytest.mark.parametrize("section", ["model", "data", "batch"])
+def test_a_missing_section_is_named(section: str) -> None:
+    spec = {name: value for name, value in GOOD.items() if name != section}
+    with pytest.raises(SpecError, match=f"{section}: required"):
+        parse_spec(yaml.safe_dump(spec))
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("model: [", "not valid YAML"),
+        ("- a\n- b\n", "expected a mapping of sections, found list"),
+        ("", "expected a mapping of sections, found NoneType"),
+        ("a: &x [*x]", "inside its own anchor"),
+        ("1: 2", "1: unknown key"),
+        ("model: !!python/object/apply:os.getcwd []", "not valid YAML"),
+    ],
+)
+def test_text_that_is_no_spec_is_refused(text: str, told: str) -> None:
+    with pytest.raises(SpecError) as caught:
+        parse_spec(text, where="job.yaml")
+    assert "job.yaml" in str(caught.value)
+    assert told in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("override", "told"),
+    [
+        ("max_steps", "expected field.path=value"),
+        ("=3", "expected field.path=value"),
+        ("max_steps=[", "not valid YAML"),
+        ("max_steps.x=3", "max_steps is 10, not a section"),
+        ("data.corpus.name=3", "corpus is 'python-docs', not a section"),
+    ],
+)
+def test_an_override_that_cannot_be_applied_is_shown(override: str, told: str) -> None:
+    message = refusal(override)
+    assert f"--set {override}" in message
+    assert told in message
+
+
+def test_overrides_change_add_and_remove_fields_and_the_last_one_wins() -> None:
+    spec = accepted(
+        "optimizer.learning_rate=1e-4",
+        "optimizer.learning_rate=2e-4",
+        "max_steps=null",
+        "num_train_epochs=1.5",
+        "data={files: ['a=b.txt', c.jsonl]}",
+        "model.hidden_act=gelu_new",
+    )
+    assert spec.optimizer.learning_rate == 2e-4
+    assert (spec.max_steps, spec.num_train_epochs) == (None, 1.5)
+    assert spec.data.files == ("a=b.txt", "c.jsonl")
+    assert spec.model.hidden_act == "gelu_new"
+
+
+@pytest.mark.parametrize("text", ["1e-4", "1E-4", "1.e-4", "+1e-4", "0.0001", ".1e-3", "1.0e-4"])
+def test_numbers_in_scientific_notation_are_numbers(text: str) -> None:
+    assert accepted(f"optimizer.learning_rate={text}").optimizer.learning_rate == 1e-4
+
+
+@pytest.mark.parametrize("text", ["1e", "e4", "1e-4x", "1-e4"])
+def test_what_only_looks_like_a_number_is_text(text: str) -> None:
+    assert accepted(f"data.text_field={text}").data.text_field == text
+
+
+def test_whole_numbers_are_good_floats() -> None:
+    assert accepted("max_grad_norm=1").max_grad_norm == 1.0
+
+
+def test_a_spec_cannot_be_changed_after_it_was_checked() -> None:
+    spec = accepted()
+    with pytest.raises(ValueError, match="frozen"):
+        spec.optimizer.learning_rate = 1.0
+
+
+def test_a_spec_survives_its_own_json() -> None:
+    spec = accepted("data={files: [a.txt]}", "optimizer.learning_rate=0.1234567890123456789")
+    assert parse_spec(spec.model_dump_json()) == spec
+
+
+@pytest.mark.parametrize("name", [file.stem for file in PACKAGED_SPECS.glob("*.yaml")])
+def test_every_packaged_spec_is_valid_by_its_name(name: str) -> None:
+    assert load_spec(name) == load_spec(PACKAGED_SPECS / f"{name}.yaml")
+
+
+def test_the_default_job_is_a_packaged_spec() -> None:
+    assert load_spec("bert").model.model_type == "bert"
+
+
+def test_a_spec_that_is_not_there_is_named_with_what_there_is(tmp_path: Path) -> None:
+    with pytest.raises(SpecError, match=r"missing\.yaml: no such file.*packaged: .*bert"):
+        load_spec(tmp_path / "missing.yaml")
+
+
+def test_a_file_that_is_no_text_is_refused(tmp_path: Path) -> None:
+    binary = tmp_path / "spec.yaml"
+    binary.write_bytes(b"\x80\x81\xff")
+    with pytest.raises(SpecError, match=r"spec\.yaml: cannot be read as UTF-8"):
+        load_spec(binary)
+
+
+def test_the_json_schema_knows_every_field_of_the_packaged_spec_and_no_other() -> None:
+    schema = json_schema()
+    json.dumps(schema)
+
+    def check(value: Any, rule: dict[str, Any], path: str) -> None:
+        rule = schema["$defs"][rule["$ref"].rpartition("/")[2]] if "$ref" in rule else rule
+        if isinstance(value, dict):
+            assert rule["additionalProperties"] is False, path
+            for name, child in value.items():
+                assert name in rule["properties"], f"{path}.{name}"
+                check(child, rule["properties"][name], f"{path}.{name}")
+        for choices in [rule["enum"]] if "enum" in rule else []:
+            assert value in choices, path
+        if rule.get("type") == "integer":
+            assert isinstance(value, int), path
+            assert value >= rule.get("minimum", value), path
+
+    check(yaml.safe_load((PACKAGED_SPECS / "bert.yaml").read_text()), schema, "spec")
+    assert set(schema["properties"]) == set(JobSpec.model_fields)
+    assert set(schema["required"]) == {"model", "data", "batch"}

@@ -1,0 +1,52 @@
+"""faulty.py FRAMEWORK FAULT OUTPUT_DIR: a job whose rank 1 fails at its third update, or whose disk fills."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import resource
+import signal
+import sys
+from pathlib import Path
+from typing import Any
+
+from hvdtrain.core.job import Framework, run_job
+from tests.jobs.runs import TINY
+
+
+def main(name: str, fault: str, output_dir: str) -> None:
+    def load() -> Framework:
+        framework = importlib.import_module(f"hvdtrain.{name}.job")._load()
+        spoil(framework.trainer, fault)
+        return framework
+
+    settings = [part for override in (*TINY, "max_steps=8") for part in ("--set", override)]
+    run_job(load, "bert", [*settings, "--output-dir", output_dir])
+
+
+def spoil(trainer: Any, fault: str) -> None:
+    update, save = trainer.update, trainer.save
+
+    def failing_update(self: Any, *arguments: Any) -> Any:
+        if self.world.rank == 1 and self.step == 2 and fault == "raise":
+            raise RuntimeError("the third update is cursed")
+        if self.world.rank == 1 and self.step == 2 and fault == "kill":
+            os.kill(os.getpid(), signal.SIGKILL)
+        if fault == "nan" and self.world.rank == 1 and self.step == 2:
+            weights = self.read_weights()
+            weights["cls.predictions.bias"][:] = float("nan")
+            self.load_weights(weights)
+        return update(self, *arguments)
+
+    def failing_save(self: Any, directory: Path) -> None:
+        if fault == "disk":
+            # The kernel then refuses to let any file grow beyond 20 kB, as a full disk would.
+            signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+            resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
+        save(self, directory)
+
+    trainer.update, trainer.save = failing_update, failing_save
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,62 @@
+"""Launching real jobs from tests, and the tiny specs they train."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+FRAMEWORKS = ("torch", "tensorflow")
+ROOT = Path(__file__).resolve().parents[2]
+WORKER = Path(__file__).with_name("worker.py")
+# A BERT small enough that start-up is most of a test.
+TINY = (
+    "model.vocab_size=512",
+    "model.hidden_size=32",
+    "model.num_hidden_layers=2",
+    "model.num_attention_heads=2",
+    "model.intermediate_size=64",
+    "model.max_position_embeddings=32",
+    "data.max_seq_length=32",
+    "evaluation.eval_steps=null",
+    "logging.tensorboard=false",
+    "schedule.warmup_steps=4",
+    "num_threads=1",
+)
+
+
+def launch(
+    np: int, program: list[str], wire: str = "mpi", timeout: float = 600
+) -> subprocess.CompletedProcess[str]:
+    """Run `python program` on np ranks of this host through horovodrun."""
+    command = [str(Path(sys.executable).with_name("horovodrun")), "-np", str(np), f"--{wire}"]
+    if wire == "mpi":
+        command += ["--mpi-args=--oversubscribe --bind-to none"]
+    env = os.environ | {
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+        # Workers are scripts below tests/ and import from it; an editable install exposes hvdtrain alone.
+        "PYTHONPATH": str(ROOT),
+        "TF_CPP_MIN_LOG_LEVEL": "3",
+    }
+    return subprocess.run(
+        [*command, sys.executable, *program],
+        env=env,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=timeout,
+        check=False,
+    )
+
+
+def train_all(directory: Path, framework: str, np: int, scenarios: dict[str, list[str]]) -> dict[str, Path]:
+    """Train each scenario (overrides by name) on np ranks in one launch; returns the output directories."""
+    directory.mkdir(parents=True, exist_ok=True)
+    listing = directory / "scenarios.json"
+    listing.write_text(json.dumps([{"name": name, "set": sets} for name, sets in scenarios.items()]))
+    done = launch(np, [str(WORKER), framework, str(listing)])
+    assert done.returncode == 0, done.stdout[-5000:]
+    return {name: directory / name for name in scenarios}

@@ -1,0 +1,97 @@
+"""What goes wrong ends the whole job with one clear message and nothing half-written."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.jobs.runs import launch
+
+FAULTY = "tests.jobs.faulty"
+# A launcher has 30 s to end a job in which one rank failed; start-up comes on top.
+TIMEOUT = 300.0
+
+
+def fail(framework: str, fault: str, wire: str, output_dir: Path) -> subprocess.CompletedProcess[str]:
+    return launch(2, ["-m", FAULTY, framework, fault, str(output_dir)], wire, TIMEOUT)
+
+
+@pytest.mark.parametrize(("framework", "wire"), [("torch", "gloo"), ("tensorflow", "mpi")])
+def test_a_raising_rank_ends_the_job_with_its_error(framework: str, wire: str, tmp_path: Path) -> None:
+    done = fail(framework, "raise", wire, tmp_path / "out")
+    assert done.returncode != 0
+    assert "[rank 1]" in done.stdout
+    assert "RuntimeError: the third update is cursed" in done.stdout
+    assert not (tmp_path / "out" / "model").exists()
+
+
+@pytest.mark.parametrize(("framework", "wire"), [("torch", "mpi"), ("tensorflow", "gloo")])
+def test_a_killed_rank_ends_the_job(framework: str, wire: str, tmp_path: Path) -> None:
+    done = fail(framework, "kill", wire, tmp_path / "out")
+    assert done.returncode != 0
+    # mpirun names the signal; horovodrun says 128 + 9, the status of the rank's shell.
+    assert "signal 9" in done.stdout or "code 137" in done.stdout, done.stdout[-2000:]
+    assert not (tmp_path / "out" / "model").exists()
+
+
+def test_a_full_disk_is_told_and_leaves_nothing(tmp_path: Path) -> None:
+    done = fail("torch", "disk", "gloo", tmp_path / "out")
+    assert done.returncode != 0
+    assert "could not be saved" in done.stdout
+    assert "File too large" in done.stdout
+    # horovodrun adds a traceback of its own; a rank must not.
+    assert "<stderr>:Traceback" not in done.stdout
+    left = {path.name for path in (tmp_path / "out").iterdir()}
+    assert left == {"metrics.jsonl", "spec.json", "plan.json"}
+
+
+def test_nan_on_one_rank_stops_every_rank(tmp_path: Path) -> None:
+    done = fail("torch", "nan", "gloo", tmp_path / "out")
+    assert done.returncode != 0
+    assert "50 updates in a row" in done.stdout
+    assert "optimizer.learning_rate" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["bert", "--set", "optimizer.learning_rat=1"], "did you mean 'learning_rate'?"),
+        (["no-such.yaml"], "no such file"),
+        (["bert", "--set", "data.corpus=null", "--set", "data.files=[/no/such/*.txt]"], "/no/such/*.txt"),
+    ],
+)
+def test_bad_input_gives_one_message(arguments: list[str], expected: str, tmp_path: Path) -> None:
+    output = ["--output-dir", str(tmp_path / "out")]
+    done = run_python("-m", "hvdtrain.cli", "run", *arguments, "--framework", "torch", "-np", "2", *output)
+    assert done.returncode != 0
+    # The closing line repeats the message of the rank that failed first.
+    assert expected in done.stderr.strip().splitlines()[-1]
+    assert done.stderr.count(expected) <= 2
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_unreadable_corpus_is_told(tmp_path: Path) -> None:
+    bad = tmp_path / "bad.txt"
+    bad.write_bytes(b"good line\n\xff\xfe broken\n")
+    arguments = [
+        "--set",
+        "data.corpus=null",
+        "--set",
+        f"data.files=[{bad}]",
+        "--output-dir",
+        str(tmp_path / "out"),
+    ]
+    done = run_python("-m", "hvdtrain.torch.job", *arguments)
+    assert done.returncode != 0
+    assert "bad.txt" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def run_python(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, *arguments], capture_output=True, text=True, timeout=TIMEOUT, check=False
+    )

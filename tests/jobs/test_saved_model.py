@@ -1,0 +1,60 @@
+"""A model of either framework opens with Hugging Face Transformers and gives the loss that was logged."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForMaskedLM, AutoTokenizer
+
+from hvdtrain.core.data import eval_batches, prepare
+from hvdtrain.core.metrics import read_metrics
+from hvdtrain.core.spec import load_spec
+from tests.jobs.runs import TINY, launch
+
+SETTINGS = [*TINY, "max_steps=5", "checkpointing.save_steps=2"]
+SCRIPTS = {"torch": "torch_jobs/train_bert.py", "tensorflow": "tf_jobs/train_bert.py"}
+
+
+@pytest.mark.parametrize(("framework", "wire"), [("torch", "mpi"), ("tensorflow", "gloo")])
+def test_job_script_leaves_a_hugging_face_model(framework: str, wire: str, tmp_path: Path) -> None:
+    script = Path(__file__).parents[2] / SCRIPTS[framework]
+    settings = [part for override in SETTINGS for part in ("--set", override)]
+    done = launch(2, [str(script), *settings, "--output-dir", str(tmp_path / "out")], wire)
+    assert done.returncode == 0, done.stdout[-3000:]
+    assert f"model in {tmp_path / 'out' / 'model'}" in done.stdout
+
+    saved = sorted(path.name for path in (tmp_path / "out").iterdir() if path.is_dir())
+    assert saved == ["checkpoint-2", "checkpoint-4", "model"]
+    logged = read_metrics(tmp_path / "out")[1][-1]["eval_loss"]
+    assert evaluate_with_transformers(tmp_path / "out" / "model") == pytest.approx(logged, rel=1e-5)
+
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "out" / "model")
+    assert tokenizer.mask_token == "[MASK]"
+    assert (
+        tokenizer.decode(tokenizer("the import statement")["input_ids"]) == "[CLS] the import statement [SEP]"
+    )
+
+
+def evaluate_with_transformers(directory: Path) -> float:
+    spec = load_spec("bert", SETTINGS)
+    dataset = prepare(spec.data, spec.model.vocab_size, spec.seed)
+    model = AutoModelForMaskedLM.from_pretrained(directory).eval()
+    loss, count = 0.0, 0
+    for batch in eval_batches(dataset, spec.task, seed=spec.seed, per_device=8, rank=0, size=1):
+        labels = torch.full(batch.input_ids.shape, -100)
+        for row, (positions, tokens, weights) in enumerate(
+            zip(batch.masked_positions, batch.masked_labels, batch.masked_weights, strict=True)
+        ):
+            real = weights > 0
+            labels[row, positions[real]] = torch.from_numpy(tokens[real]).long()
+        with torch.no_grad():
+            found = model(
+                input_ids=torch.from_numpy(batch.input_ids).long(),
+                attention_mask=torch.from_numpy(batch.attention_mask),
+                labels=labels,
+            )
+        predictions = int((labels != -100).sum())
+        loss, count = loss + float(found.loss) * predictions, count + predictions
+    return loss / count

@@ -1,0 +1,139 @@
+"""Same spec, same trajectory: whatever the framework, and however a global batch is cut."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from hvdtrain.core.checkpoint import load_model
+from hvdtrain.core.metrics import read_metrics
+from tests.jobs.runs import FRAMEWORKS, TINY, train_all
+
+# One global batch of 8, cut as ranks x accumulation (x 1 row); whole topics as sequences differ in length.
+CUTS = {1: 8, 2: 4, 4: 2}
+RAGGED = [
+    *TINY,
+    "model.dtype=float64",
+    "data.packing=false",
+    "batch.per_device_train_batch_size=1",
+    "batch.global_batch_size=8",
+    "batch.gradient_accumulation_steps=null",
+    "schedule.warmup_steps=1",
+    "schedule.type=cosine",
+    "max_grad_norm=0.5",
+]
+PACKED = [*TINY, "batch.per_device_train_batch_size=4", "batch.gradient_accumulation_steps=2", "max_steps=30"]
+
+Runs = dict[tuple[str, int], dict[str, Path]]
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
+    root = tmp_path_factory.mktemp("trajectory")
+    found: Runs = {}
+    for framework in FRAMEWORKS:
+        for ranks in CUTS:
+            scenarios = {"twenty": [*RAGGED, "max_steps=20", "checkpointing.save_steps=1"]}
+            if ranks == 2:
+                scenarios |= {"fp32": PACKED, "fp16": [*PACKED, "compression.type=fp16"]}
+                # Updates that do not divide the epoch: its last one is smaller.
+                scenarios["epoch"] = [*RAGGED, *EPOCH]
+            found[framework, ranks] = train_all(root / f"{framework}-{ranks}", framework, ranks, scenarios)
+    return found
+
+
+EPOCH = [
+    "max_steps=null",
+    "num_train_epochs=2",
+    "data.max_seq_length=32",
+    "data.validation_split=0.5",
+    "batch.global_batch_size=512",
+    "batch.per_device_train_batch_size=128",
+]
+
+
+def losses(run: Path) -> np.ndarray:
+    return np.array([line["loss"] for line in read_metrics(run)[0]])
+
+
+def relative(a: np.ndarray, b: np.ndarray) -> float:
+    return float(np.max(np.abs(a - b)) / np.max(np.abs(a)))
+
+
+def largest_weight_difference(a: Path, b: Path) -> float:
+    first, second = load_model(a), load_model(b)
+    assert first.keys() == second.keys()
+    # Softmax does not see the bias of the keys: its gradient is 0, and what moves it is rounding alone.
+    compared = [name for name in first if not name.endswith("key.bias")]
+    return max(relative(first[name], second[name]) for name in compared)
+
+
+@pytest.mark.parametrize("framework", FRAMEWORKS)
+@pytest.mark.parametrize("ranks", [2, 4])
+def test_cutting_a_global_batch_changes_nothing(runs: Runs, framework: str, ranks: int) -> None:
+    whole, cut = runs[framework, 1]["twenty"], runs[framework, ranks]["twenty"]
+    assert relative(losses(whole)[:2], losses(cut)[:2]) < 1e-12
+    assert largest_weight_difference(whole / "checkpoint-1", cut / "checkpoint-1") < 1e-12
+    assert relative(losses(whole), losses(cut)) < 1e-10
+    assert largest_weight_difference(whole / "model", cut / "model") < 1e-10
+    tokens = [line["tokens"] for line in read_metrics(cut)[0]]
+    assert len(set(tokens)) > 3, "the token counts were meant to be ragged"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("framework", FRAMEWORKS)
+def test_eight_ranks_change_nothing_either(runs: Runs, framework: str, tmp_path: Path) -> None:
+    whole = runs[framework, 1]["twenty"]
+    cut = train_all(tmp_path, framework, 8, {"twenty": [*RAGGED, "max_steps=20"]})["twenty"]
+    assert relative(losses(whole)[:2], losses(cut)[:2]) < 1e-12
+    assert relative(losses(whole), losses(cut)) < 1e-10
+    assert largest_weight_difference(whole / "model", cut / "model") < 1e-10
+
+
+@pytest.mark.parametrize("ranks", list(CUTS))
+def test_frameworks_agree_to_rounding_in_float64(runs: Runs, ranks: int) -> None:
+    a, b = runs["torch", ranks], runs["tensorflow", ranks]
+    assert relative(losses(a["twenty"]), losses(b["twenty"])) < 1e-10
+    assert largest_weight_difference(a["twenty"] / "model", b["twenty"] / "model") < 1e-8
+
+
+def test_frameworks_agree_in_float32(runs: Runs) -> None:
+    a, b = losses(runs["torch", 2]["fp32"]), losses(runs["tensorflow", 2]["fp32"])
+    assert np.max(np.abs(a - b) / a) < 1e-3
+
+
+@pytest.mark.parametrize("framework", FRAMEWORKS)
+def test_loss_falls(runs: Runs, framework: str) -> None:
+    found = losses(runs[framework, 2]["fp32"])
+    assert found[-5:].mean() < found[:5].mean() - 0.2
+
+
+@pytest.mark.parametrize("framework", FRAMEWORKS)
+def test_fp16_halves_the_wire_and_keeps_the_curve(runs: Runs, framework: str) -> None:
+    full, half = (read_metrics(runs[framework, 2][name])[0] for name in ("fp32", "fp16"))
+    parameters = sum(w.size for w in load_model(runs[framework, 2]["fp32"] / "model").values())
+    assert {line["wire_bytes"] for line in full} == {4 * parameters}
+    # The first update gathers four bytes a bucket as well, to find its scale.
+    assert [line["wire_bytes"] for line in half] == [2 * parameters + 4] + [2 * parameters] * 29
+    a, b = np.array([x["loss"] for x in full]), np.array([x["loss"] for x in half])
+    assert np.max(np.abs(a - b) / a) < 0.01
+    assert np.any(a != b), "fp16 rounding must be seen somewhere"
+
+
+@pytest.mark.parametrize("framework", FRAMEWORKS)
+def test_every_sample_once_an_epoch(runs: Runs, framework: str) -> None:
+    lines = read_metrics(runs[framework, 2]["epoch"])[0]
+    for epoch in (0, 1):
+        samples = [line["samples"] for line in lines if line["epoch"] == epoch]
+        assert samples[-1] < 512, "the last update of the epoch was meant to be smaller"
+        assert set(samples[:-1]) == {512}
+    assert lines[-1]["samples_consumed"] == 2 * sum(x["samples"] for x in lines if x["epoch"] == 0)
+
+
+def test_ragged_epochs_agree_across_frameworks(runs: Runs) -> None:
+    a, b = runs["torch", 2]["epoch"], runs["tensorflow", 2]["epoch"]
+    assert relative(losses(a), losses(b)) < 1e-11
+    evaluations = [read_metrics(run)[1][-1]["eval_loss"] for run in (a, b)]
+    assert evaluations[0] == pytest.approx(evaluations[1], rel=1e-11)

@@ -1,0 +1,36 @@
+"""worker.py FRAMEWORK SCENARIOS.json: trains several specs in one launch, so that tests pay start-up once.
+
+A scenario is {"name", "set": [overrides]}; rank 0 leaves each run in a folder of its name beside the file.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import sys
+import traceback
+from pathlib import Path
+
+from hvdtrain.core.job import train_spec
+from hvdtrain.core.spec import load_spec
+
+
+def main() -> None:
+    scenarios = Path(sys.argv[2])
+    framework = importlib.import_module(f"hvdtrain.{sys.argv[1]}.job")._load()
+    world = None
+    for scenario in json.loads(scenarios.read_text()):
+        spec = load_spec("bert", scenario["set"])
+        world = world or framework.init(spec)
+        train_spec(framework, world, spec, scenarios.parent / scenario["name"])
+    framework.shutdown()
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except BaseException:
+        traceback.print_exc()
+        sys.stderr.flush()
+        os._exit(1)

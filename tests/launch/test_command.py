@@ -1,0 +1,105 @@
+"""`hvdtrain run` as typed: options, refusals and the printed command."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import typer
+from typer.testing import CliRunner
+
+from hvdtrain.core.errors import HvdtrainError, LaunchError, SpecError
+from hvdtrain.launch.command import run
+
+app = typer.Typer()
+app.command()(run)
+SHORT = ("--set", "max_steps=2", "--set", "schedule.warmup_steps=1")
+
+
+def invoke(*arguments: str) -> tuple[int, str, str]:
+    result = CliRunner().invoke(app, ["bert", "--framework", "torch", *arguments])
+    if isinstance(result.exception, HvdtrainError):
+        raise result.exception
+    return result.exit_code, result.stdout, result.stderr
+
+
+@pytest.mark.parametrize(
+    "ranks", [("-np", "3"), ("-np=3",), ("--num-proc", "3"), ("-np", "3", "-H", "localhost:2,127.0.0.1:4")]
+)
+def test_dry_run_prints_a_command_for_exactly_the_ranks(ranks: tuple[str, ...]) -> None:
+    status, out, err = invoke(
+        *ranks, "--dry-run", "--launcher", "horovodrun", "--wire", "gloo", "--set", "seed=4"
+    )
+    assert status == 0
+    words = shlex.split(out)
+    assert words[words.index("-np") + 1] == "3"
+    expected = "localhost:2,127.0.0.1:1" if "-H" in ranks else "localhost:3"
+    assert words[words.index("-H") + 1] == expected
+    assert words[-6:] == ["-m", "hvdtrain.torch.job", "--spec", "bert", "--set", "seed=4"]
+    assert err == f"hvdtrain: 3 ranks on {expected}, gloo by horovodrun (as asked for)\n"
+
+
+def test_dry_run_output_runs_as_printed(tmp_path: Path) -> None:
+    status, out, _ = invoke("-np", "2", *SHORT, "--output-dir", str(tmp_path / "out put"), "--dry-run")
+    assert status == 0
+    env = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    done = subprocess.run(
+        ["sh", "-c", out], env=env, capture_output=True, text=True, timeout=120, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "out put" / "metrics.jsonl").exists()
+
+
+def test_hostfile(tmp_path: Path) -> None:
+    file = tmp_path / "hosts"
+    file.write_text("192.0.2.1 slots=4\n192.0.2.2 slots=4\n")
+    _, out, err = invoke("-np", "6", "--hostfile", str(file), "--network-interface", "eth7", "--dry-run")
+    words = shlex.split(out)
+    assert words[words.index("-H") + 1] == "192.0.2.1:4,192.0.2.2:2"
+    assert words[words.index("--network-interfaces") + 1] == "eth7"
+    assert "Gloo is faster" in err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "kind", "complaint"),
+    [
+        (("-np", "2", "--set", "sead=1"), SpecError, "did you mean 'seed'"),
+        (("-np", "5", "-H", "a:2,b:2"), LaunchError, "4 slots"),
+        (("-np", "0"), LaunchError, "at least one rank"),
+        (("-np", "2", "-H", "a:2", "--hostfile", "x"), LaunchError, "not both"),
+        (("-np", "2", "--launcher", "mpirun", "--wire", "gloo"), LaunchError, "Gloo needs horovodrun"),
+    ],
+)
+def test_refusals_start_nothing(arguments: tuple[str, ...], kind: type[Exception], complaint: str) -> None:
+    with pytest.raises(kind, match=complaint):
+        invoke(*arguments)
+
+
+def test_status_of_a_failing_job(tmp_path: Path) -> None:
+    blocked = tmp_path / "file"
+    blocked.write_text("in the way of a folder")
+    arguments = [
+        "run",
+        "bert",
+        "--framework",
+        "torch",
+        "-np",
+        "2",
+        *SHORT,
+        "--output-dir",
+        str(blocked / "out"),
+    ]
+    script = "import typer; from hvdtrain.launch.command import run; typer.run(run)"
+    done = subprocess.run(
+        [sys.executable, "-c", script, *arguments[1:]],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1].startswith("hvdtrain: rank 0 failed first (exit status 1)")

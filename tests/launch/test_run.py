@@ -1,0 +1,144 @@
+"""Real jobs under every launcher: they end well, or they end soon and say who failed."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+import pytest
+
+from hvdtrain.core.errors import LaunchError
+from hvdtrain.launch.facts import find_facts
+from hvdtrain.launch.run import run_command
+
+HERE = Path(__file__).parent
+GLOO, MPI_BY_HOROVOD, MPI = ("horovodrun", "gloo"), ("horovodrun", "mpi"), ("mpirun", "mpi")
+# The ranks that do not fail would go on for hours; 30 s to end them, the rest to start on a busy machine.
+HANG_S = 90.0
+
+
+class Job:
+    """Two ranks of one of the programs in ranks/, started by drive.py in a folder of their own."""
+
+    def __init__(self, launch: tuple[str, str], folder: Path, *program: str) -> None:
+        script = str(HERE / "ranks" / program[0])
+        self.folder = folder
+        self.process = subprocess.Popen(
+            [sys.executable, str(HERE / "drive.py"), "2", "localhost:4", *launch, script, *program[1:]],
+            cwd=folder,
+            env={**os.environ, "PYTHONPATH": str(HERE.parents[1]), "OMP_NUM_THREADS": "1"},
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        )
+
+    def finish(self) -> tuple[int, str, str]:
+        try:
+            out, err = self.process.communicate(timeout=HANG_S)
+        finally:
+            self.process.kill()
+        return self.process.returncode, out, err
+
+    def ranks_alive(self) -> list[int]:
+        pids = [int(text) for file in self.folder.glob("*.pid") if (text := file.read_text())]
+        return [pid for pid in pids if psutil.pid_exists(pid)]
+
+
+def wait_for(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + HANG_S
+    while not condition():
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.05)
+
+
+@pytest.mark.parametrize("launch", [GLOO, MPI_BY_HOROVOD, MPI])
+def test_success(launch: tuple[str, str], tmp_path: Path) -> None:
+    status, out, err = Job(launch, tmp_path, "allreduce.py").finish()
+    assert status == 0, err
+    total, host = [0.0, 3.0, 6.0, 9.0], os.uname().nodename
+    expected = [f"RESULT {rank}/2 {launch[1]} {total} {host} {tmp_path}" for rank in (0, 1)]
+    # Rank 0 speaks for the job, the others are marked.
+    assert sorted(out.splitlines()) == sorted([expected[0], f"[rank 1] {expected[1]}"])
+
+
+@pytest.mark.parametrize(
+    ("launch", "fault", "failing"),
+    [
+        (GLOO, "raise", 1),
+        (GLOO, "kill", 1),
+        (MPI_BY_HOROVOD, "raise-while-others-compute", 0),
+        (MPI_BY_HOROVOD, "kill", 1),
+        (MPI, "raise", 1),
+        (MPI, "raise-while-others-compute", 0),
+        (MPI, "kill", 0),
+    ],
+)
+def test_failing_rank_ends_the_job(launch: tuple[str, str], fault: str, failing: int, tmp_path: Path) -> None:
+    job = Job(launch, tmp_path, "fault.py", fault, str(failing), str(tmp_path))
+    status, out, err = job.finish()
+    failed_at = float(next(line for line in out.splitlines() if "FAILING" in line).split()[-1])
+    print(f"{launch}, {fault}: ended {time.time() - failed_at:.1f} s after the failure")
+    last = err.splitlines()[-1]
+    assert last.startswith(f"hvdtrain: rank {failing} failed first"), err
+    assert last.endswith("(killed by SIGKILL)" if fault == "kill" else "ValueError: planned failure")
+    assert status == (128 + signal.SIGKILL if fault == "kill" else 1)
+    assert job.ranks_alive() == []
+
+
+@pytest.mark.parametrize(
+    ("launch", "signum"), [(GLOO, signal.SIGINT), (MPI_BY_HOROVOD, signal.SIGINT), (MPI, signal.SIGTERM)]
+)
+def test_stopping_leaves_no_process(launch: tuple[str, str], signum: signal.Signals, tmp_path: Path) -> None:
+    job = Job(launch, tmp_path, "fault.py", "none", "0", str(tmp_path))
+    wait_for((tmp_path / "working").exists)
+    children = psutil.Process(job.process.pid).children(recursive=True)
+    job.process.send_signal(signum)
+    status, _, err = job.finish()
+    assert (status, err.splitlines()[-1]) == (128 + signum, f"hvdtrain: stopped by {signum.name}")
+    assert job.ranks_alive() == []
+    assert [child for child in children if child.is_running()] == []
+
+
+@pytest.mark.parametrize("launch", [GLOO, MPI])
+def test_killing_the_driver_ends_the_ranks(launch: tuple[str, str], tmp_path: Path) -> None:
+    job = Job(launch, tmp_path, "fault.py", "none", "0", str(tmp_path))
+    wait_for((tmp_path / "working").exists)
+    job.process.kill()
+    job.finish()
+    wait_for(lambda: not job.ranks_alive())
+
+
+def test_missing_launcher_is_named() -> None:
+    with pytest.raises(LaunchError, match="cannot start `/no/such/mpirun`"):
+        run_command(["/no/such/mpirun"], os.environ)
+
+
+def test_launcher_that_fails_by_itself_keeps_its_words(capfd: pytest.CaptureFixture[str]) -> None:
+    assert run_command([sys.executable, "-c", "import sys; sys.exit('no slots')"], os.environ) == 1
+    assert capfd.readouterr().err == "no slots\nhvdtrain: the launcher failed (exit status 1); see above\n"
+
+
+def test_standard_input_is_closed() -> None:
+    assert run_command([sys.executable, "-c", "import sys; sys.exit(len(sys.stdin.read()))"], os.environ) == 0
+
+
+def test_orphans_are_ended_too(tmp_path: Path) -> None:
+    pid = tmp_path / "pid"
+    script = f"setsid sh -c 'echo $$ > {pid}; exec sleep 1000' & while [ ! -s {pid} ]; do sleep 0.1; done"
+    assert run_command(["sh", "-c", script], os.environ) == 0
+    assert not psutil.pid_exists(int(pid.read_text()))
+
+
+def test_facts_agree_with_horovod() -> None:
+    script = "import horovod.torch as hvd; print(hvd.mpi_built(), hvd.gloo_built())"
+    said = subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, text=True)
+    facts = find_facts("torch")
+    assert said.stdout.split() == [str(facts.horovod_mpi), str(facts.horovod_gloo)]
+    absent = find_facts("mxnet")
+    assert (absent.horovod_mpi, absent.horovod_gloo) == (False, False)

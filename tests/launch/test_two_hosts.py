@@ -1,0 +1,91 @@
+"""Two hosts that reach each other by ssh only: the same commands as on a real cluster."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.launch.cluster import Cluster, emulated_hosts
+
+HERE = Path(__file__).parent
+ENV = {**os.environ, "PYTHONPATH": str(HERE.parents[1]), "OMP_NUM_THREADS": "1"}
+HANG_S = 120.0
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def two_hosts() -> Iterator[Cluster]:
+    with emulated_hosts(2) as cluster:
+        yield cluster
+
+
+def drive(cluster: Cluster, folder: Path, launch: tuple[str, str], *program: str) -> tuple[int, str]:
+    script = str(HERE / "ranks" / program[0])
+    command = [sys.executable, str(HERE / "drive.py"), "2", "nodea:1,nodeb:1", *launch, script, *program[1:]]
+    return cluster.run("nodea", command, cwd=folder, env=ENV, timeout_s=HANG_S)
+
+
+def wait_until_no_process_is_left(cluster: Cluster) -> None:
+    deadline = time.monotonic() + HANG_S
+    while any(cluster.processes(name) for name in cluster.names):
+        assert time.monotonic() < deadline, "a process outlived its job"
+        time.sleep(0.1)
+
+
+@pytest.mark.parametrize("launch", [("horovodrun", "gloo"), ("mpirun", "mpi")])
+def test_rank_that_computes_elsewhere_ends_with_the_job(
+    two_hosts: Cluster, launch: tuple[str, str], tmp_path: Path
+) -> None:
+    _, output = drive(
+        two_hosts, tmp_path, launch, "fault.py", "raise-while-others-compute", "0", str(tmp_path)
+    )
+    assert (
+        output.splitlines()[-1]
+        == "hvdtrain: rank 0 failed first (exit status 1): ValueError: planned failure"
+    )
+    wait_until_no_process_is_left(two_hosts)
+
+
+@pytest.mark.parametrize(
+    ("launch", "wire"),
+    [
+        (("auto", "auto"), "gloo"),
+        (("mpirun", "auto"), "mpi"),
+        (("horovodrun", "mpi"), "mpi"),
+    ],
+)
+def test_ranks_on_two_hosts(two_hosts: Cluster, launch: tuple[str, str], wire: str, tmp_path: Path) -> None:
+    status, output = drive(two_hosts, tmp_path, launch, "allreduce.py")
+    assert status == 0, output
+    results = sorted(line[line.index("RESULT") :] for line in output.splitlines() if "RESULT" in line)
+    total = [0.0, 3.0, 6.0, 9.0]
+    assert results == [
+        f"RESULT {rank}/2 {wire} {total} {two_hosts.names[rank]} {tmp_path}" for rank in (0, 1)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("launch", "fault", "last_words"),
+    [
+        # Over ssh a signal arrives as ssh's own exit status.
+        (("horovodrun", "gloo"), "kill", "(killed, or its host lost)"),
+        (("horovodrun", "gloo"), "raise", "planned failure"),
+        (("mpirun", "mpi"), "kill", "(killed by SIGKILL)"),
+        (("mpirun", "mpi"), "raise", "planned failure"),
+    ],
+)
+def test_rank_failing_on_the_other_host(
+    two_hosts: Cluster, launch: tuple[str, str], fault: str, last_words: str, tmp_path: Path
+) -> None:
+    status, output = drive(two_hosts, tmp_path, launch, "fault.py", fault, "1", str(tmp_path))
+    assert status != 0
+    last = output.splitlines()[-1]
+    assert last.startswith("hvdtrain: rank 1 failed first"), output
+    assert last.endswith(last_words)
+    wait_until_no_process_is_left(two_hosts)

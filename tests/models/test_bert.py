@@ -1,0 +1,190 @@
+"""BERT's table of weights against Transformers and KerasHub, and the two models against each other."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import tensorflow as tf
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from transformers import BertConfig, BertForMaskedLM
+
+from hvdtrain.core.data import MicroBatch
+from hvdtrain.core.sections import ModelSpec
+from hvdtrain.core.weights import Weight, initial_weights
+from hvdtrain.models import bert, family_of
+from hvdtrain.tensorflow import models as tensorflow_models
+from hvdtrain.torch import models as torch_models
+
+SMALL = ModelSpec(
+    vocab_size=97,
+    hidden_size=24,
+    num_hidden_layers=2,
+    num_attention_heads=3,
+    intermediate_size=40,
+    max_position_embeddings=16,
+    type_vocab_size=2,
+    hidden_dropout_prob=0.0,
+    attention_probs_dropout_prob=0.0,
+    initializer_range=0.3,  # large, so that attention and activations leave their linear ranges
+    layer_norm_eps=1e-5,
+    dtype="float64",
+)
+
+
+def hugging_face(model: ModelSpec) -> BertForMaskedLM:
+    """What Transformers builds from the `config.json` of a saved model."""
+    return BertForMaskedLM(BertConfig(**bert.hf_config(model, pad_token_id=0))).eval()
+
+
+def weights_far_from_initial(model: ModelSpec) -> dict[str, np.ndarray]:
+    """Every weight drawn, biases and layer norms too, so that none can be mistaken for another."""
+    drawn = [Weight(w.name, w.shape, w.decays, "normal") for w in bert.weights(model)]
+    return initial_weights(drawn, seed=3, std=0.3, dtype="float64")
+
+
+def ragged_batch(model: ModelSpec) -> MicroBatch:
+    """Four rows of 12, 7, 3 and no real tokens; the last row and some predictions have weight 0."""
+    random = np.random.default_rng(5)
+    lengths, predictions, width, most = (12, 7, 3, 0), (4, 2, 1, 0), 12, 4
+    tokens = np.zeros((4, width), np.int32)
+    mask = np.zeros((4, width), np.int32)
+    positions, labels = np.zeros((4, most), np.int32), np.zeros((4, most), np.int32)
+    weights = np.zeros((4, most))
+    for row, (length, count) in enumerate(zip(lengths, predictions, strict=True)):
+        tokens[row, :length] = random.integers(5, model.vocab_size, length)
+        mask[row, : length or width] = 1
+        positions[row, :count] = np.sort(random.choice(length, count, replace=False)) if count else []
+        labels[row, :count] = random.integers(5, model.vocab_size, count)
+        weights[row, :count] = 1.0
+    types = np.zeros_like(tokens)
+    types[0, 6:] = 1
+    return MicroBatch(tokens, mask, types, positions, labels, weights, weights.sum(), sum(lengths), 3)
+
+
+def test_names_and_shapes_are_those_of_transformers() -> None:
+    theirs = {name: tuple(p.shape) for name, p in hugging_face(SMALL).named_parameters()}
+    assert {w.name: w.shape for w in bert.weights(SMALL)} == theirs
+
+
+def test_weights_come_in_the_order_of_the_forward_pass() -> None:
+    theirs = [name for name, _ in hugging_face(SMALL).named_parameters()]
+    # Transformers registers the head's bias before the transform that precedes it.
+    bias = "cls.predictions.bias"
+    ours = [w.name for w in bert.weights(SMALL)]
+    assert [n for n in ours if n != bias] == [n for n in theirs if n != bias]
+    assert ours[-1] == bias
+
+
+def test_biases_and_layer_norms_alone_do_not_decay() -> None:
+    for weight in bert.weights(SMALL):
+        assert weight.decays == (len(weight.shape) == 2), weight.name
+        assert weight.decays == (not weight.name.endswith("bias") and "LayerNorm" not in weight.name)
+
+
+def test_a_model_starts_as_bert_does() -> None:
+    arrays = initial_weights(bert.weights(SMALL), seed=0, std=0.02, dtype="float32")
+    for name, array in arrays.items():
+        if "LayerNorm.weight" in name:
+            assert (array == 1).all(), name
+        elif name.endswith("bias"):
+            assert (array == 0).all(), name
+        else:
+            assert abs(array.mean()) < 0.02 * 4 / np.sqrt(array.size), name
+            assert abs(array.std() - 0.02) < 0.02 * 4 / np.sqrt(2 * array.size), name
+
+
+def test_the_family_of_a_spec_is_found() -> None:
+    assert family_of(SMALL) is bert
+
+
+@given(st.integers(1, 4), st.integers(1, 4), st.integers(1, 9))
+def test_from_keras_undoes_to_keras(heads: int, per_head: int, others: int) -> None:
+    hidden = heads * per_head
+    query = Weight("bert.encoder.layer.0.attention.self.query.weight", (hidden, others), True, "normal")
+    output = Weight("bert.encoder.layer.0.attention.output.dense.weight", (others, hidden), True, "normal")
+    bias = Weight("bert.encoder.layer.0.attention.self.query.bias", (hidden,), False, "zeros")
+    embedding = Weight("bert.embeddings.word_embeddings.weight", (others, hidden), True, "normal")
+    for weight, keras_shape in (
+        (query, (others, heads, per_head)),
+        (output, (heads, per_head, others)),
+        (bias, (heads, per_head)),
+        (embedding, (others, hidden)),
+    ):
+        array = np.random.default_rng(0).normal(size=weight.shape)
+        there = bert.to_keras(weight, array, keras_shape)
+        assert there.shape == keras_shape
+        np.testing.assert_array_equal(bert.from_keras(weight, there), array)
+
+
+def test_the_table_covers_every_weight_of_keras_hub_but_the_pooler_once() -> None:
+    model = tensorflow_models.MaskedLM(SMALL, bert.weights(SMALL))
+    every = {v.path for v in [*model._backbone.variables, *model._head.variables]}
+    paths = bert.keras_paths(SMALL)
+    assert len(set(paths.values())) == len(paths)
+    assert paths.keys() == {w.name for w in bert.weights(SMALL)}
+    assert every - set(paths.values()) == {"pooled_dense/kernel", "pooled_dense/bias"}
+    assert set(paths.values()) <= every
+
+
+@pytest.mark.parametrize("adapter", [torch_models, tensorflow_models], ids=["torch", "tensorflow"])
+def test_a_model_gives_back_the_weights_it_was_given(adapter) -> None:  # type: ignore[no-untyped-def]
+    model, arrays = adapter.MaskedLM(SMALL, bert.weights(SMALL)), weights_far_from_initial(SMALL)
+    model.write(arrays)
+    found = model.read()
+    assert found.keys() == arrays.keys()
+    for name, array in found.items():
+        np.testing.assert_array_equal(array, arrays[name], err_msg=name)
+        assert array.flags.c_contiguous
+    found["cls.predictions.bias"][:] = 7.0
+    np.testing.assert_array_equal(model.read()["cls.predictions.bias"], arrays["cls.predictions.bias"])
+
+
+@pytest.mark.parametrize("activation", ["gelu", "gelu_new"])
+@pytest.mark.parametrize("training", [False, True])
+def test_both_frameworks_compute_the_loss_of_transformers(activation: str, training: bool) -> None:
+    spec = SMALL.model_copy(update={"hidden_act": activation})
+    arrays, batch = weights_far_from_initial(spec), ragged_batch(spec)
+    oracle = hugging_face(spec).double()
+    oracle.load_state_dict({n: torch.from_numpy(a) for n, a in arrays.items()}, strict=False)
+    labels = np.full(batch.input_ids.shape, -100)
+    for row, column in zip(*np.nonzero(batch.masked_weights), strict=True):
+        labels[row, batch.masked_positions[row, column]] = batch.masked_labels[row, column]
+    with torch.no_grad():
+        mean = oracle(
+            input_ids=torch.from_numpy(batch.input_ids).long(),
+            attention_mask=torch.from_numpy(batch.attention_mask).long(),
+            token_type_ids=torch.from_numpy(batch.token_type_ids).long(),
+            labels=torch.from_numpy(labels),
+        ).loss
+    expected = float(mean) * batch.weight
+
+    ours = torch_models.MaskedLM(spec, bert.weights(spec))
+    ours.write(arrays)
+    theirs = tensorflow_models.MaskedLM(spec, bert.weights(spec))
+    theirs.write(arrays)
+    torch_loss = ours.loss_sum(torch_models.tensors(batch), training=training).item()
+    tensorflow_loss = float(theirs.loss_sum(tensorflow_models.tensors(batch), training=training))
+    assert torch_loss == pytest.approx(expected, rel=1e-13)
+    assert tensorflow_loss == pytest.approx(torch_loss, rel=1e-13)
+
+
+@pytest.mark.parametrize("activation", ["gelu", "gelu_new"])
+def test_both_frameworks_compute_the_same_gradients(activation: str) -> None:
+    spec = SMALL.model_copy(update={"hidden_act": activation})
+    arrays, batch, table = weights_far_from_initial(spec), ragged_batch(spec), bert.weights(spec)
+    ours, theirs = torch_models.MaskedLM(spec, table), tensorflow_models.MaskedLM(spec, table)
+    ours.write(arrays)
+    theirs.write(arrays)
+    ours.loss_sum(torch_models.tensors(batch), training=True).backward()
+    with tf.GradientTape() as tape:
+        loss = theirs.loss_sum(tensorflow_models.tensors(batch), training=True)
+    found = tape.gradient(loss, theirs.parameters)
+    for weight in table:
+        torch_gradient = ours.parameters[weight.name].grad.numpy()
+        tensorflow_gradient = bert.from_keras(weight, tf.convert_to_tensor(found[weight.name]).numpy())
+        scale = max(np.abs(torch_gradient).max(), 1e-3)
+        np.testing.assert_allclose(
+            tensorflow_gradient, torch_gradient, rtol=0, atol=1e-12 * scale, err_msg=weight.name
+        )

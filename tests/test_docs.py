@@ -1,0 +1,141 @@
+"""The documentation says what the code does: fields, defaults, links, paths and commands."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer
+from pydantic.fields import FieldInfo
+
+from hvdtrain.cli import app
+from hvdtrain.core.compression import POLICIES, Policy
+from hvdtrain.core.sections import Section
+from hvdtrain.core.spec import JobSpec, parse_spec
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+SPEC_PAGE = (ROOT / "docs" / "spec.md").read_text(encoding="utf-8")
+COMMANDS = typer.main.get_command(app).commands  # type: ignore[attr-defined]
+
+page = pytest.mark.parametrize("page", PAGES, ids=lambda path: path.name)
+
+
+def section_of(field: FieldInfo) -> type[Section] | None:
+    kind = field.annotation
+    return kind if isinstance(kind, type) and issubclass(kind, Section) else None
+
+
+SECTIONS = {
+    "top level": JobSpec,
+    **{name: kind for name, field in JobSpec.model_fields.items() if (kind := section_of(field))},
+}
+
+
+def documented(heading: str, text: str = SPEC_PAGE) -> dict[str, str]:
+    """The default that a section's table gives each field, as text."""
+    body = re.search(rf"^##+ {heading}\n(.*?)(?=^##+ |\Z)", text, re.MULTILINE | re.DOTALL)
+    assert body, f"there is no section {heading}"
+    return dict(re.findall(r"^\| `(\w+)` \| [^|]+ \| `?([^|`]+)`? \| [^|]+ \|$", body[1], re.MULTILINE))
+
+
+def value(text: str) -> Any:
+    try:
+        found = json.loads(text)
+    except ValueError:
+        return text
+    return tuple(found) if isinstance(found, list) else found
+
+
+@pytest.mark.parametrize(("heading", "kind"), SECTIONS.items(), ids=list(SECTIONS))
+def test_every_field_is_documented_with_its_default(heading: str, kind: type[Section]) -> None:
+    table = documented(heading)
+    assert list(table) == list(kind.model_fields)
+    for name, field in kind.model_fields.items():
+        if field.is_required():
+            assert table[name] == "required", name
+        elif isinstance(field.default, Section):
+            assert table[name] == "its defaults", name
+        else:
+            assert value(table[name]) == field.default, name
+
+
+@pytest.mark.parametrize("policy", POLICIES, ids=lambda policy: policy.__name__)
+def test_every_option_of_a_policy_is_documented_with_its_default(policy: type[Policy]) -> None:
+    page = (ROOT / "docs" / "compression.md").read_text(encoding="utf-8")
+    defaults = {name: field.default for name, field in policy.model_fields.items()}
+    table = documented(defaults.pop("type"), page)
+    assert {name: value(text) for name, text in table.items()} == defaults
+
+
+def test_the_example_spec_is_whole() -> None:
+    (example,) = re.findall(r"^```yaml\n(.*?)^```", SPEC_PAGE, re.MULTILINE | re.DOTALL)
+    parse_spec(example)
+
+
+@page
+def test_relative_links_lead_somewhere(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    for target, anchor in re.findall(r"\]\((?!https?:)([^)#\s]*)(?:#([^)\s]*))?\)", text):
+        file = page.parent / target if target else page
+        assert file.exists(), target
+        if anchor:
+            headings = re.findall(r"^#+ (.+)$", file.read_text(encoding="utf-8"), re.MULTILINE)
+            assert anchor in {re.sub(r"[^\w -]", "", h).lower().replace(" ", "-") for h in headings}, anchor
+
+
+@page
+def test_named_paths_exist(page: Path) -> None:
+    named = re.findall(
+        r"`((?:hvdtrain|tests|torch_jobs|tf_jobs|benchmarks)/[\w./-]+)`", page.read_text(encoding="utf-8")
+    )
+    for path in named:
+        assert (ROOT / path).exists(), path
+
+
+@page
+def test_commands_parse(page: Path) -> None:
+    for line in shell_lines(page):
+        program, *arguments = shlex.split(line, comments=True)
+        if program == "hvdtrain":
+            command, name = COMMANDS[arguments.pop(0)], program
+            if hasattr(command, "commands"):
+                command = command.commands[arguments.pop(0)]
+            # Parses, and raises on an unknown option or a missing argument; runs nothing.
+            command.make_context(name, arguments)
+        elif program == "make":
+            assert re.search(rf"^{arguments[0]}:", (ROOT / "Makefile").read_text(), re.MULTILINE), line
+
+
+@page
+def test_commands_named_in_passing_exist(page: Path) -> None:
+    for words in re.findall(r"`hvdtrain ([a-z]+(?: [a-z]+)?)", page.read_text(encoding="utf-8")):
+        first, *second = words.split()
+        assert first in COMMANDS, words
+        if hasattr(COMMANDS[first], "commands"):
+            assert second[0] in COMMANDS[first].commands, words
+
+
+@page
+def test_overrides_name_fields(page: Path) -> None:
+    for path in re.findall(r"--set '?([a-z_.]+)=", page.read_text(encoding="utf-8")):
+        first, *rest = path.split(".")
+        fields = JobSpec.model_fields
+        if rest:
+            section = section_of(fields[first])
+            kinds = POLICIES if first == "compression" else (section,) if section else ()
+            (first,), fields = rest, {n: f for kind in kinds for n, f in kind.model_fields.items()}
+        assert first in fields, path
+
+
+def shell_lines(page: Path) -> Iterator[str]:
+    """Commands of a page's shell blocks, continued lines joined; output redirected elsewhere is cut off."""
+    for block in re.findall(r"^```(?:ba)?sh\n(.*?)^```", page.read_text("utf-8"), re.MULTILINE | re.DOTALL):
+        for line in block.replace("\\\n", " ").splitlines():
+            if re.match(r"(hvdtrain|make) ", line):
+                yield line.partition(" > ")[0]

@@ -1,0 +1,118 @@
+"""Import purity: the core and everything the command line starts with import no framework."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGE = ROOT / "hvdtrain"
+FRAMEWORKS = {"torch", "transformers", "tensorflow", "keras", "keras_hub", "horovod"}
+# What makes a command slow to answer; a command imports them when it runs.
+HEAVY = {"numpy", "pydantic", "matplotlib", "tokenizers", "safetensors", "tensorboard", "yaml"}
+
+
+def module_names(*packages: str) -> list[str]:
+    """Dotted names of every module below the given folders of the package."""
+    files = [file for package in packages for file in sorted((PACKAGE / package).rglob("*.py"))]
+    names = [".".join(file.relative_to(ROOT).with_suffix("").parts) for file in files]
+    return [name.removesuffix(".__init__") for name in names]
+
+
+def python(code: str, *arguments: str) -> str:
+    """Run code in a fresh interpreter; returns what it printed."""
+    done = subprocess.run(
+        [sys.executable, "-c", code, *arguments], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def top_level_modules_after(*modules: str) -> set[str]:
+    """Names of the top-level modules that a fresh interpreter holds after importing the given ones."""
+    code = (
+        "import importlib, sys\n"
+        "for name in sys.argv[1:]: importlib.import_module(name)\n"
+        "print(*{name.partition('.')[0] for name in sys.modules})"
+    )
+    return set(python(code, *modules).split())
+
+
+def test_the_package_imports_neither_a_framework_nor_anything_heavy() -> None:
+    assert not top_level_modules_after("hvdtrain") & (FRAMEWORKS | HEAVY | {"typer", "rich"})
+
+
+def test_nothing_outside_the_adapters_imports_a_framework() -> None:
+    names = [*module_names("core", "models", "launch", "engine", "bench"), "hvdtrain.cli"]
+    # probe.py is a program: `doctor` runs it in a process of its own, to try the frameworks there.
+    names.remove("hvdtrain.engine.probe")
+    assert not top_level_modules_after(*names) & FRAMEWORKS
+
+
+@pytest.mark.parametrize(
+    ("adapter", "stranger"),
+    [("torch", {"tensorflow", "keras", "keras_hub"}), ("tensorflow", {"torch"})],
+)
+def test_an_adapter_imports_nothing_of_the_other(adapter: str, stranger: set[str]) -> None:
+    code = (
+        "import importlib, sys\n"
+        "for name in sys.argv[1:]: importlib.import_module(name)\n"
+        "print(*sorted(name for name in sys.modules if name.startswith('hvdtrain.')))\n"
+        "print(*{name.partition('.')[0] for name in sys.modules})"
+    )
+    ours, every = python(code, *module_names(adapter)).splitlines()
+    other = {"torch": "tensorflow", "tensorflow": "torch"}[adapter]
+    assert not [name for name in ours.split() if name.startswith(f"hvdtrain.{other}")]
+    assert adapter in every.split()
+    assert not set(every.split()) & stranger
+
+
+@pytest.mark.parametrize(
+    ("package", "forbidden"),
+    [
+        ("core", {"models", "torch", "tensorflow", "keras", "launch", "engine", "bench", "cli"}),
+        ("models", {"torch", "tensorflow", "keras", "launch", "engine", "bench", "cli"}),
+        ("torch", {"tensorflow", "keras", "launch", "engine", "bench", "cli"}),
+        ("tensorflow", {"torch", "keras", "launch", "engine", "bench", "cli"}),
+        ("launch", {"torch", "tensorflow", "keras", "bench", "cli"}),
+        ("engine", {"torch", "tensorflow", "keras", "bench", "cli"}),
+    ],
+)
+def test_imports_point_one_way(package: str, forbidden: set[str]) -> None:
+    found = {
+        (file.name, name)
+        for file in (PACKAGE / package).rglob("*.py")
+        for name in _imports(file)
+        if name.startswith("hvdtrain.") and name.split(".")[1] in forbidden
+    }
+    # job.py is what a launcher starts: it asks the engine whether Horovod fits before it imports the adapter.
+    assert found <= {("job.py", "hvdtrain.engine.cache.require_fit")}
+
+
+def test_help_answers_without_what_makes_it_slow() -> None:
+    code = (
+        "import sys\n"
+        "sys.argv = ['hvdtrain', '--help']\n"
+        "from hvdtrain.cli import main\n"
+        "try: main()\n"
+        "except SystemExit as end: assert not end.code, end.code\n"
+        "print('MODULES', *{name.partition('.')[0] for name in sys.modules})"
+    )
+    shown, _, modules = python(code).rpartition("MODULES")
+    for command in ("run", "demo", "parity", "doctor", "engine", "validate", "plan", "schema"):
+        assert command in shown
+    assert not set(modules.split()) & (FRAMEWORKS | HEAVY)
+
+
+def _imports(file: Path) -> Iterator[str]:
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{file}: relative import"
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
