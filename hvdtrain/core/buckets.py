@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from hvdtrain.core.weights import Weight
@@ -42,26 +42,31 @@ class Bucket:
         return tuple(w.shape for w in self.weights)
 
 
-def plan_buckets(weights: Sequence[Weight], itemsize: int, cap_bytes: float) -> tuple[Bucket, ...]:
+def plan_buckets(
+    weights: Sequence[Weight],
+    itemsize: int,
+    cap_bytes: float,
+    group: Callable[[str], int] = lambda name: 0,
+) -> tuple[Bucket, ...]:
     """Fill buckets in reverse order of the forward pass, the order in which backward finishes gradients.
 
     Args:
         weights: the model's weights in the order of the forward pass.
         itemsize: bytes of one gradient element.
         cap_bytes: a bucket closes before it would exceed this; a larger weight has a bucket of its own.
+        group: of a weight's name; weights of different groups never share a bucket.
 
     Returns:
         Buckets in closing order; every weight is in exactly one.
     """
-    groups: list[list[Weight]] = []
-    filled = 0
+    closed: list[list[Weight]] = []
+    # Of each group the bucket being filled; the one that was filled last is the last.
+    filling: dict[int, list[Weight]] = {}
     for weight in reversed(weights):
-        bytes_needed = weight.size * itemsize
-        if not groups or filled + bytes_needed > cap_bytes:
-            groups.append([])
-            filled = 0
-        groups[-1].append(weight)
-        filled += bytes_needed
-    return tuple(
-        Bucket(i, tuple(sorted(group, key=lambda w: not w.decays))) for i, group in enumerate(groups)
-    )
+        members = filling.pop(group(weight.name), [])
+        if members and sum(w.size for w in (*members, weight)) * itemsize > cap_bytes:
+            closed.append(members)
+            members = []
+        filling[group(weight.name)] = [*members, weight]
+    closed += filling.values()
+    return tuple(Bucket(i, tuple(sorted(m, key=lambda w: not w.decays))) for i, m in enumerate(closed))

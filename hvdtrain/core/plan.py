@@ -61,6 +61,7 @@ class Plan:
         parameters: trainable elements.
         decayed_parameters: those that weight decay applies to.
         buckets: gradient buckets in closing order.
+        bucket_compression: the type of each bucket's compression policy.
         wire_bytes_per_update: gradient bytes one rank hands to collectives in one update, once compression
             has warmed up.
         memory: per rank.
@@ -80,6 +81,7 @@ class Plan:
     parameters: int
     decayed_parameters: int
     buckets: tuple[Bucket, ...]
+    bucket_compression: tuple[str, ...]
     wire_bytes_per_update: int
     memory: Memory
     threads: int
@@ -90,7 +92,8 @@ class Plan:
         found = asdict(self)
         found["memory"]["total"] = self.memory.total
         found["buckets"] = [
-            {"elements": b.size, "weights": [w.name for w in b.weights]} for b in self.buckets
+            {"elements": b.size, "compression": c, "weights": [w.name for w in b.weights]}
+            for b, c in zip(self.buckets, found.pop("bucket_compression"), strict=True)
         ]
         return found
 
@@ -128,7 +131,9 @@ def make_plan(
     updates_per_epoch = math.ceil(train_samples / batch.global_batch_size)
     max_steps = spec.max_steps or math.ceil((spec.num_train_epochs or 0) * updates_per_epoch)
     itemsize = np.dtype(spec.model.dtype).itemsize
-    buckets = plan_buckets(weights, itemsize, spec.communication.bucket_cap_mb * _MIB)
+    rules = spec.rules
+    rules.check([w.name for w in weights])
+    buckets = plan_buckets(weights, itemsize, spec.communication.bucket_cap_mb * _MIB, rules.group)
     parameters = sum(w.size for w in weights)
     return Plan(
         size=size,
@@ -144,7 +149,8 @@ def make_plan(
         parameters=parameters,
         decayed_parameters=sum(w.size for w in weights if w.decays),
         buckets=buckets,
-        wire_bytes_per_update=sum(spec.compression.wire_bytes(b, itemsize, size) for b in buckets),
+        bucket_compression=tuple(rules.policy(b).type for b in buckets),
+        wire_bytes_per_update=rules.wire_bytes(buckets, itemsize, size),
         memory=Memory(
             weights=parameters * itemsize,
             gradients=parameters * itemsize,

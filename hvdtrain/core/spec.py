@@ -11,11 +11,12 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, Field, ValidationError, model_validator
+from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
 from pydantic_core import ErrorDetails
 
 from hvdtrain.core import sections
-from hvdtrain.core.compression import Compression, NoCompression
+from hvdtrain.core.compression import FORMS, Compression, NoCompression
+from hvdtrain.core.compression.rules import Rules
 from hvdtrain.core.errors import SpecError
 
 PACKAGED_SPECS = Path(__file__).resolve().parent.parent / "specs"
@@ -41,6 +42,18 @@ class JobSpec(sections.Section):
     checkpointing: sections.CheckpointingSpec = sections.CheckpointingSpec()
     logging: sections.LoggingSpec = sections.LoggingSpec()
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+
+    @property
+    def rules(self) -> Rules:
+        """Which compression policy sums which weights."""
+        return Rules.of_spec(self.compression)
+
+    @field_validator("compression")
+    @classmethod
+    def _something(cls, found: Compression) -> Compression:
+        if found == ():
+            raise ValueError("an empty list; give its entries, or {type: none}")
+        return found
 
     @model_validator(mode="after")
     def _consistent(self) -> JobSpec:
@@ -177,11 +190,17 @@ def _near_literal(error: ErrorDetails) -> str:
 def _walk(location: Sequence[str]) -> tuple[list[str], list[str]]:
     """A pydantic location as the user wrote it, and the names that are valid there.
 
-    A section that comes in several types has the type behind its name in pydantic's location.
+    A section that comes in several types has the type behind its name in pydantic's location, and one that
+    may be a list has its form there as well.
     """
     path: list[str] = []
     models: list[type[BaseModel]] = [JobSpec]
     for part in location:
+        if part in FORMS:
+            continue
+        if part.isdigit():
+            path.append(part)
+            continue
         if len(models) > 1:
             models = [model for model in models if model.model_fields["type"].default == part]
             continue
@@ -192,5 +211,6 @@ def _walk(location: Sequence[str]) -> tuple[list[str], list[str]]:
 
 
 def _models(annotation: Any) -> list[type[BaseModel]]:
-    kinds = [annotation, *typing.get_args(annotation)]
-    return [kind for kind in kinds if isinstance(kind, type) and issubclass(kind, BaseModel)]
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return list(dict.fromkeys(m for inner in typing.get_args(annotation) for m in _models(inner)))

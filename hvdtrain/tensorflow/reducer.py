@@ -8,7 +8,8 @@ import horovod.tensorflow as hvd
 import tensorflow as tf
 
 from hvdtrain.core.buckets import Bucket
-from hvdtrain.core.compression.protocol import AllGather, AllReduce, Policy, Request, State
+from hvdtrain.core.compression.protocol import AllGather, AllReduce, Request, State
+from hvdtrain.core.compression.rules import Rules
 from hvdtrain.tensorflow.ops import Ops
 
 
@@ -21,23 +22,23 @@ class Reducer:
     """
 
     def __init__(
-        self, policy: Policy, buckets: Sequence[Bucket], parameters: Mapping[str, tf.Variable], seed: int
+        self, rules: Rules, buckets: Sequence[Bucket], parameters: Mapping[str, tf.Variable], seed: int
     ) -> None:
         """Lay out the buckets.
 
         Args:
-            policy: how a bucket is summed over ranks.
+            rules: how each bucket is summed over ranks.
             buckets: the plan's layout.
             parameters: by weight name.
             seed: of the policy's random numbers.
         """
-        self._policy, self._buckets, self._parameters = policy, buckets, parameters
+        self._rules, self._buckets, self._parameters = rules, buckets, parameters
         self._ops = Ops(hvd.size(), hvd.rank(), seed)
-        self._update, self._now = tf.Variable(0, dtype=tf.int64, trainable=False), policy
+        self._update, self._now = tf.Variable(0, dtype=tf.int64, trainable=False), rules
         self._totals: list[tf.Variable] = []
         self._reduced: list[tf.Tensor] = []
         dtype = next(iter(parameters.values())).dtype.name
-        self._states = [_variables(policy.init(self._ops, b, dtype)) for b in buckets]
+        self._states = [_variables(rules.policy(b).init(self._ops, b, dtype)) for b in buckets]
         self._changes: list[State] = [{} for _ in buckets]
         self._wire_bytes = tf.Variable(0, dtype=tf.int64, trainable=False)
 
@@ -47,7 +48,7 @@ class Reducer:
         Args:
             update: number of the update that the window is for, counted from 1.
         """
-        self._now = self._policy.at(update)
+        self._now = self._rules.at(update)
         self._update.assign(update)
         for total in self._totals:
             total.assign(tf.zeros_like(total))
@@ -100,9 +101,10 @@ class Reducer:
 
     def _drive(self, bucket: Bucket, flat: tf.Tensor, variables: State) -> tf.Tensor:
         state = {name: tf.convert_to_tensor(variable) for name, variable in variables.items()}
-        if not self._now.elementwise:
+        policy = self._now.policy(bucket)
+        if not policy.elementwise:
             flat = _swap_layout(bucket, flat, to_keras=False)
-        reduction = self._now.reduce(self._ops, bucket, flat, dict(state), tf.convert_to_tensor(self._update))
+        reduction = policy.reduce(self._ops, bucket, flat, dict(state), tf.convert_to_tensor(self._update))
         request, requests = next(reduction), 0
         while True:
             name = f"{type(request).__name__}.bucket{bucket.index}.{requests}"
@@ -113,7 +115,7 @@ class Reducer:
                 total, found = stop.value
                 break
         self._changes[bucket.index] = {n: value for n, value in found.items() if value is not state[n]}
-        return total if self._now.elementwise else _swap_layout(bucket, total, to_keras=True)
+        return total if policy.elementwise else _swap_layout(bucket, total, to_keras=True)
 
     def _reply(self, request: Request, name: str) -> tf.Tensor:
         array = request.array

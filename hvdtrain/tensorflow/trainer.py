@@ -6,7 +6,7 @@ import horovod.tensorflow as hvd
 import numpy as np
 import tensorflow as tf
 
-from hvdtrain.core.compression import Policy
+from hvdtrain.core.compression.rules import Rules
 from hvdtrain.core.data import MicroBatch, Window
 from hvdtrain.core.optimizers import CLIP_EPSILON
 from hvdtrain.core.results import UpdateResult
@@ -26,11 +26,9 @@ class Trainer(BaseTrainer):
         self._model = MaskedLM(self.spec.model, self._weights)
         self._dtype = tf.as_dtype(self.spec.model.dtype)
         self._optimizer = Optimizer(self.spec.optimizer, self.plan.buckets, self._model.parameters)
-        self._reducer = Reducer(
-            self.spec.compression, self.plan.buckets, self._model.parameters, self.spec.seed
-        )
+        self._reducer = Reducer(self.spec.rules, self.plan.buckets, self._model.parameters, self.spec.seed)
         self._compiled_accumulate = tf.function(self._accumulate)
-        self._compiled_finishes: dict[Policy, tf.types.experimental.PolymorphicFunction] = {}
+        self._compiled_finishes: dict[Rules, tf.types.experimental.PolymorphicFunction] = {}
         self._compiled_evaluate = tf.function(lambda batch: self._model.loss_sum(batch, training=False))
 
     def update(
@@ -44,7 +42,7 @@ class Trainer(BaseTrainer):
         for batch in early:
             loss_sum += self._compiled_accumulate(batch, inverse)
         others = tf.constant([next_weight, window.tokens], tf.float64)
-        finish = self._compiled_finish(self.spec.compression.at(update))
+        finish = self._compiled_finish(self.spec.rules.at(update))
         sums, norm, finite = finish(
             last, inverse, loss_sum, others, self._scalar(learning_rate), self._scalar(update)
         )
@@ -76,11 +74,11 @@ class Trainer(BaseTrainer):
         """Gradient bytes this rank has handed to collectives so far."""
         return self._reducer.wire_bytes
 
-    def _compiled_finish(self, policy: Policy) -> tf.types.experimental.PolymorphicFunction:
+    def _compiled_finish(self, rules: Rules) -> tf.types.experimental.PolymorphicFunction:
         # Which collectives a graph holds is fixed when it is traced.
-        if policy not in self._compiled_finishes:
-            self._compiled_finishes[policy] = tf.function(self._finish)
-        return self._compiled_finishes[policy]
+        if rules not in self._compiled_finishes:
+            self._compiled_finishes[rules] = tf.function(self._finish)
+        return self._compiled_finishes[rules]
 
     def _accumulate(self, batch: _Batch, inverse: tf.Tensor) -> tf.Tensor:
         return self._backward(batch, inverse, last=False)

@@ -9,7 +9,8 @@ import horovod.torch as hvd
 import torch
 
 from hvdtrain.core.buckets import Bucket
-from hvdtrain.core.compression.protocol import AllGather, AllReduce, Array, Policy, Reduction, Request, State
+from hvdtrain.core.compression.protocol import AllGather, AllReduce, Array, Reduction, Request, State
+from hvdtrain.core.compression.rules import Rules
 from hvdtrain.torch.ops import Ops
 
 
@@ -21,7 +22,7 @@ class Reducer:
 
     def __init__(
         self,
-        policy: Policy,
+        rules: Rules,
         buckets: Sequence[Bucket],
         parameters: Mapping[str, torch.nn.Parameter],
         seed: int,
@@ -29,18 +30,18 @@ class Reducer:
         """Move every gradient into its bucket.
 
         Args:
-            policy: how a bucket is summed over ranks.
+            rules: how each bucket is summed over ranks.
             buckets: the plan's layout.
             parameters: by weight name; shapes as in the layout.
             seed: of the policy's random numbers.
         """
-        self._policy, self._ops = policy, Ops(hvd.size(), hvd.rank(), seed)
+        self._rules, self._ops = rules, Ops(hvd.size(), hvd.rank(), seed)
         flats = [_flat_gradients(b, parameters) for b in buckets]
         self._slots = [
-            _Slot(bucket, flat, policy.init(self._ops, bucket, self._ops.dtype(flat)))
+            _Slot(bucket, flat, rules.policy(bucket).init(self._ops, bucket, self._ops.dtype(flat)))
             for bucket, flat in zip(buckets, flats, strict=True)
         ]
-        self._update, self._now = 0, policy
+        self._update, self._now = 0, rules
         self._last_backward = False
         self._wire_bytes = 0
         for slot in self._slots:
@@ -53,7 +54,7 @@ class Reducer:
         Args:
             update: number of the update that the window is for, counted from 1.
         """
-        self._update, self._now = update, self._policy.at(update)
+        self._update, self._now = update, self._rules.at(update)
         for slot in self._slots:
             slot.flat.zero_()
             slot.waiting = len(slot.bucket.weights)
@@ -112,7 +113,8 @@ class Reducer:
         return ready
 
     def _start(self, slot: _Slot) -> None:
-        slot.reduction = self._now.reduce(self._ops, slot.bucket, slot.flat, slot.state, self._update)
+        policy = self._now.policy(slot.bucket)
+        slot.reduction = policy.reduce(self._ops, slot.bucket, slot.flat, slot.state, self._update)
         slot.requests = 0
         self._resume(slot, None)
 

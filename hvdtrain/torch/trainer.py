@@ -22,9 +22,7 @@ class Trainer(BaseTrainer):
     def _build(self) -> None:
         self._model = MaskedLM(self.spec.model, self._weights)
         self._optimizer = Optimizer(self.spec.optimizer, self.plan.buckets, self._model.parameters)
-        self._reducer = Reducer(
-            self.spec.compression, self.plan.buckets, self._model.parameters, self.spec.seed
-        )
+        self._reducer = Reducer(self.spec.rules, self.plan.buckets, self._model.parameters, self.spec.seed)
 
     def update(
         self, window: Window, divisor: float, next_weight: float, learning_rate: float, update: int

@@ -52,7 +52,7 @@ def test_a_policy_is_one_file_and_its_entry(tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
-    assert found["spec"] == {"type": "ternary"}
+    assert found["spec"] == {"type": "ternary", "match": "*"}
     assert found["wire"] == found["expected"]
     assert "compression.ratio: unknown key" in found["told"]
     assert found["schema"]

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from hvdtrain.core.compression.protocol import Policy
+from hvdtrain.core.compression.rules import Rules
 from tests.conformance.cases import BUCKETS, POLICIES, gradients
 
 UPDATES, POISONED = 6, 5
@@ -61,7 +62,7 @@ def torch_step() -> tuple[Callable[[Policy], Step], int, int]:
             for b in LAYOUT
             for w in b.weights
         }
-        reducer = Reducer(policy, LAYOUT, parameters, SEED)
+        reducer = Reducer(Rules((policy,)), LAYOUT, parameters, SEED)
 
         def step(update: int, mine: list[np.ndarray]) -> tuple[list[np.ndarray], int]:
             def loss() -> torch.Tensor:
@@ -100,7 +101,7 @@ def tensorflow_step() -> tuple[Callable[[Policy], Step], int, int]:
             for b in LAYOUT
             for w in b.weights
         }
-        reducer = Reducer(policy, LAYOUT, parameters, SEED)
+        reducer = Reducer(Rules((policy,)), LAYOUT, parameters, SEED)
         compiled = {}
 
         def traced(mine: list[tf.Tensor]) -> list[tf.Tensor]:

@@ -52,7 +52,7 @@ def accepted(*overrides: str) -> JobSpec:
         ("compression={type: topk, ratio: 2}", ["compression.ratio: ", "less than or equal to 1"]),
         (
             "compression={type: fp16, ratio: 0.1}",
-            ["compression.ratio: unknown", "names here: type"],
+            ["compression.ratio: unknown", "names here: match, type"],
         ),
         (
             "compression={type: topk, momentum: 0.5, use_error_feedback: false}",
@@ -63,6 +63,10 @@ def accepted(*overrides: str) -> JobSpec:
             ["compression.block_size: ", "or equal to 1"],
         ),
         ("compression=topk", ["compression: "]),
+        ("compression=[]", ["compression: an empty list"]),
+        ("compression=[{type: none}, {type: topk, rato: 0.1}]", ["compression.1.rato: unknown", "'ratio'"]),
+        ("compression=[{type: topkk}]", ["compression.0.type", "did you mean 'topk'?"]),
+        ("compression=[{type: topk, match: 3}]", ["compression.0.match: ", "string"]),
         ("task.normalize=tokens", ["task.normalize", "did you mean 'token'"]),
         ("data.corpus=wikipedia", ["data.corpus", "'wikipedia'", "'python-docs'"]),
         # Wrong types: nothing is converted in silence.

@@ -6,7 +6,7 @@ import functools
 import operator
 from typing import TYPE_CHECKING, Annotated
 
-from pydantic import Field
+from pydantic import Discriminator, Field, Tag
 
 from hvdtrain.core.compression.fp16 import Fp16
 from hvdtrain.core.compression.int8 import Int8
@@ -28,7 +28,14 @@ POLICIES: tuple[type[Policy], ...] = (
     PowerSGD,
 )
 
+# pydantic names the form chosen in the location of an error, as it names the type.
+FORMS = ("one", "list")
+
 if TYPE_CHECKING:
-    Compression = Policy
+    Compression = Policy | tuple[Policy, ...]
 else:
-    Compression = Annotated[functools.reduce(operator.or_, POLICIES), Field(discriminator="type")]
+    _One = Annotated[functools.reduce(operator.or_, POLICIES), Field(discriminator="type")]
+    Compression = Annotated[
+        Annotated[_One, Tag("one")] | Annotated[tuple[_One, ...], Tag("list")],
+        Discriminator(lambda found: "list" if isinstance(found, list | tuple) else "one"),
+    ]

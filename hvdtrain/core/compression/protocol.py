@@ -5,7 +5,9 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Protocol, TypeAlias
+from typing import Annotated, Any, ClassVar, Protocol, TypeAlias
+
+from pydantic import Field
 
 from hvdtrain.core.buckets import Bucket
 from hvdtrain.core.sections import Section
@@ -169,6 +171,8 @@ class Policy(Section, ABC):
     Frozen, without I/O, and hashable. The fields say what holds at steady state.
 
     Attributes:
+        type: how the spec calls it.
+        match: names of the weights that travel by it, as a shell pattern (`*`, `?`, `[...]`).
         residuals: names of those state arrays whose sum over ranks is what matters: they differ by rank and
             keep their sum when the number of ranks changes.
         elementwise: whether the order of elements inside a weight makes no difference to the result.
@@ -176,6 +180,8 @@ class Policy(Section, ABC):
 
     residuals: ClassVar[frozenset[str]] = frozenset()
     elementwise: ClassVar[bool] = False
+    type: str
+    match: Annotated[str, Field(min_length=1)] = "*"
 
     def at(self, update: int) -> Policy:
         """The policy in force at an update, counted from 1, with this one's state; itself by default."""

@@ -1,0 +1,69 @@
+"""Several policies in one job: each for those weights whose names it matches."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+
+from hvdtrain.core.buckets import Bucket
+from hvdtrain.core.compression.none import NoCompression
+from hvdtrain.core.compression.protocol import Policy
+from hvdtrain.core.errors import SpecError
+
+
+@dataclass(frozen=True)
+class Rules:
+    """Which policy sums which weights; a weight that no policy matches travels as it is.
+
+    Attributes:
+        policies: in the order of the spec; the first whose `match` fits a weight's name is the weight's.
+    """
+
+    policies: tuple[Policy, ...]
+
+    @classmethod
+    def of_spec(cls, compression: Policy | Sequence[Policy]) -> Rules:
+        """The rules of a spec's `compression`, which is one policy or a list of them."""
+        return cls((compression,) if isinstance(compression, Policy) else tuple(compression))
+
+    def at(self, update: int) -> Rules:
+        """The rules in force at an update, counted from 1."""
+        # `at` may answer with another policy, such as none: who matches what stays as it is.
+        found = (p.at(update).model_copy(update={"match": p.match}) for p in self.policies)
+        return Rules(tuple(found))
+
+    def group(self, name: str) -> int:
+        """The number of a weight's policy: weights of one group may share a bucket."""
+        matches = (i for i, policy in enumerate(self.policies) if fnmatchcase(name, policy.match))
+        return next(matches, len(self.policies))
+
+    def policy(self, bucket: Bucket) -> Policy:
+        """The policy of a bucket, all of whose weights are of one group."""
+        return (*self.policies, NoCompression())[self.group(bucket.weights[0].name)]
+
+    def wire_bytes(self, buckets: Iterable[Bucket], itemsize: int, ranks: int) -> int:
+        """Bytes that one rank hands to collectives for one update of all buckets; see `Policy.wire_bytes`."""
+        return sum(self.policy(b).wire_bytes(b, itemsize, ranks) for b in buckets)
+
+    def check(self, names: Sequence[str]) -> None:
+        """Refuse a policy that no weight would travel by.
+
+        Args:
+            names: of all the model's weights.
+
+        Raises:
+            SpecError: naming the pattern, and a weight that looks like it.
+        """
+        used = {self.group(name) for name in names}
+        for index, policy in enumerate(self.policies):
+            if index in used:
+                continue
+            field = f"compression.{index}.match" if len(self.policies) > 1 else "compression.match"
+            if any(fnmatchcase(name, policy.match) for name in names):
+                problem = "every weight it matches is taken by an entry before it: put it first"
+            else:
+                near = difflib.get_close_matches(policy.match, names, n=1, cutoff=0.0)[0]
+                problem = f"no weight of the model has such a name; the nearest is {near!r}"
+            raise SpecError(f"{field}: {policy.match!r}: {problem}")
