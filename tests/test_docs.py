@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import typer
+import yaml
 from pydantic.fields import FieldInfo
 
 from hvdtrain.cli import app
@@ -75,8 +76,10 @@ def test_every_option_of_a_policy_is_documented_with_its_default(policy: type[Po
 
 
 def test_the_example_spec_is_whole() -> None:
-    (example,) = re.findall(r"^```yaml\n(.*?)^```", SPEC_PAGE, re.MULTILINE | re.DOTALL)
+    example, *others = re.findall(r"^```yaml\n(.*?)^```", SPEC_PAGE, re.MULTILINE | re.DOTALL)
     parse_spec(example)
+    for other in others:
+        parse_spec(yaml.safe_dump(yaml.safe_load(example) | yaml.safe_load(other)))
 
 
 @page

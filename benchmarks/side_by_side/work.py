@@ -83,10 +83,7 @@ def _windows(spec: JobSpec, plan: Plan, dataset: Dataset, rank: int) -> tuple[Wi
         dataset,
         spec.task,
         seed=spec.seed,
-        global_batch_size=plan.batch.global_batch_size,
-        per_device=plan.batch.per_device_train_batch_size,
-        accumulation=1,
+        accumulation=plan.accumulation,
         rank=rank,
-        size=RANKS,
     )
     return tuple(islice(windows, _DIFFERENT_STEPS))

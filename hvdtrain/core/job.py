@@ -87,7 +87,7 @@ def plan_job(spec: JobSpec, family: ModelFamily, dataset: Dataset, size: int, th
         family.weights(spec.model),
         size=size,
         threads=threads,
-        train_samples=len(dataset.train),
+        train_tokens=dataset.train.lengths,
         validation_samples=len(dataset.validation),
     )
 

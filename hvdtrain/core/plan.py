@@ -8,10 +8,13 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
+from hvdtrain.core.accumulation import Accumulation, Batch, batch_of, resolve_accumulation
 from hvdtrain.core.buckets import Bucket, plan_buckets
+from hvdtrain.core.data.order import global_batches
 from hvdtrain.core.errors import SpecError
-from hvdtrain.core.sections import BatchSpec, OptimizerSpec
+from hvdtrain.core.sections import OptimizerSpec
 from hvdtrain.core.spec import JobSpec
 from hvdtrain.core.weights import Weight
 
@@ -19,15 +22,6 @@ from hvdtrain.core.weights import Weight
 CYCLE_TIME_MS = 10.0
 _MIB = 2**20
 _MOMENTS = {"adamw": 2, "sgd": 1}
-
-
-@dataclass(frozen=True)
-class Batch:
-    """How a global batch is cut: global = ranks x per_device x accumulation."""
-
-    per_device_train_batch_size: int
-    gradient_accumulation_steps: int
-    global_batch_size: int
 
 
 @dataclass(frozen=True)
@@ -50,10 +44,12 @@ class Plan:
 
     Attributes:
         size: ranks.
-        batch: how the global batch is cut.
+        batch: how the global batch is cut; where it changes, the last stage's, or what is to be expected.
+        accumulation: what each update is made of.
         train_samples: sequences of the training split.
         validation_samples: sequences of the validation split.
-        updates_per_epoch: updates that use every training sample once; the last may be smaller.
+        updates_per_epoch: updates that use every training sample once, in the first epoch; the last may be
+            smaller.
         max_steps: updates of the whole run.
         warmup_steps: updates of warm-up.
         learning_rate: peak, scaled with the world when asked for.
@@ -71,6 +67,7 @@ class Plan:
 
     size: int
     batch: Batch
+    accumulation: Accumulation
     train_samples: int
     validation_samples: int
     updates_per_epoch: int
@@ -104,7 +101,7 @@ def make_plan(
     *,
     size: int,
     threads: int,
-    train_samples: int,
+    train_tokens: NDArray[np.int64],
     validation_samples: int,
 ) -> Plan:
     """Compute every number of a run.
@@ -114,7 +111,7 @@ def make_plan(
         weights: the model's weights in the order of the forward pass.
         size: ranks.
         threads: compute threads per rank.
-        train_samples: sequences of the training split.
+        train_tokens: tokens of each sequence of the training split, int64 (train_samples,).
         validation_samples: sequences of the validation split.
 
     Returns:
@@ -123,13 +120,15 @@ def make_plan(
     Raises:
         SpecError: when the batch does not divide, or there is nothing to train on.
     """
-    if train_samples < 1:
+    if len(train_tokens) < 1:
         raise SpecError(
             "data: the training split is empty; give more text or a smaller data.validation_split"
         )
-    batch = resolve_batch(spec.batch, size)
-    updates_per_epoch = math.ceil(train_samples / batch.global_batch_size)
-    max_steps = spec.max_steps or math.ceil((spec.num_train_epochs or 0) * updates_per_epoch)
+    accumulation = resolve_accumulation(spec.batch, size)
+    batch = batch_of(accumulation, float(np.mean(train_tokens)))
+    updates_per_epoch = _updates(spec.seed, train_tokens, accumulation, 1.0)
+    epochs = spec.num_train_epochs or 0.0
+    max_steps = spec.max_steps or _updates(spec.seed, train_tokens, accumulation, epochs)
     itemsize = np.dtype(spec.model.dtype).itemsize
     rules = spec.rules
     rules.check([w.name for w in weights])
@@ -138,7 +137,8 @@ def make_plan(
     return Plan(
         size=size,
         batch=batch,
-        train_samples=train_samples,
+        accumulation=accumulation,
+        train_samples=len(train_tokens),
         validation_samples=validation_samples,
         updates_per_epoch=updates_per_epoch,
         max_steps=max_steps,
@@ -161,39 +161,12 @@ def make_plan(
     )
 
 
-def resolve_batch(batch: BatchSpec, size: int) -> Batch:
-    """Compute the third of the batch's numbers from the other two and the number of ranks.
-
-    Raises:
-        SpecError: when they do not divide or contradict each other.
-    """
-    per_device, accumulation = batch.per_device_train_batch_size, batch.gradient_accumulation_steps
-    total = batch.global_batch_size
-    if total is None:
-        accumulation = accumulation or 1
-        assert per_device is not None  # BatchSpec's validator: one of two is given
-        return Batch(per_device, accumulation, size * per_device * accumulation)
-    if per_device is None:
-        per_device = _divide(total, size, accumulation or 1, "gradient_accumulation_steps")
-    elif accumulation is None:
-        accumulation = _divide(total, size, per_device, "per_device_train_batch_size")
-    assert accumulation is not None
-    if per_device * accumulation * size != total:
-        raise SpecError(
-            f"batch: {size} ranks x per_device_train_batch_size {per_device} x gradient_accumulation_steps "
-            f"{accumulation} = {size * per_device * accumulation}, but global_batch_size is {total}: "
-            "leave one out, or set it to null"
-        )
-    return Batch(per_device, accumulation, total)
-
-
-def _divide(total: int, size: int, given: int, name: str) -> int:
-    if total % (size * given):
-        raise SpecError(
-            f"batch.global_batch_size: {total} is not a multiple of "
-            f"{size} ranks x {name} {given} = {size * given}"
-        )
-    return total // (size * given)
+def _updates(seed: int, tokens: NDArray[np.int64], accumulation: Accumulation, epochs: float) -> int:
+    if accumulation.target_tokens is None and len(accumulation.stages) == 1:
+        return math.ceil(epochs * math.ceil(len(tokens) / batch_of(accumulation, 1.0).global_batch_size))
+    wanted = epochs * len(tokens)
+    batches = global_batches(seed, tokens, accumulation)
+    return next(batch.update for batch in batches if batch.samples_consumed >= wanted)
 
 
 def _warmup_steps(spec: JobSpec, max_steps: int) -> int:

@@ -17,16 +17,11 @@ def print_plan(plan: Plan, title: str) -> None:
 
 
 def _rows(plan: Plan) -> list[tuple[str, str, str]]:
-    batch, memory = plan.batch, plan.memory
+    memory = plan.memory
     epochs = plan.max_steps / plan.updates_per_epoch
     return [
         ("ranks", str(plan.size), f"{plan.threads} thread(s) each"),
-        (
-            "global batch",
-            f"{batch.global_batch_size} sequences",
-            f"{plan.size} ranks x {batch.per_device_train_batch_size} per device x "
-            f"{batch.gradient_accumulation_steps} accumulation steps",
-        ),
+        ("global batch", *_global_batch(plan)),
         ("updates", str(plan.max_steps), f"{epochs:.2f} epochs of {plan.updates_per_epoch}"),
         ("warm-up", f"{plan.warmup_steps} updates", f"to a learning rate of {plan.learning_rate:g}"),
         ("training split", f"{plan.train_samples} sequences", ""),
@@ -44,6 +39,24 @@ def _rows(plan: Plan) -> list[tuple[str, str, str]]:
         ("  optimizer", _mib(memory.optimizer), ""),
         ("Horovod cycle", f"{plan.cycle_time_ms:g} ms", "unless HOROVOD_CYCLE_TIME is set"),
     ]
+
+
+def _global_batch(plan: Plan) -> tuple[str, str]:
+    batch, accumulation = plan.batch, plan.accumulation
+    ranks = f"{plan.size} ranks x {batch.per_device_train_batch_size} per device x "
+    if accumulation.target_tokens is not None:
+        steps = f"about {batch.gradient_accumulation_steps} accumulation steps: "
+        return (
+            f"about {batch.global_batch_size} sequences",
+            f"{ranks}{steps}{accumulation.target_tokens:,} tokens",
+        )
+    stages = [
+        f"{steps}" + (f" from update {start + 1} on" if start else "") for start, steps in accumulation.stages
+    ]
+    return (
+        f"{batch.global_batch_size} sequences" + (" in the end" if len(stages) > 1 else ""),
+        f"{ranks}{', '.join(stages)} accumulation steps",
+    )
 
 
 def _mib(count: int) -> str:

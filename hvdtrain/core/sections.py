@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, TypeAlias, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
 
 Probability = Annotated[float, Field(ge=0.0, lt=1.0)]
 Count = Annotated[int, Field(ge=1)]
+
+# Pydantic names the form it chose in the location of an error, as it names the type of a section.
+FORMS = ("one", "list")
+_One, _Entry = TypeVar("_One"), TypeVar("_Entry")
+# One value, or a list of entries; errors are about the form that was given and not about both.
+OneOrList: TypeAlias = Annotated[
+    Annotated[_One, Tag("one")] | Annotated[tuple[_Entry, ...], Tag("list")],
+    Discriminator(lambda found: "list" if isinstance(found, list | tuple) else "one"),
+]
 
 
 class Section(BaseModel):
@@ -109,15 +118,30 @@ class ScheduleSpec(Section):
     warmup_ratio: Probability | None = None
 
 
+class AccumulationStage(Section):
+    """From which update on, counted from 0, how many micro-batches an update has on each rank."""
+
+    from_step: Annotated[int, Field(ge=0)]
+    steps: Count
+
+
 class BatchSpec(Section):
-    """What one update is made of: any two give the third (ranks x per-device x accumulation = global)."""
+    """What one update is made of: any two give the third (ranks x per-device x accumulation = global).
+
+    Or `gradient_accumulation_steps` is a list of stages, or `target_tokens_per_update` decides.
+    """
 
     per_device_train_batch_size: Count | None = None
-    gradient_accumulation_steps: Count | None = None
+    gradient_accumulation_steps: OneOrList[Count, AccumulationStage] | None = None
     global_batch_size: Count | None = None
+    target_tokens_per_update: Count | None = None
 
     @model_validator(mode="after")
     def _enough(self) -> BatchSpec:
+        stages, target = self.gradient_accumulation_steps, self.target_tokens_per_update
+        if isinstance(stages, tuple) or target is not None:
+            self._check_alone(stages, target)
+            return self
         if self.per_device_train_batch_size is None and self.gradient_accumulation_steps is None:
             raise ValueError(
                 "give two of per_device_train_batch_size, gradient_accumulation_steps and global_batch_size "
@@ -128,6 +152,24 @@ class BatchSpec(Section):
                 "gradient_accumulation_steps alone is not enough: add per_device_train_batch_size"
             )
         return self
+
+    def _check_alone(self, stages: object, target: int | None) -> None:
+        if target is not None and stages is not None:
+            raise ValueError(
+                "target_tokens_per_update decides how many micro-batches an update has: "
+                "leave gradient_accumulation_steps out"
+            )
+        if self.global_batch_size is not None or self.per_device_train_batch_size is None:
+            raise ValueError(
+                "a list of stages or target_tokens_per_update goes with per_device_train_batch_size "
+                "and without global_batch_size"
+            )
+        if isinstance(stages, tuple):
+            starts = [stage.from_step for stage in stages]
+            if starts[:1] != [0] or sorted(set(starts)) != starts:
+                raise ValueError(
+                    f"gradient_accumulation_steps: from_step must start at 0 and rise; found {starts}"
+                )
 
 
 class CommunicationSpec(Section):

@@ -15,7 +15,7 @@ from pydantic import BaseModel, Field, ValidationError, field_validator, model_v
 from pydantic_core import ErrorDetails
 
 from hvdtrain.core import sections
-from hvdtrain.core.compression import FORMS, Compression, NoCompression
+from hvdtrain.core.compression import Compression, NoCompression
 from hvdtrain.core.compression.rules import Rules
 from hvdtrain.core.errors import SpecError
 
@@ -196,7 +196,7 @@ def _walk(location: Sequence[str]) -> tuple[list[str], list[str]]:
     path: list[str] = []
     models: list[type[BaseModel]] = [JobSpec]
     for part in location:
-        if part in FORMS:
+        if part in sections.FORMS:
             continue
         if part.isdigit():
             path.append(part)

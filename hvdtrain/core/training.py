@@ -210,11 +210,8 @@ class BaseTrainer(ABC):
             self.dataset,
             self.spec.task,
             seed=self.spec.seed,
-            global_batch_size=self.plan.batch.global_batch_size,
-            per_device=self.plan.batch.per_device_train_batch_size,
-            accumulation=self.plan.batch.gradient_accumulation_steps,
+            accumulation=self.plan.accumulation,
             rank=self.world.rank,
-            size=self.world.size,
             start_samples=self.samples_consumed,
         )
 

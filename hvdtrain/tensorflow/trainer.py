@@ -28,7 +28,7 @@ class Trainer(BaseTrainer):
         self._optimizer = Optimizer(self.spec.optimizer, self.plan.buckets, self._model.parameters)
         self._reducer = Reducer(self.spec.rules, self.plan.buckets, self._model.parameters, self.spec.seed)
         self._compiled_accumulate = tf.function(self._accumulate)
-        self._compiled_finishes: dict[Rules, tf.types.experimental.PolymorphicFunction] = {}
+        self._compiled_finishes: dict[tuple[Rules, bool], tf.types.experimental.PolymorphicFunction] = {}
         self._compiled_evaluate = tf.function(lambda batch: self._model.loss_sum(batch, training=False))
 
     def update(
@@ -42,7 +42,7 @@ class Trainer(BaseTrainer):
         for batch in early:
             loss_sum += self._compiled_accumulate(batch, inverse)
         others = tf.constant([next_weight, window.tokens], tf.float64)
-        finish = self._compiled_finish(self.spec.rules.at(update))
+        finish = self._compiled_finish(self.spec.rules.at(update), bool(early))
         sums, norm, finite = finish(
             last, inverse, loss_sum, others, self._scalar(learning_rate), self._scalar(update)
         )
@@ -74,11 +74,9 @@ class Trainer(BaseTrainer):
         """Gradient bytes this rank has handed to collectives so far."""
         return self._reducer.wire_bytes
 
-    def _compiled_finish(self, rules: Rules) -> tf.types.experimental.PolymorphicFunction:
-        # Which collectives a graph holds is fixed when it is traced.
-        if rules not in self._compiled_finishes:
-            self._compiled_finishes[rules] = tf.function(self._finish)
-        return self._compiled_finishes[rules]
+    def _compiled_finish(self, rules: Rules, accumulated: bool) -> tf.types.experimental.PolymorphicFunction:
+        # Which collectives a graph holds, and whether there are totals, is fixed when it is traced.
+        return self._compiled_finishes.setdefault((rules, accumulated), tf.function(self._finish))
 
     def _accumulate(self, batch: _Batch, inverse: tf.Tensor) -> tf.Tensor:
         return self._backward(batch, inverse, last=False)

@@ -13,6 +13,7 @@ from tests.conformance import example_policy
 
 READ = """
 import json, sys
+import numpy as np
 from hvdtrain.core.errors import SpecError
 from hvdtrain.core.plan import make_plan
 from hvdtrain.core.spec import json_schema, load_spec
@@ -20,7 +21,7 @@ from hvdtrain.models import bert
 
 spec = load_spec("bert", ["compression.type=ternary"])
 plan = make_plan(
-    spec, bert.weights(spec.model), size=2, threads=1, train_samples=100, validation_samples=0
+    spec, bert.weights(spec.model), size=2, threads=1, train_tokens=np.full(100, 128), validation_samples=0
 )
 try:
     load_spec("bert", ["compression={type: ternary, ratio: 0.5}"])

@@ -7,13 +7,15 @@ import json
 import math
 from typing import Any
 
+import numpy as np
 import pytest
 import yaml
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
+from hvdtrain.core.accumulation import Accumulation, Batch, resolve_batch
 from hvdtrain.core.errors import SpecError
-from hvdtrain.core.plan import Batch, Plan, make_plan, resolve_batch
+from hvdtrain.core.plan import Plan, make_plan
 from hvdtrain.core.plan_table import print_plan
 from hvdtrain.core.sections import BatchSpec
 from hvdtrain.core.spec import parse_spec
@@ -41,7 +43,7 @@ def plan(*overrides: str, size: int = 2, train_samples: int = 1000, validation_s
         WEIGHTS,
         size=size,
         threads=3,
-        train_samples=train_samples,
+        train_tokens=np.full(train_samples, 128),
         validation_samples=validation_samples,
     )
 
@@ -191,3 +193,25 @@ def test_the_table_shows_the_numbers(capsys: pytest.CaptureFixture[str]) -> None
     shown = capsys.readouterr().out
     for told in ("8 sequences", "30 updates", "1000 sequences", "880", "864", "3 thread(s)"):
         assert told in shown
+
+
+STAGES = "batch.gradient_accumulation_steps=[{from_step: 0, steps: 1}, {from_step: 3, steps: 4}]"
+
+
+def test_stages_are_counted_through_and_shown(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "160")
+    # Three updates of 8, then of 32: 24 + 30 x 32 = 984 samples, and the last 16.
+    found = plan(STAGES, "max_steps=null", "num_train_epochs=1", train_samples=1000)
+    assert found.max_steps == found.updates_per_epoch == 34
+    assert found.batch == Batch(4, 4, 32)
+    print_plan(found, "")
+    assert "1, 4 from update 4 on accumulation steps" in capsys.readouterr().out
+
+
+def test_a_number_of_tokens_decides_the_batch() -> None:
+    found = plan("batch.target_tokens_per_update=1200", "max_steps=null", "num_train_epochs=2")
+    assert found.accumulation == Accumulation(2, 4, target_tokens=1200)
+    assert found.batch == Batch(4, 2, 10)  # sequences of 128 tokens
+    assert (found.updates_per_epoch, found.max_steps) == (100, 200)

@@ -9,6 +9,7 @@ import pytest
 import torch
 from transformers import BertForMaskedLM
 
+from hvdtrain.core.accumulation import Accumulation
 from hvdtrain.core.checkpoint import load_model
 from hvdtrain.core.data import Recipe, collate, global_batches, prepare
 from hvdtrain.core.metrics import read_metrics
@@ -51,7 +52,8 @@ def test_ragged_update_is_the_reference_update(framework: str, tmp_path: Path) -
 
 def reference_update(spec: JobSpec) -> tuple[float, float, dict[str, np.ndarray]]:
     dataset = prepare(spec.data, spec.model.vocab_size, spec.seed)
-    everything = next(global_batches(spec.seed, len(dataset.train), 10**6)).indices
+    whole = Accumulation(1, len(dataset.train))
+    everything = next(global_batches(spec.seed, dataset.train.lengths, whole)).indices
     recipe = Recipe.of(dataset, spec.task, spec.seed)
     weights = bert.weights(spec.model)
     arrays = initial_weights(weights, spec.seed, spec.model.initializer_range, "float64")

@@ -65,7 +65,12 @@ def planned_bytes(overrides: list[str]) -> list[int]:
     """Bytes of each update by the policy in force at it."""
     spec = load_spec("bert", overrides)
     plan = make_plan(
-        spec, bert.weights(spec.model), size=2, threads=1, train_samples=1000, validation_samples=0
+        spec,
+        bert.weights(spec.model),
+        size=2,
+        threads=1,
+        train_tokens=np.full(1000, 32),
+        validation_samples=0,
     )
     assert len(plan.buckets) > 2
     found = [spec.rules.at(update).wire_bytes(plan.buckets, 8, 2) for update in range(1, UPDATES + 1)]

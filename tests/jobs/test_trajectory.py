@@ -36,6 +36,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
     for framework in FRAMEWORKS:
         for ranks in CUTS:
             scenarios = {"twenty": [*RAGGED, "max_steps=20", "checkpointing.save_steps=1"]}
+            scenarios |= {name: [*RAGGED, "max_steps=6", f"batch={b}"] for name, b in VARYING[ranks].items()}
             if ranks == 2:
                 scenarios |= {"fp32": PACKED, "fp16": [*PACKED, "compression.type=fp16"]}
                 # Updates that do not divide the epoch: its last one is smaller.
@@ -44,6 +45,15 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
     return found
 
 
+# The same updates on 1, 2 and 4 ranks: two of 4 sequences, then of 8; and as many as have 200 tokens.
+VARYING = {
+    ranks: {
+        "stages": f"{{per_device_train_batch_size: {rows}, gradient_accumulation_steps: "
+        f"[{{from_step: 0, steps: {steps}}}, {{from_step: 2, steps: {2 * steps}}}]}}",
+        "tokens": f"{{per_device_train_batch_size: {rows}, target_tokens_per_update: 200}}",
+    }
+    for ranks, rows, steps in [(1, 2, 2), (2, 2, 1), (4, 1, 1)]
+}
 EPOCH = [
     "max_steps=null",
     "num_train_epochs=2",
@@ -80,6 +90,22 @@ def test_cutting_a_global_batch_changes_nothing(runs: Runs, framework: str, rank
     assert largest_weight_difference(whole / "model", cut / "model") < 1e-10
     tokens = [line["tokens"] for line in read_metrics(cut)[0]]
     assert len(set(tokens)) > 3, "the token counts were meant to be ragged"
+
+
+@pytest.mark.parametrize("framework", FRAMEWORKS)
+@pytest.mark.parametrize("ranks", [2, 4])
+@pytest.mark.parametrize("name", ["stages", "tokens"])
+def test_nor_where_the_batch_varies(runs: Runs, framework: str, ranks: int, name: str) -> None:
+    whole, cut = runs[framework, 1][name], runs[framework, ranks][name]
+    assert relative(losses(whole), losses(cut)) < 1e-10
+    assert largest_weight_difference(whole / "model", cut / "model") < 1e-10
+    lines = read_metrics(cut)[0]
+    assert [line["samples"] for line in lines] == [line["samples"] for line in read_metrics(whole)[0]]
+    if name == "stages":
+        assert [line["samples"] for line in lines] == [4, 4, 8, 8, 8, 8]
+    else:
+        assert all(200 <= line["tokens"] < 200 + 32 for line in lines)
+        assert len({line["samples"] for line in lines}) > 1
 
 
 @pytest.mark.slow

@@ -6,7 +6,7 @@ import functools
 import operator
 from typing import TYPE_CHECKING, Annotated
 
-from pydantic import Discriminator, Field, Tag
+from pydantic import Field
 
 from hvdtrain.core.compression.fp16 import Fp16
 from hvdtrain.core.compression.int8 import Int8
@@ -16,6 +16,7 @@ from hvdtrain.core.compression.protocol import Policy
 from hvdtrain.core.compression.randomk import RandomK
 from hvdtrain.core.compression.sign import Sign
 from hvdtrain.core.compression.topk import TopK
+from hvdtrain.core.sections import OneOrList
 
 # The registry: a policy named here works everywhere.
 POLICIES: tuple[type[Policy], ...] = (
@@ -28,14 +29,8 @@ POLICIES: tuple[type[Policy], ...] = (
     PowerSGD,
 )
 
-# pydantic names the form chosen in the location of an error, as it names the type.
-FORMS = ("one", "list")
-
 if TYPE_CHECKING:
     Compression = Policy | tuple[Policy, ...]
 else:
     _One = Annotated[functools.reduce(operator.or_, POLICIES), Field(discriminator="type")]
-    Compression = Annotated[
-        Annotated[_One, Tag("one")] | Annotated[tuple[_One, ...], Tag("list")],
-        Discriminator(lambda found: "list" if isinstance(found, list | tuple) else "one"),
-    ]
+    Compression = OneOrList[_One, _One]

@@ -19,7 +19,6 @@ from hvdtrain.core.data.order import (
     epoch_order,
     global_batches,
     rank_share,
-    updates_per_epoch,
 )
 from hvdtrain.core.data.prefetch import Prefetcher
 from hvdtrain.core.data.tokenizer import TokenIds
@@ -43,5 +42,4 @@ __all__ = [
     "prepare",
     "rank_share",
     "train_windows",
-    "updates_per_epoch",
 ]

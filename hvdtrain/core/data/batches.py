@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from hvdtrain.core.accumulation import Accumulation
 from hvdtrain.core.data.dataset import Dataset, Sequences
 from hvdtrain.core.data.masking import EVALUATION_EPOCH, mask_tokens, mask_words
 from hvdtrain.core.data.order import Indices, global_batches, rank_share
@@ -146,11 +147,8 @@ def train_windows(
     task: TaskSpec,
     *,
     seed: int,
-    global_batch_size: int,
-    per_device: int,
-    accumulation: int,
+    accumulation: Accumulation,
     rank: int,
-    size: int,
     start_samples: int = 0,
 ) -> Iterator[Window]:
     """One rank's windows of a run, for ever; the same global batches whatever the ranks and the accumulation.
@@ -159,19 +157,16 @@ def train_windows(
         dataset: its `train` sequences are used.
         task: the spec's task section.
         seed: the job's seed.
-        global_batch_size: samples an update, at most size * accumulation * per_device.
-        per_device: b, rows of a micro-batch.
-        accumulation: k, micro-batches an update.
+        accumulation: how many samples an update takes, on how many ranks, in micro-batches of how many rows.
         rank: this rank, from 0.
-        size: number of ranks.
         start_samples: samples consumed before; the next window is the one an unbroken run would have had.
 
     Yields:
         One window an update.
     """
-    recipe = Recipe.of(dataset, task, seed)
-    for batch in global_batches(seed, len(dataset.train), global_batch_size, start_samples):
-        shares = rank_share(batch.indices, rank, size, accumulation, per_device)
+    recipe, per_device = Recipe.of(dataset, task, seed), accumulation.per_device
+    for batch in global_batches(seed, dataset.train.lengths, accumulation, start_samples):
+        shares = rank_share(batch.indices, rank, accumulation.size, batch.micro_batches, per_device)
         yield Window(
             tuple(collate(dataset.train, share, batch.epoch, per_device, recipe) for share in shares),
             batch.epoch,

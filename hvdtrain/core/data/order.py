@@ -1,4 +1,4 @@
-"""The order of samples: a function of seed, epoch and global batch size, cut among ranks without loss."""
+"""The order of samples: a function of seed and epoch, cut into updates and among ranks without loss."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from hvdtrain.core.accumulation import Accumulation
 from hvdtrain.core.random import random_words
 
 Indices = NDArray[np.int64]
@@ -31,13 +32,17 @@ class GlobalBatch:
     """The samples of one update over all ranks.
 
     Attributes:
+        update: its number, counted from 1.
         epoch: which pass over the training set, from 0.
-        indices: samples of the training set, int64 (at most global_batch_size,).
+        indices: samples of the training set, int64, at least one.
+        micro_batches: into how many every rank cuts its share.
         samples_consumed: samples used by the run once this update is done; where a resumed run starts.
     """
 
+    update: int
     epoch: int
     indices: Indices
+    micro_batches: int
     samples_consumed: int
 
 
@@ -56,32 +61,39 @@ def epoch_order(seed: int, epoch: int, n_samples: int) -> Indices:
 
 
 def global_batches(
-    seed: int, n_samples: int, global_batch_size: int, start_samples: int = 0
+    seed: int,
+    tokens: NDArray[np.int64],
+    accumulation: Accumulation,
+    start_samples: int = 0,
+    start_update: int = 1,
 ) -> Iterator[GlobalBatch]:
     """The batches of a run, for ever; none crosses the end of an epoch, so an epoch's last may be smaller.
 
     Args:
         seed: the job's seed.
-        n_samples: size of the training set, at least 1.
-        global_batch_size: samples an update.
+        tokens: of each sample of the training set, int64 (at least 1,).
+        accumulation: how many samples an update takes.
         start_samples: samples that were consumed before; 0 starts a run, `samples_consumed` resumes it.
+        start_update: number of the first update, counted from 1.
 
     Yields:
         One global batch an update.
     """
+    n_samples, update = len(tokens), start_update
     start = Position.after(start_samples, n_samples)
     epoch, offset = start.epoch, start.offset
     while True:
         order = epoch_order(seed, epoch, n_samples)
-        for first in range(offset, n_samples, global_batch_size):
-            indices = order[first : first + global_batch_size]
-            yield GlobalBatch(epoch, indices, epoch * n_samples + first + len(indices))
+        in_order = tokens[order]
+        while offset < n_samples:
+            count = accumulation.samples(update, in_order[offset:])
+            indices = order[offset : offset + count]
+            offset += count
+            yield GlobalBatch(
+                update, epoch, indices, accumulation.micro_batches(update, count), epoch * n_samples + offset
+            )
+            update += 1
         epoch, offset = epoch + 1, 0
-
-
-def updates_per_epoch(n_samples: int, global_batch_size: int) -> int:
-    """Updates in one epoch, the smaller last one included."""
-    return -(-n_samples // global_batch_size)
 
 
 def rank_share(indices: Indices, rank: int, size: int, accumulation: int, per_device: int) -> list[Indices]:

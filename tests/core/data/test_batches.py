@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from hvdtrain.core.accumulation import Accumulation
 from hvdtrain.core.data.batches import (
     MicroBatch,
     Recipe,
@@ -61,8 +62,10 @@ def windows(
     data: Dataset, size: int, accumulation: int, per_device: int, count: int, **more: Any
 ) -> list[list[Window]]:
     """The first `count` windows of every rank, by update."""
-    common = {"seed": 1, "accumulation": accumulation, "per_device": per_device, "size": size}
-    streams = [train_windows(data, TaskSpec(), rank=rank, **common, **more) for rank in range(size)]
+    cut = Accumulation(size, per_device, ((0, accumulation),))
+    streams = [
+        train_windows(data, TaskSpec(), seed=1, accumulation=cut, rank=rank, **more) for rank in range(size)
+    ]
     return [[next(stream) for stream in streams] for _ in range(count)]
 
 
@@ -122,8 +125,8 @@ def test_padding_is_masked_out_of_real_rows() -> None:
 )
 def test_any_split_makes_the_same_updates(size: int, accumulation: int, per_device: int) -> None:
     data = dataset(21)
-    one_rank = windows(data, 1, 1, 8, 7, global_batch_size=8)
-    split = windows(data, size, accumulation, per_device, 7, global_batch_size=8)
+    one_rank = windows(data, 1, 1, 8, 7)
+    split = windows(data, size, accumulation, per_device, 7)
     for [whole], parts in zip(one_rank, split, strict=True):
         together = [batch for window in parts for batch in window.micro_batches]
         assert rows_of(together) == rows_of(whole.micro_batches)
@@ -139,15 +142,15 @@ def test_any_split_makes_the_same_updates(size: int, accumulation: int, per_devi
 
 def test_resumed_windows_are_those_of_the_unbroken_run() -> None:
     data = dataset(21)
-    whole = windows(data, 2, 2, 2, 6, global_batch_size=8)
-    resumed = windows(data, 2, 2, 2, 3, global_batch_size=8, start_samples=whole[2][0].samples_consumed)
+    whole = windows(data, 2, 2, 2, 6)
+    resumed = windows(data, 2, 2, 2, 3, start_samples=whole[2][0].samples_consumed)
     for expected, found in zip(whole[3:], resumed, strict=True):
         assert [rows_of(w.micro_batches) for w in found] == [rows_of(w.micro_batches) for w in expected]
         assert found[0].samples_consumed == expected[0].samples_consumed
 
 
 def test_epochs_repeat_the_samples_under_other_masks() -> None:
-    first, second = (window for [window] in windows(dataset(8), 1, 1, 8, 2, global_batch_size=8))
+    first, second = (window for [window] in windows(dataset(8), 1, 1, 8, 2))
     assert first.tokens == second.tokens
     assert rows_of(first.micro_batches) != rows_of(second.micro_batches)
 

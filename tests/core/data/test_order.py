@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from itertools import islice
 
 import numpy as np
@@ -9,7 +10,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hvdtrain.core.data.order import Position, epoch_order, global_batches, rank_share, updates_per_epoch
+from hvdtrain.core.accumulation import Accumulation
+from hvdtrain.core.data.order import GlobalBatch, Position, epoch_order, rank_share
+from hvdtrain.core.data.order import global_batches as batches_of
+
+
+def global_batches(seed: int, n: int, batch_size: int, start_samples: int = 0) -> Iterator[GlobalBatch]:
+    return batches_of(seed, np.ones(n, np.int64), Accumulation(1, batch_size), start_samples)
 
 
 def test_order_is_the_one_of_the_first_release() -> None:
@@ -33,7 +40,7 @@ def test_every_sample_comes_once_an_epoch(
 ) -> None:
     global_batch = size * accumulation * per_device
     seen: dict[int, list[int]] = {}
-    for batch in islice(global_batches(0, n, global_batch), epochs * updates_per_epoch(n, global_batch)):
+    for batch in islice(global_batches(0, n, global_batch), epochs * -(-n // global_batch)):
         shares = [rank_share(batch.indices, r, size, accumulation, per_device) for r in range(size)]
         assert all(len(share) == accumulation for share in shares)
         assert all(len(micro) <= per_device for share in shares for micro in share)

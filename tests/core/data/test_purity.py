@@ -9,12 +9,11 @@ import sys
 def test_no_framework_is_imported_by_making_batches() -> None:
     program = """
 import sys, tempfile
+from hvdtrain.core.accumulation import Accumulation
 from hvdtrain.core.data import Prefetcher, prepare, train_windows
 from hvdtrain.core.sections import DataSpec, TaskSpec
 data = prepare(DataSpec(corpus="python-docs", cache_dir=tempfile.mkdtemp()), 500, 0)
-windows = train_windows(
-    data, TaskSpec(), seed=0, global_batch_size=8, per_device=4, accumulation=2, rank=0, size=1
-)
+windows = train_windows(data, TaskSpec(), seed=0, accumulation=Accumulation(1, 4, ((0, 2),)), rank=0)
 with Prefetcher(windows, 2) as prefetcher:
     assert next(prefetcher).samples == 8
 print(sorted({name.partition(".")[0] for name in sys.modules} & {"torch", "tensorflow", "keras", "horovod"}))
