@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, TypeAlias, TypeVar
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
 
 Probability = Annotated[float, Field(ge=0.0, lt=1.0)]
 Count = Annotated[int, Field(ge=1)]
 
-# Pydantic names the form it chose in the location of an error, as it names the type of a section.
+# One value or a list of entries: errors are about the form that was given and not about both. Pydantic names
+# the form in the location of an error, as it names the type of a section.
 FORMS = ("one", "list")
-_One, _Entry = TypeVar("_One"), TypeVar("_Entry")
-# One value, or a list of entries; errors are about the form that was given and not about both.
-OneOrList: TypeAlias = Annotated[
-    Annotated[_One, Tag("one")] | Annotated[tuple[_Entry, ...], Tag("list")],
-    Discriminator(lambda found: "list" if isinstance(found, list | tuple) else "one"),
-]
+ONE, LIST = map(Tag, FORMS)
+BY_FORM = Discriminator(lambda found: "list" if isinstance(found, list | tuple) else "one")
 
 
 class Section(BaseModel):
@@ -132,7 +129,9 @@ class BatchSpec(Section):
     """
 
     per_device_train_batch_size: Count | None = None
-    gradient_accumulation_steps: OneOrList[Count, AccumulationStage] | None = None
+    gradient_accumulation_steps: (
+        Annotated[Annotated[Count, ONE] | Annotated[tuple[AccumulationStage, ...], LIST], BY_FORM] | None
+    ) = None
     global_batch_size: Count | None = None
     target_tokens_per_update: Count | None = None
 

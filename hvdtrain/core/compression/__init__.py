@@ -16,7 +16,7 @@ from hvdtrain.core.compression.protocol import Policy
 from hvdtrain.core.compression.randomk import RandomK
 from hvdtrain.core.compression.sign import Sign
 from hvdtrain.core.compression.topk import TopK
-from hvdtrain.core.sections import OneOrList
+from hvdtrain.core.sections import BY_FORM, LIST, ONE
 
 # The registry: a policy named here works everywhere.
 POLICIES: tuple[type[Policy], ...] = (
@@ -33,4 +33,4 @@ if TYPE_CHECKING:
     Compression = Policy | tuple[Policy, ...]
 else:
     _One = Annotated[functools.reduce(operator.or_, POLICIES), Field(discriminator="type")]
-    Compression = OneOrList[_One, _One]
+    Compression = Annotated[Annotated[_One, ONE] | Annotated[tuple[_One, ...], LIST], BY_FORM]

@@ -1,0 +1,133 @@
+"""What a run needs beside the weights to go on: moments, residuals and its position, in either framework.
+
+Arrays lie in the Hugging Face layout under the weights' names, so a run may go on in the other framework and
+on another number of ranks.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save_file
+
+from hvdtrain.core.buckets import Bucket
+from hvdtrain.core.compression.protocol import Policy
+from hvdtrain.core.compression.rules import Rules
+from hvdtrain.core.errors import CheckpointError
+
+OPTIMIZER_FILE, COMPRESSION_FILE, STATE_FILE = (
+    "optimizer.safetensors",
+    "compression.safetensors",
+    "state.json",
+)
+Arrays = dict[str, np.ndarray]
+
+
+@dataclass(frozen=True)
+class Position:
+    """Where a run stands.
+
+    Attributes:
+        step: updates applied.
+        windows: updates tried: those that were skipped as well.
+        samples_consumed: samples used up over all ranks.
+    """
+
+    step: int
+    windows: int
+    samples_consumed: int
+
+
+@dataclass(frozen=True)
+class TrainingState:
+    """Everything beside the weights.
+
+    Attributes:
+        position: where the run stands.
+        moments: the optimizer's, as `WEIGHT.exp_avg`.
+        compression: one mapping a bucket. What differs by rank has a first axis of ranks.
+        layout: a text that says which weights lie in which bucket, and how each travels.
+    """
+
+    position: Position
+    moments: Arrays
+    compression: tuple[Arrays, ...]
+    layout: str
+
+
+def save_state(directory: Path, state: TrainingState) -> None:
+    """Write a state's three files into a directory that is being made; `OSError` is the caller's."""
+    save_file(_contiguous(state.moments), directory / OPTIMIZER_FILE)
+    numbered = {f"{i}.{name}": a for i, arrays in enumerate(state.compression) for name, a in arrays.items()}
+    save_file(_contiguous(numbered), directory / COMPRESSION_FILE)
+    record = asdict(state.position) | {"buckets": len(state.compression), "layout": state.layout}
+    (directory / STATE_FILE).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+
+
+def load_state(directory: Path) -> TrainingState:
+    """Read what `save_state` wrote.
+
+    Raises:
+        CheckpointError: a file is missing or damaged, as in a directory that holds only a model.
+    """
+    try:
+        record = json.loads((directory / STATE_FILE).read_text(encoding="utf-8"))
+        moments, numbered = load_file(directory / OPTIMIZER_FILE), load_file(directory / COMPRESSION_FILE)
+        compression: list[Arrays] = [{} for _ in range(record.pop("buckets"))]
+        for key, array in numbered.items():
+            index, name = key.split(".", 1)
+            compression[int(index)][name] = array
+        layout = record.pop("layout")
+        return TrainingState(Position(**record), moments, tuple(compression), layout)
+    except (OSError, SafetensorError, ValueError, KeyError, TypeError, IndexError) as error:
+        raise CheckpointError(
+            f"--resume {directory}: not a whole checkpoint-N directory of a run "
+            f"({type(error).__name__}: {error}); checkpointing.save_steps makes them"
+        ) from None
+
+
+def layout_of(buckets: Sequence[Bucket], rules: Rules) -> str:
+    """A text that is equal where compression states fit each other: buckets, weights, policies."""
+    return json.dumps(
+        [[rules.policy(b).model_dump(mode="json"), [w.name for w in b.weights]] for b in buckets]
+    )
+
+
+def share_out(policy: Policy, arrays: Mapping[str, np.ndarray], ranks: int) -> list[Arrays]:
+    """One bucket's saved compression state for each of so many ranks.
+
+    Residuals go back to the ranks they came from; where their number has changed, every rank gets the same
+    share of their sum (counts go to rank 0), for it is the sum over ranks that training owes.
+
+    Args:
+        policy: the bucket's.
+        arrays: residuals with a first axis of the ranks that saved them, the rest as it was on all ranks.
+        ranks: how many there are now.
+
+    Returns:
+        The state of each rank.
+    """
+    found: list[Arrays] = [{} for _ in range(ranks)]
+    for name, array in arrays.items():
+        rows = _rows(array, ranks) if name in policy.residuals else [array] * ranks
+        for state, row in zip(found, rows, strict=True):
+            state[name] = np.asarray(row)
+    return found
+
+
+def _rows(array: np.ndarray, ranks: int) -> Sequence[np.ndarray]:
+    if len(array) == ranks:
+        return list(array)
+    total = array.sum(axis=0)
+    if np.issubdtype(total.dtype, np.integer):
+        return [total, *[np.zeros_like(total)] * (ranks - 1)]
+    return [total / ranks] * ranks
+
+
+def _contiguous(arrays: Mapping[str, np.ndarray]) -> Arrays:
+    return {name: np.ascontiguousarray(array) for name, array in arrays.items()}
