@@ -15,9 +15,9 @@ from hvdtrain.torch.ops import Ops
 
 
 class Reducer:
-    """Owns the gradients: every `.grad` is a view into its bucket, and a full bucket starts its reduction.
+    """Owns the gradients: each moves into its bucket when backward has it, and a full bucket is reduced.
 
-    Reductions start from hooks of the window's last backward only; before it gradients add up in place.
+    Reductions start from hooks of the window's last backward only; before it gradients add up in the bucket.
     """
 
     def __init__(
@@ -27,7 +27,7 @@ class Reducer:
         parameters: Mapping[str, torch.nn.Parameter],
         seed: int,
     ) -> None:
-        """Move every gradient into its bucket.
+        """Lay out the buckets.
 
         Args:
             rules: how each bucket is summed over ranks.
@@ -36,17 +36,17 @@ class Reducer:
             seed: of the policy's random numbers.
         """
         self._rules, self._ops = rules, Ops(hvd.size(), hvd.rank(), seed)
-        flats = [_flat_gradients(b, parameters) for b in buckets]
+        dtype = self._ops.dtype(next(iter(parameters.values())))
         self._slots = [
-            _Slot(bucket, flat, rules.policy(bucket).init(self._ops, bucket, self._ops.dtype(flat)))
-            for bucket, flat in zip(buckets, flats, strict=True)
+            _Slot(b, self._ops.zeros((b.size,), dtype), rules.policy(b).init(self._ops, b, dtype))
+            for b in buckets
         ]
         self._update, self._now = 0, rules
         self._last_backward = False
         self._wire_bytes = 0
         for slot in self._slots:
-            for weight in slot.bucket.weights:
-                parameters[weight.name].register_post_accumulate_grad_hook(self._hook(slot))
+            for name, place in _places(slot.bucket, slot.flat).items():
+                parameters[name].register_post_accumulate_grad_hook(self._hook(slot, name, place))
 
     def start_window(self, update: int) -> None:
         """Forget the last window's gradients.
@@ -56,7 +56,7 @@ class Reducer:
         """
         self._update, self._now = update, self._rules.at(update)
         for slot in self._slots:
-            slot.flat.zero_()
+            slot.unfilled = {w.name for w in slot.bucket.weights}
             slot.waiting = len(slot.bucket.weights)
             slot.reduction = None
 
@@ -80,7 +80,7 @@ class Reducer:
         """Wait for every bucket.
 
         Returns:
-            The flat gradients summed over ranks, one tensor a bucket; `.grad` views see them too.
+            The flat gradients summed over ranks, one tensor a bucket.
         """
         for slot in self._slots:
             # A parameter that this batch did not use leaves its bucket waiting.
@@ -102,8 +102,16 @@ class Reducer:
         for slot in self._slots:
             slot.state = slot.next_state
 
-    def _hook(self, slot: _Slot):  # type: ignore[no-untyped-def]  # torch's hook type is private
-        def ready(_: torch.Tensor) -> None:
+    def _hook(self, slot: _Slot, name: str, place: torch.Tensor):  # type: ignore[no-untyped-def]
+        # torch's hook type is private.
+        def ready(parameter: torch.Tensor) -> None:
+            # Moved here: autograd adding into a `.grad` that is a view reads and writes the bucket once more.
+            if name in slot.unfilled:
+                place.copy_(parameter.grad)
+                slot.unfilled.remove(name)
+            else:
+                place.add_(parameter.grad)
+            parameter.grad = None
             if self._last_backward:
                 slot.waiting -= 1
                 if slot.waiting == 0:
@@ -113,6 +121,9 @@ class Reducer:
         return ready
 
     def _start(self, slot: _Slot) -> None:
+        places = _places(slot.bucket, slot.flat)
+        for name in slot.unfilled:
+            places[name].zero_()
         policy = self._now.policy(slot.bucket)
         slot.reduction = policy.reduce(self._ops, slot.bucket, slot.flat, slot.state, self._update)
         slot.requests = 0
@@ -155,6 +166,7 @@ class _Slot:
     flat: torch.Tensor
     state: State
     next_state: State = field(default_factory=dict)
+    unfilled: set[str] = field(default_factory=set)
     waiting: int = 0
     reduction: Reduction | None = None
     requests: int = 0
@@ -170,9 +182,6 @@ def _launch(request: Request, name: str) -> int:
     return launch(array, name=name)
 
 
-def _flat_gradients(bucket: Bucket, parameters: Mapping[str, torch.nn.Parameter]) -> torch.Tensor:
-    first = parameters[bucket.weights[0].name]
-    flat = torch.zeros(bucket.size, dtype=first.dtype, device=first.device)
-    for weight, part in zip(bucket.weights, flat.split(bucket.sizes), strict=True):
-        parameters[weight.name].grad = part.view(weight.shape)
-    return flat
+def _places(bucket: Bucket, flat: torch.Tensor) -> dict[str, torch.Tensor]:
+    parts = zip(bucket.weights, flat.split(bucket.sizes), strict=True)
+    return {weight.name: part.view(weight.shape) for weight, part in parts}
