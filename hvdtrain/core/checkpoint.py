@@ -29,6 +29,7 @@ def save_model(
     config: Mapping[str, Any],
     tokenizer_file: Path,
     model_max_length: int,
+    also: Callable[[Path], None] = lambda directory: None,
 ) -> None:
     """Write `model.safetensors`, `config.json` and the tokenizer, replacing an older model of the same name.
 
@@ -38,6 +39,7 @@ def save_model(
         config: the content of `config.json`.
         tokenizer_file: a `tokenizer.json` to copy.
         model_max_length: longest sequence in tokens, for the tokenizer's configuration.
+        also: writes more files into the directory.
 
     Raises:
         CheckpointError: when the disk is full or the directory cannot be written; nothing is left behind.
@@ -47,10 +49,12 @@ def save_model(
         contiguous = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
         save_file(contiguous, into / WEIGHTS_FILE, metadata={"format": "pt"})
         _write_json(into / "config.json", config)
-        # safetensors makes the file its owner's alone, whatever the umask: others could not open the model.
-        shutil.copymode(into / "config.json", into / WEIGHTS_FILE)
         shutil.copyfile(tokenizer_file, into / "tokenizer.json")
         _write_json(into / "tokenizer_config.json", _tokenizer_config(model_max_length))
+        also(into)
+        # safetensors makes files their owner's alone, whatever the umask: others could not open the model.
+        for file in into.glob("*.safetensors"):
+            shutil.copymode(into / "config.json", file)
 
     with _told(directory):
         _replace_directory(directory, write)

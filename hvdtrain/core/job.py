@@ -51,7 +51,7 @@ class Framework:
     name: str
     init: Callable[[JobSpec], World]
     family: Callable[[ModelSpec], ModelFamily]
-    trainer: Callable[[JobSpec, Plan, World, Dataset, ModelFamily, Path], Trains]
+    trainer: Callable[[JobSpec, Plan, World, Dataset, ModelFamily, Path, Path | None], Trains]
     shutdown: Callable[[], None]
 
 
@@ -92,7 +92,9 @@ def plan_job(spec: JobSpec, family: ModelFamily, dataset: Dataset, size: int, th
     )
 
 
-def train_spec(framework: Framework, world: World, spec: JobSpec, output_dir: Path) -> TrainingResult:
+def train_spec(
+    framework: Framework, world: World, spec: JobSpec, output_dir: Path, resume_from: Path | None = None
+) -> TrainingResult:
     """Train a spec on this rank of a job that has been joined.
 
     Args:
@@ -100,6 +102,7 @@ def train_spec(framework: Framework, world: World, spec: JobSpec, output_dir: Pa
         world: what its `init` returned.
         spec: the job.
         output_dir: where rank 0 writes.
+        resume_from: a `checkpoint-N` directory to go on from, of either framework.
 
     Returns:
         What was produced; rank 0 has said it too.
@@ -110,7 +113,7 @@ def train_spec(framework: Framework, world: World, spec: JobSpec, output_dir: Pa
     plan = plan_job(spec, family, dataset, world.size, world.threads(spec.num_threads))
     if world.is_chief:
         _write_records(output_dir, spec, plan)
-    trainer = framework.trainer(spec, plan, world, dataset, family, output_dir)
+    trainer = framework.trainer(spec, plan, world, dataset, family, output_dir, resume_from)
     if world.is_chief:
         print_plan(plan, f"{framework.name}: what this run will do")
     result = trainer.train()
@@ -128,7 +131,7 @@ def _run(load: Callable[[], Framework], default_spec: str, arguments: Sequence[s
     framework = load()
     world = framework.init(spec)
     output_dir = Path(options.output_dir or f"outputs/{Path(options.spec).stem}-{framework.name}")
-    train_spec(framework, world, spec, output_dir)
+    train_spec(framework, world, spec, output_dir, options.resume)
     framework.shutdown()
 
 
@@ -143,6 +146,8 @@ def _parse(arguments: Sequence[str] | None, default_spec: str) -> argparse.Names
         "--set", action="append", default=[], metavar="FIELD.PATH=VALUE", help="override a field"
     )
     parser.add_argument("--output-dir", help="where rank 0 writes (default: outputs/SPEC-FRAMEWORK)")
+    go_on = "go on from a checkpoint-N directory of either framework"
+    parser.add_argument("--resume", type=Path, metavar="CHECKPOINT", help=go_on)
     return parser.parse_args(arguments)
 
 

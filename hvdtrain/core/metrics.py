@@ -18,15 +18,20 @@ METRICS_FILE = "metrics.jsonl"
 class MetricLog:
     """Writes `metrics.jsonl` (and TensorBoard events) into a run's output directory."""
 
-    def __init__(self, output_dir: Path, tensorboard: bool) -> None:
-        """Open the log; an older log in the same directory is replaced.
+    def __init__(self, output_dir: Path, tensorboard: bool, after_step: int = 0) -> None:
+        """Open the log; of an older log in the same directory, lines after a step are dropped.
 
         Args:
             output_dir: an existing directory.
             tensorboard: whether to write event files into its `tensorboard` folder as well.
+            after_step: where the run goes on; 0 starts anew.
         """
-        self._file = (output_dir / METRICS_FILE).open("w", encoding="utf-8")
-        self._events = _EventFile(output_dir / "tensorboard") if tensorboard else None
+        path = output_dir / METRICS_FILE
+        old = _lines(path) if after_step and path.exists() else []
+        kept = [line for line in old if line["step"] <= after_step]
+        self._file = path.open("w", encoding="utf-8")
+        self._file.writelines(json.dumps(line) + "\n" for line in kept)
+        self._events = _EventFile(output_dir / "tensorboard", after_step) if tensorboard else None
 
     def __enter__(self) -> MetricLog:
         return self
@@ -67,15 +72,18 @@ def read_metrics(output_dir: Path) -> tuple[list[dict[str, Any]], list[dict[str,
     Returns:
         The lines of training updates and the lines of evaluations.
     """
-    text = (output_dir / METRICS_FILE).read_text(encoding="utf-8")
-    lines = [json.loads(line) for line in text.splitlines()]
+    lines = _lines(output_dir / METRICS_FILE)
     return [x for x in lines if "loss" in x], [x for x in lines if "eval_loss" in x]
+
+
+def _lines(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
 class _EventFile:
     """A TensorBoard event file, by the record writer alone: those above it import TensorFlow or torch."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, after_step: int) -> None:
         from tensorboard.compat.proto.event_pb2 import Event
         from tensorboard.compat.proto.summary_pb2 import Summary
         from tensorboard.summary.writer.record_writer import RecordWriter
@@ -83,7 +91,9 @@ class _EventFile:
         self._event, self._summary = Event, Summary
         directory.mkdir(parents=True, exist_ok=True)
         for old in directory.glob("events.out.tfevents.*"):
-            old.unlink()
+            # TensorBoard itself drops a run's steps that a later file goes through again.
+            if not after_step:
+                old.unlink()
         name = f"events.out.tfevents.{int(time.time())}.{socket.gethostname()}"
         self._records = RecordWriter((directory / name).open("wb"))
         self._put(Event(wall_time=time.time(), file_version="brain.Event:2"))

@@ -16,12 +16,12 @@ from hvdtrain.core.data.order import global_batches
 from hvdtrain.core.errors import SpecError
 from hvdtrain.core.sections import OptimizerSpec
 from hvdtrain.core.spec import JobSpec
+from hvdtrain.core.state import MOMENTS
 from hvdtrain.core.weights import Weight
 
 # Horovod negotiates every cycle, also while idle: its default of 1 ms takes a tenth of two busy cores.
 CYCLE_TIME_MS = 10.0
 _MIB = 2**20
-_MOMENTS = {"adamw": 2, "sgd": 1}
 
 
 @dataclass(frozen=True)
@@ -154,7 +154,7 @@ def make_plan(
         memory=Memory(
             weights=parameters * itemsize,
             gradients=parameters * itemsize,
-            optimizer=parameters * itemsize * _MOMENTS[spec.optimizer.type],
+            optimizer=parameters * itemsize * len(MOMENTS[spec.optimizer.type]),
         ),
         threads=threads,
         cycle_time_ms=spec.communication.cycle_time_ms or CYCLE_TIME_MS,

@@ -25,6 +25,8 @@ OPTIMIZER_FILE, COMPRESSION_FILE, STATE_FILE = (
     "compression.safetensors",
     "state.json",
 )
+# Torch's names of each optimizer's moments.
+MOMENTS = {"adamw": ("exp_avg", "exp_avg_sq"), "sgd": ("momentum_buffer",)}
 Arrays = dict[str, np.ndarray]
 
 
@@ -52,12 +54,14 @@ class TrainingState:
         moments: the optimizer's, as `WEIGHT.exp_avg`.
         compression: one mapping a bucket. What differs by rank has a first axis of ranks.
         layout: a text that says which weights lie in which bucket, and how each travels.
+        order: a text that says in which order which samples come.
     """
 
     position: Position
     moments: Arrays
     compression: tuple[Arrays, ...]
     layout: str
+    order: str
 
 
 def save_state(directory: Path, state: TrainingState) -> None:
@@ -65,7 +69,11 @@ def save_state(directory: Path, state: TrainingState) -> None:
     save_file(_contiguous(state.moments), directory / OPTIMIZER_FILE)
     numbered = {f"{i}.{name}": a for i, arrays in enumerate(state.compression) for name, a in arrays.items()}
     save_file(_contiguous(numbered), directory / COMPRESSION_FILE)
-    record = asdict(state.position) | {"buckets": len(state.compression), "layout": state.layout}
+    record = asdict(state.position) | {
+        "buckets": len(state.compression),
+        "layout": state.layout,
+        "order": state.order,
+    }
     (directory / STATE_FILE).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
 
 
@@ -82,8 +90,8 @@ def load_state(directory: Path) -> TrainingState:
         for key, array in numbered.items():
             index, name = key.split(".", 1)
             compression[int(index)][name] = array
-        layout = record.pop("layout")
-        return TrainingState(Position(**record), moments, tuple(compression), layout)
+        layout, order = record.pop("layout"), record.pop("order")
+        return TrainingState(Position(**record), moments, tuple(compression), layout, order)
     except (OSError, SafetensorError, ValueError, KeyError, TypeError, IndexError) as error:
         raise CheckpointError(
             f"--resume {directory}: not a whole checkpoint-N directory of a run "

@@ -19,8 +19,10 @@ from hvdtrain.core.metrics import MetricLog
 from hvdtrain.core.plan import Plan
 from hvdtrain.core.progress import Progress
 from hvdtrain.core.results import TrainingResult, UpdateResult
+from hvdtrain.core.resume import gather_state, resume
 from hvdtrain.core.schedules import schedule_factor
 from hvdtrain.core.spec import JobSpec
+from hvdtrain.core.state import TrainingState, save_state
 from hvdtrain.core.weights import ModelFamily, Weight, initial_weights
 from hvdtrain.core.world import World
 
@@ -31,9 +33,16 @@ class BaseTrainer(ABC):
     """Trains and evaluates one job on this rank; every rank runs it in step with the others."""
 
     def __init__(
-        self, spec: JobSpec, plan: Plan, world: World, dataset: Dataset, family: ModelFamily, output_dir: Path
+        self,
+        spec: JobSpec,
+        plan: Plan,
+        world: World,
+        dataset: Dataset,
+        family: ModelFamily,
+        output_dir: Path,
+        resume_from: Path | None = None,
     ) -> None:
-        """Build the model and give every rank rank 0's initial weights.
+        """Build the model and give every rank rank 0's initial weights, or what a checkpoint holds.
 
         Args:
             spec: the job.
@@ -42,16 +51,25 @@ class BaseTrainer(ABC):
             dataset: the prepared data.
             family: the model's weights and configuration.
             output_dir: where rank 0 writes; created when missing.
+            resume_from: a `checkpoint-N` directory that rank 0 can read.
+
+        Raises:
+            TrainingError: the nodes' data differ.
+            CheckpointError: the checkpoint is damaged or does not fit the spec.
         """
         self.spec, self.plan, self.world, self.dataset = spec, plan, world, dataset
         self.output_dir = output_dir
         self._family = family
         self.step = 0
+        self.windows = 0
         self.samples_consumed = 0
         self._weights: tuple[Weight, ...] = family.weights(spec.model)
         self._check_data()
         self._build()
-        self.load_weights(self._initial_weights())
+        if resume_from is None:
+            self.load_weights(self._initial_weights())
+        else:
+            resume(self, resume_from)
 
     def train(self) -> TrainingResult:
         """Run every update of the plan, evaluating, logging and saving on the way.
@@ -75,8 +93,8 @@ class BaseTrainer(ABC):
                     progress.update(self.step, line)
                 if self._due(self.spec.evaluation.eval_steps):
                     eval_loss = self._evaluate_into(log)
-                if self._due(self.spec.checkpointing.save_steps) and self.step < self.plan.max_steps:
-                    self.save(self.output_dir / f"checkpoint-{self.step}")
+                if self._due(self.spec.checkpointing.save_steps):
+                    self.save(self.output_dir / f"checkpoint-{self.step}", gather_state(self))
             if not self._due(self.spec.evaluation.eval_steps):
                 eval_loss = self._evaluate_into(log)
             self.save(self.output_dir / "model")
@@ -103,8 +121,13 @@ class BaseTrainer(ABC):
             "eval_samples": int(samples),
         }
 
-    def save(self, directory: Path) -> None:
-        """Write the model in Hugging Face layout, atomically; rank 0 alone writes."""
+    def save(self, directory: Path, state: TrainingState | None = None) -> None:
+        """Write the model in Hugging Face layout, atomically; rank 0 alone writes.
+
+        Args:
+            directory: replaced when it exists.
+            state: what `--resume` needs beside it.
+        """
         if self.world.is_chief:
             config = self._family.hf_config(self.spec.model, self.dataset.token_ids.pad)
             save_model(
@@ -113,6 +136,7 @@ class BaseTrainer(ABC):
                 config,
                 self.dataset.tokenizer_path,
                 self.spec.data.max_seq_length,
+                also=(lambda into: save_state(into, state)) if state else lambda into: None,
             )
 
     @abstractmethod
@@ -153,6 +177,22 @@ class BaseTrainer(ABC):
     def load_weights(self, arrays: dict[str, np.ndarray]) -> None:
         """Set every weight from arrays by Hugging Face name, in the Hugging Face layout."""
 
+    @abstractmethod
+    def read_moments(self) -> dict[str, np.ndarray]:
+        """Copies of the optimizer's moments as `WEIGHT.exp_avg`, in the Hugging Face layout."""
+
+    @abstractmethod
+    def load_moments(self, arrays: dict[str, np.ndarray], updates: int) -> None:
+        """Set what `read_moments` read, after so many updates."""
+
+    @abstractmethod
+    def read_compression(self) -> list[dict[str, np.ndarray]]:
+        """Copies of this rank's compression state, a mapping a bucket, in the Hugging Face layout."""
+
+    @abstractmethod
+    def load_compression(self, states: list[dict[str, np.ndarray]]) -> None:
+        """Set what `read_compression` read."""
+
     @property
     @abstractmethod
     def wire_bytes(self) -> int:
@@ -168,7 +208,7 @@ class BaseTrainer(ABC):
             waited = time.perf_counter() - started
             learning_rate = self._learning_rate()
             result = self.update(window, divisor, upcoming.weight, learning_rate, self.step + 1)
-            self.samples_consumed = window.samples_consumed
+            self.windows, self.samples_consumed = self.windows + 1, window.samples_consumed
             if result.applied:
                 self.step += 1
                 skipped_in_a_row = 0
@@ -213,6 +253,7 @@ class BaseTrainer(ABC):
             accumulation=self.plan.accumulation,
             rank=self.world.rank,
             start_samples=self.samples_consumed,
+            start_update=self.windows + 1,
         )
 
     def _eval_batches(self) -> Iterator[MicroBatch]:
@@ -247,7 +288,7 @@ class BaseTrainer(ABC):
         if not self.world.is_chief:
             return None, None
         self.output_dir.mkdir(parents=True, exist_ok=True)
-        log = stack.enter_context(MetricLog(self.output_dir, self.spec.logging.tensorboard))
+        log = stack.enter_context(MetricLog(self.output_dir, self.spec.logging.tensorboard, self.step))
         if not self.spec.logging.progress_bar:
             return log, None
         return log, stack.enter_context(Progress(self.plan.max_steps))

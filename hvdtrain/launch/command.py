@@ -33,6 +33,7 @@ def run(
     wire: Annotated[Wire, typer.Option(help="What the ranks talk over on CPUs.")] = Wire.AUTO,
     set_: Annotated[list[str] | None, typer.Option("--set", help="Override: FIELD.PATH=VALUE.")] = None,
     output_dir: Annotated[Path | None, typer.Option(help="Where rank 0 writes.")] = None,
+    resume: Annotated[Path | None, typer.Option(help="Go on from this checkpoint-N directory.")] = None,
     network_interface: Annotated[str | None, typer.Option(help="Between the hosts, such as eth0.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the launcher's command only.")] = False,
 ) -> None:
@@ -51,7 +52,7 @@ def run(
     load_spec(spec, set_ or ())
     used = take_slots(_read_hosts(hostfile, hosts, np), np)
     request = LaunchRequest(
-        program=_program(framework, spec, set_ or [], output_dir),
+        program=_program(framework, spec, set_ or [], output_dir, resume),
         hosts=used,
         local=is_local(used),
         workdir=str(Path.cwd()),
@@ -80,8 +81,9 @@ def _read_hosts(hostfile: Path | None, hosts: str | None, np: int) -> tuple[Host
 
 
 def _program(
-    framework: Framework, spec: str, overrides: list[str], output_dir: Path | None
+    framework: Framework, spec: str, overrides: list[str], output_dir: Path | None, resume: Path | None
 ) -> tuple[str, ...]:
     settings = [part for override in overrides for part in ("--set", override)]
     output = ["--output-dir", str(output_dir)] if output_dir else []
-    return ("-m", f"hvdtrain.{framework}.job", "--spec", spec, *settings, *output)
+    resumed = ["--resume", str(resume)] if resume else []
+    return ("-m", f"hvdtrain.{framework}.job", "--spec", spec, *settings, *output, *resumed)

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
+import numpy as np
 import tensorflow as tf
 
 from hvdtrain.core.buckets import Bucket
 from hvdtrain.core.sections import OptimizerSpec
+from hvdtrain.core.state import MOMENTS
+from hvdtrain.core.weights import Weight
+from hvdtrain.models import bert
 
 
 class Optimizer:
@@ -24,9 +28,8 @@ class Optimizer:
             parameters: by weight name.
         """
         self._spec, self._buckets, self._parameters = spec, buckets, parameters
-        moments = 2 if spec.type == "adamw" else 1
         self._moments = {
-            name: [tf.Variable(tf.zeros_like(variable), trainable=False) for _ in range(moments)]
+            name: [tf.Variable(tf.zeros_like(variable), trainable=False) for _ in MOMENTS[spec.type]]
             for name, variable in parameters.items()
         }
 
@@ -44,6 +47,25 @@ class Optimizer:
                 variable = self._parameters[weight.name]
                 decay = self._spec.weight_decay if weight.decays else 0.0
                 rule(weight.name, variable, tf.reshape(part, variable.shape), decay, learning_rate, update)
+
+    def read(self) -> dict[str, np.ndarray]:
+        """Copies of the moments as `WEIGHT.exp_avg`, in the Hugging Face layout."""
+        return {
+            f"{weight.name}.{moment}": bert.from_keras(weight, variable.numpy())
+            for weight, moment, variable in self._variables()
+        }
+
+    def write(self, arrays: Mapping[str, np.ndarray], updates: int) -> None:
+        """Set what `read` read, after so many updates."""
+        del updates  # told anew at every `apply`
+        for weight, moment, variable in self._variables():
+            array = arrays[f"{weight.name}.{moment}"]
+            variable.assign(bert.to_keras(weight, array, tuple(variable.shape)))
+
+    def _variables(self) -> Iterator[tuple[Weight, str, tf.Variable]]:
+        for weight in (w for bucket in self._buckets for w in bucket.weights):
+            for moment, variable in zip(MOMENTS[self._spec.type], self._moments[weight.name], strict=True):
+                yield weight, moment, variable
 
     def _adamw(
         self,

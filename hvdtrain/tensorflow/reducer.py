@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 
 import horovod.tensorflow as hvd
+import numpy as np
 import tensorflow as tf
 
 from hvdtrain.core.buckets import Bucket
@@ -91,6 +92,25 @@ class Reducer:
         for variables, changes in zip(self._states, self._changes, strict=True):
             for name, value in changes.items():
                 variables[name].assign(value)
+
+    def read(self) -> list[dict[str, np.ndarray]]:
+        """Copies of this rank's policy state, a mapping a bucket, in the Hugging Face layout."""
+        return [
+            {name: self._told(bucket, variable, to_keras=False).numpy() for name, variable in state.items()}
+            for bucket, state in zip(self._buckets, self._states, strict=True)
+        ]
+
+    def write(self, states: Sequence[Mapping[str, np.ndarray]]) -> None:
+        """Set what `read` read."""
+        for bucket, variables, arrays in zip(self._buckets, self._states, states, strict=True):
+            for name, variable in variables.items():
+                array = tf.constant(arrays[name], variable.dtype)
+                variable.assign(self._told(bucket, array, to_keras=True))
+
+    def _told(self, bucket: Bucket, array: tf.Tensor, to_keras: bool) -> tf.Tensor:
+        # Only such a policy is shown, and remembers, gradients in Keras' layout.
+        moves = self._rules.policy(bucket).elementwise and array.shape == (bucket.size,)
+        return _swap_layout(bucket, array, to_keras) if moves else tf.convert_to_tensor(array)
 
     def _add(self, flats: list[tf.Tensor]) -> None:
         if not self._totals:

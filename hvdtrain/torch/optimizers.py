@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 
 from hvdtrain.core.buckets import Bucket
 from hvdtrain.core.sections import OptimizerSpec
+from hvdtrain.core.state import MOMENTS
 
 
 class Optimizer:
@@ -24,6 +26,7 @@ class Optimizer:
             buckets: the plan's layout.
             parameters: by weight name.
         """
+        self._spec, self._buckets = spec, buckets
         self._pieces: list[list[torch.nn.Parameter]] = []
         decayed, plain = [], []
         for bucket in buckets:
@@ -54,6 +57,29 @@ class Optimizer:
             for piece, part in zip(pieces, gradient.split([p.numel() for p in pieces]), strict=True):
                 piece.grad = part
         self._optimizer.step()
+
+    def read(self) -> dict[str, np.ndarray]:
+        """Copies of the moments as `WEIGHT.exp_avg`, in the Hugging Face layout."""
+        found = {}
+        for bucket, pieces in zip(self._buckets, self._pieces, strict=True):
+            for moment in MOMENTS[self._spec.type]:
+                states = ((piece, self._optimizer.state.get(piece, {}).get(moment)) for piece in pieces)
+                flat = torch.cat([torch.zeros_like(piece) if m is None else m for piece, m in states])
+                for weight, part in zip(bucket.weights, flat.detach().split(bucket.sizes), strict=True):
+                    found[f"{weight.name}.{moment}"] = part.reshape(weight.shape).cpu().numpy().copy()
+        return found
+
+    def write(self, arrays: Mapping[str, np.ndarray], updates: int) -> None:
+        """Set what `read` read, after so many updates."""
+        for bucket, pieces in zip(self._buckets, self._pieces, strict=True):
+            sizes = [piece.numel() for piece in pieces]
+            for moment in MOMENTS[self._spec.type]:
+                flat = np.concatenate([arrays[f"{w.name}.{moment}"].ravel() for w in bucket.weights])
+                for piece, part in zip(pieces, torch.from_numpy(flat).split(sizes), strict=True):
+                    state = self._optimizer.state[piece]
+                    state[moment] = part.to(piece.device, piece.dtype, copy=True)
+                    # AdamW's count, of the dtype and at the place that its fused kernel wants.
+                    state["step"] = torch.tensor(float(updates), device=piece.device)
 
 
 def _make(spec: OptimizerSpec, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import horovod.torch as hvd
+import numpy as np
 import torch
 
 from hvdtrain.core.buckets import Bucket
@@ -101,6 +102,15 @@ class Reducer:
         """Keep the policy's new state: the update was applied."""
         for slot in self._slots:
             slot.state = slot.next_state
+
+    def read(self) -> list[dict[str, np.ndarray]]:
+        """Copies of this rank's policy state, a mapping a bucket, in the Hugging Face layout."""
+        return [{name: a.cpu().numpy().copy() for name, a in slot.state.items()} for slot in self._slots]
+
+    def write(self, states: Sequence[Mapping[str, np.ndarray]]) -> None:
+        """Set what `read` read."""
+        for slot, arrays in zip(self._slots, states, strict=True):
+            slot.state = {n: torch.from_numpy(arrays[n]).to(slot.state[n]) for n in slot.state}
 
     def _hook(self, slot: _Slot, name: str, place: torch.Tensor):  # type: ignore[no-untyped-def]
         # torch's hook type is private.

@@ -61,6 +61,22 @@ class Trainer(BaseTrainer):
         """Set every weight by Hugging Face name."""
         self._model.write(arrays)
 
+    def read_moments(self) -> dict[str, np.ndarray]:
+        """Copies of the optimizer's moments."""
+        return self._optimizer.read()
+
+    def load_moments(self, arrays: dict[str, np.ndarray], updates: int) -> None:
+        """Set the optimizer's moments."""
+        self._optimizer.write(arrays, updates)
+
+    def read_compression(self) -> list[dict[str, np.ndarray]]:
+        """Copies of this rank's compression state."""
+        return self._reducer.read()
+
+    def load_compression(self, states: list[dict[str, np.ndarray]]) -> None:
+        """Set this rank's compression state."""
+        self._reducer.write(states)
+
     @property
     def wire_bytes(self) -> int:
         """Gradient bytes this rank has handed to collectives so far."""

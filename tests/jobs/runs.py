@@ -52,11 +52,19 @@ def launch(
     )
 
 
-def train_all(directory: Path, framework: str, np: int, scenarios: dict[str, list[str]]) -> dict[str, Path]:
+def train_all(
+    directory: Path,
+    framework: str,
+    np: int,
+    scenarios: dict[str, list[str]],
+    resume: dict[str, Path] | None = None,
+) -> dict[str, Path]:
     """Train each scenario (overrides by name) on np ranks in one launch; returns the output directories."""
     directory.mkdir(parents=True, exist_ok=True)
     listing = directory / "scenarios.json"
-    listing.write_text(json.dumps([{"name": name, "set": sets} for name, sets in scenarios.items()]))
+    places = {name: str(path) for name, path in (resume or {}).items()}
+    found = [{"name": n, "set": sets, "resume": places.get(n)} for n, sets in scenarios.items()]
+    listing.write_text(json.dumps(found))
     done = launch(np, [str(WORKER), framework, str(listing)])
     assert done.returncode == 0, done.stdout[-5000:]
     return {name: directory / name for name in scenarios}

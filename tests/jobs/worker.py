@@ -1,6 +1,7 @@
 """worker.py FRAMEWORK SCENARIOS.json: trains several specs in one launch, so that tests pay start-up once.
 
-A scenario is {"name", "set": [overrides]}; rank 0 leaves each run in a folder of its name beside the file.
+A scenario is {"name", "set": [overrides], "resume": a checkpoint or null}; rank 0 leaves each run in a folder
+of its name beside the file.
 """
 
 from __future__ import annotations
@@ -23,7 +24,8 @@ def main() -> None:
     for scenario in json.loads(scenarios.read_text()):
         spec = load_spec("bert", scenario["set"])
         world = world or framework.init(spec)
-        train_spec(framework, world, spec, scenarios.parent / scenario["name"])
+        resume = Path(scenario["resume"]) if scenario["resume"] else None
+        train_spec(framework, world, spec, scenarios.parent / scenario["name"], resume)
     framework.shutdown()
 
 

@@ -150,6 +150,7 @@ def train_windows(
     accumulation: Accumulation,
     rank: int,
     start_samples: int = 0,
+    start_update: int = 1,
 ) -> Iterator[Window]:
     """One rank's windows of a run, for ever; the same global batches whatever the ranks and the accumulation.
 
@@ -160,12 +161,13 @@ def train_windows(
         accumulation: how many samples an update takes, on how many ranks, in micro-batches of how many rows.
         rank: this rank, from 0.
         start_samples: samples consumed before; the next window is the one an unbroken run would have had.
+        start_update: number of the first window, counted from 1.
 
     Yields:
         One window an update.
     """
     recipe, per_device = Recipe.of(dataset, task, seed), accumulation.per_device
-    for batch in global_batches(seed, dataset.train.lengths, accumulation, start_samples):
+    for batch in global_batches(seed, dataset.train.lengths, accumulation, start_samples, start_update):
         shares = rank_share(batch.indices, rank, accumulation.size, batch.micro_batches, per_device)
         yield Window(
             tuple(collate(dataset.train, share, batch.epoch, per_device, recipe) for share in shares),

@@ -1,0 +1,117 @@
+"""A run's whole state, gathered from all ranks and given back to as many as there are then."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from safetensors.numpy import load, save
+
+from hvdtrain.core.checkpoint import load_model
+from hvdtrain.core.compression.protocol import Policy
+from hvdtrain.core.errors import CheckpointError
+from hvdtrain.core.state import (
+    Arrays,
+    Position,
+    TrainingState,
+    layout_of,
+    load_state,
+    share_out,
+)
+
+if TYPE_CHECKING:
+    from hvdtrain.core.training import BaseTrainer
+
+
+def gather_state(trainer: BaseTrainer) -> TrainingState:
+    """Everything beside the weights, on every rank; a collective where ranks hold residuals of their own."""
+    rules, buckets = trainer.spec.rules, trainer.plan.buckets
+    states = zip(buckets, trainer.read_compression(), strict=True)
+    return TrainingState(
+        Position(trainer.step, trainer.windows, trainer.samples_consumed),
+        trainer.read_moments(),
+        tuple(_gather(trainer, rules.policy(bucket), arrays) for bucket, arrays in states),
+        layout_of(buckets, rules),
+        _order(trainer),
+    )
+
+
+def resume(trainer: BaseTrainer, directory: Path) -> None:
+    """Give every rank what a checkpoint holds; only rank 0 needs to see the directory.
+
+    Args:
+        trainer: built, with any weights.
+        directory: a `checkpoint-N`.
+
+    Raises:
+        CheckpointError: it is damaged, or belongs to another model, data set or compression.
+    """
+    state, weights = None, {}
+    if trainer.world.is_chief:
+        state, weights = load_state(directory), load_model(directory)
+        _check(trainer, directory, state, weights)
+    trainer.load_weights(_from_chief(trainer, weights))
+    position = _from_chief(trainer, {"position": _numbers(state)})["position"]
+    trainer.step, trainer.windows, trainer.samples_consumed = (int(n) for n in position)
+    trainer.load_moments(_from_chief(trainer, state.moments if state else {}), trainer.step)
+    buckets = trainer.plan.buckets
+    saved = [_from_chief(trainer, state.compression[b.index] if state else {}) for b in buckets]
+    rank, size = trainer.world.rank, trainer.world.size
+    if any(saved):
+        policies = [trainer.spec.rules.policy(b) for b in buckets]
+        trainer.load_compression(
+            [share_out(p, arrays, size)[rank] for p, arrays in zip(policies, saved, strict=True)]
+        )
+
+
+def _numbers(state: TrainingState | None) -> np.ndarray:
+    found = state.position if state else Position(0, 0, 0)
+    return np.array([found.step, found.windows, found.samples_consumed], np.int64)
+
+
+def _gather(trainer: BaseTrainer, policy: Policy, arrays: Arrays) -> Arrays:
+    return {n: _stack(trainer, a) if n in policy.residuals else a for n, a in arrays.items()}
+
+
+def _stack(trainer: BaseTrainer, array: np.ndarray) -> np.ndarray:
+    rows = []
+    for rank in range(trainer.world.size):
+        mine = array if rank == trainer.world.rank else np.zeros_like(array)
+        rows.append(trainer.sum_over_ranks(mine.reshape(-1)).reshape(array.shape))
+    return np.stack(rows)
+
+
+def _from_chief(trainer: BaseTrainer, arrays: Arrays) -> Arrays:
+    """Rank 0's arrays; the others do not know their names and shapes."""
+    message = np.frombuffer(save(arrays), np.uint8) if trainer.world.is_chief else np.zeros(0, np.uint8)
+    size = int(trainer.broadcast(np.array([message.size], np.int64))[0])
+    if not trainer.world.is_chief:
+        message = np.zeros(size, np.uint8)
+    return dict(load(trainer.broadcast(message.copy()).tobytes()))
+
+
+def _order(trainer: BaseTrainer) -> str:
+    return json.dumps({"seed": trainer.spec.seed, "data": trainer.dataset.fingerprint})
+
+
+def _check(trainer: BaseTrainer, directory: Path, state: TrainingState, weights: Arrays) -> None:
+    shapes = {name: array.shape for name, array in weights.items()}
+    for weight in (w for bucket in trainer.plan.buckets for w in bucket.weights):
+        if shapes.get(weight.name) != weight.shape:
+            raise CheckpointError(
+                f"--resume {directory}: {weight.name} has shape {shapes.get(weight.name)} there and "
+                f"{weight.shape} in the spec: resume with the model section it was trained with"
+            )
+    if state.order != _order(trainer):
+        raise CheckpointError(
+            f"--resume {directory}: its run had another seed or other data ({state.order}; now "
+            f"{_order(trainer)}): samples would be repeated or left out; take its spec.json"
+        )
+    rules, buckets = trainer.spec.rules, trainer.plan.buckets
+    if any(state.compression) and state.layout != layout_of(buckets, rules):
+        raise CheckpointError(
+            f"--resume {directory}: its residuals belong to another compression or other buckets: keep "
+            "compression, communication.bucket_cap_mb and model.dtype as in its run's spec.json"
+        )

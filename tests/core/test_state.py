@@ -1,0 +1,92 @@
+"""Training state on disk, and residuals whose sum outlives a change of ranks."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from hvdtrain.core.compression import Fp16, TopK
+from hvdtrain.core.compression.rules import Rules
+from hvdtrain.core.errors import CheckpointError
+from hvdtrain.core.state import (
+    COMPRESSION_FILE,
+    OPTIMIZER_FILE,
+    STATE_FILE,
+    Position,
+    TrainingState,
+    layout_of,
+    load_state,
+    save_state,
+    share_out,
+)
+from tests.conformance.cases import BUCKETS
+
+RANKS = st.integers(1, 7)
+
+
+def state() -> TrainingState:
+    return TrainingState(
+        Position(step=7, windows=8, samples_consumed=64),
+        {"w.exp_avg": np.arange(6.0).reshape(2, 3), "w.exp_avg_sq": np.ones((2, 3), np.float32)},
+        ({"residual": np.array([[1.0], [2.0]]), "clips": np.array([3, 4])}, {}, {"q": np.array([0.5])}),
+        "layout",
+        "order",
+    )
+
+
+def test_what_was_saved_is_what_is_read(tmp_path: Path) -> None:
+    saved = state()
+    save_state(tmp_path, saved)
+    found = load_state(tmp_path)
+    assert (found.position, found.layout, found.order) == (saved.position, "layout", "order")
+    pairs = zip((saved.moments, *saved.compression), (found.moments, *found.compression), strict=True)
+    for expected, arrays in pairs:
+        assert arrays.keys() == expected.keys()
+        for name, array in expected.items():
+            assert arrays[name].dtype == array.dtype
+            np.testing.assert_array_equal(arrays[name], array)
+
+
+@pytest.mark.parametrize("file", [OPTIMIZER_FILE, COMPRESSION_FILE, STATE_FILE])
+@pytest.mark.parametrize("content", [None, b"", b'{"step": 3}'])
+def test_half_a_checkpoint_is_refused(tmp_path: Path, file: str, content: bytes | None) -> None:
+    save_state(tmp_path, state())
+    (tmp_path / file).unlink() if content is None else (tmp_path / file).write_bytes(content)
+    with pytest.raises(CheckpointError, match=r"not a whole checkpoint-N .*save_steps makes them"):
+        load_state(tmp_path)
+
+
+@given(
+    saved=RANKS.flatmap(lambda n: hnp.arrays(np.float64, (n, 5), elements=st.floats(-1e3, 1e3))),
+    ranks=RANKS,
+)
+def test_residuals_keep_their_sum_on_any_number_of_ranks(saved: np.ndarray, ranks: int) -> None:
+    shared = share_out(TopK(), {"residual": saved}, ranks)
+    assert len(shared) == ranks
+    together = np.sum([arrays["residual"] for arrays in shared], axis=0)
+    np.testing.assert_allclose(together, saved.sum(axis=0), rtol=1e-12, atol=1e-9)
+    if ranks == len(saved):
+        np.testing.assert_array_equal([arrays["residual"] for arrays in shared], saved)
+
+
+@given(saved=st.lists(st.integers(0, 1000), min_size=1, max_size=7), ranks=RANKS)
+def test_counts_keep_their_sum_and_stay_whole_and_what_is_common_is_copied(
+    saved: list[int], ranks: int
+) -> None:
+    shared = share_out(Fp16(), {"clips": np.array(saved), "maximum": np.float32(2.5)}, ranks)
+    assert sum(int(arrays["clips"]) for arrays in shared) == sum(saved)
+    assert {float(arrays["maximum"]) for arrays in shared} == {2.5}
+    assert all(arrays["clips"].dtype == np.int64 for arrays in shared)
+
+
+def test_a_layout_tells_other_buckets_and_other_options_apart() -> None:
+    buckets = [BUCKETS["mixed"], BUCKETS["vectors"]]
+    here = layout_of(buckets, Rules((TopK(),)))
+    assert here == layout_of(buckets, Rules((TopK(),)))
+    assert here != layout_of(buckets[:1], Rules((TopK(),)))
+    assert here != layout_of(buckets, Rules((TopK(ratio=0.5),)))
