@@ -16,10 +16,13 @@ class Bucket:
         index: position in the order in which buckets close during backward.
         weights: the members in the order they lie in the array; those that decay come first, so that
             each decay group is one contiguous slice.
+        touched_rows: of a bucket that holds one lookup table, how many rows of its gradient may differ from
+            zero on a rank, where sending those alone is fewer bytes; else None.
     """
 
     index: int
     weights: tuple[Weight, ...]
+    touched_rows: int | None = None
 
     @property
     def size(self) -> int:
@@ -47,6 +50,7 @@ def plan_buckets(
     itemsize: int,
     cap_bytes: float,
     group: Callable[[str], int] = lambda name: 0,
+    touched_rows: Callable[[Weight], int | None] = lambda weight: None,
 ) -> tuple[Bucket, ...]:
     """Fill buckets in reverse order of the forward pass, the order in which backward finishes gradients.
 
@@ -55,6 +59,7 @@ def plan_buckets(
         itemsize: bytes of one gradient element.
         cap_bytes: a bucket closes before it would exceed this; a larger weight has a bucket of its own.
         group: of a weight's name; weights of different groups never share a bucket.
+        touched_rows: of a weight whose gradient travels by rows; it has a bucket of its own.
 
     Returns:
         Buckets in closing order; every weight is in exactly one.
@@ -63,10 +68,16 @@ def plan_buckets(
     # Of each group the bucket being filled; the one that was filled last is the last.
     filling: dict[int, list[Weight]] = {}
     for weight in reversed(weights):
+        if touched_rows(weight) is not None:
+            closed.append([weight])
+            continue
         members = filling.pop(group(weight.name), [])
         if members and sum(w.size for w in (*members, weight)) * itemsize > cap_bytes:
             closed.append(members)
             members = []
         filling[group(weight.name)] = [*members, weight]
     closed += filling.values()
-    return tuple(Bucket(i, tuple(sorted(m, key=lambda w: not w.decays))) for i, m in enumerate(closed))
+    return tuple(
+        Bucket(i, tuple(sorted(m, key=lambda w: not w.decays)), touched_rows(m[0]) if len(m) == 1 else None)
+        for i, m in enumerate(closed)
+    )

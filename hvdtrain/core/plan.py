@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from hvdtrain.core.accumulation import Accumulation, Batch, batch_of, resolve_accumulation
 from hvdtrain.core.buckets import Bucket, plan_buckets
+from hvdtrain.core.compression.rows import pays
 from hvdtrain.core.data.order import global_batches
 from hvdtrain.core.errors import SpecError
 from hvdtrain.core.sections import OptimizerSpec
@@ -132,7 +133,15 @@ def make_plan(
     itemsize = np.dtype(spec.model.dtype).itemsize
     rules = spec.rules
     rules.check([w.name for w in weights])
-    buckets = plan_buckets(weights, itemsize, spec.communication.bucket_cap_mb * _MIB, rules.group)
+    most = _most_tokens(accumulation, spec.data.max_seq_length)
+
+    def touched_rows(weight: Weight) -> int | None:
+        if not weight.lookup or most >= weight.shape[0]:
+            return None
+        return most if pays((weight.shape[0], weight.shape[1]), most, itemsize, size) else None
+
+    cap_bytes = spec.communication.bucket_cap_mb * _MIB
+    buckets = plan_buckets(weights, itemsize, cap_bytes, rules.group, touched_rows)
     parameters = sum(w.size for w in weights)
     return Plan(
         size=size,
@@ -167,6 +176,14 @@ def _updates(seed: int, tokens: NDArray[np.int64], accumulation: Accumulation, e
     wanted = epochs * len(tokens)
     batches = global_batches(seed, tokens, accumulation)
     return next(batch.update for batch in batches if batch.samples_consumed >= wanted)
+
+
+def _most_tokens(accumulation: Accumulation, max_seq_length: int) -> int:
+    """How many different tokens a rank can meet in one update, [PAD] included."""
+    if accumulation.target_tokens is not None:
+        return accumulation.target_tokens + max_seq_length + 1
+    steps = max(steps for _, steps in accumulation.stages)
+    return steps * accumulation.per_device * max_seq_length + 1
 
 
 def _warmup_steps(spec: JobSpec, max_steps: int) -> int:

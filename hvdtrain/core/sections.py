@@ -37,6 +37,7 @@ class ModelSpec(Section):
     hidden_dropout_prob: Probability = 0.1
     attention_probs_dropout_prob: Probability = 0.1
     layer_norm_eps: Annotated[float, Field(gt=0.0)] = 1e-12
+    tie_word_embeddings: bool = True
     initializer_range: Annotated[float, Field(gt=0.0)] = 0.02
     dtype: Literal["float32", "float64"] = "float32"
 

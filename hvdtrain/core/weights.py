@@ -23,6 +23,7 @@ class Weight:
         decays: whether weight decay applies (not to biases and layer norms).
         initial: `normal` (mean 0, the model's `initializer_range`), `zeros` or `ones`.
         transposed: whether Keras holds the matrix the other way round, (in, out).
+        lookup: whether tokens look rows up in it and nothing else uses it: other rows have no gradient.
     """
 
     name: str
@@ -30,6 +31,7 @@ class Weight:
     decays: bool
     initial: Literal["normal", "zeros", "ones"]
     transposed: bool = False
+    lookup: bool = False
 
     @property
     def size(self) -> int:

@@ -26,10 +26,11 @@ _LAYER = {
     "output.LayerNorm": "feedforward_layer_norm",
 }
 _HEAD_BIAS = "cls.predictions.bias"
+_DECODER = "cls.predictions.decoder.weight"
 
 
 def weights(model: ModelSpec) -> tuple[Weight, ...]:
-    """Every trainable weight in the order of the forward pass; the decoder is tied to the word embeddings.
+    """Every trainable weight in the order of the forward pass.
 
     Args:
         model: the hyper-parameters.
@@ -39,7 +40,13 @@ def weights(model: ModelSpec) -> tuple[Weight, ...]:
     """
     hidden, inner = model.hidden_size, model.intermediate_size
     found = [
-        Weight(f"{name}.weight", (getattr(model, rows), hidden), True, "normal")
+        Weight(
+            f"{name}.weight",
+            (getattr(model, rows), hidden),
+            True,
+            "normal",
+            lookup=rows == "vocab_size" and not model.tie_word_embeddings,
+        )
         for name, (_, rows) in _EMBEDDINGS.items()
     ]
     found += _layer_norm("bert.embeddings.LayerNorm", hidden)
@@ -53,6 +60,8 @@ def weights(model: ModelSpec) -> tuple[Weight, ...]:
                 found += _linear(name, *sizes.get(part, (hidden, hidden)))
     found += _linear("cls.predictions.transform.dense", hidden, hidden)
     found += _layer_norm("cls.predictions.transform.LayerNorm", hidden)
+    if not model.tie_word_embeddings:
+        found.append(Weight(_DECODER, (model.vocab_size, hidden), True, "normal", transposed=True))
     found.append(Weight(_HEAD_BIAS, (model.vocab_size,), False, "zeros"))
     return tuple(found)
 
@@ -75,6 +84,8 @@ def keras_paths(model: ModelSpec) -> dict[str, str]:
     layers["cls.predictions.transform.dense"] = "mlm_head/intermediate_dense"
     layers["cls.predictions.transform.LayerNorm"] = "mlm_head/intermediate_layer_norm"
     paths = {_HEAD_BIAS: "mlm_head/output_bias"}
+    if not model.tie_word_embeddings:
+        paths[_DECODER] = "mlm_head/output_kernel"
     for weight in weights(model):
         if weight.name not in paths:
             module, leaf = weight.name.rsplit(".", 1)
@@ -109,7 +120,6 @@ def hf_config(model: ModelSpec, pad_token_id: int) -> dict[str, Any]:
         "architectures": ["BertForMaskedLM"],
         "pad_token_id": pad_token_id,
         "dtype": model.dtype,
-        "tie_word_embeddings": True,
     }
 
 

@@ -55,7 +55,7 @@ class MaskedLM:
         )
         self._head = keras_hub.layers.MaskedLMHead(
             vocabulary_size=model.vocab_size,
-            token_embedding=self._backbone.token_embedding,
+            token_embedding=self._backbone.token_embedding if model.tie_word_embeddings else None,
             intermediate_activation=_ACTIVATIONS[model.hidden_act],
             layer_norm_epsilon=model.layer_norm_eps,
             dtype=model.dtype,

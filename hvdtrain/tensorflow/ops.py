@@ -107,11 +107,11 @@ class Ops:
         return tf.sort(tf.math.top_k(values, k, sorted=False).indices)
 
     def take(self, flat: tf.Tensor, indices: tf.Tensor) -> tf.Tensor:
-        """The elements of a vector at `indices`."""
+        """The elements of a vector, or the rows of a matrix, at `indices`."""
         return tf.gather(flat, indices)
 
     def scatter_add(self, target: tf.Tensor, indices: tf.Tensor, values: tf.Tensor) -> tf.Tensor:
-        """`target` with each value added at its index."""
+        """`target` with each value, or row, added at its index."""
         return tf.tensor_scatter_nd_add(target, indices[:, None], values)
 
     def pack_bits(self, bits: tf.Tensor) -> tf.Tensor:

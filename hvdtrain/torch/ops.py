@@ -105,11 +105,11 @@ class Ops:
         return values.topk(k, sorted=False).indices.sort().values.int()
 
     def take(self, flat: torch.Tensor, indices: torch.Tensor) -> torch.Tensor:
-        """The elements of a vector at `indices`."""
+        """The elements of a vector, or the rows of a matrix, at `indices`."""
         return flat.index_select(0, indices)
 
     def scatter_add(self, target: torch.Tensor, indices: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
-        """`target` with each value added at its index."""
+        """`target` with each value, or row, added at its index."""
         return target.index_add_(0, indices, values)
 
     def pack_bits(self, bits: torch.Tensor) -> torch.Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -37,6 +38,8 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
         for ranks in CUTS:
             scenarios = {"twenty": [*RAGGED, "max_steps=20", "checkpointing.save_steps=1"]}
             scenarios |= {name: [*RAGGED, "max_steps=6", f"batch={b}"] for name, b in VARYING[ranks].items()}
+            if ranks < 4:
+                scenarios["untied"] = [*RAGGED, "max_steps=6", "model.tie_word_embeddings=false"]
             if ranks == 2:
                 scenarios |= {"fp32": PACKED, "fp16": [*PACKED, "compression.type=fp16"]}
                 # Updates that do not divide the epoch: its last one is smaller.
@@ -106,6 +109,17 @@ def test_nor_where_the_batch_varies(runs: Runs, framework: str, ranks: int, name
     else:
         assert all(200 <= line["tokens"] < 200 + 32 for line in lines)
         assert len({line["samples"] for line in lines}) > 1
+
+
+@pytest.mark.parametrize("framework", FRAMEWORKS)
+def test_embeddings_by_their_rows_are_the_same_embeddings(runs: Runs, framework: str) -> None:
+    whole, rows = runs[framework, 1]["untied"], runs[framework, 2]["untied"]
+    plans = [json.loads((run / "plan.json").read_text()) for run in (whole, rows)]
+    assert [sum(b["compression"] == "rows" for b in plan["buckets"]) for plan in plans] == [0, 1]
+    assert relative(losses(whole), losses(rows)) < 1e-10
+    assert largest_weight_difference(whole / "model", rows / "model") < 1e-10
+    assert {line["wire_bytes"] for line in read_metrics(rows)[0]} == {plans[1]["wire_bytes_per_update"]}
+    assert relative(losses(runs["torch", 2]["untied"]), losses(rows)) < 1e-10
 
 
 @pytest.mark.slow

@@ -106,11 +106,11 @@ class Ops:
         return np.sort(np.argpartition(values, first)[first:]).astype(np.int32)
 
     def take(self, flat: _Array, indices: _Array) -> _Array:
-        """The elements of a vector at `indices`."""
+        """The elements of a vector, or the rows of a matrix, at `indices`."""
         return flat[indices]
 
     def scatter_add(self, target: _Array, indices: _Array, values: _Array) -> _Array:
-        """`target` with each value added at its index."""
+        """`target` with each value, or row, added at its index."""
         target[indices] += values
         return target
 

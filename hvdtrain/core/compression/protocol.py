@@ -135,11 +135,11 @@ class Ops(Protocol):
         ...
 
     def take(self, flat: Array, indices: Array) -> Array:
-        """The elements of a vector at `indices`."""
+        """The elements of a vector, or the rows of a matrix, at `indices`."""
         ...
 
     def scatter_add(self, target: Array, indices: Array, values: Array) -> Array:
-        """`target` with each value added at its index, no index twice; may reuse the memory of `target`."""
+        """`target` with each value, or row, added at its index, no index twice; may reuse its memory."""
         ...
 
     def pack_bits(self, bits: Array) -> Array:

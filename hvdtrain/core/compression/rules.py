@@ -10,6 +10,7 @@ from fnmatch import fnmatchcase
 from hvdtrain.core.buckets import Bucket
 from hvdtrain.core.compression.none import NoCompression
 from hvdtrain.core.compression.protocol import Policy
+from hvdtrain.core.compression.rows import SparseRows
 from hvdtrain.core.errors import SpecError
 
 
@@ -41,7 +42,9 @@ class Rules:
 
     def policy(self, bucket: Bucket) -> Policy:
         """The policy of a bucket, all of whose weights are of one group."""
-        return (*self.policies, NoCompression())[self.group(bucket.weights[0].name)]
+        found = (*self.policies, NoCompression())[self.group(bucket.weights[0].name)]
+        sparse = bucket.touched_rows is not None and isinstance(found, NoCompression)
+        return SparseRows(match=found.match) if sparse else found
 
     def wire_bytes(self, buckets: Iterable[Bucket], itemsize: int, ranks: int) -> int:
         """Bytes that one rank hands to collectives for one update of all buckets; see `Policy.wire_bytes`."""
