@@ -55,9 +55,11 @@ def plan(
     from hvdtrain.core.plan_table import print_plan
     from hvdtrain.core.spec import load_spec
     from hvdtrain.core.world import World
+    from hvdtrain.engine.cache import wire_types
     from hvdtrain.models import family_of
 
     job = load_spec(spec, set_ or ())
+    job.rules.check_wire(wire_types())
     world = World(0, np, 0, local or np, usable_cores())
     dataset = prepare_data(job, lambda line: typer.echo(line, err=True))
     found = plan_job(job, family_of(job.model), dataset, np, world.threads(job.num_threads))

@@ -46,6 +46,7 @@ class Framework:
         family: the model family of a spec's model.
         trainer: builds this rank's trainer.
         shutdown: leaves the job in good order.
+        wire_types: dtypes that Horovod's wire has beyond those of its releases, by NumPy's names.
     """
 
     name: str
@@ -53,6 +54,7 @@ class Framework:
     family: Callable[[ModelSpec], ModelFamily]
     trainer: Callable[[JobSpec, Plan, World, Dataset, ModelFamily, Path, Path | None], Trains]
     shutdown: Callable[[], None]
+    wire_types: frozenset[str]
 
 
 def run_job(load: Callable[[], Framework], default_spec: str, arguments: Sequence[str] | None = None) -> None:
@@ -129,6 +131,7 @@ def _run(load: Callable[[], Framework], default_spec: str, arguments: Sequence[s
     options = _parse(arguments, default_spec)
     spec = load_spec(options.spec, options.set)
     framework = load()
+    spec.rules.check_wire(framework.wire_types)
     world = framework.init(spec)
     output_dir = Path(options.output_dir or f"outputs/{Path(options.spec).stem}-{framework.name}")
     train_spec(framework, world, spec, output_dir, options.resume)

@@ -19,6 +19,7 @@ from hvdtrain.engine.cache import build_key, cache_dir, cached_wheel, installed_
 from hvdtrain.engine.compiling import build_environment, compile_wheel, load_check
 from hvdtrain.engine.edits import RECORD_FILE, apply_edits, edits_for
 from hvdtrain.engine.versions import HOROVOD_VERSION, Versions
+from hvdtrain.engine.wire_edits import WIRE_TYPES
 
 SDIST_SHA256 = "92a43f5a94c43907a56805bad15f19700c62ffc83b7ca483f9e104e229f67ef0"
 
@@ -61,7 +62,7 @@ def build(versions: Versions, say: Say, sdist: Path | None = None, force: bool =
     with _workspace() as work:
         source = unpack(sdist or fetch_sdist(), work)
         apply_edits(edits_for(versions), source)
-        record = {"key": key, "versions": asdict(versions)}
+        record = {"key": key, "versions": asdict(versions), "wire_types": WIRE_TYPES}
         (source / "horovod" / RECORD_FILE).write_text(json.dumps(record, indent=1))
         log = cache_dir() / "logs" / f"{key}.log"
         built = compile_wheel(source, work / "wheel", build_environment(versions), log, say)

@@ -6,12 +6,14 @@ import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from packaging.version import Version
 
 from hvdtrain.core.errors import EngineError
 from hvdtrain.engine.edits import RECORD_FILE, edits_for, recipe_digest
 from hvdtrain.engine.versions import Versions, package_dir, tensorflow_version, torch_version
+from hvdtrain.engine.wire_edits import WIRE_TYPES
 
 _BUILD = "run `hvdtrain engine build --install`"
 
@@ -24,11 +26,13 @@ class Installed:
         path: its package folder.
         key: the build it came from; None when it was not built by hvdtrain.
         built_for: framework versions by `torch` and `tensorflow`, as recorded by Horovod's own build.
+        wire_types: dtypes its wire has beyond those of Horovod's releases, by NumPy's names.
     """
 
     path: Path
     key: str | None
     built_for: dict[str, str]
+    wire_types: tuple[str, ...] = ()
 
 
 def cache_dir() -> Path:
@@ -56,7 +60,17 @@ def installed_horovod() -> Installed | None:
     names = {"pytorch": "torch", "tensorflow": "tensorflow"}
     metadata = _read_json(folder / "metadata.json")
     built_for = {names[name]: version for name, version in metadata.items() if name in names}
-    return Installed(folder, _read_json(folder / RECORD_FILE).get("key"), built_for)
+    record = _read_json(folder / RECORD_FILE)
+    return Installed(folder, record.get("key"), built_for, tuple(record.get("wire_types", ())))
+
+
+def wire_types() -> frozenset[str]:
+    """The dtypes that Horovod's wire has beyond those of its releases, by NumPy's names.
+
+    Where none is installed, those of the one that a build would install.
+    """
+    installed = installed_horovod()
+    return frozenset(WIRE_TYPES if installed is None else installed.wire_types)
 
 
 def misfits(installed: Installed, versions: Versions) -> list[str]:
@@ -97,7 +111,7 @@ def require_fit(framework: str) -> None:
         raise EngineError(f"Horovod was built for {framework} {built}, but {now} is installed: {_BUILD}")
 
 
-def _read_json(path: Path) -> dict[str, str]:
+def _read_json(path: Path) -> dict[str, Any]:
     try:
         return dict(json.loads(path.read_text()))
     except (OSError, ValueError, TypeError):

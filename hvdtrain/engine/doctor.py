@@ -38,6 +38,7 @@ def examine(hostfile: Path | None = None) -> list[Row]:
         horovod_row(versions, installed),
         *(load_row(name, probe) for name, probe in probes.items() if installed),
         *feature_rows(versions, probes.values()),
+        *wire_rows(installed),
         ssh_row(needed=bool(hosts)),
         hostname_row(),
         core_row(),
@@ -109,6 +110,15 @@ def feature_rows(versions: Versions, probes: Iterable[Probe]) -> list[Row]:
         reason = versions.nccl_obstacle
         rows.append(Row("nccl", "absent", "not built", f"to use GPUs: {reason or 'rebuild: ' + _REBUILD}"))
     return rows
+
+
+def wire_rows(installed: Installed | None) -> list[Row]:
+    """Whether an installed Horovod's wire has bfloat16, which only a build by hvdtrain gives it."""
+    if installed is None:
+        return []
+    if "bfloat16" in installed.wire_types:
+        return [Row("bfloat16", "ok", "on the wire")]
+    return [Row("bfloat16", "absent", "not on the wire", f"to use compression.type=bf16: {_REBUILD}")]
 
 
 def as_json(rows: list[Row]) -> str:

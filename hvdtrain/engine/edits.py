@@ -3,62 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
-from importlib.resources import files
+from collections.abc import Iterable
 from pathlib import Path
 
-from hvdtrain.core.errors import EngineError
-from hvdtrain.engine.versions import HOROVOD_VERSION, Versions
+from hvdtrain.engine.edit import Edit, patch
+from hvdtrain.engine.versions import Versions
+from hvdtrain.engine.wire_edits import WIRE_EDITS
 
 RECORD_FILE = "hvdtrain_engine.json"
-
-
-def _always(_: Versions) -> bool:
-    return True
-
-
-@dataclass(frozen=True)
-class Edit:
-    """One replacement in one file.
-
-    Attributes:
-        name: how messages call it.
-        file: path inside the source distribution.
-        anchor: text that must be there exactly once.
-        replacement: what stands there afterwards.
-        why: what breaks without it.
-        applies: which versions need it.
-    """
-
-    name: str
-    file: str
-    anchor: str
-    replacement: str
-    why: str
-    applies: Callable[[Versions], bool] = _always
-
-    def apply(self, source: Path) -> None:
-        """Edits the file under `source`.
-
-        Args:
-            source: the unpacked source distribution.
-
-        Raises:
-            EngineError: the file is missing, or the anchor is not there exactly once.
-        """
-        path = source / self.file
-        if not path.is_file():
-            raise EngineError(f"edit {self.name!r}: {self.file} is not in these sources; {_EXPECTED}")
-        text = path.read_text()
-        count = text.count(self.anchor)
-        if count != 1:
-            first = self.anchor.strip().splitlines()[0]
-            raise EngineError(
-                f"edit {self.name!r}: {self.file} holds the text to replace {count} times instead of once "
-                f"(it starts with {first!r}); {_EXPECTED}"
-            )
-        path.write_text(text.replace(self.anchor, self.replacement))
 
 
 def edits_for(versions: Versions) -> tuple[Edit, ...]:
@@ -81,13 +33,6 @@ def recipe_digest(edits: Iterable[Edit]) -> str:
     texts = [f"{edit.file}\0{edit.anchor}\0{edit.replacement}" for edit in edits]
     return hashlib.sha256("\0\0".join(texts).encode()).hexdigest()
 
-
-def _patch(name: str) -> str:
-    """A text that is too long to stand in this file."""
-    return (files("hvdtrain.engine") / "patches" / name).read_text()
-
-
-_EXPECTED = f"expected the untouched sources of Horovod {HOROVOD_VERSION}"
 
 EDITS = (
     Edit(
@@ -137,8 +82,8 @@ EDITS = (
     Edit(
         "tf-stream-handle",
         "horovod/tensorflow/mpi_ops.cc",
-        _patch("tf_stream_handle.old.cc"),
-        _patch("tf_stream_handle.new.cc"),
+        patch("tf_stream_handle.old.cc"),
+        patch("tf_stream_handle.new.cc"),
         "TensorFlow 2.21 dropped AsGpuStreamValue: the build succeeds without this and fails when loaded",
         lambda v: v.tensorflow_at_least("2.21") and v.with_nccl,
     ),
@@ -186,4 +131,5 @@ EDITS = (
         f"packages=find_packages(), package_data={{'horovod': ['{RECORD_FILE}']}},",
         "the installed package has to say what it was built from",
     ),
+    *WIRE_EDITS,
 )

@@ -15,7 +15,7 @@ def main(default_spec: str = "bert") -> None:
 
 
 def _load() -> Framework:
-    from hvdtrain.engine.cache import require_fit
+    from hvdtrain.engine.cache import require_fit, wire_types
 
     require_fit("tensorflow")
 
@@ -23,7 +23,7 @@ def _load() -> Framework:
     from hvdtrain.tensorflow import world
     from hvdtrain.tensorflow.trainer import Trainer
 
-    return Framework("tensorflow", world.init, family_of, Trainer, world.shutdown)
+    return Framework("tensorflow", world.init, family_of, Trainer, world.shutdown, wire_types())
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ def main(default_spec: str = "bert") -> None:
 
 
 def _load() -> Framework:
-    from hvdtrain.engine.cache import require_fit
+    from hvdtrain.engine.cache import require_fit, wire_types
 
     require_fit("torch")
 
@@ -23,7 +23,7 @@ def _load() -> Framework:
     from hvdtrain.torch import world
     from hvdtrain.torch.trainer import Trainer
 
-    return Framework("torch", world.init, family_of, Trainer, world.shutdown)
+    return Framework("torch", world.init, family_of, Trainer, world.shutdown, wire_types())
 
 
 if __name__ == "__main__":

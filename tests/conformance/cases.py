@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from hvdtrain.core.buckets import Bucket
-from hvdtrain.core.compression import Fp16, Int8, NoCompression, PowerSGD, RandomK, Sign, TopK
+from hvdtrain.core.compression import Bf16, Fp16, Int8, NoCompression, PowerSGD, RandomK, Sign, TopK
 from hvdtrain.core.compression.protocol import Policy, State
 from hvdtrain.core.weights import Weight
 from tests.conformance.example_policy import Ternary
@@ -15,6 +15,8 @@ from tests.conformance.example_policy import Ternary
 POLICIES: dict[str, Policy] = {
     "none": NoCompression(),
     "fp16": Fp16(),
+    "bf16": Bf16(),
+    "bf16 without feedback": Bf16(use_error_feedback=False),
     "int8": Int8(),
     "int8 small blocks": Int8(block_size=7),
     "int8 without feedback": Int8(use_error_feedback=False),

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hvdtrain.core.buckets import plan_buckets
-from hvdtrain.core.compression import Fp16, NoCompression, PowerSGD, TopK
+from hvdtrain.core.compression import Bf16, Fp16, NoCompression, PowerSGD, TopK
 from hvdtrain.core.compression.rules import Rules
 from hvdtrain.core.errors import SpecError
 from hvdtrain.core.weights import Weight
@@ -63,6 +63,20 @@ def test_an_entry_without_weights_is_refused(rules: Rules, told: str) -> None:
     with pytest.raises(SpecError, match=told.replace("*'", r"\*'")):
         rules.check(NAMES)
     RULES_OF_ALL.check(NAMES)
+
+
+@pytest.mark.parametrize(
+    ("rules", "field"),
+    [
+        (Rules((Bf16(),)), "compression.type"),
+        (Rules((TopK(match="*LayerNorm*"), Bf16())), "compression.1.type"),
+    ],
+)
+def test_what_the_wire_cannot_send_is_refused(rules: Rules, field: str) -> None:
+    with pytest.raises(SpecError, match=rf"^{field}: bf16 sends bfloat16, .* engine build .* use fp16"):
+        rules.check_wire(set())
+    rules.check_wire({"bfloat16"})
+    Rules((Fp16(),)).check_wire(set())
 
 
 RULES_OF_ALL = Rules((TopK(match="*LayerNorm*"), Fp16()))

@@ -53,7 +53,8 @@ def test_one_framework_is_enough(bare: Environment) -> None:
     with_torch(bare, "2.13.0", WORKING, built_for="2.13.0")
     status, rows = examine(bare)
     assert rows["horovod"]["status"] == rows["horovod.torch"]["status"] == rows["gloo"]["status"] == "ok"
-    assert rows["tensorflow"]["status"] == rows["mpi"]["status"] == "absent"
+    assert rows["tensorflow"]["status"] == rows["mpi"]["status"] == rows["bfloat16"]["status"] == "absent"
+    assert "engine build" in rows["bfloat16"]["action"]
     assert status == 0
 
 
@@ -129,5 +130,6 @@ def test_this_environment_is_whole() -> None:
         "horovod.tensorflow",
         "gloo",
         "mpi",
+        "bfloat16",
     ):
         assert rows[name]["status"] == "ok"

@@ -9,7 +9,7 @@ import pytest
 
 from hvdtrain.core.errors import EngineError
 from hvdtrain.engine import cache
-from hvdtrain.engine.cache import Installed, require_fit
+from hvdtrain.engine.cache import Installed, require_fit, wire_types
 
 
 def install(monkeypatch: pytest.MonkeyPatch, found: Installed | None) -> None:
@@ -41,3 +41,14 @@ def test_a_missing_horovod_is_told(
     install(monkeypatch, found)
     with pytest.raises(EngineError, match=expected):
         require_fit("torch")
+
+
+def test_the_wire_is_what_the_installed_build_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert wire_types() == {"bfloat16"}
+    install(monkeypatch, Installed(Path(), None, {"torch": "2.13.0"}))
+    assert wire_types() == set()
+
+
+def test_without_a_horovod_the_wire_is_that_of_a_build_to_come(monkeypatch: pytest.MonkeyPatch) -> None:
+    install(monkeypatch, None)
+    assert wire_types() == {"bfloat16"}

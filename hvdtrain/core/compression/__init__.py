@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from pydantic import Field
 
+from hvdtrain.core.compression.bf16 import Bf16
 from hvdtrain.core.compression.fp16 import Fp16
 from hvdtrain.core.compression.int8 import Int8
 from hvdtrain.core.compression.none import NoCompression
@@ -22,6 +23,7 @@ from hvdtrain.core.sections import BY_FORM, LIST, ONE
 POLICIES: tuple[type[Policy], ...] = (
     NoCompression,
     Fp16,
+    Bf16,
     Int8,
     Sign,
     TopK,

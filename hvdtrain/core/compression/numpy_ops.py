@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import ml_dtypes  # noqa: F401  # gives NumPy the dtype bfloat16
 import numpy as np
 
 from hvdtrain.core.compression import noise

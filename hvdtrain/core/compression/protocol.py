@@ -44,8 +44,8 @@ Reduction: TypeAlias = Generator[Request, Array, tuple[Array, State]]
 class Ops(Protocol):
     """The array verbs a policy may use beside operators and slices; each framework implements them once.
 
-    Dtypes are NumPy's names. `update` may be an integer or a scalar of the framework's; random numbers depend
-    on the job's seed and on what their verb is given, and on nothing else.
+    Dtypes are NumPy's names, and `bfloat16`. `update` may be an integer or a scalar of the framework's;
+    random numbers depend on the job's seed and on what their verb is given, and on nothing else.
     """
 
     @property
@@ -176,10 +176,12 @@ class Policy(Section, ABC):
         residuals: names of those state arrays whose sum over ranks is what matters: they differ by rank and
             keep their sum when the number of ranks changes.
         elementwise: whether the order of elements inside a weight makes no difference to the result.
+        wire_types: dtypes it sends that Horovod as released does not, by NumPy's names.
     """
 
     residuals: ClassVar[frozenset[str]] = frozenset()
     elementwise: ClassVar[bool] = False
+    wire_types: ClassVar[frozenset[str]] = frozenset()
     type: str
     match: Annotated[str, Field(min_length=1)] = "*"
 

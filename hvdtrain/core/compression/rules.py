@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
@@ -63,10 +63,29 @@ class Rules:
         for index, policy in enumerate(self.policies):
             if index in used:
                 continue
-            field = f"compression.{index}.match" if len(self.policies) > 1 else "compression.match"
             if any(fnmatchcase(name, policy.match) for name in names):
                 problem = "every weight it matches is taken by an entry before it: put it first"
             else:
                 near = difflib.get_close_matches(policy.match, names, n=1, cutoff=0.0)[0]
                 problem = f"no weight of the model has such a name; the nearest is {near!r}"
-            raise SpecError(f"{field}: {policy.match!r}: {problem}")
+            raise SpecError(f"{self._field(index, 'match')}: {policy.match!r}: {problem}")
+
+    def check_wire(self, carried: Collection[str]) -> None:
+        """Refuse, before anything starts, a policy whose numbers Horovod cannot send.
+
+        Args:
+            carried: dtypes that the wire has beyond those of Horovod's releases, by NumPy's names.
+
+        Raises:
+            SpecError: naming the policy and what it sends.
+        """
+        for index, policy in enumerate(self.policies):
+            for lacking in sorted(policy.wire_types - set(carried)):
+                raise SpecError(
+                    f"{self._field(index, 'type')}: {policy.type} sends {lacking}, which the installed "
+                    "Horovod cannot; build one that can by `hvdtrain engine build --install`, or use fp16, "
+                    "which every Horovod can send in as few bytes"
+                )
+
+    def _field(self, index: int, name: str) -> str:
+        return f"compression.{index}.{name}" if len(self.policies) > 1 else f"compression.{name}"

@@ -1,0 +1,47 @@
+"""bfloat16 wire: gradients travel as upper halves of float32 (Kalamkar et al. 2019, arXiv:1905.12322)."""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+from hvdtrain.core.buckets import Bucket
+from hvdtrain.core.compression.protocol import AllReduce, Array, Ops, Policy, Reduction, State
+
+_ITEMSIZE = 2
+
+
+class Bf16(Policy):
+    """Sums gradients as bfloat16: the range of float32, so no scale is needed, and 8 bits of precision.
+
+    Each sum of two ranks' numbers is taken in float32 and rounded to nearest even. What a sum's own rounding
+    loses is not fed back: no rank knows it.
+    State: `residual`, as the bucket.
+
+    Attributes:
+        use_error_feedback: whether what rounding took from a rank's gradients is added to the next update's.
+    """
+
+    residuals: ClassVar[frozenset[str]] = frozenset({"residual"})
+    elementwise: ClassVar[bool] = True
+    wire_types: ClassVar[frozenset[str]] = frozenset({"bfloat16"})
+    type: Literal["bf16"] = "bf16"
+    use_error_feedback: bool = True
+
+    def init(self, ops: Ops, bucket: Bucket, dtype: str) -> State:
+        """Nothing was lost yet."""
+        return {"residual": ops.zeros((bucket.size,), dtype)} if self.use_error_feedback else {}
+
+    def reduce(self, ops: Ops, bucket: Bucket, flat: Array, state: State, update: Array) -> Reduction:
+        """One allreduce of the rounded bucket."""
+        dtype = ops.dtype(flat)
+        if self.use_error_feedback:
+            flat = flat + state["residual"]
+        sent = ops.cast(flat, "bfloat16")
+        if self.use_error_feedback:
+            state = {"residual": flat - ops.cast(sent, dtype)}
+        total = yield AllReduce(sent)
+        return ops.cast(total, dtype), state
+
+    def wire_bytes(self, bucket: Bucket, itemsize: int, ranks: int) -> int:
+        """Two bytes an element."""
+        return bucket.size * _ITEMSIZE

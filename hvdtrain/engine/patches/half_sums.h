@@ -1,0 +1,38 @@
+namespace horovod {
+namespace common {
+
+// bfloat16: the upper half of a float. Computes in float; rounds to nearest even; a NaN stays one, and is quiet.
+struct BFloat16 {
+  uint16_t bits;
+
+  BFloat16() = default;
+  BFloat16(float value) {
+    uint32_t u;
+    memcpy(&u, &value, sizeof(u));
+    uint32_t rounded = (u + 0x7fff + ((u >> 16) & 1)) >> 16;
+    uint32_t quiet = (u >> 16) | 0x40;
+    bits = (uint16_t)((u & 0x7fffffff) > 0x7f800000 ? quiet : rounded);
+  }
+  operator float() const {
+    uint32_t u = (uint32_t)bits << 16;
+    float value;
+    memcpy(&value, &u, sizeof(value));
+    return value;
+  }
+};
+
+// c = a + b for n numbers: added in float, rounded to nearest even. c may be a.
+void SumFloat16(uint16_t* c, const uint16_t* a, const uint16_t* b, size_t n);
+void SumBFloat16(BFloat16* c, const BFloat16* a, const BFloat16* b, size_t n);
+
+#if HAVE_MPI
+void bfloat16_sum(void* invec, void* inoutvec, int* len, MPI_Datatype* datatype);
+void bfloat16_min(void* invec, void* inoutvec, int* len, MPI_Datatype* datatype);
+void bfloat16_max(void* invec, void* inoutvec, int* len, MPI_Datatype* datatype);
+void bfloat16_prod(void* invec, void* inoutvec, int* len, MPI_Datatype* datatype);
+#endif
+
+} // namespace common
+} // namespace horovod
+
+#endif // HOROVOD_HALF_H
