@@ -45,6 +45,24 @@ class Optimizer:
                 decay = self._spec.weight_decay if weight.decays else 0.0
                 rule(weight.name, variable, tf.reshape(part, variable.shape), decay, learning_rate, update)
 
+    def read_weights(self) -> list[tf.Tensor]:
+        """Copies of the weights, flat, one tensor a bucket."""
+        return [
+            tf.concat([tf.reshape(self._parameters[w.name], [-1]) for w in bucket.weights], 0)
+            for bucket in self._buckets
+        ]
+
+    def write_weights(self, weights: Sequence[tf.Tensor]) -> None:
+        """Set every weight.
+
+        Args:
+            weights: flat, one a bucket.
+        """
+        for bucket, flat in zip(self._buckets, weights, strict=True):
+            for weight, part in zip(bucket.weights, tf.split(flat, bucket.sizes), strict=True):
+                variable = self._parameters[weight.name]
+                variable.assign(tf.reshape(part, variable.shape))
+
     def _adamw(
         self,
         name: str,

@@ -34,6 +34,20 @@ class Rules:
         found = (p.at(update).model_copy(update={"match": p.match}) for p in self.policies)
         return Rules(tuple(found))
 
+    @property
+    def local(self) -> bool:
+        """Whether ranks take updates of their own now; see `Policy.local`."""
+        return self.policies[0].local
+
+    @property
+    def period(self) -> int:
+        """Updates from one exchange between ranks to the next."""
+        return self.policies[0].period
+
+    def divisor(self, own: float, total: float) -> float:
+        """What a rank's summed gradients are divided by; see `Policy.divisor`."""
+        return self.policies[0].divisor(own, total)
+
     def group(self, name: str) -> int:
         """The number of a weight's policy: weights of one group may share a bucket."""
         matches = (i for i, policy in enumerate(self.policies) if fnmatchcase(name, policy.match))
@@ -56,6 +70,12 @@ class Rules:
         Raises:
             SpecError: naming the pattern, and a weight that looks like it.
         """
+        for policy in self.policies:
+            if policy.whole and (len(self.policies) > 1 or policy.match != "*"):
+                raise SpecError(
+                    f"compression: {policy.type} is for all weights of a job or for none: give it alone and "
+                    "without match, or choose another type"
+                )
         used = {self.group(name) for name in names}
         for index, policy in enumerate(self.policies):
             if index in used:
@@ -67,3 +87,8 @@ class Rules:
                 near = difflib.get_close_matches(policy.match, names, n=1, cutoff=0.0)[0]
                 problem = f"no weight of the model has such a name; the nearest is {near!r}"
             raise SpecError(f"{field}: {policy.match!r}: {problem}")
+
+    def check_ranks(self, ranks: int, mpi: bool = True) -> None:
+        """Refuse ranks that a policy cannot serve; see `Policy.check`."""
+        for policy in self.policies:
+            policy.check(ranks, mpi)
