@@ -48,7 +48,10 @@ class Periodic(Policy):
         return Local()
 
     def opening(self) -> Policy:
-        """What is done with buckets of weights, alike on all ranks, before the first local update."""
+        """What is done with buckets of weights before the first local update, also of a run that goes on.
+
+        They are alike on all ranks then: those of the last exchange, or of the start.
+        """
         return Local()
 
     def wire_bytes(self, bucket: Bucket, itemsize: int, ranks: int) -> int:

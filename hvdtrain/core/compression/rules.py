@@ -62,13 +62,13 @@ class Rules:
         return sum(self.policy(b).wire_bytes(b, itemsize, ranks) for b in buckets)
 
     def check(self, names: Sequence[str]) -> None:
-        """Refuse a policy that no weight would travel by.
+        """Refuse a policy that no weight would travel by, or that cannot stand beside others.
 
         Args:
             names: of all the model's weights.
 
         Raises:
-            SpecError: naming the pattern, and a weight that looks like it.
+            SpecError: naming the policy or the pattern, and a weight that looks like it.
         """
         for policy in self.policies:
             if policy.whole and (len(self.policies) > 1 or policy.match != "*"):
