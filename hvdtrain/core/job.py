@@ -112,6 +112,7 @@ def train_spec(
     say = _say if world.is_chief else _keep_silent
     dataset = prepare_data(spec, announce=_say if world.local_rank == 0 else _keep_silent)
     family = framework.family(spec.model)
+    spec.rules.check_ranks(world.size, world.mpi)
     plan = plan_job(spec, family, dataset, world.size, world.threads(spec.num_threads))
     if world.is_chief:
         _write_records(output_dir, spec, plan)

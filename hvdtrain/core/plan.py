@@ -59,8 +59,9 @@ class Plan:
         decayed_parameters: those that weight decay applies to.
         buckets: gradient buckets in closing order.
         bucket_compression: the type of each bucket's compression policy.
-        wire_bytes_per_update: gradient bytes one rank hands to collectives in one update, once compression
-            has warmed up.
+        wire_bytes_per_update: bytes one rank hands to collectives in one update, once compression has warmed
+            up; where ranks exchange their weights now and then, in an update that does.
+        sync_every: updates from one exchange between ranks to the next.
         memory: per rank.
         threads: compute threads per rank.
         cycle_time_ms: Horovod's coordination cycle, unless HOROVOD_CYCLE_TIME is set.
@@ -81,6 +82,7 @@ class Plan:
     buckets: tuple[Bucket, ...]
     bucket_compression: tuple[str, ...]
     wire_bytes_per_update: int
+    sync_every: int
     memory: Memory
     threads: int
     cycle_time_ms: float
@@ -119,20 +121,23 @@ def make_plan(
         The frozen plan.
 
     Raises:
-        SpecError: when the batch does not divide, or there is nothing to train on.
+        SpecError: when the batch does not divide, there is nothing to train on, or so many ranks cannot
+            use the compression policy.
     """
     if len(train_tokens) < 1:
         raise SpecError(
             "data: the training split is empty; give more text or a smaller data.validation_split"
         )
+    rules = spec.rules
+    rules.check([w.name for w in weights])
+    rules.check_ranks(size)
+    _check_period(spec)
     accumulation = resolve_accumulation(spec.batch, size)
     batch = batch_of(accumulation, float(np.mean(train_tokens)))
     updates_per_epoch = _updates(spec.seed, train_tokens, accumulation, 1.0)
     epochs = spec.num_train_epochs or 0.0
     max_steps = spec.max_steps or _updates(spec.seed, train_tokens, accumulation, epochs)
     itemsize = np.dtype(spec.model.dtype).itemsize
-    rules = spec.rules
-    rules.check([w.name for w in weights])
     most = _most_tokens(accumulation, spec.data.max_seq_length)
 
     def touched_rows(weight: Weight) -> int | None:
@@ -160,6 +165,7 @@ def make_plan(
         buckets=buckets,
         bucket_compression=tuple(rules.policy(b).type for b in buckets),
         wire_bytes_per_update=rules.wire_bytes(buckets, itemsize, size),
+        sync_every=rules.period,
         memory=Memory(
             weights=parameters * itemsize,
             gradients=parameters * itemsize,
@@ -184,6 +190,20 @@ def _most_tokens(accumulation: Accumulation, max_seq_length: int) -> int:
         return accumulation.target_tokens + max_seq_length + 1
     steps = max(steps for _, steps in accumulation.stages)
     return steps * accumulation.per_device * max_seq_length + 1
+
+
+def _check_period(spec: JobSpec) -> None:
+    period = spec.rules.period
+    fields = {
+        "evaluation.eval_steps": spec.evaluation.eval_steps,
+        "checkpointing.save_steps": spec.checkpointing.save_steps,
+    }
+    for name, every in fields.items():
+        if every is not None and every % period:
+            raise SpecError(
+                f"{name}: {every} is not a multiple of compression.sync_every {period}, and between "
+                "exchanges each rank has weights of its own: choose a multiple, or null for the end alone"
+            )
 
 
 def _warmup_steps(spec: JobSpec, max_steps: int) -> int:

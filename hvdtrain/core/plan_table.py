@@ -32,7 +32,7 @@ def _rows(plan: Plan) -> list[tuple[str, str, str]]:
         ),
         ("parameters", f"{plan.parameters:,}", f"{plan.decayed_parameters:,} with weight decay"),
         ("gradient buckets", str(len(plan.buckets)), "one reduction each"),
-        ("wire per update", _mib(plan.wire_bytes_per_update), "gradients that one rank hands to collectives"),
+        ("wire per update", *_wire(plan)),
         ("memory per rank", _mib(memory.total), "without activations"),
         ("  weights", _mib(memory.weights), ""),
         ("  gradients", _mib(memory.gradients), ""),
@@ -59,5 +59,13 @@ def _global_batch(plan: Plan) -> tuple[str, str]:
     )
 
 
-def _mib(count: int) -> str:
+def _wire(plan: Plan) -> tuple[str, str]:
+    at_once, every = _mib(plan.wire_bytes_per_update), plan.sync_every
+    if every == 1:
+        return at_once, "gradients that one rank hands to collectives"
+    average = _mib(plan.wire_bytes_per_update / every)
+    return average, f"{at_once} every {every} updates: weights that one rank hands to collectives"
+
+
+def _mib(count: float) -> str:
     return f"{count / 2**20:.2f} MiB"

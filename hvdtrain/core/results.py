@@ -8,14 +8,14 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class UpdateResult:
-    """What one update did, the same on every rank.
+    """What one update did, the same on every rank; or what one rank did alone, in a local update.
 
     Attributes:
-        loss_sum: Σ_r Σ_m L(r,m), summed over all ranks.
+        loss_sum: Σ_r Σ_m L(r,m), summed over all ranks (over this one alone in a local update).
         grad_norm: global L2 norm of G before clipping.
         applied: whether the weights changed; false when the norm was not finite.
-        next_divisor: W of the next window.
-        tokens: non-padding input tokens, summed over all ranks.
+        next_divisor: W of the next window; 0 after a local update, which asks nobody.
+        tokens: non-padding input tokens, summed as the loss is.
     """
 
     loss_sum: float

@@ -6,15 +6,17 @@ import hashlib
 import math
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
 
 from hvdtrain.core.checkpoint import save_model
+from hvdtrain.core.compression import Policy
 from hvdtrain.core.data import Dataset, MicroBatch, Prefetcher, Window, eval_batches, train_windows
 from hvdtrain.core.errors import TrainingError
+from hvdtrain.core.local_updates import local_updates
 from hvdtrain.core.metrics import MetricLog
 from hvdtrain.core.plan import Plan
 from hvdtrain.core.progress import Progress
@@ -151,10 +153,29 @@ class BaseTrainer(ABC):
 
         Args:
             window: this rank's micro-batches.
-            divisor: W of this window, over all ranks.
+            divisor: of this rank's summed gradients: W, over all ranks, unless the policy says otherwise.
             next_weight: this rank's share of the next window's W, summed on the way.
             learning_rate: of this update.
             update: its number, counted from 1.
+        """
+
+    @abstractmethod
+    def local_update(self, window: Window, divisor: float, learning_rate: float, update: int) -> UpdateResult:
+        """One update of this rank alone, in the same order; nothing is sent and nobody is waited for.
+
+        Args:
+            window: this rank's micro-batches, of a weight above 0.
+            divisor: the window's own weight.
+            learning_rate: of this update.
+            update: its number among those this rank has applied, counted from 1.
+        """
+
+    @abstractmethod
+    def exchange(self, policy: Policy) -> None:
+        """Have a policy replace the weights by what ranks agree on; moments stay as they are.
+
+        Args:
+            policy: the spec's, or one that shares its state.
         """
 
     @abstractmethod
@@ -196,18 +217,51 @@ class BaseTrainer(ABC):
     @property
     @abstractmethod
     def wire_bytes(self) -> int:
-        """Gradient bytes this rank has handed to collectives so far."""
+        """Bytes of gradients and weights this rank has handed to collectives so far."""
+
+    def learning_rate(self) -> float:
+        """That of the next update."""
+        plan = self.plan
+        return plan.learning_rate * schedule_factor(
+            self.spec.schedule.type, self.step, plan.warmup_steps, plan.max_steps
+        )
+
+    def check_skips(self, in_a_row: int, grad_norm: float) -> None:
+        """End a run that has diverged.
+
+        Args:
+            in_a_row: updates skipped since the last applied one.
+            grad_norm: of the last of them.
+
+        Raises:
+            TrainingError: when they are too many.
+        """
+        if in_a_row >= _MAX_SKIPS_IN_A_ROW:
+            raise TrainingError(
+                f"{in_a_row} updates in a row after step {self.step} had a gradient norm of "
+                f"{grad_norm} and were skipped: training has diverged; lower optimizer.learning_rate, "
+                "lengthen schedule.warmup_steps, or set a smaller max_grad_norm"
+            )
 
     def _updates(self, windows: Iterator[Window]) -> Iterator[dict[str, float]]:
+        window = yield from self._joint_updates(windows)
+        if self.step < self.plan.max_steps:
+            yield from local_updates(self, window, windows)
+
+    def _joint_updates(self, windows: Iterator[Window]) -> Generator[dict[str, float], None, Window]:
         window = next(windows)
         divisor = float(self.sum_over_ranks(np.array([window.weight]))[0])
         skipped_in_a_row = skipped = 0
         while self.step < self.plan.max_steps:
+            rules = self.spec.rules.at(self.step + 1)
+            if rules.local:
+                break
             started, wired = time.perf_counter(), self.wire_bytes
             upcoming = next(windows)
             waited = time.perf_counter() - started
-            learning_rate = self._learning_rate()
-            result = self.update(window, divisor, upcoming.weight, learning_rate, self.step + 1)
+            learning_rate = self.learning_rate()
+            own_divisor = rules.divisor(window.weight, divisor)
+            result = self.update(window, own_divisor, upcoming.weight, learning_rate, self.step + 1)
             self.windows, self.samples_consumed = self.windows + 1, window.samples_consumed
             if result.applied:
                 self.step += 1
@@ -228,22 +282,9 @@ class BaseTrainer(ABC):
                 }
             else:
                 skipped, skipped_in_a_row = skipped + 1, skipped_in_a_row + 1
-                self._check_skips(skipped_in_a_row, result)
+                self.check_skips(skipped_in_a_row, result.grad_norm)
             window, divisor = upcoming, result.next_divisor
-
-    def _check_skips(self, in_a_row: int, result: UpdateResult) -> None:
-        if in_a_row >= _MAX_SKIPS_IN_A_ROW:
-            raise TrainingError(
-                f"{in_a_row} updates in a row after step {self.step} had a gradient norm of "
-                f"{result.grad_norm} and were skipped: training has diverged; lower optimizer.learning_rate, "
-                "lengthen schedule.warmup_steps, or set a smaller max_grad_norm"
-            )
-
-    def _learning_rate(self) -> float:
-        plan = self.plan
-        return plan.learning_rate * schedule_factor(
-            self.spec.schedule.type, self.step, plan.warmup_steps, plan.max_steps
-        )
+        return window
 
     def _windows(self) -> Iterator[Window]:
         return train_windows(

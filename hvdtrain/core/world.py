@@ -15,6 +15,7 @@ class World:
         local_rank: 0 … local_size - 1, among the ranks on this host.
         local_size: ranks on this host.
         cores: processor cores this host lets the job use.
+        mpi: whether tensors are reduced by Horovod's MPI operations, not by Gloo's or NCCL's.
     """
 
     rank: int
@@ -22,6 +23,7 @@ class World:
     local_rank: int
     local_size: int
     cores: int
+    mpi: bool = True
 
     @property
     def is_chief(self) -> bool:

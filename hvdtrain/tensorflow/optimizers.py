@@ -67,6 +67,24 @@ class Optimizer:
             for moment, variable in zip(MOMENTS[self._spec.type], self._moments[weight.name], strict=True):
                 yield weight, moment, variable
 
+    def read_weights(self) -> list[tf.Tensor]:
+        """Copies of the weights, flat, one tensor a bucket."""
+        return [
+            tf.concat([tf.reshape(self._parameters[w.name], [-1]) for w in bucket.weights], 0)
+            for bucket in self._buckets
+        ]
+
+    def write_weights(self, weights: Sequence[tf.Tensor]) -> None:
+        """Set every weight.
+
+        Args:
+            weights: flat, one a bucket.
+        """
+        for bucket, flat in zip(self._buckets, weights, strict=True):
+            for weight, part in zip(bucket.weights, tf.split(flat, bucket.sizes), strict=True):
+                variable = self._parameters[weight.name]
+                variable.assign(tf.reshape(part, variable.shape))
+
     def _adamw(
         self,
         name: str,

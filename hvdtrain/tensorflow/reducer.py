@@ -9,7 +9,7 @@ import numpy as np
 import tensorflow as tf
 
 from hvdtrain.core.buckets import Bucket
-from hvdtrain.core.compression.protocol import AllGather, AllReduce, Request, State
+from hvdtrain.core.compression.protocol import AdasumReduce, AllGather, AllReduce, Policy, Request, State
 from hvdtrain.core.compression.rules import Rules
 from hvdtrain.tensorflow.ops import Ops
 
@@ -75,12 +75,26 @@ class Reducer:
         # Without accumulation no earlier backward was traced, and there are no totals.
         if self._totals:
             flats = [total + flat for total, flat in zip(self._totals, flats, strict=True)]
-        self._reduced = [self._drive(*work) for work in zip(self._buckets, flats, self._states, strict=True)]
+        self._reduced = self._drive_all([self._now.policy(b) for b in self._buckets], flats)
         return loss
 
     def finish(self) -> list[tf.Tensor]:
         """The flat gradients of the window summed over ranks, one tensor a bucket."""
         return self._reduced
+
+    def exchange(self, policy: Policy, weights: Sequence[tf.Tensor]) -> list[tf.Tensor]:
+        """Have a policy replace the weights, between two windows, and keep its new state.
+
+        Args:
+            policy: with the state of the one this reducer was made for.
+            weights: flat, one tensor a bucket; called while TensorFlow traces.
+
+        Returns:
+            The new weights, flat, one tensor a bucket.
+        """
+        found = self._drive_all([policy] * len(self._buckets), weights)
+        self.commit()
+        return found
 
     @property
     def wire_bytes(self) -> int:
@@ -119,21 +133,24 @@ class Reducer:
         for total, flat in zip(self._totals, flats, strict=True):
             total.assign_add(flat)
 
-    def _drive(self, bucket: Bucket, flat: tf.Tensor, variables: State) -> tf.Tensor:
+    def _drive_all(self, policies: Sequence[Policy], flats: Sequence[tf.Tensor]) -> list[tf.Tensor]:
+        work = zip(policies, self._buckets, flats, self._states, strict=True)
+        return [self._drive(*bucket) for bucket in work]
+
+    def _drive(self, policy: Policy, bucket: Bucket, flat: tf.Tensor, variables: State) -> tf.Tensor:
         state = {name: tf.convert_to_tensor(variable) for name, variable in variables.items()}
-        policy = self._now.policy(bucket)
         if not policy.elementwise:
             flat = _swap_layout(bucket, flat, to_keras=False)
         reduction = policy.reduce(self._ops, bucket, flat, dict(state), tf.convert_to_tensor(self._update))
-        request, requests = next(reduction), 0
+        reply, requests = None, 0
         while True:
-            name = f"{type(request).__name__}.bucket{bucket.index}.{requests}"
-            requests += 1
             try:
-                request = reduction.send(self._reply(request, name))
+                request = reduction.send(reply)
             except StopIteration as stop:
                 total, found = stop.value
                 break
+            reply = self._reply(request, f"{type(request).__name__}.bucket{bucket.index}.{requests}")
+            requests += 1
         self._changes[bucket.index] = {n: value for n, value in found.items() if value is not state[n]}
         return total if policy.elementwise else _swap_layout(bucket, total, to_keras=True)
 
@@ -144,6 +161,14 @@ class Reducer:
             return tf.ensure_shape(hvd.allreduce(array, op=hvd.Sum, name=name), array.shape)
         if isinstance(request, AllGather):
             return tf.reshape(hvd.allgather(array, name=name), [self._ops.ranks, *array.shape])
+        if isinstance(request, AdasumReduce):
+            # Horovod takes the dot products of each tensor by itself; its grouped_allreduce of TensorFlow's,
+            # unlike PyTorch's, fails with Adasum (0.28.1 asks for the device of a name it never bound).
+            parts = [part for part in tf.split(array, request.sizes) if part.shape[0]]
+            combined = [
+                hvd.allreduce(part, op=hvd.Adasum, name=f"{name}.{i}") for i, part in enumerate(parts)
+            ]
+            return tf.ensure_shape(tf.concat(combined, 0), array.shape)
         return tf.ensure_shape(hvd.alltoall(array, name=name), array.shape)
 
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Hashable
+from typing import Any
+
 import horovod.tensorflow as hvd
 import numpy as np
 import tensorflow as tf
 
-from hvdtrain.core.compression.rules import Rules
+from hvdtrain.core.compression import Policy
 from hvdtrain.core.data import MicroBatch, Window
 from hvdtrain.core.optimizers import CLIP_EPSILON
 from hvdtrain.core.results import UpdateResult
@@ -28,26 +31,37 @@ class Trainer(BaseTrainer):
         self._optimizer = Optimizer(self.spec.optimizer, self.plan.buckets, self._model.parameters)
         self._reducer = Reducer(self.spec.rules, self.plan.buckets, self._model.parameters, self.spec.seed)
         self._compiled_accumulate = tf.function(self._accumulate)
-        self._compiled_finishes: dict[tuple[Rules, bool], tf.types.experimental.PolymorphicFunction] = {}
+        self._compiled_finishes: dict[Hashable, tf.types.experimental.PolymorphicFunction] = {}
+        self._compiled_exchanges: dict[Policy, tf.types.experimental.PolymorphicFunction] = {}
         self._compiled_evaluate = tf.function(lambda batch: self._model.loss_sum(batch, training=False))
 
     def update(
         self, window: Window, divisor: float, next_weight: float, learning_rate: float, update: int
     ) -> UpdateResult:
         """One update; see `BaseTrainer.update`."""
-        *early, last = [tensors(batch) for batch in window.micro_batches]
-        inverse = self._scalar(1.0 / divisor)
-        loss_sum = tf.constant(0.0, tf.float64)
-        self._reducer.start_window(update)
-        for batch in early:
-            loss_sum += self._compiled_accumulate(batch, inverse)
+        last, inverse, loss_sum = self._accumulate_early(window, divisor, update)
         others = tf.constant([next_weight, window.tokens], tf.float64)
-        finish = self._compiled_finish(self.spec.rules.at(update), bool(early))
+        finish = self._compiled(self._finish, update, window)
         sums, norm, finite = finish(
             last, inverse, loss_sum, others, self._scalar(learning_rate), self._scalar(update)
         )
         total, next_divisor, tokens = sums.numpy().tolist()
         return UpdateResult(total, float(norm), bool(finite), next_divisor, int(tokens))
+
+    def local_update(self, window: Window, divisor: float, learning_rate: float, update: int) -> UpdateResult:
+        """One update of this rank alone; see `BaseTrainer.local_update`."""
+        last, inverse, loss_sum = self._accumulate_early(window, divisor, update)
+        finish = self._compiled(self._finish_alone, update, window)
+        loss, norm, finite = finish(
+            last, inverse, loss_sum, self._scalar(learning_rate), self._scalar(update)
+        )
+        return UpdateResult(float(loss), float(norm), bool(finite), 0.0, window.tokens)
+
+    def exchange(self, policy: Policy) -> None:
+        """Replace the weights by what ranks agree on; see `BaseTrainer.exchange`."""
+        if policy not in self._compiled_exchanges:
+            self._compiled_exchanges[policy] = tf.function(lambda: self._exchange(policy))
+        self._compiled_exchanges[policy]()
 
     def loss_sum(self, batch: MicroBatch) -> float:
         """The summed loss of one batch; see `BaseTrainer.loss_sum`."""
@@ -87,12 +101,25 @@ class Trainer(BaseTrainer):
 
     @property
     def wire_bytes(self) -> int:
-        """Gradient bytes this rank has handed to collectives so far."""
+        """Bytes this rank has handed to collectives so far."""
         return self._reducer.wire_bytes
 
-    def _compiled_finish(self, rules: Rules, accumulated: bool) -> tf.types.experimental.PolymorphicFunction:
+    def _compiled(
+        self, finish: Callable[..., Any], update: int, window: Window
+    ) -> tf.types.experimental.PolymorphicFunction:
         # Which collectives a graph holds, and whether there are totals, is fixed when it is traced.
-        return self._compiled_finishes.setdefault((rules, accumulated), tf.function(self._finish))
+        key = finish, self.spec.rules.at(update), len(window.micro_batches) > 1
+        return self._compiled_finishes.setdefault(key, tf.function(finish))
+
+    def _accumulate_early(
+        self, window: Window, divisor: float, update: int
+    ) -> tuple[_Batch, tf.Tensor, tf.Tensor]:
+        *early, last = [tensors(batch) for batch in window.micro_batches]
+        inverse, loss_sum = self._scalar(1.0 / divisor), tf.constant(0.0, tf.float64)
+        self._reducer.start_window(update)
+        for batch in early:
+            loss_sum += self._compiled_accumulate(batch, inverse)
+        return last, inverse, loss_sum
 
     def _accumulate(self, batch: _Batch, inverse: tf.Tensor) -> tf.Tensor:
         return self._backward(batch, inverse, last=False)
@@ -108,6 +135,20 @@ class Trainer(BaseTrainer):
     ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
         loss = loss_before + self._backward(batch, inverse, last=True)
         sums = hvd.allreduce(tf.concat([[loss], others], 0), op=hvd.Sum, name="update")
+        return sums, *self._apply(learning_rate, update)
+
+    def _finish_alone(
+        self,
+        batch: _Batch,
+        inverse: tf.Tensor,
+        loss_before: tf.Tensor,
+        learning_rate: tf.Tensor,
+        update: tf.Tensor,
+    ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+        loss = loss_before + self._backward(batch, inverse, last=True)
+        return loss, *self._apply(learning_rate, update)
+
+    def _apply(self, learning_rate: tf.Tensor, update: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         reduced = self._reducer.finish()
         # l2_loss is half the sum of squares, in one pass that keeps no squares.
         norm = tf.sqrt(2.0 * tf.add_n([tf.nn.l2_loss(g) for g in reduced]))
@@ -119,7 +160,11 @@ class Trainer(BaseTrainer):
             return True
 
         tf.cond(finite, apply, lambda: False)
-        return sums, norm, finite
+        return norm, finite
+
+    def _exchange(self, policy: Policy) -> None:
+        weights = self._reducer.exchange(policy, self._optimizer.read_weights())
+        self._optimizer.write_weights(weights)
 
     def _backward(self, batch: _Batch, inverse: tf.Tensor, last: bool) -> tf.Tensor:
         loss = self._reducer.backward(lambda: self._model.loss_sum(batch, training=True) * inverse, last)

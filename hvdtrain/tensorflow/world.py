@@ -23,7 +23,9 @@ def init(spec: JobSpec) -> World:
     """
     horovod_environment(spec.communication)
     hvd.init()
-    world = World(hvd.rank(), hvd.size(), hvd.local_rank(), hvd.local_size(), usable_cores())
+    nccl = hvd.nccl_built() and tf.config.list_physical_devices("GPU")
+    mpi = hvd.mpi_enabled() and not nccl
+    world = World(hvd.rank(), hvd.size(), hvd.local_rank(), hvd.local_size(), usable_cores(), mpi)
     threads = world.threads(spec.num_threads)
     tf.config.threading.set_intra_op_parallelism_threads(threads)
     tf.config.threading.set_inter_op_parallelism_threads(threads)

@@ -28,13 +28,12 @@ class Optimizer:
         """
         self._spec, self._buckets = spec, buckets
         self._pieces: list[list[torch.nn.Parameter]] = []
+        self._flats = [_flat_weights(bucket, parameters) for bucket in buckets]
         decayed, plain = [], []
-        for bucket in buckets:
+        for bucket, flat in zip(buckets, self._flats, strict=True):
             pieces = [
                 torch.nn.Parameter(part)
-                for part in _flat_weights(bucket, parameters).split(
-                    [bucket.decay_size, bucket.size - bucket.decay_size]
-                )
+                for part in flat.split([bucket.decay_size, bucket.size - bucket.decay_size])
             ]
             self._pieces.append(pieces)
             decayed.append(pieces[0])
@@ -80,6 +79,20 @@ class Optimizer:
                     state[moment] = part.to(piece.device, piece.dtype, copy=True)
                     # AdamW's count, of the dtype and at the place that its fused kernel wants.
                     state["step"] = torch.tensor(float(updates), device=piece.device)
+
+    def read_weights(self) -> list[torch.Tensor]:
+        """The weights themselves, flat, one tensor a bucket."""
+        return self._flats
+
+    def write_weights(self, weights: Sequence[torch.Tensor]) -> None:
+        """Set every weight.
+
+        Args:
+            weights: flat, one a bucket.
+        """
+        for flat, given in zip(self._flats, weights, strict=True):
+            if given is not flat:
+                flat.copy_(given)
 
 
 def _make(spec: OptimizerSpec, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:

@@ -10,7 +10,16 @@ import numpy as np
 import torch
 
 from hvdtrain.core.buckets import Bucket
-from hvdtrain.core.compression.protocol import AllGather, AllReduce, Array, Reduction, Request, State
+from hvdtrain.core.compression.protocol import (
+    AdasumReduce,
+    AllGather,
+    AllReduce,
+    Array,
+    Policy,
+    Reduction,
+    Request,
+    State,
+)
 from hvdtrain.core.compression.rules import Rules
 from hvdtrain.torch.ops import Ops
 
@@ -87,11 +96,24 @@ class Reducer:
             # A parameter that this batch did not use leaves its bucket waiting.
             if slot.reduction is None:
                 self._start(slot)
-        for slot in self._slots:
-            while slot.request is not None:
-                self._resume(slot, self._reply(slot))
-                self._resume_answered()
+        self._wait()
         return [slot.flat for slot in self._slots]
+
+    def exchange(self, policy: Policy, weights: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        """Have a policy replace the weights, between two windows, and keep its new state.
+
+        Args:
+            policy: with the state of the one this reducer was made for.
+            weights: flat, one tensor a bucket; overwritten.
+
+        Returns:
+            The new weights, flat, one tensor a bucket.
+        """
+        for slot, flat in zip(self._slots, weights, strict=True):
+            self._reduce(slot, policy, flat)
+        self._wait()
+        self.commit()
+        return list(weights)
 
     @property
     def wire_bytes(self) -> int:
@@ -134,10 +156,19 @@ class Reducer:
         places = _places(slot.bucket, slot.flat)
         for name in slot.unfilled:
             places[name].zero_()
-        policy = self._now.policy(slot.bucket)
-        slot.reduction = policy.reduce(self._ops, slot.bucket, slot.flat, slot.state, self._update)
+        self._reduce(slot, self._now.policy(slot.bucket), slot.flat)
+
+    def _reduce(self, slot: _Slot, policy: Policy, flat: torch.Tensor) -> None:
+        slot.reduction = policy.reduce(self._ops, slot.bucket, flat, slot.state, self._update)
+        slot.reduced = flat
         slot.requests = 0
         self._resume(slot, None)
+
+    def _wait(self) -> None:
+        for slot in self._slots:
+            while slot.request is not None:
+                self._resume(slot, self._reply(slot))
+                self._resume_answered()
 
     def _resume_answered(self) -> None:
         for slot in self._slots:
@@ -151,8 +182,8 @@ class Reducer:
         except StopIteration as stop:
             total, slot.next_state = stop.value
             slot.request = None
-            if total is not slot.flat:
-                slot.flat.copy_(total)
+            if total is not slot.reduced:
+                slot.reduced.copy_(total)
             return
         # Ranks may launch in different orders: Horovod pairs collectives by name.
         name = f"{type(slot.request).__name__}.bucket{slot.bucket.index}.{slot.requests}"
@@ -166,6 +197,8 @@ class Reducer:
             return reply
         if isinstance(slot.request, AllGather):
             return reply.view(self._ops.ranks, -1)
+        if isinstance(slot.request, AdasumReduce):
+            return torch.cat(reply)
         received, _ = reply
         return received
 
@@ -175,6 +208,8 @@ class _Slot:
     bucket: Bucket
     flat: torch.Tensor
     state: State
+    # What is being reduced: `flat`, or weights.
+    reduced: torch.Tensor = field(init=False)
     next_state: State = field(default_factory=dict)
     unfilled: set[str] = field(default_factory=set)
     waiting: int = 0
@@ -188,6 +223,10 @@ def _launch(request: Request, name: str) -> int:
     array = request.array.contiguous()
     if isinstance(request, AllReduce):
         return hvd.allreduce_async_(array, op=hvd.Sum, name=name)
+    if isinstance(request, AdasumReduce):
+        # Horovod takes the dot products of each tensor of a group by itself.
+        parts = [part for part in array.split(request.sizes) if len(part)]
+        return hvd.grouped_allreduce_async_(parts, op=hvd.Adasum, name=name)
     launch = hvd.allgather_async if isinstance(request, AllGather) else hvd.alltoall_async
     return launch(array, name=name)
 

@@ -6,6 +6,7 @@ import horovod.torch as hvd
 import numpy as np
 import torch
 
+from hvdtrain.core.compression import Policy
 from hvdtrain.core.data import MicroBatch, Window
 from hvdtrain.core.optimizers import CLIP_EPSILON
 from hvdtrain.core.results import UpdateResult
@@ -31,15 +32,20 @@ class Trainer(BaseTrainer):
         loss_sum = self._accumulate(window, divisor, update)
         sums = torch.tensor([loss_sum, next_weight, window.tokens], dtype=torch.float64)
         handle = hvd.allreduce_async_(sums, op=hvd.Sum, name="update")
-        gradients = self._reducer.finish()
-        norm = torch.stack([g.norm() for g in gradients]).norm()
-        finite = bool(torch.isfinite(norm))
-        if finite:
-            self._clip(gradients, norm)
-            self._optimizer.apply(gradients, learning_rate, update)
-            self._reducer.commit()
+        norm, finite = self._apply(learning_rate, update)
         total, next_divisor, tokens = hvd.synchronize(handle).tolist()
-        return UpdateResult(total, float(norm), finite, next_divisor, int(tokens))
+        return UpdateResult(total, norm, finite, next_divisor, int(tokens))
+
+    def local_update(self, window: Window, divisor: float, learning_rate: float, update: int) -> UpdateResult:
+        """One update of this rank alone; see `BaseTrainer.local_update`."""
+        loss_sum = self._accumulate(window, divisor, update)
+        norm, finite = self._apply(learning_rate, update)
+        return UpdateResult(loss_sum, norm, finite, 0.0, window.tokens)
+
+    def exchange(self, policy: Policy) -> None:
+        """Replace the weights by what ranks agree on; see `BaseTrainer.exchange`."""
+        weights = self._reducer.exchange(policy, self._optimizer.read_weights())
+        self._optimizer.write_weights(weights)
 
     def loss_sum(self, batch: MicroBatch) -> float:
         """The summed loss of one batch; see `BaseTrainer.loss_sum`."""
@@ -79,7 +85,7 @@ class Trainer(BaseTrainer):
 
     @property
     def wire_bytes(self) -> int:
-        """Gradient bytes this rank has handed to collectives so far."""
+        """Bytes this rank has handed to collectives so far."""
         return self._reducer.wire_bytes
 
     def _accumulate(self, window: Window, divisor: float, update: int) -> float:
@@ -92,6 +98,16 @@ class Trainer(BaseTrainer):
     def _backward(self, batch: dict[str, torch.Tensor], inverse: float, last: bool) -> torch.Tensor:
         loss = self._reducer.backward(lambda: self._model.loss_sum(batch, training=True) * inverse, last)
         return loss.double()
+
+    def _apply(self, learning_rate: float, update: int) -> tuple[float, bool]:
+        gradients = self._reducer.finish()
+        norm = torch.stack([g.norm() for g in gradients]).norm()
+        finite = bool(torch.isfinite(norm))
+        if finite:
+            self._clip(gradients, norm)
+            self._optimizer.apply(gradients, learning_rate, update)
+            self._reducer.commit()
+        return float(norm), finite
 
     def _clip(self, gradients: list[torch.Tensor], norm: torch.Tensor) -> None:
         if self.spec.max_grad_norm is not None:

@@ -22,7 +22,9 @@ def init(spec: JobSpec) -> World:
     """
     horovod_environment(spec.communication)
     hvd.init()
-    world = World(hvd.rank(), hvd.size(), hvd.local_rank(), hvd.local_size(), usable_cores())
+    nccl = hvd.nccl_built() and torch.cuda.is_available()
+    mpi = hvd.mpi_enabled() and not nccl
+    world = World(hvd.rank(), hvd.size(), hvd.local_rank(), hvd.local_size(), usable_cores(), mpi)
     torch.set_num_threads(world.threads(spec.num_threads))
     if torch.cuda.is_available():
         torch.cuda.set_device(world.local_rank % torch.cuda.device_count())

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from hvdtrain.core.buckets import Bucket
-from hvdtrain.core.compression import Bf16, Fp16, Int8, NoCompression, PowerSGD, RandomK, Sign, TopK
+from hvdtrain.core.compression import Adasum, Bf16, Fp16, Int8, NoCompression, PowerSGD, RandomK, Sign, TopK
 from hvdtrain.core.compression.protocol import Policy, State
 from hvdtrain.core.weights import Weight
 from tests.conformance.example_policy import Ternary
@@ -32,6 +32,9 @@ POLICIES: dict[str, Policy] = {
     "powersgd cold": PowerSGD(start_powerSGD_iter=0, warm_start=False, use_error_feedback=False),
     "example": Ternary(),
 }
+
+# What is no sum, and asks for a power of two of ranks and MPI.
+COMBINING: dict[str, Policy] = {"adasum": Adasum()}
 
 
 def bucket(index: int, *shapes: Sequence[int]) -> Bucket:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -9,14 +10,16 @@ import pytest
 
 from hvdtrain.core.compression.simulator import Simulator
 from tests.conformance import worker
-from tests.conformance.cases import POLICIES, gradients
+from tests.conformance.cases import COMBINING, POLICIES, gradients
 from tests.jobs.runs import FRAMEWORKS, launch
 
 Results = list[dict[str, np.ndarray]]
 
 
-def run(framework: str, ranks: int, directory: Path, wire: str = "mpi") -> Results:
-    done = launch(ranks, [worker.__file__, framework, str(directory)], wire=wire, timeout=600)
+def run(
+    framework: str, ranks: int, directory: Path, names: Iterable[str] = POLICIES, wire: str = "mpi"
+) -> Results:
+    done = launch(ranks, [worker.__file__, framework, str(directory), *names], wire=wire, timeout=600)
     assert done.returncode == 0, done.stdout[-5000:]
     return [dict(np.load(directory / f"{rank}.npz")) for rank in range(ranks)]
 
@@ -49,8 +52,14 @@ def test_gloo_as_well(framework: str, tmp_path: Path) -> None:
         check(found, name)
 
 
+@pytest.mark.parametrize("ranks", [2, 4])
+@pytest.mark.parametrize("framework", FRAMEWORKS)
+def test_adasum_is_the_simulators(framework: str, ranks: int, tmp_path: Path) -> None:
+    check(run(framework, ranks, tmp_path, COMBINING), "adasum")
+
+
 def check(results: Results, name: str) -> None:
-    ranks, policy = len(results), POLICIES[name]
+    ranks, policy = len(results), (POLICIES | COMBINING)[name]
     # Horovod does not say in which order it rounds a sum of more than two 16-bit numbers.
     rounded = {"fp16": (2e-3, 5e-2), "bf16": (2e-2, 5e-1)}.get(name.partition(" ")[0])
     rtol, atol = rounded if rounded and ranks > 2 else (1e-10, 1e-10)

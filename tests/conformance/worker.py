@@ -1,4 +1,4 @@
-"""worker.py FRAMEWORK DIRECTORY: every policy through an adapter's reducer; each rank leaves RANK.npz.
+"""worker.py FRAMEWORK DIRECTORY NAME...: policies through an adapter's reducer; each rank leaves RANK.npz.
 
 Update POISONED is not finite on the last rank at first: it must be skipped, and is then repeated.
 """
@@ -15,7 +15,7 @@ import numpy as np
 
 from hvdtrain.core.compression.protocol import Policy
 from hvdtrain.core.compression.rules import Rules
-from tests.conformance.cases import BUCKETS, POLICIES, gradients
+from tests.conformance.cases import BUCKETS, COMBINING, POLICIES, gradients
 
 UPDATES, POISONED = 6, 5
 SEED = 11
@@ -25,10 +25,11 @@ LAYOUT = (BUCKETS["mixed"], BUCKETS["one element"])
 Step = Callable[[int, list[np.ndarray]], tuple[list[np.ndarray], int]]
 
 
-def main(framework: str, directory: Path) -> None:
+def main(framework: str, directory: Path, names: list[str]) -> None:
     make, rank, ranks = {"torch": torch_step, "tensorflow": tensorflow_step}[framework]()
     found: dict[str, np.ndarray] = {}
-    for name, policy in POLICIES.items():
+    for name in names:
+        policy = (POLICIES | COMBINING)[name]
         step = make(policy)
         sent_before = 0
         for update in range(1, UPDATES + 1):
@@ -143,7 +144,7 @@ def tensorflow_step() -> tuple[Callable[[Policy], Step], int, int]:
 
 if __name__ == "__main__":
     try:
-        main(sys.argv[1], Path(sys.argv[2]))
+        main(sys.argv[1], Path(sys.argv[2]), sys.argv[3:])
     except BaseException:
         traceback.print_exc()
         sys.stderr.flush()

@@ -150,6 +150,31 @@ def test_bytes_on_the_wire_follow_the_policy_and_not_the_ranks_buckets_or_accumu
             assert plan(*settings, *more, size=size).wire_bytes_per_update == ELEMENTS * bytes_each
 
 
+@pytest.mark.parametrize("type_", ["local_sgd", "diloco"])
+def test_weights_are_exchanged_once_a_period(type_: str, capsys: pytest.CaptureFixture[str]) -> None:
+    found = plan(f"compression={{type: {type_}, sync_every: 8}}", "evaluation.eval_steps=16")
+    assert (found.wire_bytes_per_update, found.sync_every) == (ELEMENTS * 4, 8)
+    assert plan().sync_every == 1
+    print_plan(dataclasses.replace(found, wire_bytes_per_update=8 * 2**20), "")
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "1.00 MiB" in shown
+    assert "8.00 MiB every 8 updates" in shown
+
+
+@pytest.mark.parametrize("field", ["evaluation.eval_steps", "checkpointing.save_steps"])
+def test_ranks_are_looked_at_only_when_they_agree(field: str) -> None:
+    periodic = "compression={type: local_sgd, sync_every: 8}"
+    with pytest.raises(SpecError, match=rf"{field}: 20 is not a multiple of compression\.sync_every 8"):
+        plan(periodic, f"{field}=20")
+    assert plan(periodic, f"{field}=24").max_steps == 100
+
+
+def test_adasum_on_three_ranks_is_refused() -> None:
+    with pytest.raises(SpecError, match="adasum combines ranks in pairs"):
+        plan("compression.type=adasum", size=3)
+    assert plan("compression.type=adasum", size=4).wire_bytes_per_update == ELEMENTS * 4
+
+
 @pytest.mark.parametrize(("optimizer", "moments"), [("adamw", 2), ("sgd", 1)])
 @pytest.mark.parametrize(("dtype", "itemsize"), [("float32", 4), ("float64", 8)])
 def test_memory_of_a_rank(optimizer: str, moments: int, dtype: str, itemsize: int) -> None:

@@ -7,7 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hvdtrain.core.buckets import plan_buckets
-from hvdtrain.core.compression import Bf16, Fp16, NoCompression, PowerSGD, TopK
+from hvdtrain.core.compression import Adasum, Bf16, DiLoCo, Fp16, LocalSGD, NoCompression, PowerSGD, TopK
+from hvdtrain.core.compression.protocol import Policy
 from hvdtrain.core.compression.rules import Rules
 from hvdtrain.core.errors import SpecError
 from hvdtrain.core.weights import Weight
@@ -80,3 +81,12 @@ def test_what_the_wire_cannot_send_is_refused(rules: Rules, field: str) -> None:
 
 
 RULES_OF_ALL = Rules((TopK(match="*LayerNorm*"), Fp16()))
+
+
+@pytest.mark.parametrize("policy", [Adasum(), LocalSGD(), DiLoCo()], ids=lambda policy: policy.type)
+def test_what_is_for_a_whole_job_stands_alone(policy: Policy) -> None:
+    Rules((policy,)).check(NAMES)
+    part = policy.model_copy(update={"match": "embeddings.*"})
+    for policies in ((part,), (part, Fp16()), (Fp16(match="*LayerNorm*"), policy)):
+        with pytest.raises(SpecError, match=f"{policy.type} is for all weights of a job or for none"):
+            Rules(policies).check(NAMES)

@@ -8,9 +8,12 @@ from typing import TYPE_CHECKING, Annotated
 
 from pydantic import Field
 
+from hvdtrain.core.compression.adasum import Adasum
 from hvdtrain.core.compression.bf16 import Bf16
+from hvdtrain.core.compression.diloco import DiLoCo
 from hvdtrain.core.compression.fp16 import Fp16
 from hvdtrain.core.compression.int8 import Int8
+from hvdtrain.core.compression.local_sgd import LocalSGD
 from hvdtrain.core.compression.none import NoCompression
 from hvdtrain.core.compression.powersgd import PowerSGD
 from hvdtrain.core.compression.protocol import Policy
@@ -29,6 +32,9 @@ POLICIES: tuple[type[Policy], ...] = (
     TopK,
     RandomK,
     PowerSGD,
+    Adasum,
+    LocalSGD,
+    DiLoCo,
 )
 
 if TYPE_CHECKING:

@@ -37,7 +37,18 @@ class AllToAll:
     array: Array
 
 
-Request: TypeAlias = AllReduce | AllGather | AllToAll
+@dataclass(frozen=True)
+class AdasumReduce:
+    """Asks for all ranks' `array` combined by Adasum, each of its consecutive parts of `sizes` by itself.
+
+    Adasum (Maleki et al. 2021, arXiv:2006.02924) adds what is orthogonal and averages what is parallel.
+    """
+
+    array: Array
+    sizes: tuple[int, ...]
+
+
+Request: TypeAlias = AllReduce | AllGather | AllToAll | AdasumReduce
 Reduction: TypeAlias = Generator[Request, Array, tuple[Array, State]]
 
 
@@ -177,13 +188,44 @@ class Policy(Section, ABC):
             keep their sum when the number of ranks changes.
         elementwise: whether the order of elements inside a weight makes no difference to the result.
         wire_types: dtypes it sends that Horovod as released does not, by NumPy's names.
+        local: whether, at this update, ranks take updates of their own and hear nothing of each other.
+        whole: whether it is for all weights or none: it cannot share a job with other policies.
     """
 
     residuals: ClassVar[frozenset[str]] = frozenset()
     elementwise: ClassVar[bool] = False
     wire_types: ClassVar[frozenset[str]] = frozenset()
+    local: ClassVar[bool] = False
+    whole: ClassVar[bool] = False
     type: str
     match: Annotated[str, Field(min_length=1)] = "*"
+
+    @property
+    def period(self) -> int:
+        """Updates from one exchange between ranks to the next."""
+        return 1
+
+    def check(self, ranks: int, mpi: bool = True) -> None:
+        """Refuse a job that this policy cannot serve.
+
+        Args:
+            ranks: how many take part.
+            mpi: whether Horovod's MPI operations do the reducing, not those of Gloo or NCCL.
+
+        Raises:
+            SpecError: saying what is missing.
+        """
+        del ranks, mpi
+
+    def divisor(self, own: float, total: float) -> float:
+        """What a rank's summed gradients are divided by before they are reduced.
+
+        Args:
+            own: this rank's weight of the update's window, Σ_m w(r,m).
+            total: W, its sum over ranks.
+        """
+        del own
+        return total
 
     def at(self, update: int) -> Policy:
         """The policy in force at an update, counted from 1, with this one's state; itself by default."""

@@ -35,6 +35,20 @@ class Rules:
         found = (p.at(update).model_copy(update={"match": p.match}) for p in self.policies)
         return Rules(tuple(found))
 
+    @property
+    def local(self) -> bool:
+        """Whether ranks take updates of their own now; see `Policy.local`."""
+        return self.policies[0].local
+
+    @property
+    def period(self) -> int:
+        """Updates from one exchange between ranks to the next."""
+        return self.policies[0].period
+
+    def divisor(self, own: float, total: float) -> float:
+        """What a rank's summed gradients are divided by; see `Policy.divisor`."""
+        return self.policies[0].divisor(own, total)
+
     def group(self, name: str) -> int:
         """The number of a weight's policy: weights of one group may share a bucket."""
         matches = (i for i, policy in enumerate(self.policies) if fnmatchcase(name, policy.match))
@@ -51,14 +65,20 @@ class Rules:
         return sum(self.policy(b).wire_bytes(b, itemsize, ranks) for b in buckets)
 
     def check(self, names: Sequence[str]) -> None:
-        """Refuse a policy that no weight would travel by.
+        """Refuse a policy that no weight would travel by, or that cannot stand beside others.
 
         Args:
             names: of all the model's weights.
 
         Raises:
-            SpecError: naming the pattern, and a weight that looks like it.
+            SpecError: naming the policy or the pattern, and a weight that looks like it.
         """
+        for policy in self.policies:
+            if policy.whole and (len(self.policies) > 1 or policy.match != "*"):
+                raise SpecError(
+                    f"compression: {policy.type} is for all weights of a job or for none: give it alone and "
+                    "without match, or choose another type"
+                )
         used = {self.group(name) for name in names}
         for index, policy in enumerate(self.policies):
             if index in used:
@@ -86,6 +106,11 @@ class Rules:
                     "Horovod cannot; build one that can by `hvdtrain engine build --install`, or use fp16, "
                     "which every Horovod can send in as few bytes"
                 )
+
+    def check_ranks(self, ranks: int, mpi: bool = True) -> None:
+        """Refuse ranks that a policy cannot serve; see `Policy.check`."""
+        for policy in self.policies:
+            policy.check(ranks, mpi)
 
     def _field(self, index: int, name: str) -> str:
         return f"compression.{index}.{name}" if len(self.policies) > 1 else f"compression.{name}"

@@ -8,7 +8,15 @@ import numpy as np
 
 from hvdtrain.core.buckets import Bucket
 from hvdtrain.core.compression.numpy_ops import Ops
-from hvdtrain.core.compression.protocol import AllGather, AllReduce, Policy, Reduction, Request, State
+from hvdtrain.core.compression.protocol import (
+    AdasumReduce,
+    AllGather,
+    AllReduce,
+    Policy,
+    Reduction,
+    Request,
+    State,
+)
 
 
 class Simulator:
@@ -47,15 +55,34 @@ class Simulator:
         Returns:
             What every rank has in the end.
         """
-        policy = self._policy.at(update)
+        return self._drive(self._policy.at(update), gradients, update)
+
+    def exchange(self, policy: Policy, weights: Sequence[np.ndarray]) -> list[np.ndarray]:
+        """Have a policy replace all ranks' weights, between two updates, and keep its new state.
+
+        Args:
+            policy: with the state of the one this simulator was made for.
+            weights: one vector a rank, shape (bucket.size,); left as they are.
+
+        Returns:
+            Each rank's new weights.
+        """
+        found = self._drive(policy, weights, 0)
+        self.commit()
+        return found
+
+    def commit(self) -> None:
+        """Keep the policy's new state: the update was applied."""
+        self.states = self._next_states
+
+    def _drive(self, policy: Policy, arrays: Sequence[np.ndarray], update: int) -> list[np.ndarray]:
         with np.errstate(all="ignore"):
             reductions = [
                 policy.reduce(ops, self._bucket, flat.copy(), state, update)
-                for ops, flat, state in zip(self._ops, gradients, self.states, strict=True)
+                for ops, flat, state in zip(self._ops, arrays, self.states, strict=True)
             ]
-            requests = [next(reduction) for reduction in reductions]
+            replies: Sequence[np.ndarray | None] = [None] * len(reductions)
             while True:
-                replies = self._answer(requests)
                 sent = zip(reductions, replies, strict=True)
                 steps = [_resume(reduction, reply) for reduction, reply in sent]
                 finished = [step for step in steps if isinstance(step, tuple)]
@@ -63,11 +90,7 @@ class Simulator:
                     assert len(finished) == len(steps), "ranks disagree about how many collectives there are"
                     self._next_states = [state for _, state in finished]
                     return [total for total, _ in finished]
-                requests = [step for step in steps if not isinstance(step, tuple)]
-
-    def commit(self) -> None:
-        """Keep the policy's new state: the update was applied."""
-        self.states = self._next_states
+                replies = self._answer([step for step in steps if not isinstance(step, tuple)])
 
     def _answer(self, requests: list[Request]) -> list[np.ndarray]:
         arrays = [request.array for request in requests]
@@ -79,12 +102,33 @@ class Simulator:
         if isinstance(requests[0], AllReduce):
             total = stacked.sum(axis=0)
             return [total.copy() for _ in arrays]
+        if isinstance(requests[0], AdasumReduce):
+            parts = np.split(stacked, np.cumsum(requests[0].sizes)[:-1], axis=1)
+            combined = np.concatenate([_adasum(list(part)) for part in parts])
+            return [combined.copy() for _ in arrays]
         if isinstance(requests[0], AllGather):
             return [stacked.copy() for _ in arrays]
         return [stacked[:, rank].copy() for rank in range(len(arrays))]
 
 
-def _resume(reduction: Reduction, reply: np.ndarray) -> Request | tuple[np.ndarray, State]:
+def _adasum(vectors: list[np.ndarray]) -> np.ndarray:
+    """Horovod's rule: neighbours by twos, then the pairs by twos, with dot products in float64."""
+    assert len(vectors) & (len(vectors) - 1) == 0, "Adasum combines a power of two of ranks"
+    while len(vectors) > 1:
+        pairs = zip(vectors[::2], vectors[1::2], strict=True)
+        vectors = [
+            _adasum_of_two(a.astype(np.float64), b.astype(np.float64)).astype(a.dtype) for a, b in pairs
+        ]
+    return vectors[0]
+
+
+def _adasum_of_two(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    dot, smallest = a @ b, np.sqrt(np.finfo(np.float64).tiny)
+    shares = [1.0 - dot / square / 2.0 if square >= smallest else 1.0 for square in (a @ a, b @ b)]
+    return shares[0] * a + shares[1] * b
+
+
+def _resume(reduction: Reduction, reply: np.ndarray | None) -> Request | tuple[np.ndarray, State]:
     try:
         return reduction.send(reply)
     except StopIteration as stop:

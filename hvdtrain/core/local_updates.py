@@ -1,0 +1,94 @@
+"""Updates that each rank takes alone, and the exchanges of weights between them.
+
+One local update: a rank divides the summed gradients of its own share of the global batch by its own weight,
+clips by its own norm, and applies its own optimizer, whose moments stay on the rank for good. Nothing is
+sent. A rank whose share has weight 0, or whose gradients are not finite, does not move; the update counts
+all the same: ranks must agree about which update is followed by an exchange, and about the learning rate.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from hvdtrain.core.compression.periodic import Periodic
+from hvdtrain.core.data import Window
+
+if TYPE_CHECKING:
+    from hvdtrain.core.training import BaseTrainer
+
+
+def local_updates(
+    trainer: BaseTrainer, window: Window, windows: Iterator[Window]
+) -> Iterator[dict[str, float]]:
+    """Run all remaining updates, with an exchange after every one that the period divides and the last.
+
+    Args:
+        trainer: on this rank; its weights are those of all ranks, and are so again at every line.
+        window: of the first update.
+        windows: those after it.
+
+    Yields:
+        One metric line for each period: means of the loss (over all that counts) and of the norms and times
+        (over updates), sums of all that is counted.
+    """
+    (policy,), last = trainer.spec.rules.policies, trainer.plan.max_steps
+    assert isinstance(policy, Periodic)
+    trainer.exchange(policy.opening())
+    applied, skipped, skipped_in_a_row = trainer.step, 0, 0
+    while trainer.step < last:
+        started, wired, waited = time.perf_counter(), trainer.wire_bytes, 0.0
+        first, end = trainer.step, min(trainer.step // policy.period * policy.period + policy.period, last)
+        sums, samples = np.zeros(len(_SUMS)), 0
+        for _ in range(first, end):
+            learning_rate = trainer.learning_rate()
+            found = _update(trainer, window, learning_rate, applied + 1)
+            applied += int(found[_APPLIED])
+            sums += found
+            samples += window.samples_global
+            trainer.samples_consumed, epoch = window.samples_consumed, window.epoch
+            trainer.step += 1
+            before = time.perf_counter()
+            window = next(windows)
+            waited += time.perf_counter() - before
+        trainer.exchange(policy)
+        totals = dict(zip(_SUMS, trainer.sum_over_ranks(sums).tolist(), strict=True))
+        skipped += int(totals["skipped"])
+        skipped_in_a_row = 0 if totals["applied"] else skipped_in_a_row + end - first
+        trainer.check_skips(skipped_in_a_row, math.nan)
+        yield {
+            "step": end,
+            "epoch": epoch,
+            "loss": _mean(totals["loss"], totals["weight"]),
+            "learning_rate": learning_rate,
+            "grad_norm": _mean(totals["grad_norm"], totals["applied"]),
+            "tokens": int(totals["tokens"]),
+            "samples": samples,
+            "samples_consumed": trainer.samples_consumed,
+            "step_time_s": (time.perf_counter() - started) / (end - first),
+            "data_wait_s": waited / (end - first),
+            "wire_bytes": trainer.wire_bytes - wired,
+            "skipped_updates": skipped,
+        }
+
+
+_SUMS = ("loss", "weight", "grad_norm", "tokens", "applied", "skipped")
+_APPLIED = _SUMS.index("applied")
+
+
+def _update(trainer: BaseTrainer, window: Window, learning_rate: float, number: int) -> np.ndarray:
+    """One local update, and what it adds to each of _SUMS; a skipped one's loss may not be a number."""
+    if not window.weight:
+        return np.array([0.0, 0.0, 0.0, window.tokens, 0.0, 0.0])
+    found = trainer.local_update(window, window.weight, learning_rate, number)
+    if not found.applied:
+        return np.array([0.0, 0.0, 0.0, found.tokens, 0.0, 1.0])
+    return np.array([found.loss_sum, window.weight, found.grad_norm, found.tokens, 1.0, 0.0])
+
+
+def _mean(total: float, count: float) -> float:
+    return total / count if count else math.nan

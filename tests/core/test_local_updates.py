@@ -1,0 +1,152 @@
+"""Local updates without a framework: ranks as threads of one process, each with weights of its own."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from hvdtrain.core.compression import LocalSGD
+from hvdtrain.core.compression.protocol import Policy
+from hvdtrain.core.compression.rules import Rules
+from hvdtrain.core.errors import TrainingError
+from hvdtrain.core.local_updates import local_updates
+from hvdtrain.core.results import UpdateResult
+from hvdtrain.core.training import BaseTrainer
+
+
+@dataclass
+class Window:
+    """What one rank sees at one update."""
+
+    gradient: float
+    weight: float
+    samples_consumed: int
+    epoch: int = 0
+    samples_global: int = 8
+    tokens: int = 5
+
+
+class Ranks:
+    """Joins threads: every collective waits for all, and fails when they ask for different things."""
+
+    def __init__(self, size: int) -> None:
+        self.size, self._asked = size, [("", np.zeros(0))] * size
+        self._barrier = threading.Barrier(size, timeout=20)
+
+    def sum(self, rank: int, what: str, values: np.ndarray) -> np.ndarray:
+        self._asked[rank] = (what, values)
+        self._barrier.wait()
+        assert {name for name, _ in self._asked} == {what}
+        total = sum(array for _, array in self._asked)
+        self._barrier.wait()
+        return np.asarray(total)
+
+
+class Trainer:
+    """One weight that moves against its gradient; the part of `BaseTrainer` that local updates use."""
+
+    def __init__(self, ranks: Ranks, rank: int, policy: Policy, max_steps: int) -> None:
+        self.spec = SimpleNamespace(rules=Rules((policy,)))
+        self.plan = SimpleNamespace(max_steps=max_steps)
+        self.step = self.samples_consumed = self.wire_bytes = 0
+        self.weight, self.calls, self.exchanged_after = 0.0, [], []
+        self._ranks, self._rank = ranks, rank
+
+    def learning_rate(self) -> float:
+        return 0.1 * (self.step + 1)
+
+    def local_update(self, window: Window, divisor: float, learning_rate: float, update: int) -> UpdateResult:
+        self.calls.append((update, divisor, learning_rate))
+        gradient = window.gradient / divisor
+        if applied := math.isfinite(gradient):
+            self.weight -= learning_rate * gradient
+        return UpdateResult(2.0 * window.gradient, abs(gradient), applied, 0.0, window.tokens)
+
+    def exchange(self, policy: Policy) -> None:
+        if (policy,) == self.spec.rules.policies:
+            self.exchanged_after.append(self.step)
+            self.weight = float(self._ranks.sum(self._rank, "exchange", np.array(self.weight)))
+            self.weight /= self._ranks.size
+            self.wire_bytes += 8
+
+    def sum_over_ranks(self, values: np.ndarray) -> np.ndarray:
+        return self._ranks.sum(self._rank, "sum", values)
+
+    def check_skips(self, in_a_row: int, grad_norm: float) -> None:
+        BaseTrainer.check_skips(self, in_a_row, grad_norm)  # type: ignore[arg-type]
+
+
+def run(
+    gradients: list[list[float]], weights: list[list[float]], sync_every: int
+) -> tuple[list[Trainer], list[list[dict[str, Any]]]]:
+    """Train on one list of gradients and one of window weights for each rank."""
+    size, steps = len(gradients), len(gradients[0])
+    ranks = Ranks(size)
+    trainers = [Trainer(ranks, rank, LocalSGD(sync_every=sync_every), steps) for rank in range(size)]
+
+    def train(rank: int) -> list[dict[str, Any]]:
+        own = zip(gradients[rank], weights[rank], strict=True)
+        windows = (Window(g, w, 8 * (i + 1)) for i, (g, w) in enumerate(own))
+        endless = itertools.chain(windows, itertools.repeat(Window(math.nan, 1.0, 0)))
+        return list(local_updates(trainers[rank], next(endless), endless))  # type: ignore[arg-type]
+
+    with ThreadPoolExecutor(size) as pool:
+        lines = list(pool.map(train, range(size)))
+    return trainers, lines
+
+
+def test_each_rank_takes_its_own_updates_and_weights_are_averaged_in_the_end_as_well() -> None:
+    gradients = [[1.0, 2.0, 3.0, 4.0, 5.0], [6.0, 5.0, 4.0, 3.0, 2.0]]
+    weights = [[1.0, 2.0, 1.0, 2.0, 1.0], [2.0, 4.0, 2.0, 1.0, 1.0]]
+    trainers, lines = run(gradients, weights, sync_every=2)
+    assert [trainer.exchanged_after for trainer in trainers] == [[2, 4, 5]] * 2
+    rates = 0.1 * np.arange(1, 6)
+    expected = -(rates * np.array(gradients) / np.array(weights)).mean(axis=0).sum()
+    assert [trainer.weight for trainer in trainers] == [pytest.approx(expected, rel=1e-14)] * 2
+    assert [trainer.samples_consumed for trainer in trainers] == [40, 40]
+    for mine, theirs in zip(*lines, strict=True):
+        assert {k: v for k, v in mine.items() if not k.endswith("_s")} == {
+            k: v for k, v in theirs.items() if not k.endswith("_s")
+        }
+    steps = ("step", "loss", "learning_rate", "tokens", "samples", "samples_consumed", "wire_bytes")
+    assert [tuple(line[key] for key in steps) for line in lines[0]] == [
+        (2, pytest.approx(2 * (1 + 2 + 6 + 5) / 9), pytest.approx(0.2), 20, 16, 16, 8),
+        (4, pytest.approx(2 * (3 + 4 + 4 + 3) / 6), pytest.approx(0.4), 20, 16, 32, 8),
+        (5, pytest.approx(2 * (5 + 2) / 2), pytest.approx(0.5), 10, 8, 40, 8),
+    ]
+    assert lines[0][0]["grad_norm"] == pytest.approx((1 / 1 + 2 / 2 + 6 / 2 + 5 / 4) / 4)
+
+
+def test_a_rank_whose_gradient_is_not_finite_skips_its_own_update_and_nobody_waits() -> None:
+    trainers, (lines, _) = run([[1.0, math.nan, 1.0, 1.0], [1.0, 1.0, 1.0, 1.0]], [[1.0] * 4] * 2, 2)
+    expected = -(0.1 + 0.1 + 0.2) / 2 - (0.3 + 0.4)
+    assert trainers[0].weight == trainers[1].weight == pytest.approx(expected, rel=1e-14)
+    assert [line["step"] for line in lines] == [2, 4]
+    assert [line["loss"] for line in lines] == [2.0, 2.0]
+    assert [line["skipped_updates"] for line in lines] == [1, 1]
+    # The optimizer's own count leaves the skipped one out; the learning rate does not.
+    assert [call[0] for call in trainers[0].calls] == [1, 2, 2, 3]
+    assert [call[2] for call in trainers[0].calls] == pytest.approx([0.1, 0.2, 0.3, 0.4])
+
+
+def test_a_rank_without_data_does_not_move() -> None:
+    trainers, (lines, _) = run([[1.0, 1.0], [1.0, 0.0]], [[1.0, 1.0], [1.0, 0.0]], 2)
+    assert len(trainers[1].calls) == 1
+    assert trainers[0].weight == pytest.approx(-(0.1 + 0.2 + 0.1) / 2, rel=1e-14)
+    assert lines[0]["loss"] == 2.0
+    assert lines[0]["skipped_updates"] == 0
+
+
+def test_fifty_updates_that_no_rank_could_apply_end_the_run() -> None:
+    with pytest.raises(TrainingError, match=r"52 updates in a row after step 52 .* training has diverged"):
+        run([[math.nan] * 60] * 2, [[1.0] * 60] * 2, 4)
+    trainers, _ = run([[math.nan] * 60, [1.0] * 60], [[1.0] * 60] * 2, 4)
+    assert trainers[0].step == 60

@@ -1,0 +1,244 @@
+"""Local SGD, DiLoCo and Adasum in real jobs, against both ranks emulated in one process."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from transformers import BertConfig, BertForMaskedLM
+
+from hvdtrain.core.checkpoint import load_model
+from hvdtrain.core.data import Window, prepare, train_windows
+from hvdtrain.core.metrics import read_metrics
+from hvdtrain.core.optimizers import ReferenceOptimizer, clip_factor
+from hvdtrain.core.plan import make_plan
+from hvdtrain.core.schedules import schedule_factor
+from hvdtrain.core.spec import JobSpec, load_spec
+from hvdtrain.core.weights import initial_weights
+from hvdtrain.models import bert
+from tests.jobs.runs import FRAMEWORKS, TINY, WORKER, launch, train_all
+
+Arrays = dict[str, np.ndarray]
+# (every rank's weights) -> what all go on with.
+Exchange = Callable[[list[Arrays]], Arrays]
+
+RANKS, UPDATES, COMPARED = 2, 50, 8
+# Ragged: the ranks' weights differ.
+RAGGED = [
+    *TINY,
+    "model.dtype=float64",
+    "data.packing=false",
+    "batch.per_device_train_batch_size=2",
+    "batch.gradient_accumulation_steps=2",
+    "communication.bucket_cap_mb=0.1",
+    "max_grad_norm=0.5",
+    f"max_steps={UPDATES}",
+    f"checkpointing.save_steps={COMPARED}",
+]
+# By example every rank has the same weight; with plain SGD an update is linear in the gradient.
+LINEAR = [
+    *TINY,
+    "model.dtype=float64",
+    "task.normalize=example",
+    "batch.per_device_train_batch_size=4",
+    "optimizer={type: sgd, momentum: 0.0, learning_rate: 0.1}",
+    "max_grad_norm=null",
+    "max_steps=5",
+]
+REFERENCED = {
+    "local_sgd": "{type: local_sgd, sync_every: 4}",
+    "diloco": "{type: diloco, sync_every: 4, outer_learning_rate: 0.7, outer_momentum: 0.9}",
+    "adasum": "{type: adasum}",
+}
+SCENARIOS = {
+    **{name: [*RAGGED, f"compression={text}"] for name, text in REFERENCED.items()},
+    "summed": LINEAR,
+    "every update": [*LINEAR, "compression={type: local_sgd, sync_every: 1}"],
+    "post": [*LINEAR, "max_steps=7", "compression={type: local_sgd, sync_every: 2, start_localSGD_iter: 3}"],
+}
+
+Runs = dict[str, dict[str, Path]]
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
+    root = tmp_path_factory.mktemp("periodic")
+    return {framework: train_all(root / framework, framework, RANKS, SCENARIOS) for framework in FRAMEWORKS}
+
+
+@pytest.fixture(scope="module")
+def references() -> dict[str, tuple[np.ndarray, Arrays]]:
+    return {name: reference(load_spec("bert", SCENARIOS[name])) for name in REFERENCED}
+
+
+def losses(run: Path) -> np.ndarray:
+    return np.array([line["loss"] for line in read_metrics(run)[0]])
+
+
+@pytest.mark.parametrize("framework", FRAMEWORKS)
+@pytest.mark.parametrize("name", REFERENCED)
+def test_ranks_do_what_the_emulation_does(
+    runs: Runs, references: dict[str, tuple[np.ndarray, Arrays]], framework: str, name: str
+) -> None:
+    run, (curve, expected) = runs[framework][name], references[name]
+    found = load_model(run / f"checkpoint-{COMPARED}")
+    for weight, array in expected.items():
+        np.testing.assert_allclose(found[weight], array, rtol=1e-10, atol=1e-10, err_msg=weight)
+    np.testing.assert_allclose(losses(run), curve, rtol=1e-8)
+    assert losses(run)[-1] < losses(run)[0] - 0.1
+
+
+@pytest.mark.parametrize("name", SCENARIOS)
+def test_the_frameworks_follow_one_curve(runs: Runs, name: str) -> None:
+    ours, theirs = (losses(runs[framework][name]) for framework in FRAMEWORKS)
+    np.testing.assert_allclose(ours, theirs, rtol=1e-7)
+
+
+@pytest.mark.parametrize("framework", FRAMEWORKS)
+def test_averaging_after_every_plain_update_is_summing_gradients(runs: Runs, framework: str) -> None:
+    summed, averaged = (runs[framework][name] for name in ("summed", "every update"))
+    np.testing.assert_allclose(losses(averaged), losses(summed), rtol=1e-12)
+    expected, found = load_model(summed / "model"), load_model(averaged / "model")
+    for name, array in expected.items():
+        np.testing.assert_allclose(found[name], array, rtol=1e-11, atol=1e-13, err_msg=name)
+
+
+@pytest.mark.parametrize("framework", FRAMEWORKS)
+@pytest.mark.parametrize("name", SCENARIOS)
+def test_bytes_are_those_of_the_plan_and_nothing_is_sent_between_exchanges(
+    runs: Runs, framework: str, name: str
+) -> None:
+    spec = load_spec("bert", SCENARIOS[name])
+    plan, lines = plan_of(spec), read_metrics(runs[framework][name])[0]
+    steps = {
+        "local_sgd": [*range(4, 50, 4), 50],
+        "diloco": [*range(4, 50, 4), 50],
+        "post": [1, 2, 3, 4, 6, 7],
+    }
+    assert [line["step"] for line in lines] == steps.get(name, [*range(1, (spec.max_steps or 0) + 1)])
+    assert {line["wire_bytes"] for line in lines} == {plan.wire_bytes_per_update} == {8 * plan.parameters}
+    samples = plan.batch.global_batch_size * (spec.max_steps or 0)
+    assert sum(line["samples"] for line in lines) == samples
+
+
+def test_adasum_without_mpi_is_refused(tmp_path: Path) -> None:
+    listing = tmp_path / "scenarios.json"
+    listing.write_text('[{"name": "refused", "set": ["compression.type=adasum"]}]')
+    done = launch(RANKS, [str(WORKER), "torch", str(listing)], wire="gloo", timeout=120)
+    assert done.returncode != 0
+    assert "adasum needs Horovod's MPI operations" in done.stdout
+
+
+def plan_of(spec: JobSpec):  # type: ignore[no-untyped-def]
+    weights, tokens = bert.weights(spec.model), np.full(1000, 32)
+    return make_plan(spec, weights, size=RANKS, threads=1, train_tokens=tokens, validation_samples=0)
+
+
+def reference(spec: JobSpec) -> tuple[np.ndarray, Arrays]:
+    """Both ranks one after the other: the curve, and the weights after COMPARED updates."""
+    weights, plan = bert.weights(spec.model), plan_of(spec)
+    dataset = prepare(spec.data, spec.model.vocab_size, spec.seed)
+    streams = [
+        train_windows(
+            dataset,
+            spec.task,
+            seed=spec.seed,
+            accumulation=plan.accumulation,
+            rank=rank,
+        )
+        for rank in range(RANKS)
+    ]
+    start = initial_weights(weights, spec.seed, spec.model.initializer_range, "float64")
+    optimizers = [
+        {w.name: ReferenceOptimizer(spec.optimizer, w.decays) for w in weights} for _ in range(RANKS)
+    ]
+    ranks, exchange, model = [start] * RANKS, exchange_of(spec, start), hugging_face(spec)
+    curve, loss_sum, weight = [], 0.0, 0.0
+    compared: Arrays = {}
+    for update in range(1, UPDATES + 1):
+        windows = [next(stream) for stream in streams]
+        found = [backward(model, arrays, window) for arrays, window in zip(ranks, windows, strict=True)]
+        loss_sum, weight = loss_sum + sum(f[0] for f in found), weight + sum(w.weight for w in windows)
+        means = [
+            {name: array / window.weight for name, array in gradients.items()}
+            for (_, gradients), window in zip(found, windows, strict=True)
+        ]
+        if spec.compression.type == "adasum":  # type: ignore[attr-defined]
+            means = [{name: adasum(means[0][name], means[1][name]) for name in start}] * RANKS
+        rate = plan.learning_rate * schedule_factor(
+            spec.schedule.type, update - 1, plan.warmup_steps, plan.max_steps
+        )
+        ranks = [step(*work, spec, rate) for work in zip(optimizers, ranks, means, strict=True)]
+        if update % plan.sync_every == 0 or update == UPDATES:
+            ranks = [exchange(ranks)] * RANKS
+            curve.append(loss_sum / weight)
+            loss_sum = weight = 0.0
+        compared = ranks[0] if update == COMPARED else compared
+    return np.array(curve), compared
+
+
+def exchange_of(spec: JobSpec, start: Arrays) -> Exchange:
+    policy = spec.compression.model_dump()
+    if policy["type"] == "adasum":
+        return lambda ranks: ranks[0]
+    if policy["type"] == "local_sgd":
+        return mean
+    outer = {name: torch.tensor(array.copy()) for name, array in start.items()}
+    optimizer = torch.optim.SGD(
+        outer.values(), lr=policy["outer_learning_rate"], momentum=policy["outer_momentum"], nesterov=True
+    )
+
+    def exchange(ranks: list[Arrays]) -> Arrays:
+        for name, array in mean(ranks).items():
+            outer[name].grad = outer[name] - torch.tensor(array)
+        optimizer.step()
+        return {name: tensor.numpy().copy() for name, tensor in outer.items()}
+
+    return exchange
+
+
+def mean(ranks: list[Arrays]) -> Arrays:
+    return {name: np.mean([arrays[name] for arrays in ranks], axis=0) for name in ranks[0]}
+
+
+def adasum(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    dot = np.sum(a * b)
+    return (1 - dot / (2 * np.sum(a * a))) * a + (1 - dot / (2 * np.sum(b * b))) * b
+
+
+def step(
+    optimizers: dict[str, ReferenceOptimizer], arrays: Arrays, gradients: Arrays, spec: JobSpec, rate: float
+) -> Arrays:
+    norm = float(np.sqrt(sum(np.sum(gradients[name] ** 2) for name in arrays)))
+    factor = clip_factor(norm, spec.max_grad_norm or np.inf)
+    return {name: optimizers[name].update(arrays[name], factor * gradients[name], rate) for name in arrays}
+
+
+def backward(model: BertForMaskedLM, arrays: Arrays, window: Window) -> tuple[float, Arrays]:
+    """One rank's summed loss and its gradients."""
+    model.load_state_dict({n: torch.from_numpy(a) for n, a in arrays.items()}, strict=False)
+    model.zero_grad()
+    total = 0.0
+    for batch in window.micro_batches:
+        logits = model(
+            input_ids=torch.from_numpy(batch.input_ids).long(),
+            attention_mask=torch.from_numpy(batch.attention_mask),
+        ).logits
+        log_p = torch.log_softmax(logits, -1)
+        rows = torch.arange(len(logits))[:, None]
+        positions, labels = (
+            torch.from_numpy(a).long() for a in (batch.masked_positions, batch.masked_labels)
+        )
+        loss = -(log_p[rows, positions, labels] * torch.from_numpy(batch.masked_weights)).sum()
+        loss.backward()
+        total += loss.item()
+    return total, {n: p.grad.numpy().copy() for n, p in model.named_parameters() if n in arrays}
+
+
+def hugging_face(spec: JobSpec) -> BertForMaskedLM:
+    model = BertForMaskedLM(BertConfig(**spec.model.model_dump(exclude={"dtype", "model_type"}))).double()
+    model.bert.embeddings.word_embeddings.padding_idx = None
+    return model.train()
