@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from hvdtrain.bench.commands import demo, parity
+from hvdtrain.bench.commands import demo, parity, simulate
 from hvdtrain.core.errors import HvdtrainError
 from hvdtrain.engine.commands import doctor, engine_app
 from hvdtrain.launch.command import run
@@ -23,6 +23,7 @@ app.add_typer(engine_app, name="engine")
 app.command()(run)
 app.command()(demo)
 app.command()(parity)
+app.command()(simulate)
 app.command()(doctor)
 
 _Spec = Annotated[str, typer.Argument(help="YAML file or packaged spec, such as bert.")]

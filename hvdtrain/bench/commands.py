@@ -1,4 +1,4 @@
-"""`hvdtrain parity` and `hvdtrain demo`."""
+"""`hvdtrain parity`, `hvdtrain demo` and `hvdtrain simulate`."""
 
 from __future__ import annotations
 
@@ -14,6 +14,13 @@ class DType(StrEnum):
 
     FLOAT64 = "float64"
     FLOAT32 = "float32"
+
+
+class ProblemName(StrEnum):
+    """What simulated ranks train."""
+
+    LEAST_SQUARES = "least-squares"
+    LANGUAGE_MODEL = "language-model"
 
 
 def parity(
@@ -60,3 +67,44 @@ def demo(
         f"the two curves differ by at most {100 * found.largest:.3f} % "
         f"(update {found.at_step} of {found.updates})"
     )
+
+
+def simulate(
+    spec: Annotated[str, typer.Argument(help="YAML file or packaged spec, such as bert.")],
+    *,
+    ranks: Annotated[int, typer.Option(min=1, help="How many ranks to simulate.")] = 64,
+    policy: Annotated[
+        list[str] | None,
+        typer.Option(help="A policy's name, or YAML such as '{type: topk, ratio: 0.001}'; default: all."),
+    ] = None,
+    problem: Annotated[list[ProblemName] | None, typer.Option(help="What to train; default: both.")] = None,
+    updates: Annotated[int, typer.Option(min=1, help="How many updates.")] = 200,
+    set_: Annotated[list[str] | None, typer.Option("--set", help="Override: FIELD.PATH=VALUE.")] = None,
+    output_dir: Annotated[
+        Path | None, typer.Option(help="For picture and numbers; default: outputs/simulate-SPEC-RANKS.")
+    ] = None,
+) -> None:
+    """Train small problems on many simulated ranks, and show what each compression policy does to them."""
+    from rich.console import Console
+
+    from hvdtrain.bench.problems import PROBLEMS
+    from hvdtrain.bench.simulate import candidates, simulate_all
+    from hvdtrain.bench.simulate_report import as_table, write
+
+    console = Console()
+    steps = [*(set_ or []), f"max_steps={updates}", "num_train_epochs=null"]
+    tried = candidates(spec, steps, policy or [], ranks)
+    job = tried[0].job
+    problems = {
+        name: PROBLEMS[name](ranks, job.seed, job.model.dtype)
+        for name in (chosen.value for chosen in problem or ProblemName)
+    }
+    results = {}
+    for name, each in problems.items():
+        results[name] = simulate_all(tried, each, ranks, console)
+        console.print(as_table(each, results[name]))
+    for note in (candidate.note for candidate in tried if candidate.note):
+        console.print(note)
+    directory = output_dir or Path("outputs") / f"simulate-{Path(spec).stem}-{ranks}"
+    picture, numbers = write(results, problems, directory)
+    typer.echo(f"{ranks} ranks, {updates} updates; picture {picture}   numbers {numbers}")

@@ -156,8 +156,8 @@ def make_plan(
         validation_samples=validation_samples,
         updates_per_epoch=updates_per_epoch,
         max_steps=max_steps,
-        warmup_steps=_warmup_steps(spec, max_steps),
-        learning_rate=_peak_learning_rate(spec.optimizer, size),
+        warmup_steps=warmup_updates(spec, max_steps),
+        learning_rate=peak_learning_rate(spec.optimizer, size),
         per_device_eval_batch_size=spec.evaluation.per_device_eval_batch_size
         or batch.per_device_train_batch_size,
         parameters=parameters,
@@ -206,7 +206,12 @@ def _check_period(spec: JobSpec) -> None:
             )
 
 
-def _warmup_steps(spec: JobSpec, max_steps: int) -> int:
+def warmup_updates(spec: JobSpec, max_steps: int) -> int:
+    """Updates of warm-up in a run of `max_steps`.
+
+    Raises:
+        SpecError: when there are more of them than of the run.
+    """
     warmup = spec.schedule.warmup_steps
     if warmup is None:
         warmup = math.ceil((spec.schedule.warmup_ratio or 0.0) * max_steps)
@@ -215,6 +220,7 @@ def _warmup_steps(spec: JobSpec, max_steps: int) -> int:
     return warmup
 
 
-def _peak_learning_rate(optimizer: OptimizerSpec, size: int) -> float:
+def peak_learning_rate(optimizer: OptimizerSpec, size: int) -> float:
+    """The learning rate after warm-up, scaled with the number of ranks when asked for."""
     factor = {"none": 1.0, "linear": float(size), "sqrt": math.sqrt(size)}[optimizer.learning_rate_scaling]
     return optimizer.learning_rate * factor

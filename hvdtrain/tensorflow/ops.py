@@ -114,6 +114,10 @@ class Ops:
         """`target` with each value, or row, added at its index."""
         return tf.tensor_scatter_nd_add(target, indices[:, None], values)
 
+    def add_row(self, matrix: tf.Tensor, row: int, values: tf.Tensor) -> tf.Tensor:
+        """`matrix` with a vector added to one of its rows."""
+        return tf.tensor_scatter_nd_add(matrix, [[row]], values[None])
+
     def pack_bits(self, bits: tf.Tensor) -> tf.Tensor:
         """Eight booleans to a byte."""
         padded = tf.pad(tf.cast(bits, tf.int32), [[0, -bits.shape[0] % 8]])

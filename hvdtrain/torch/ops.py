@@ -112,6 +112,11 @@ class Ops:
         """`target` with each value, or row, added at its index."""
         return target.index_add_(0, indices, values)
 
+    def add_row(self, matrix: torch.Tensor, row: int, values: torch.Tensor) -> torch.Tensor:
+        """`matrix` with a vector added to one of its rows."""
+        matrix[row] += values
+        return matrix
+
     def pack_bits(self, bits: torch.Tensor) -> torch.Tensor:
         """Eight booleans to a byte."""
         padded = torch.nn.functional.pad(bits.to(torch.uint8), (0, -len(bits) % 8))

@@ -42,16 +42,17 @@ class Int8(Policy):
             flat = flat + state["residual"]
         tail = ops.zeros((ops.ranks * wire.shard - bucket.size,), dtype)
         noise = ops.random_uniform(ops.ranks * wire.shard, "int8", update, bucket.index, ops.rank)
-        message = wire.quantise(ops, ops.concat([flat, tail]), noise)
+        padded = ops.reshape(ops.concat([flat, tail]), (ops.ranks, wire.shard))
+        message = wire.quantise(ops, padded, noise)
         received = yield AllToAll(message)
         mine = ops.sum(wire.widen(ops, received, dtype))
         noise = ops.random_uniform(wire.shard, "int8 sum", update, bucket.index, ops.rank)
         gathered = yield AllGather(ops.reshape(wire.quantise(ops, mine, noise), (-1,)))
         sums = wire.widen(ops, gathered, dtype)
         if self.use_error_feedback:
-            sent = ops.reshape(wire.widen(ops, message, dtype), (-1,))
-            lost = wire.place(ops, mine - sums[ops.rank])
-            state = {"residual": flat - sent[: bucket.size] + lost[: bucket.size]}
+            lost = padded - wire.widen(ops, message, dtype)
+            lost = ops.add_row(lost, ops.rank, mine - sums[ops.rank])
+            state = {"residual": ops.reshape(lost, (-1,))[: bucket.size]}
         return ops.reshape(sums, (-1,))[: bucket.size], state
 
     def wire_bytes(self, bucket: Bucket, itemsize: int, ranks: int) -> int:
@@ -101,9 +102,3 @@ class _Wire:
         integers = ops.cast(ops.from_bytes(messages[:, head:], "int8"), dtype)
         numbers = ops.reshape(integers, (-1, self.block)) * ops.reshape(steps, (-1, 1))
         return ops.reshape(numbers, (-1, self.shard))
-
-    def place(self, ops: Ops, shard: Array) -> Array:
-        """This rank's shard at its place in a bucket of zeros."""
-        before, after = ops.rank * self.shard, (ops.ranks - ops.rank - 1) * self.shard
-        dtype = ops.dtype(shard)
-        return ops.concat([ops.zeros((before,), dtype), shard, ops.zeros((after,), dtype)])

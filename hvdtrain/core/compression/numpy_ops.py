@@ -115,6 +115,11 @@ class Ops:
         target[indices] += values
         return target
 
+    def add_row(self, matrix: _Array, row: int, values: _Array) -> _Array:
+        """`matrix` with a vector added to one of its rows."""
+        matrix[row] += values
+        return matrix
+
     def pack_bits(self, bits: _Array) -> _Array:
         """Eight booleans to a byte."""
         return np.packbits(bits)

@@ -65,8 +65,8 @@ class Ops(Protocol):
         ...
 
     @property
-    def rank(self) -> int:
-        """Which of them this is, from 0."""
+    def rank(self) -> Array:
+        """Which of them this is, from 0: an index of rows and a key of random numbers, never a condition."""
         ...
 
     def cast(self, array: Array, dtype: str) -> Array:
@@ -151,6 +151,10 @@ class Ops(Protocol):
 
     def scatter_add(self, target: Array, indices: Array, values: Array) -> Array:
         """`target` with each value, or row, added at its index, no index twice; may reuse its memory."""
+        ...
+
+    def add_row(self, matrix: Array, row: Array, values: Array) -> Array:
+        """`matrix` with a vector added to one of its rows; may reuse the memory of `matrix`."""
         ...
 
     def pack_bits(self, bits: Array) -> Array:

@@ -104,14 +104,14 @@ class Simulator:
             return [total.copy() for _ in arrays]
         if isinstance(requests[0], AdasumReduce):
             parts = np.split(stacked, np.cumsum(requests[0].sizes)[:-1], axis=1)
-            combined = np.concatenate([_adasum(list(part)) for part in parts])
+            combined = np.concatenate([adasum(list(part)) for part in parts])
             return [combined.copy() for _ in arrays]
         if isinstance(requests[0], AllGather):
             return [stacked.copy() for _ in arrays]
         return [stacked[:, rank].copy() for rank in range(len(arrays))]
 
 
-def _adasum(vectors: list[np.ndarray]) -> np.ndarray:
+def adasum(vectors: list[np.ndarray]) -> np.ndarray:
     """Horovod's rule: neighbours by twos, then the pairs by twos, with dot products in float64."""
     assert len(vectors) & (len(vectors) - 1) == 0, "Adasum combines a power of two of ranks"
     while len(vectors) > 1:

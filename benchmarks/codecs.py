@@ -1,0 +1,289 @@
+"""How fast policies compress and decompress, beside memcpy and the compression of PyTorch's DDP hooks.
+
+One process, one thread, no communication: collectives are answered at once as if there were two equal ranks.
+All take turns in one run. See docs/benchmarks.md.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from enum import StrEnum
+from importlib.metadata import version
+from pathlib import Path
+from statistics import median
+from typing import Annotated
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+
+import numpy as np
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from hvdtrain.core.buckets import Bucket, plan_buckets
+from hvdtrain.core.compression import POLICIES
+from hvdtrain.core.compression.protocol import AllGather, Policy, Reduction, Request, State
+from hvdtrain.core.sections import ModelSpec
+from hvdtrain.models import bert
+
+RANKS = 2
+# Beyond every warm-up's default.
+FIRST_UPDATE = 2000
+_MIB = 2**20
+_BUSY = 0.5
+# Called once an update; sets itself up anew each time, outside of what it times, and returns seconds.
+Timed = Callable[[], float]
+
+
+class Framework(StrEnum):
+    """Whose array verbs a policy uses."""
+
+    TORCH = "torch"
+    TENSORFLOW = "tensorflow"
+
+
+@dataclass(frozen=True)
+class Result:
+    """What was measured of one codec.
+
+    Attributes:
+        name: the policy.
+        framework: whose verbs it used.
+        ms: median time to compress and decompress the bucket.
+        gb_per_s: bytes of the uncompressed bucket per such time, in 10^9 a second.
+        of_memcpy: its rate over memcpy's in the same round, the median over rounds.
+        of_hook: its time over that of PyTorch's hook, likewise; None where there is no such hook.
+    """
+
+    name: str
+    framework: str
+    ms: float
+    gb_per_s: float
+    of_memcpy: float
+    of_hook: float | None
+
+
+def codecs(
+    *,
+    mib: Annotated[float, typer.Option(min=0.01, help="Largest size of the bucket, of float32.")] = 25.0,
+    rounds: Annotated[int, typer.Option(min=1, help="Turns of each codec.")] = 15,
+    only: Annotated[Framework | None, typer.Option(help="One framework alone.")] = None,
+    policy: Annotated[list[str] | None, typer.Option(help="These policies alone.")] = None,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Write all figures here.")] = None,
+) -> None:
+    """Measure every policy's codec, taking turns."""
+    console = Console()
+    load = os.getloadavg()[0]
+    bucket = bert_bucket(mib * _MIB)
+    chosen = [one for one in _lossy(bucket) if not policy or one.type in policy]
+    gradients = np.random.default_rng(0).normal(0.0, 1e-3, bucket.size).astype(np.float32)
+    timed: dict[tuple[str, str], Timed] = {("memcpy", "memcpy"): memcpy(gradients)}
+    for framework in [only] if only else list(Framework):
+        codec = {Framework.TORCH: torch_codec, Framework.TENSORFLOW: tensorflow_codec}[framework]
+        for one in chosen:
+            timed[one.type, framework.value] = codec(one, bucket, gradients)
+        if framework is Framework.TORCH:
+            hooks = torch_hooks(bucket, gradients)
+            timed |= {(one.type, "hook"): hooks[one.type] for one in chosen if one.type in hooks}
+    with console.status("") as status:
+        seconds = _take_turns(timed, rounds, status.update)
+    results = [_result(name, framework, seconds, gradients.nbytes) for name, framework in timed]
+    console.print(_as_table(results, bucket))
+    if json_file:
+        record = {"bytes": gradients.nbytes, "rounds": rounds, "load": load}
+        found = {**record, "results": [asdict(result) for result in results]}
+        json_file.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+    noisy = f" Other programs were running (load {load:.1f} at the start)." if load > _BUSY else ""
+    console.print(
+        f"Measured: {rounds} turns of each, one thread, medians; torch {version('torch')}, "
+        f"tensorflow {version('tensorflow')}, NumPy {version('numpy')}.{noisy}"
+    )
+
+
+def bert_bucket(cap_bytes: float) -> Bucket:
+    """The fullest bucket of BERT base's plan at this cap."""
+    buckets = plan_buckets(bert.weights(ModelSpec()), 4, cap_bytes)
+    return max((b for b in buckets if 4 * b.size <= cap_bytes), key=lambda b: b.size, default=buckets[0])
+
+
+def memcpy(gradients: np.ndarray) -> Timed:
+    """A copy into memory that is there."""
+    target = gradients.copy()
+    return lambda: _time(lambda: np.copyto(target, gradients))
+
+
+def torch_codec(policy: Policy, bucket: Bucket, gradients: np.ndarray) -> Timed:
+    """A policy as `hvdtrain.torch.reducer` drives it."""
+    import torch
+
+    from hvdtrain.torch.ops import Ops
+
+    torch.set_num_threads(1)
+    ops = Ops(RANKS, 0, 0)
+    source = torch.from_numpy(gradients)
+    flat, update = source.clone(), FIRST_UPDATE
+    state = policy.init(ops, bucket, "float32")
+
+    def answer(request: Request) -> torch.Tensor:
+        return request.array.expand(RANKS, -1) if isinstance(request, AllGather) else request.array
+
+    def reduce() -> None:
+        nonlocal state, update
+        update += 1
+        total, state = _drive(policy.at(update).reduce(ops, bucket, flat, state, update), answer)
+        if total is not flat:
+            flat.copy_(total)
+
+    def timed() -> float:
+        flat.copy_(source)
+        return _time(reduce)
+
+    return timed
+
+
+def tensorflow_codec(policy: Policy, bucket: Bucket, gradients: np.ndarray) -> Timed:
+    """A policy as `hvdtrain.tensorflow.reducer` drives it, compiled."""
+    import tensorflow as tf
+
+    from hvdtrain.tensorflow.ops import Ops
+
+    if not tf.config.threading.get_intra_op_parallelism_threads():
+        tf.config.threading.set_intra_op_parallelism_threads(1)
+        tf.config.threading.set_inter_op_parallelism_threads(1)
+    ops = Ops(RANKS, 0, 0)
+    flat = tf.constant(gradients)
+    update = tf.Variable(FIRST_UPDATE, dtype=tf.int64, trainable=False)
+    variables = {n: tf.Variable(v, trainable=False) for n, v in policy.init(ops, bucket, "float32").items()}
+
+    def answer(request: Request) -> tf.Tensor:
+        return tf.stack([request.array] * RANKS) if isinstance(request, AllGather) else request.array
+
+    @tf.function
+    def reduce(flat: tf.Tensor) -> tf.Tensor:
+        state = {name: tf.convert_to_tensor(variable) for name, variable in variables.items()}
+        number = tf.convert_to_tensor(update)
+        now = policy.at(FIRST_UPDATE)
+        total, found = _drive(now.reduce(ops, bucket, flat, dict(state), number), answer)
+        for name, value in found.items():
+            if value is not state[name]:
+                variables[name].assign(value)
+        return total
+
+    def timed() -> float:
+        update.assign_add(1)
+        return _time(lambda: reduce(flat))
+
+    return timed
+
+
+def torch_hooks(bucket: Bucket, gradients: np.ndarray) -> dict[str, Timed]:
+    """PyTorch's hooks by the name of the policy that does the same, in a Gloo world of one rank."""
+    import torch
+    import torch.distributed as dist
+    from torch.distributed.algorithms.ddp_comm_hooks import default_hooks, powerSGD_hook
+
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    source = torch.from_numpy(gradients)
+    state = powerSGD_hook.PowerSGDState(None, matrix_approximation_rank=1, start_powerSGD_iter=2)
+
+    class Whole:
+        """What a hook asks of DDP's bucket."""
+
+        def __init__(self) -> None:
+            self.flat = source.clone()
+
+        def buffer(self) -> torch.Tensor:
+            return self.flat
+
+        def gradients(self) -> list[torch.Tensor]:
+            shapes = zip(self.flat.split(bucket.sizes), bucket.shapes, strict=True)
+            return [part.view(shape) for part, shape in shapes]
+
+        def index(self) -> int:
+            return 0
+
+        def is_last(self) -> bool:
+            return True
+
+    def timer(hook: Callable[..., torch.futures.Future], first: object) -> Timed:
+        whole = Whole()
+
+        def timed() -> float:
+            whole.flat.copy_(source)
+            return _time(lambda: hook(first, whole).wait())
+
+        return timed
+
+    return {
+        "fp16": timer(default_hooks.fp16_compress_hook, None),
+        "bf16": timer(default_hooks.bf16_compress_hook, None),
+        "powersgd": timer(powerSGD_hook.powerSGD_hook, state),
+    }
+
+
+def _lossy(bucket: Bucket) -> list[Policy]:
+    """Every registered policy that sends gradients as something else than they are."""
+    every = [policy() for policy in POLICIES]
+    return [p for p in every if p.at(FIRST_UPDATE).wire_bytes(bucket, 4, RANKS) not in (0, 4 * bucket.size)]
+
+
+def _drive(reduction: Reduction, answer: Callable[[Request], object]) -> tuple[object, State]:
+    reply = None
+    while True:
+        try:
+            reply = answer(reduction.send(reply))
+        except StopIteration as stop:
+            return stop.value
+
+
+def _take_turns(
+    timed: dict[tuple[str, str], Timed], rounds: int, say: Callable[[str], None]
+) -> dict[tuple[str, str], list[float]]:
+    seconds: dict[tuple[str, str], list[float]] = {key: [] for key in timed}
+    # The first turns compile, or let a hook warm up.
+    for number in range(-3, rounds):
+        for key, once in timed.items():
+            say(f"round {number + 1} of {rounds}: {key[0]}, {key[1]}")
+            took = once()
+            if number >= 0:
+                seconds[key].append(took)
+    return seconds
+
+
+def _time(work: Callable[[], object]) -> float:
+    started = time.perf_counter()
+    work()
+    return time.perf_counter() - started
+
+
+def _result(name: str, framework: str, seconds: dict[tuple[str, str], list[float]], size: int) -> Result:
+    own, copies, hook = seconds[name, framework], seconds["memcpy", "memcpy"], seconds.get((name, "hook"))
+    return Result(
+        name=name,
+        framework=framework,
+        ms=1e3 * median(own),
+        gb_per_s=size / median(own) / 1e9,
+        of_memcpy=median(c / o for o, c in zip(own, copies, strict=True)),
+        of_hook=median(o / h for o, h in zip(own, hook, strict=True)) if hook else None,
+    )
+
+
+def _as_table(results: list[Result], bucket: Bucket) -> Table:
+    size = f"{4 * bucket.size / _MIB:.1f} MiB of float32 in {len(bucket.weights)} weights"
+    table = Table(title=f"compress + decompress, {size}", title_justify="left")
+    for heading in ("codec", "in"):
+        table.add_column(heading, no_wrap=True)
+    for heading in ("time", "GB/s", "of memcpy's rate", "of the hook's time"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for r in sorted(results, key=lambda r: (r.framework != "memcpy", r.name)):
+        hook = "-" if r.of_hook is None or r.framework == "hook" else f"{r.of_hook:.2f}"
+        table.add_row(r.name, r.framework, f"{r.ms:.1f} ms", f"{r.gb_per_s:.2f}", f"{r.of_memcpy:.2f}", hook)
+    return table
+
+
+if __name__ == "__main__":
+    typer.run(codecs)

@@ -1,0 +1,295 @@
+"""Training on many simulated ranks: what a compression policy does at a scale that is not at hand."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from typing import Any
+
+import numpy as np
+import psutil
+import yaml
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+
+from hvdtrain.bench.problems import Arrays, Problem
+from hvdtrain.core.buckets import Bucket, plan_buckets
+from hvdtrain.core.compression import POLICIES, NoCompression
+from hvdtrain.core.compression.fleet import Fleet
+from hvdtrain.core.compression.periodic import Periodic
+from hvdtrain.core.errors import SpecError
+from hvdtrain.core.optimizers import CLIP_EPSILON, ReferenceOptimizer
+from hvdtrain.core.plan import peak_learning_rate, warmup_updates
+from hvdtrain.core.schedules import schedule_factor
+from hvdtrain.core.spec import JobSpec, load_spec
+from hvdtrain.core.weights import initial_weights
+
+_MIB = 2**20
+# Arrays of all ranks' gradients that a policy holds at a time, about.
+_COPIES = 10
+# A run of a few hundred updates would not leave these warm-ups' defaults.
+_SHORT = {"start_powerSGD_iter": 10}
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A policy to try: its name in tables, and the whole spec with it."""
+
+    label: str
+    job: JobSpec
+
+    @property
+    def note(self) -> str | None:
+        """What to know about its run, if anything."""
+        policy, last = self.job.compression, self.job.max_steps or 0
+        if isinstance(policy.at(last), NoCompression) and not isinstance(policy, NoCompression):
+            return f"{self.label}: compresses nothing in the first {last} updates, and so did nothing here"
+        return None
+
+
+@dataclass
+class Outcome:
+    """What one policy did on one problem.
+
+    Attributes:
+        policy: its label.
+        problem: its name.
+        ranks: how many were simulated.
+        updates: numbers of those at whose end the loss was taken; 0 is the start.
+        losses: the problem's loss then; of the ranks' mean weights where each has its own.
+        sent: bytes that one rank had handed to collectives by then.
+        received: bytes that collectives had given one rank by then.
+        distance: from the optimum in the end, relative to its norm; None where it is not known.
+        state_bytes: memory of the policy's state (residuals and what else it keeps) on one rank.
+        skipped: updates that were not finite, and left no trace.
+        seconds: how long the simulation took.
+    """
+
+    policy: str
+    problem: str
+    ranks: int
+    updates: list[int] = field(default_factory=list)
+    losses: list[float] = field(default_factory=list)
+    sent: list[int] = field(default_factory=list)
+    received: list[int] = field(default_factory=list)
+    distance: float | None = None
+    state_bytes: int = 0
+    skipped: int = 0
+    seconds: float = 0.0
+
+    def as_dict(self) -> dict[str, Any]:
+        """JSON-ready; what is not a number is null."""
+        found = asdict(self)
+        found["losses"] = [loss if math.isfinite(loss) else None for loss in self.losses]
+        return found
+
+
+def candidates(spec: str, overrides: Sequence[str], policies: Sequence[str], ranks: int) -> list[Candidate]:
+    """`none`, the spec's own policy, and those asked for, each once.
+
+    Args:
+        spec: a file or a packaged spec's name.
+        overrides: `field.path=value` texts.
+        policies: names or YAML such as `{type: topk, ratio: 0.001}`; empty means every registered policy.
+        ranks: how many will be simulated.
+
+    Returns:
+        What to try, `none` first.
+
+    Raises:
+        SpecError: the spec, an override or a policy is not valid, or cannot serve so many ranks.
+    """
+    own = load_spec(spec, overrides)
+    texts = list(policies) or [_short(policy) for policy in POLICIES]
+    found = {"none": load_spec(spec, [*overrides, "compression={type: none}"])}
+    found.setdefault(_label(own), own)
+    for text in texts:
+        job = _with_policy(spec, overrides, text)
+        found.setdefault(_label(job), job)
+    for label, job in list(found.items()):
+        try:
+            job.compression.check(ranks)
+        except SpecError:
+            # Nobody asked for this one by name.
+            if policies or job is own:
+                raise
+            del found[label]
+    return [Candidate(label, job) for label, job in found.items()]
+
+
+def simulate(
+    candidate: Candidate, problem: Problem, ranks: int, tell: Callable[[int], None] = lambda update: None
+) -> Outcome:
+    """Train a problem on many ranks in lock-step, by the core's rules.
+
+    Args:
+        candidate: the policy, and the spec that gives optimizer, schedule, clipping, seed and dtype.
+        problem: made for so many ranks.
+        ranks: how many.
+        tell: called with the number of updates done.
+
+    Returns:
+        What came of it.
+
+    Raises:
+        SpecError: for a spec whose warm-up does not fit, or more ranks than memory holds.
+    """
+    job, started = candidate.job, time.perf_counter()
+    _check_memory(problem, ranks, job.model.dtype)
+    run = _Run(job, problem, ranks)
+    outcome = Outcome(candidate.label, problem.name, ranks)
+    last = job.max_steps or 0
+    every = max(1, last // 100)
+    for update in range(last + 1):
+        if update:
+            outcome.skipped += not run.step(update, last)
+        if update % every == 0 or update == last:
+            outcome.updates.append(update)
+            with np.errstate(all="ignore"):
+                outcome.losses.append(problem.loss(run.mean_weights()))
+            outcome.sent.append(sum(fleet.sent for fleet in run.fleets))
+            outcome.received.append(sum(fleet.received for fleet in run.fleets))
+        tell(update)
+    outcome.distance = problem.distance(run.mean_weights())
+    outcome.state_bytes = sum(fleet.state_bytes for fleet in run.fleets)
+    outcome.seconds = time.perf_counter() - started
+    return outcome
+
+
+def simulate_all(tried: Sequence[Candidate], problem: Problem, ranks: int, console: Console) -> list[Outcome]:
+    """`simulate` with each policy in turn, with a bar on a terminal and a line for each elsewhere."""
+    outcomes = []
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+        for candidate in tried:
+            task = bar.add_task(f"{problem.name}: {candidate.label}", total=candidate.job.max_steps)
+            outcomes.append(simulate(candidate, problem, ranks, partial(_advance, bar, task)))
+            bar.remove_task(task)
+            if not console.is_terminal:
+                console.print(f"{problem.name}: {candidate.label}: {outcomes[-1].seconds:.1f} s")
+    return outcomes
+
+
+def _advance(bar: Progress, task: TaskID, update: int) -> None:
+    bar.update(task, completed=update)
+
+
+class _Run:
+    """All ranks' weights, moments and policy states; arrays have one row for all ranks or one for each."""
+
+    def __init__(self, job: JobSpec, problem: Problem, ranks: int) -> None:
+        self._job, self._problem, self._ranks = job, problem, ranks
+        dtype = job.model.dtype
+        cap = job.communication.bucket_cap_mb * _MIB
+        self._buckets = plan_buckets(problem.weights, np.dtype(dtype).itemsize, cap)
+        self.fleets = [Fleet(job.compression, b, ranks, job.seed, dtype) for b in self._buckets]
+        first = initial_weights(problem.weights, job.seed, problem.initial_std, dtype)
+        self._flats = self._flatten({name: array[None] for name, array in first.items()})
+        self._optimizers = [
+            [ReferenceOptimizer(job.optimizer, decays) for decays in (True, False)] for _ in self._buckets
+        ]
+        self._warmup = warmup_updates(job, job.max_steps or 0)
+        self._alone = self._opened = False
+        self._applied = 0
+
+    def step(self, update: int, last: int) -> bool:
+        """One update; False when it was skipped."""
+        policy = self._job.compression
+        now = policy.at(update)
+        if now.local and not self._opened:
+            self._exchange(policy.opening() if isinstance(policy, Periodic) else policy)
+            self._opened = True
+        own = float(self._problem.examples)
+        divisor = own if now.local else now.divisor(own, own * self._ranks)
+        with np.errstate(all="ignore"):
+            found = self._flatten(self._problem.gradients(self._named(self._flats), update))
+            totals = [fleet.reduce(g / divisor, update) for fleet, g in zip(self.fleets, found, strict=True)]
+            applied = self._apply(totals, update, last)
+        if now.local and (update % policy.period == 0 or update == last):
+            self._exchange(policy)
+        return applied
+
+    def mean_weights(self) -> Arrays:
+        return self._named([flat.mean(axis=0, keepdims=True) for flat in self._flats])
+
+    def _apply(self, totals: list[np.ndarray], update: int, last: int) -> bool:
+        norms = np.sqrt(sum(np.square(total, dtype=np.float64).sum(axis=1) for total in totals))
+        # Of ranks that update alone a trainer would skip only some; here such a run has diverged anyway.
+        if not np.isfinite(norms).all():
+            return False
+        job = self._job
+        rate = peak_learning_rate(job.optimizer, self._ranks) * schedule_factor(
+            job.schedule.type, update - 1, self._warmup, last
+        )
+        factors = np.ones_like(norms)
+        if job.max_grad_norm is not None:
+            factors = np.minimum(1.0, job.max_grad_norm / (norms + CLIP_EPSILON))
+        for i, total in enumerate(totals):
+            clipped = total * factors[:, None].astype(total.dtype)
+            cut = [self._buckets[i].decay_size]
+            pieces = zip(
+                self._optimizers[i],
+                np.split(self._flats[i], cut, axis=1),
+                np.split(clipped, cut, axis=1),
+                strict=True,
+            )
+            self._flats[i] = np.concatenate([o.update(w, g, rate) for o, w, g in pieces], axis=1)
+            self.fleets[i].commit()
+        return True
+
+    def _exchange(self, policy: Any) -> None:
+        self._flats = [f.exchange(policy, flat) for f, flat in zip(self.fleets, self._flats, strict=True)]
+
+    def _flatten(self, arrays: Arrays) -> list[np.ndarray]:
+        return [
+            np.concatenate([arrays[w.name].reshape(len(arrays[w.name]), -1) for w in b.weights], axis=1)
+            for b in self._buckets
+        ]
+
+    def _named(self, flats: Sequence[np.ndarray]) -> Arrays:
+        return dict(part for b, flat in zip(self._buckets, flats, strict=True) for part in _parts(b, flat))
+
+
+def _parts(bucket: Bucket, flat: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
+    parts = np.split(flat, np.cumsum(bucket.sizes)[:-1], axis=1)
+    for weight, part in zip(bucket.weights, parts, strict=True):
+        yield weight.name, part.reshape(len(flat), *weight.shape)
+
+
+def _short(policy: type) -> str:
+    options = {name: value for name, value in _SHORT.items() if name in policy.model_fields}
+    return json.dumps({"type": policy.model_fields["type"].default, **options})
+
+
+def _with_policy(spec: str, overrides: Sequence[str], text: str) -> JobSpec:
+    try:
+        raw = yaml.safe_load(text)
+    except yaml.YAMLError:
+        raise SpecError(
+            f"--policy {text}: expected a name or YAML such as {{type: topk, ratio: 0.001}}"
+        ) from None
+    setting = text if isinstance(raw, dict | list) else json.dumps({"type": raw})
+    try:
+        return load_spec(spec, [*overrides, f"compression={setting}"])
+    except SpecError as error:
+        raise SpecError(f"--policy {text}: {error}") from None
+
+
+def _label(job: JobSpec) -> str:
+    """The type, and every option that is not the default."""
+    options = job.compression.model_dump(exclude_defaults=True, exclude={"type"})
+    return " ".join([job.compression.type, *(f"{name}={value}" for name, value in options.items())])
+
+
+def _check_memory(problem: Problem, ranks: int, dtype: str) -> None:
+    needed = ranks * sum(w.size for w in problem.weights) * np.dtype(dtype).itemsize * _COPIES
+    there = psutil.virtual_memory().available
+    if needed > there:
+        raise SpecError(
+            f"--ranks: {ranks} ranks of {problem.name} need about {needed / 2**30:.1f} GiB, and "
+            f"{there / 2**30:.1f} GiB are free: simulate fewer"
+        )

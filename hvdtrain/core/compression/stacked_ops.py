@@ -1,0 +1,212 @@
+"""The array verbs of compression policies for all ranks at once, in NumPy: one array holds every rank's."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.lib.mixins import NDArrayOperatorsMixin
+
+from hvdtrain.core.compression import noise
+
+
+class Stacked(NDArrayOperatorsMixin):
+    """One array a rank, and to a policy's code no different from one array.
+
+    Attributes:
+        rows: shape (ranks, *shape), or (1, *shape) while all ranks have the same.
+    """
+
+    def __init__(self, rows: np.ndarray) -> None:
+        """Stack arrays; `rows` as above."""
+        self.rows = rows
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of each rank's array."""
+        return self.rows.shape[1:]
+
+    def __array_ufunc__(self, ufunc: np.ufunc, method: str, *inputs: Any, **kwargs: Any) -> Any:
+        if method != "__call__" or kwargs:
+            return NotImplemented
+        return Stacked(ufunc(*_aligned(*inputs)))
+
+    def __getitem__(self, key: Any) -> Stacked:
+        keys = key if isinstance(key, tuple) else (key,)
+        if isinstance(keys[0], Stacked):
+            index = keys[0].rows
+            return Stacked(_every(self.rows, len(index))[(np.arange(len(index)), index, *keys[1:])])
+        return Stacked(self.rows[(slice(None), *keys)])
+
+    def __bool__(self) -> bool:
+        raise TypeError(
+            "ranks may answer differently: a policy must not branch on an array or its rank"
+        )
+
+    __hash__ = None  # type: ignore[assignment]
+
+
+@dataclass(frozen=True)
+class StackedOps:
+    """Implements `hvdtrain.core.compression.protocol.Ops` for all ranks at once.
+
+    Attributes:
+        ranks: how many there are.
+        seed: of random numbers.
+    """
+
+    ranks: int
+    seed: int
+
+    @property
+    def rank(self) -> Stacked:
+        """Each rank's own."""
+        return Stacked(np.arange(self.ranks))
+
+    def cast(self, array: Stacked, dtype: str) -> Stacked:
+        """`array` as `dtype`, rounded to nearest even."""
+        return Stacked(array.rows.astype(dtype))
+
+    def dtype(self, array: Stacked) -> str:
+        """The name of the dtype of `array`."""
+        return array.rows.dtype.name
+
+    def to_bytes(self, array: Stacked) -> Stacked:
+        """The memory of each row."""
+        return Stacked(np.ascontiguousarray(array.rows).view(np.uint8))
+
+    def from_bytes(self, array: Stacked, dtype: str) -> Stacked:
+        """The inverse of `to_bytes`."""
+        return Stacked(np.ascontiguousarray(array.rows).view(dtype))
+
+    def zeros(self, shape: Sequence[int], dtype: str) -> Stacked:
+        """Zeros that nobody else refers to."""
+        return Stacked(np.zeros((1, *shape), dtype))
+
+    def reshape(self, array: Stacked, shape: Sequence[int]) -> Stacked:
+        """The same elements in another shape."""
+        return Stacked(array.rows.reshape(len(array.rows), *shape))
+
+    def split(self, flat: Stacked, sizes: Sequence[int]) -> list[Stacked]:
+        """Consecutive parts of a vector."""
+        return [Stacked(part) for part in np.split(flat.rows, np.cumsum(sizes)[:-1], axis=1)]
+
+    def concat(self, arrays: Sequence[Stacked]) -> Stacked:
+        """Arrays behind each other along the last axis."""
+        count = max(len(array.rows) for array in arrays)
+        return Stacked(np.concatenate([_every(array.rows, count) for array in arrays], axis=-1))
+
+    def transpose(self, matrix: Stacked) -> Stacked:
+        """Rows and columns exchanged."""
+        return Stacked(matrix.rows.swapaxes(1, 2))
+
+    def repeat(self, values: Stacked, counts: Sequence[int]) -> Stacked:
+        """A vector of each value as often as its count says."""
+        return Stacked(np.repeat(values.rows, counts, axis=1))
+
+    def max(self, array: Stacked) -> Stacked:
+        """The largest element along the last axis."""
+        return Stacked(array.rows.max(axis=-1))
+
+    def sum(self, array: Stacked) -> Stacked:
+        """The sum along the first axis."""
+        return Stacked(array.rows.sum(axis=1))
+
+    def poison(self, array: Stacked) -> Stacked:
+        """0 where all elements along the last axis are finite, else NaN."""
+        finite = np.isfinite(array.rows).all(axis=-1)
+        return Stacked(np.where(finite, 0.0, np.nan).astype(array.rows.dtype))
+
+    def floor(self, array: Stacked) -> Stacked:
+        """Rounded down."""
+        return Stacked(np.floor(array.rows))
+
+    def clip(self, array: Stacked, low: float, high: float) -> Stacked:
+        """Each element moved into [low, high]."""
+        return Stacked(np.clip(array.rows, low, high))
+
+    def where(self, condition: Stacked, yes: Stacked, no: Stacked) -> Stacked:
+        """`yes` where the condition holds, else `no`."""
+        return Stacked(np.where(*_aligned(condition, yes, no)))
+
+    def power_of_two(self, array: Stacked) -> Stacked:
+        """The largest power of two not above each element: its exponent bits alone."""
+        return Stacked((array.rows.astype(np.float32).view(np.int32) & 0x7F800000).view(np.float32))
+
+    def orthogonalise(self, matrix: Stacked) -> Stacked:
+        """Orthonormal columns that span those of `matrix`."""
+        return Stacked(np.linalg.qr(matrix.rows)[0])
+
+    def top_k(self, values: Stacked, k: int) -> Stacked:
+        """Where the k largest elements of a vector are."""
+        first = values.rows.shape[1] - k
+        found = np.argpartition(values.rows, first, axis=1)[:, first:]
+        return Stacked(np.sort(found, axis=1).astype(np.int32))
+
+    def take(self, flat: Stacked, indices: Stacked) -> Stacked:
+        """The elements of a vector at `indices`."""
+        if len(indices.rows) == 1:
+            return Stacked(flat.rows[:, indices.rows[0]])
+        return Stacked(np.take_along_axis(_every(flat.rows, len(indices.rows)), indices.rows, axis=1))
+
+    def scatter_add(self, target: Stacked, indices: Stacked, values: Stacked) -> Stacked:
+        """`target` with each value added at its index."""
+        count = max(len(array.rows) for array in (target, indices, values))
+        rows = target.rows if len(target.rows) == count else _every(target.rows, count).copy()
+        rows[np.arange(count)[:, None], indices.rows] += values.rows
+        return Stacked(rows)
+
+    def add_row(self, matrix: Stacked, row: Stacked, values: Stacked) -> Stacked:
+        """`matrix` with a vector added to one of its rows."""
+        count = len(row.rows)
+        rows = matrix.rows if len(matrix.rows) == count else _every(matrix.rows, count).copy()
+        rows[np.arange(count), row.rows] += values.rows
+        return Stacked(rows)
+
+    def pack_bits(self, bits: Stacked) -> Stacked:
+        """Eight booleans to a byte."""
+        return Stacked(np.packbits(bits.rows, axis=1))
+
+    def unpack_bits(self, packed: Stacked, count: int) -> Stacked:
+        """The first `count` booleans of a vector of bytes."""
+        return Stacked(np.unpackbits(packed.rows, axis=1, count=count).view(bool))
+
+    def random_uniform(self, size: int, purpose: str, update: int, *indices: int | Stacked) -> Stacked:
+        """`size` float32 numbers in [0, 1)."""
+        return self._draw(lambda *key: noise.uniform(size, self.seed, purpose, *key), update, *indices)
+
+    def random_subset(self, size: int, k: int, purpose: str, update: int, *indices: int | Stacked) -> Stacked:
+        """k different positions below `size`."""
+        return self._draw(lambda *key: noise.subset(size, k, self.seed, purpose, *key), update, *indices)
+
+    def random_orthonormal(
+        self, rows: int, columns: int, purpose: str, update: int, *indices: int | Stacked
+    ) -> Stacked:
+        """Orthonormal columns."""
+
+        def draw(*key: int) -> np.ndarray:
+            return noise.orthonormal(rows, columns, self.seed, purpose, *key)
+
+        return self._draw(draw, update, *indices)
+
+    def _draw(self, draw: Callable[..., np.ndarray], *key: int | Stacked) -> Stacked:
+        count = max(len(part.rows) if isinstance(part, Stacked) else 1 for part in key)
+        every = [_every(p.rows, count) if isinstance(p, Stacked) else np.full(count, p) for p in key]
+        return Stacked(np.stack([draw(*parts) for parts in zip(*every, strict=True)]))
+
+
+def _every(rows: np.ndarray, count: int) -> np.ndarray:
+    return np.broadcast_to(rows, (count, *rows.shape[1:]))
+
+
+def _aligned(*inputs: Any) -> list[Any]:
+    """Inputs whose ranks meet along the first axis, and whose shapes meet from the last as NumPy's do."""
+    depth = max(array.rows.ndim for array in inputs if isinstance(array, Stacked))
+    return [
+        array.rows.reshape(len(array.rows), *(1,) * (depth - array.rows.ndim), *array.shape)
+        if isinstance(array, Stacked)
+        else array
+        for array in inputs
+    ]
