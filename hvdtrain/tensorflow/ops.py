@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 import tensorflow as tf
 
-from hvdtrain.core.compression import noise
+from hvdtrain.core.compression import noise, selection
+from hvdtrain.core.compression.bits import GATHER, SIGNS
 
 
 @dataclass(frozen=True)
@@ -56,8 +57,9 @@ class Ops:
         """Consecutive parts of a vector."""
         return tf.split(flat, list(sizes))
 
-    def concat(self, arrays: Sequence[tf.Tensor]) -> tf.Tensor:
+    def concat(self, arrays: Sequence[tf.Tensor], into: tf.Tensor | None = None) -> tf.Tensor:
         """Arrays behind each other along the last axis."""
+        del into
         return tf.concat(list(arrays), -1)
 
     def transpose(self, matrix: tf.Tensor) -> tf.Tensor:
@@ -76,6 +78,10 @@ class Ops:
         """The sum along the first axis."""
         return tf.reduce_sum(array, 0)
 
+    def magnitude(self, array: tf.Tensor) -> tf.Tensor:
+        """The largest magnitude along the last axis."""
+        return _magnitude(array)
+
     def poison(self, array: tf.Tensor) -> tf.Tensor:
         """0 where all elements along the last axis are finite, else NaN."""
         finite = tf.reduce_all(tf.math.is_finite(array), -1)
@@ -93,10 +99,22 @@ class Ops:
         """`yes` where the condition holds, else `no`."""
         return tf.where(condition, yes, no)
 
+    def narrow(self, flat: tf.Tensor, scale: tf.Tensor, limit: float) -> tuple[tf.Tensor, tf.Tensor]:
+        """`flat * scale` as float16, and how many elements exceed `limit`."""
+        return _narrow(flat, scale, tf.constant(limit, flat.dtype))
+
+    def widen(self, halves: tf.Tensor, scale: tf.Tensor, flat: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        """The inverse of `narrow`: `halves / scale` and its largest magnitude."""
+        return _widen(halves, scale)
+
     def power_of_two(self, array: tf.Tensor) -> tf.Tensor:
         """The largest power of two not above each element: its exponent bits alone."""
         bits = tf.bitcast(tf.cast(array, tf.float32), tf.int32)
         return tf.bitcast(tf.bitwise.bitwise_and(bits, 0x7F800000), tf.float32)
+
+    def minus_product(self, matrix: tf.Tensor, left: tf.Tensor, right: tf.Tensor) -> tf.Tensor:
+        """`matrix - left @ right`."""
+        return matrix - left @ right
 
     def orthogonalise(self, matrix: tf.Tensor) -> tf.Tensor:
         """Orthonormal columns that span those of `matrix`."""
@@ -104,7 +122,10 @@ class Ops:
 
     def top_k(self, values: tf.Tensor, k: int) -> tf.Tensor:
         """Where the k largest elements of a vector are."""
-        return tf.sort(tf.math.top_k(values, k, sorted=False).indices)
+        if tf.config.list_logical_devices("GPU"):
+            return tf.sort(tf.math.top_k(values, k, sorted=False).indices)
+        found = tf.numpy_function(lambda v: selection.largest(v, k), [values], "int32", stateful=False)
+        return tf.ensure_shape(found, (k,))
 
     def take(self, flat: tf.Tensor, indices: tf.Tensor) -> tf.Tensor:
         """The elements of a vector, or the rows of a matrix, at `indices`."""
@@ -120,14 +141,14 @@ class Ops:
 
     def pack_bits(self, bits: tf.Tensor) -> tf.Tensor:
         """Eight booleans to a byte."""
-        padded = tf.pad(tf.cast(bits, tf.int32), [[0, -bits.shape[0] % 8]])
-        octets = tf.bitwise.left_shift(tf.reshape(padded, [-1, 8]), _shifts(tf.int32))
-        return tf.cast(tf.reduce_sum(octets, 1), tf.uint8)
+        padded = tf.pad(tf.cast(bits, tf.uint8), [[0, -bits.shape[0] % 8]])
+        octets = tf.bitcast(tf.reshape(padded, [-1, 8]), tf.int64)
+        return tf.cast(tf.bitwise.right_shift(octets * GATHER, 56) & 255, tf.uint8)
 
-    def unpack_bits(self, packed: tf.Tensor, count: int) -> tf.Tensor:
-        """The first `count` booleans of a vector of bytes."""
-        octets = tf.bitwise.right_shift(packed[:, None], _shifts(tf.uint8))
-        return tf.reshape(tf.bitwise.bitwise_and(octets, 1) > 0, [-1])[:count]
+    def unpack_signs(self, packed: tf.Tensor, count: int, dtype: str) -> tf.Tensor:
+        """The first `count` booleans of a vector of bytes, as 1 and -1."""
+        octets = tf.gather(tf.constant(SIGNS, dtype), tf.cast(packed, tf.int32))
+        return tf.reshape(octets, [-1])[:count]
 
     def random_uniform(self, size: int, purpose: str, update: tf.Tensor, *indices: int) -> tf.Tensor:
         """`size` float32 numbers in [0, 1)."""
@@ -148,8 +169,30 @@ class Ops:
         return _draw(draw, update, "float64", rows, columns)
 
 
-def _shifts(dtype: tf.DType) -> tf.Tensor:
-    return tf.constant([7, 6, 5, 4, 3, 2, 1, 0], dtype)
+# Compiled by XLA, which makes one loop of several verbs; a whole step cannot be, for Horovod is in its midst.
+@tf.function(jit_compile=True)
+def _magnitude(array: tf.Tensor) -> tf.Tensor:
+    # Both are quick loops, which the maximum of magnitudes is not.
+    return tf.maximum(tf.reduce_max(array, -1), -tf.reduce_min(array, -1))
+
+
+@tf.function(jit_compile=True)
+def _narrow(flat: tf.Tensor, scale: tf.Tensor, limit: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    scaled = flat * scale
+    kept = tf.where(tf.math.is_finite(scaled), tf.clip_by_value(scaled, -limit, limit), scaled)
+    # Hardly an update ever has anything to count.
+    over = tf.cond(
+        _magnitude(scaled) <= limit,
+        lambda: tf.constant(0, tf.int64),
+        lambda: tf.math.count_nonzero(tf.abs(scaled) > limit),
+    )
+    return tf.cast(kept, tf.float16), over
+
+
+@tf.function(jit_compile=True)
+def _widen(halves: tf.Tensor, scale: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    wide = tf.cast(halves, scale.dtype) / scale
+    return wide, tf.cast(_magnitude(wide), tf.float32)
 
 
 def _draw(draw: Callable[[int], np.ndarray], update: tf.Tensor, dtype: str, *shape: int) -> tf.Tensor:

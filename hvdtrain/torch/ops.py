@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from hvdtrain.core.compression import noise
+from hvdtrain.core.compression import noise, selection
+from hvdtrain.core.compression.bits import GATHER, SIGNS
 from hvdtrain.torch.world import device
 
 
@@ -55,9 +56,9 @@ class Ops:
         """Consecutive parts of a vector."""
         return list(flat.split(list(sizes)))
 
-    def concat(self, arrays: Sequence[torch.Tensor]) -> torch.Tensor:
+    def concat(self, arrays: Sequence[torch.Tensor], into: torch.Tensor | None = None) -> torch.Tensor:
         """Arrays behind each other along the last axis."""
-        return torch.cat(list(arrays), dim=-1)
+        return torch.cat(list(arrays), dim=-1, out=into)
 
     def transpose(self, matrix: torch.Tensor) -> torch.Tensor:
         """Rows and columns exchanged."""
@@ -74,6 +75,12 @@ class Ops:
     def sum(self, array: torch.Tensor) -> torch.Tensor:
         """The sum along the first axis."""
         return array.sum(dim=0)
+
+    def magnitude(self, array: torch.Tensor) -> torch.Tensor:
+        """The largest magnitude along the last axis."""
+        # One pass where there is a quick one: PyTorch's along an axis is many times slower than two passes.
+        low, high = torch.aminmax(array) if array.dim() == 1 else (array.amin(dim=-1), array.amax(dim=-1))
+        return torch.maximum(-low, high)
 
     def poison(self, array: torch.Tensor) -> torch.Tensor:
         """0 where all elements along the last axis are finite, else NaN."""
@@ -92,9 +99,33 @@ class Ops:
         """`yes` where the condition holds, else `no`."""
         return torch.where(condition, yes, no)
 
+    def narrow(
+        self, flat: torch.Tensor, scale: torch.Tensor, limit: float
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """`flat * scale` as float16, and how many elements exceed `limit`."""
+        scaled = flat.mul_(scale)
+        halves = scaled.half()
+        # On a CPU looking is cheap, and hardly an update ever has anything to clip.
+        if not halves.is_cuda and bool(self.magnitude(halves) < limit):
+            return halves, torch.zeros((), dtype=torch.int64)
+        clipped = torch.where(scaled.isfinite(), halves.clamp(-limit, limit), halves)
+        return clipped, (scaled.abs() > limit).sum()
+
+    def widen(
+        self, halves: torch.Tensor, scale: torch.Tensor, flat: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """The inverse of `narrow`: `halves / scale` and its largest magnitude."""
+        # Copying first and multiplying in place spares a temporary as large as the bucket.
+        wide = flat.copy_(halves).mul_(1.0 / scale)
+        return wide, self.magnitude(halves).float() / scale.float()
+
     def power_of_two(self, array: torch.Tensor) -> torch.Tensor:
         """The largest power of two not above each element: its exponent bits alone."""
         return (array.float().view(torch.int32) & 0x7F800000).view(torch.float32)
+
+    def minus_product(self, matrix: torch.Tensor, left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+        """`matrix - left @ right`."""
+        return matrix.addmm_(left, right, alpha=-1.0)
 
     def orthogonalise(self, matrix: torch.Tensor) -> torch.Tensor:
         """Orthonormal columns that span those of `matrix`."""
@@ -102,7 +133,9 @@ class Ops:
 
     def top_k(self, values: torch.Tensor, k: int) -> torch.Tensor:
         """Where the k largest elements of a vector are."""
-        return values.topk(k, sorted=False).indices.sort().values.int()
+        if values.is_cuda:
+            return values.topk(k, sorted=False).indices.sort().values.int()
+        return _tensor(selection.largest(values.numpy(), k))
 
     def take(self, flat: torch.Tensor, indices: torch.Tensor) -> torch.Tensor:
         """The elements of a vector, or the rows of a matrix, at `indices`."""
@@ -119,12 +152,13 @@ class Ops:
 
     def pack_bits(self, bits: torch.Tensor) -> torch.Tensor:
         """Eight booleans to a byte."""
-        padded = torch.nn.functional.pad(bits.to(torch.uint8), (0, -len(bits) % 8))
-        return (padded.view(-1, 8) << _shifts()).sum(dim=1, dtype=torch.uint8)
+        octets = torch.nn.functional.pad(bits, (0, -len(bits) % 8)).view(torch.int64)
+        return ((octets * GATHER) >> 56).to(torch.uint8)
 
-    def unpack_bits(self, packed: torch.Tensor, count: int) -> torch.Tensor:
-        """The first `count` booleans of a vector of bytes."""
-        return ((packed[:, None] >> _shifts()) & 1).bool().flatten()[:count]
+    def unpack_signs(self, packed: torch.Tensor, count: int, dtype: str) -> torch.Tensor:
+        """The first `count` booleans of a vector of bytes, as 1 and -1."""
+        octets = self.cast(torch.from_numpy(SIGNS), dtype).to(device())
+        return octets.index_select(0, packed.int()).view(-1)[:count]
 
     def random_uniform(self, size: int, purpose: str, update: int, *indices: int) -> torch.Tensor:
         """`size` float32 numbers in [0, 1)."""
@@ -139,10 +173,6 @@ class Ops:
     ) -> torch.Tensor:
         """Orthonormal columns."""
         return _tensor(noise.orthonormal(rows, columns, self.seed, purpose, update, *indices))
-
-
-def _shifts() -> torch.Tensor:
-    return torch.arange(7, -1, -1, dtype=torch.uint8, device=device())
 
 
 def _tensor(array: np.ndarray) -> torch.Tensor:

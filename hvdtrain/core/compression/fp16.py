@@ -25,8 +25,8 @@ _ITEMSIZE = 2
 # How much larger than the largest sum of recent updates one rank's element may be without being clipped.
 _HEADROOM = 8.0
 _FORGETTING = 0.99
-# Beyond these the scale itself would leave float32.
-_SMALLEST, _LARGEST = 2.0**-90, 2.0**120
+# Beyond these a scaled float32, or the scale itself, could leave float32.
+_SMALLEST, _LARGEST = 2.0**-75, 2.0**120
 
 
 class Fp16(Policy):
@@ -56,13 +56,10 @@ class Fp16(Policy):
         dtype, limit = ops.dtype(flat), _limit(ops.ranks)
         ceiling = 2.0 * ops.power_of_two(ops.clip(maximum, _SMALLEST, _LARGEST))
         scale = ops.cast(limit / _HEADROOM / ceiling, dtype)
-        scaled = flat * scale
-        clips = ops.sum(ops.cast(abs(scaled) > limit, "int64"))
-        # Clipping would launder infinity.
-        clipped = ops.clip(scaled, -limit, limit) + ops.poison(flat)
-        total = yield AllReduce(ops.cast(clipped, "float16"))
-        reduced = ops.cast(total, dtype) / scale
-        seen, before = ops.cast(ops.max(abs(reduced)), "float32"), _FORGETTING * maximum
+        halves, clips = ops.narrow(flat, scale, limit)
+        total = yield AllReduce(halves)
+        reduced, seen = ops.widen(total, scale, flat)
+        before = _FORGETTING * maximum
         return reduced, {
             "maximum": ops.where(seen > before, seen, before),
             "clips": state["clips"] + clips,
@@ -82,7 +79,7 @@ class _FirstFp16(Fp16):
         return super().wire_bytes(bucket, itemsize, ranks) + 4
 
     def _maximum(self, ops: Ops, flat: Array, state: State) -> Generator[Request, Array, Array]:
-        own = ops.cast(ops.max(abs(flat)), "float32")
+        own = ops.cast(ops.magnitude(flat), "float32")
         every = yield AllGather(ops.reshape(own, (1,)))
         return ops.max(ops.reshape(every, (-1,)))
 

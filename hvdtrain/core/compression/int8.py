@@ -39,7 +39,7 @@ class Int8(Policy):
         """An all-to-all of quantised shards, a sum, and an allgather of quantised sums."""
         wire, dtype = self._wire(bucket, ops.ranks), ops.dtype(flat)
         if self.use_error_feedback:
-            flat = flat + state["residual"]
+            flat += state["residual"]
         tail = ops.zeros((ops.ranks * wire.shard - bucket.size,), dtype)
         noise = ops.random_uniform(ops.ranks * wire.shard, "int8", update, bucket.index, ops.rank)
         padded = ops.reshape(ops.concat([flat, tail]), (ops.ranks, wire.shard))
@@ -50,9 +50,9 @@ class Int8(Policy):
         gathered = yield AllGather(ops.reshape(wire.quantise(ops, mine, noise), (-1,)))
         sums = wire.widen(ops, gathered, dtype)
         if self.use_error_feedback:
-            lost = padded - wire.widen(ops, message, dtype)
-            lost = ops.add_row(lost, ops.rank, mine - sums[ops.rank])
-            state = {"residual": ops.reshape(lost, (-1,))[: bucket.size]}
+            padded -= wire.widen(ops, message, dtype)
+            padded = ops.add_row(padded, ops.rank, mine - sums[ops.rank])
+            state = {"residual": ops.reshape(padded, (-1,))[: bucket.size]}
         return ops.reshape(sums, (-1,))[: bucket.size], state
 
     def wire_bytes(self, bucket: Bucket, itemsize: int, ranks: int) -> int:
@@ -84,10 +84,11 @@ class _Wire:
         """Shards behind each other, and noise in [0, 1) as many: uint8 (shards, message_bytes)."""
         blocks = ops.reshape(flat, (-1, self.block))
         noise = ops.cast(ops.reshape(noise, (-1, self.block)), ops.dtype(flat))
-        steps = ops.cast(ops.max(abs(blocks)) / _LARGEST + ops.poison(blocks), "float32")
+        steps = ops.cast(ops.magnitude(blocks) / _LARGEST, "float32")
         divisors = ops.cast(ops.where(steps > 0.0, steps, steps * 0.0 + 1.0), ops.dtype(flat))
-        rounded = ops.floor(blocks / ops.reshape(divisors, (-1, 1)) + noise)
-        integers = ops.cast(ops.clip(rounded, -_LARGEST, _LARGEST), "int8")
+        scaled = blocks / ops.reshape(divisors, (-1, 1))
+        scaled += noise
+        integers = ops.cast(ops.clip(ops.floor(scaled), -_LARGEST, _LARGEST), "int8")
         return ops.concat(
             [
                 ops.to_bytes(ops.reshape(steps, (-1, self.blocks))),
@@ -100,5 +101,6 @@ class _Wire:
         head = _STEP_BYTES * self.blocks
         steps = ops.cast(ops.from_bytes(messages[:, :head], "float32"), dtype)
         integers = ops.cast(ops.from_bytes(messages[:, head:], "int8"), dtype)
-        numbers = ops.reshape(integers, (-1, self.block)) * ops.reshape(steps, (-1, 1))
+        numbers = ops.reshape(integers, (-1, self.block))
+        numbers *= ops.reshape(steps, (-1, 1))
         return ops.reshape(numbers, (-1, self.shard))

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import ml_dtypes  # noqa: F401  # gives NumPy the dtype bfloat16
 import numpy as np
 
-from hvdtrain.core.compression import noise
+from hvdtrain.core.compression import noise, selection
 
 _Array = np.ndarray
 
@@ -57,9 +57,9 @@ class Ops:
         """Consecutive parts of a vector."""
         return np.split(flat, np.cumsum(sizes)[:-1])
 
-    def concat(self, arrays: Sequence[_Array]) -> _Array:
+    def concat(self, arrays: Sequence[_Array], into: _Array | None = None) -> _Array:
         """Arrays behind each other along the last axis."""
-        return np.concatenate(arrays, axis=-1)
+        return np.concatenate(arrays, axis=-1, out=into)
 
     def transpose(self, matrix: _Array) -> _Array:
         """Rows and columns exchanged."""
@@ -77,6 +77,10 @@ class Ops:
         """The sum along the first axis."""
         return np.sum(array, axis=0)
 
+    def magnitude(self, array: _Array) -> _Array:
+        """The largest magnitude along the last axis."""
+        return np.max(np.abs(array), axis=-1)
+
     def poison(self, array: _Array) -> _Array:
         """0 where all elements along the last axis are finite, else NaN."""
         return np.where(np.isfinite(array).all(axis=-1), 0.0, np.nan).astype(array.dtype)
@@ -93,9 +97,27 @@ class Ops:
         """`yes` where the condition holds, else `no`."""
         return np.where(condition, yes, no)
 
+    def narrow(self, flat: _Array, scale: _Array, limit: float) -> tuple[_Array, _Array]:
+        """`flat * scale` as float16, and how many elements exceed `limit`."""
+        with np.errstate(all="ignore"):
+            scaled = flat * scale
+            halves = scaled.astype(np.float16)
+            clipped = np.where(np.isfinite(scaled), np.clip(halves, -limit, limit), halves)
+        return clipped, np.sum(np.abs(scaled) > limit, dtype=np.int64)
+
+    def widen(self, halves: _Array, scale: _Array, flat: _Array) -> tuple[_Array, _Array]:
+        """The inverse of `narrow`: `halves / scale` and its largest magnitude."""
+        wide = halves.astype(flat.dtype) / scale
+        return wide, np.max(np.abs(wide)).astype(np.float32)
+
     def power_of_two(self, array: _Array) -> _Array:
         """The largest power of two not above each element: its exponent bits alone."""
         return (np.asarray(array, np.float32).view(np.int32) & 0x7F800000).view(np.float32)
+
+    def minus_product(self, matrix: _Array, left: _Array, right: _Array) -> _Array:
+        """`matrix - left @ right`."""
+        matrix -= left @ right
+        return matrix
 
     def orthogonalise(self, matrix: _Array) -> _Array:
         """Orthonormal columns that span those of `matrix`."""
@@ -103,8 +125,7 @@ class Ops:
 
     def top_k(self, values: _Array, k: int) -> _Array:
         """Where the k largest elements of a vector are."""
-        first = values.size - k
-        return np.sort(np.argpartition(values, first)[first:]).astype(np.int32)
+        return selection.largest(values, k)
 
     def take(self, flat: _Array, indices: _Array) -> _Array:
         """The elements of a vector, or the rows of a matrix, at `indices`."""
@@ -124,9 +145,9 @@ class Ops:
         """Eight booleans to a byte."""
         return np.packbits(bits)
 
-    def unpack_bits(self, packed: _Array, count: int) -> _Array:
-        """The first `count` booleans of a vector of bytes."""
-        return np.unpackbits(packed, count=count).astype(bool)
+    def unpack_signs(self, packed: _Array, count: int, dtype: str) -> _Array:
+        """The first `count` booleans of a vector of bytes, as 1 and -1."""
+        return np.where(np.unpackbits(packed, count=count), 1.0, -1.0).astype(dtype)
 
     def random_uniform(self, size: int, purpose: str, update: int, *indices: int) -> _Array:
         """`size` float32 numbers in [0, 1)."""

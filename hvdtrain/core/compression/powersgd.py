@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from operator import iadd
 from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
@@ -57,10 +58,12 @@ class PowerSGD(Policy):
         if not shapes:
             total = yield AllReduce(flat)
             return total, state
-        matrices = _flat(ops, [part for part, low in zip(parts, chosen, strict=True) if low])
+        # Matrix by matrix rather than all at once: what was just made is then still in the cache.
+        matrices = [part for part, low in zip(parts, chosen, strict=True) if low]
         if self.use_error_feedback:
-            matrices = matrices + state["residual"]
-        ms = _unflat(ops, matrices, [(s.rows, s.columns) for s in shapes])
+            waiting = ops.split(state["residual"], [s.size for s in shapes])
+            matrices = [iadd(part, rest) for part, rest in zip(matrices, waiting, strict=True)]
+        ms = [ops.reshape(part, (s.rows, s.columns)) for part, s in zip(matrices, shapes, strict=True)]
         qs = (
             _unflat(ops, state["q"], [(s.columns, s.rank) for s in shapes])
             if self.warm_start
@@ -71,11 +74,15 @@ class PowerSGD(Policy):
         ps = [ops.orthogonalise(p) for p in _unflat(ops, ps, [(s.rows, s.rank) for s in shapes])]
         q = yield AllReduce(_flat(ops, [ops.transpose(m) @ p for m, p in zip(ms, ps, strict=True)]))
         qs = _unflat(ops, q, [(s.columns, s.rank) for s in shapes])
-        low = _flat(ops, [p @ ops.transpose(q) for p, q in zip(ps, qs, strict=True)])
-        found = {"residual": matrices - low / ops.ranks} if self.use_error_feedback else {}
+        lows = [p @ ops.transpose(q) for p, q in zip(ps, qs, strict=True)]
+        found: State = {}
+        if self.use_error_feedback:
+            sent = zip(ms, ps, qs, strict=True)
+            lost = [ops.minus_product(m, p, ops.transpose(q / ops.ranks)) for m, p, q in sent]
+            found["residual"] = _flat(ops, lost)
         if self.warm_start:
             found["q"] = q
-        return _merge(ops, chosen, plain, ops.split(low, [s.size for s in shapes])), found
+        return _merge(ops, chosen, plain, [ops.reshape(low, (-1,)) for low in lows], flat), found
 
     def wire_bytes(self, bucket: Bucket, itemsize: int, ranks: int) -> int:
         """P and Q of each compressed matrix, and everything else as it is."""
@@ -127,6 +134,8 @@ def _unflat(ops: Ops, flat: Array, shapes: Sequence[tuple[int, int]]) -> list[Ar
     return [ops.reshape(part, shape) for part, shape in zip(parts, shapes, strict=True)]
 
 
-def _merge(ops: Ops, chosen: Sequence[bool], plain: Sequence[Array], low: Sequence[Array]) -> Array:
+def _merge(
+    ops: Ops, chosen: Sequence[bool], plain: Sequence[Array], low: Sequence[Array], into: Array
+) -> Array:
     plain_parts, low_parts = iter(plain), iter(low)
-    return ops.concat([next(low_parts if is_low else plain_parts) for is_low in chosen])
+    return ops.concat([next(low_parts if is_low else plain_parts) for is_low in chosen], into)

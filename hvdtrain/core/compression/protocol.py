@@ -55,6 +55,7 @@ Reduction: TypeAlias = Generator[Request, Array, tuple[Array, State]]
 class Ops(Protocol):
     """The array verbs a policy may use beside operators and slices; each framework implements them once.
 
+    Augmented assignment (`+=`) may write in place: it is for arrays that the policy made or may reuse.
     Dtypes are NumPy's names, and `bfloat16`. `update` may be an integer or a scalar of the framework's;
     random numbers depend on the job's seed and on what their verb is given, and on nothing else.
     """
@@ -97,8 +98,8 @@ class Ops(Protocol):
         """Consecutive parts of a vector; they may share its memory."""
         ...
 
-    def concat(self, arrays: Sequence[Array]) -> Array:
-        """Arrays behind each other along the last axis."""
+    def concat(self, arrays: Sequence[Array], into: Array | None = None) -> Array:
+        """Arrays behind each other along the last axis; may reuse the memory of `into`, which is as large."""
         ...
 
     def transpose(self, matrix: Array) -> Array:
@@ -117,6 +118,10 @@ class Ops(Protocol):
         """The sum along the first axis."""
         ...
 
+    def magnitude(self, array: Array) -> Array:
+        """The largest magnitude along the last axis; not finite where an element is not."""
+        ...
+
     def poison(self, array: Array) -> Array:
         """0 where all elements along the last axis are finite, else NaN, in the dtype of `array`."""
         ...
@@ -133,8 +138,39 @@ class Ops(Protocol):
         """`yes` where the condition holds, else `no`; arrays of one dtype."""
         ...
 
+    def narrow(self, flat: Array, scale: Array, limit: float) -> tuple[Array, Array]:
+        """`flat * scale` as float16 in as few passes as can be; may reuse the memory of `flat`.
+
+        Args:
+            flat: a vector.
+            scale: a power of two, in the dtype of `flat`.
+            limit: largest magnitude to keep.
+
+        Returns:
+            The rounded vector, finite elements moved into [-limit, limit] and the others left as they are;
+            and how many exceeded `limit`, int64.
+        """
+        ...
+
+    def widen(self, halves: Array, scale: Array, flat: Array) -> tuple[Array, Array]:
+        """The inverse of `narrow`: `halves / scale` and its largest magnitude.
+
+        Args:
+            halves: a float16 vector.
+            scale: a power of two, in the dtype of `flat`.
+            flat: whose dtype to return; its memory may be reused.
+
+        Returns:
+            The vector, and the largest magnitude in it as float32; NaN when there is one.
+        """
+        ...
+
     def power_of_two(self, array: Array) -> Array:
         """The largest power of two not above each element: float32, of positive normal float32 numbers."""
+        ...
+
+    def minus_product(self, matrix: Array, left: Array, right: Array) -> Array:
+        """`matrix - left @ right`; may reuse the memory of `matrix`."""
         ...
 
     def orthogonalise(self, matrix: Array) -> Array:
@@ -161,8 +197,8 @@ class Ops(Protocol):
         """Eight booleans to a byte, the first in the highest bit, padded with zeros: uint8."""
         ...
 
-    def unpack_bits(self, packed: Array, count: int) -> Array:
-        """The first `count` booleans of a vector of bytes."""
+    def unpack_signs(self, packed: Array, count: int, dtype: str) -> Array:
+        """The first `count` booleans of a vector of bytes, as 1 where they hold, else -1."""
         ...
 
     def random_uniform(self, size: int, purpose: str, update: Array, *indices: int) -> Array:

@@ -33,21 +33,21 @@ class Sign(Policy):
         """One allgather of bits and scales; every rank sums them in the order of ranks."""
         dtype, sizes = ops.dtype(flat), _sizes(bucket)
         if self.use_error_feedback:
-            flat = flat + state["residual"]
+            flat += state["residual"]
         means = [
             ops.reshape(ops.sum(abs(part)) / size, (1,))
             for part, size in zip(ops.split(flat, sizes), sizes, strict=True)
         ]
         # A scale that is not finite reaches every element of its weight, so nothing is laundered.
-        scales, bits = ops.cast(ops.concat(means), "float32"), flat >= 0.0
-        gathered = yield AllGather(ops.concat([ops.to_bytes(scales), ops.pack_bits(bits)]))
+        message = ops.concat(
+            [ops.to_bytes(ops.cast(ops.concat(means), "float32")), ops.pack_bits(flat >= 0.0)]
+        )
+        gathered = yield AllGather(message)
         total = ops.zeros((bucket.size,), dtype)
         for rank in range(ops.ranks):
-            message, head = gathered[rank], _SCALE_BYTES * len(sizes)
-            theirs = ops.from_bytes(message[:head], "float32")
-            total = total + _signed(ops, theirs, ops.unpack_bits(message[head:], bucket.size), sizes, dtype)
+            total += _signed(ops, gathered[rank], sizes, dtype)
         if self.use_error_feedback:
-            state = {"residual": flat - _signed(ops, scales, bits, sizes, dtype)}
+            state = {"residual": flat - _signed(ops, message, sizes, dtype)}
         return total, state
 
     def wire_bytes(self, bucket: Bucket, itemsize: int, ranks: int) -> int:
@@ -59,6 +59,9 @@ def _sizes(bucket: Bucket) -> list[int]:
     return [size for size in bucket.sizes if size]
 
 
-def _signed(ops: Ops, scales: Array, bits: Array, sizes: list[int], dtype: str) -> Array:
-    magnitudes = ops.repeat(ops.cast(scales, dtype), sizes)
-    return ops.where(bits, magnitudes, -magnitudes)
+def _signed(ops: Ops, message: Array, sizes: list[int], dtype: str) -> Array:
+    """What a message stands for."""
+    head = _SCALE_BYTES * len(sizes)
+    signed = ops.unpack_signs(message[head:], sum(sizes), dtype)
+    signed *= ops.repeat(ops.cast(ops.from_bytes(message[:head], "float32"), dtype), sizes)
+    return signed

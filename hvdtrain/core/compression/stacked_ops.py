@@ -29,7 +29,8 @@ class Stacked(NDArrayOperatorsMixin):
         return self.rows.shape[1:]
 
     def __array_ufunc__(self, ufunc: np.ufunc, method: str, *inputs: Any, **kwargs: Any) -> Any:
-        if method != "__call__" or kwargs:
+        # What would be written in place (`out`) is made anew: a row may stand for all ranks.
+        if method != "__call__" or kwargs.keys() - {"out"}:
             return NotImplemented
         return Stacked(ufunc(*_aligned(*inputs)))
 
@@ -41,9 +42,7 @@ class Stacked(NDArrayOperatorsMixin):
         return Stacked(self.rows[(slice(None), *keys)])
 
     def __bool__(self) -> bool:
-        raise TypeError(
-            "ranks may answer differently: a policy must not branch on an array or its rank"
-        )
+        raise TypeError("ranks may answer differently: a policy must not branch on an array or its rank")
 
     __hash__ = None  # type: ignore[assignment]
 
@@ -93,8 +92,9 @@ class StackedOps:
         """Consecutive parts of a vector."""
         return [Stacked(part) for part in np.split(flat.rows, np.cumsum(sizes)[:-1], axis=1)]
 
-    def concat(self, arrays: Sequence[Stacked]) -> Stacked:
+    def concat(self, arrays: Sequence[Stacked], into: Stacked | None = None) -> Stacked:
         """Arrays behind each other along the last axis."""
+        del into
         count = max(len(array.rows) for array in arrays)
         return Stacked(np.concatenate([_every(array.rows, count) for array in arrays], axis=-1))
 
@@ -114,6 +114,10 @@ class StackedOps:
         """The sum along the first axis."""
         return Stacked(array.rows.sum(axis=1))
 
+    def magnitude(self, array: Stacked) -> Stacked:
+        """The largest magnitude along the last axis."""
+        return Stacked(np.abs(array.rows).max(axis=-1))
+
     def poison(self, array: Stacked) -> Stacked:
         """0 where all elements along the last axis are finite, else NaN."""
         finite = np.isfinite(array.rows).all(axis=-1)
@@ -131,9 +135,26 @@ class StackedOps:
         """`yes` where the condition holds, else `no`."""
         return Stacked(np.where(*_aligned(condition, yes, no)))
 
+    def narrow(self, flat: Stacked, scale: Stacked, limit: float) -> tuple[Stacked, Stacked]:
+        """`flat * scale` as float16, and how many elements exceed `limit`."""
+        scaled = (flat * scale).rows
+        kept = np.where(np.isfinite(scaled), np.clip(scaled, -limit, limit), scaled)
+        return Stacked(kept.astype(np.float16)), Stacked(
+            np.sum(np.abs(scaled) > limit, axis=1, dtype=np.int64)
+        )
+
+    def widen(self, halves: Stacked, scale: Stacked, flat: Stacked) -> tuple[Stacked, Stacked]:
+        """The inverse of `narrow`: `halves / scale` and its largest magnitude."""
+        wide = self.cast(halves, self.dtype(flat)) / scale
+        return wide, self.cast(self.max(abs(wide)), "float32")
+
     def power_of_two(self, array: Stacked) -> Stacked:
         """The largest power of two not above each element: its exponent bits alone."""
         return Stacked((array.rows.astype(np.float32).view(np.int32) & 0x7F800000).view(np.float32))
+
+    def minus_product(self, matrix: Stacked, left: Stacked, right: Stacked) -> Stacked:
+        """`matrix - left @ right`."""
+        return matrix - left @ right
 
     def orthogonalise(self, matrix: Stacked) -> Stacked:
         """Orthonormal columns that span those of `matrix`."""
@@ -169,9 +190,9 @@ class StackedOps:
         """Eight booleans to a byte."""
         return Stacked(np.packbits(bits.rows, axis=1))
 
-    def unpack_bits(self, packed: Stacked, count: int) -> Stacked:
-        """The first `count` booleans of a vector of bytes."""
-        return Stacked(np.unpackbits(packed.rows, axis=1, count=count).view(bool))
+    def unpack_signs(self, packed: Stacked, count: int, dtype: str) -> Stacked:
+        """The first `count` booleans of a vector of bytes, as 1 and -1."""
+        return Stacked(np.unpackbits(packed.rows, axis=1, count=count).astype(dtype) * 2 - 1)
 
     def random_uniform(self, size: int, purpose: str, update: int, *indices: int | Stacked) -> Stacked:
         """`size` float32 numbers in [0, 1)."""
