@@ -21,6 +21,7 @@ from hvdtrain.core.buckets import Bucket, plan_buckets
 from hvdtrain.core.compression import POLICIES, NoCompression
 from hvdtrain.core.compression.fleet import Fleet
 from hvdtrain.core.compression.periodic import Periodic
+from hvdtrain.core.compression.protocol import Policy
 from hvdtrain.core.errors import SpecError
 from hvdtrain.core.optimizers import CLIP_EPSILON, ReferenceOptimizer
 from hvdtrain.core.plan import peak_learning_rate, warmup_updates
@@ -45,10 +46,13 @@ class Candidate:
     @property
     def note(self) -> str | None:
         """What to know about its run, if anything."""
-        policy, last = self.job.compression, self.job.max_steps or 0
-        if isinstance(policy.at(last), NoCompression) and not isinstance(policy, NoCompression):
-            return f"{self.label}: compresses nothing in the first {last} updates, and so did nothing here"
-        return None
+        rules, last = self.job.rules, self.job.max_steps or 0
+        late = [
+            policy.type
+            for policy in rules.policies
+            if isinstance(policy.at(last), NoCompression) and not isinstance(policy, NoCompression)
+        ]
+        return f"{', '.join(late)}: compresses nothing in the first {last} updates" if late else None
 
 
 @dataclass
@@ -112,7 +116,7 @@ def candidates(spec: str, overrides: Sequence[str], policies: Sequence[str], ran
         found.setdefault(_label(job), job)
     for label, job in list(found.items()):
         try:
-            job.compression.check(ranks)
+            job.rules.check_ranks(ranks)
         except SpecError:
             # Nobody asked for this one by name.
             if policies or job is own:
@@ -185,23 +189,22 @@ class _Run:
         self._job, self._problem, self._ranks = job, problem, ranks
         dtype = job.model.dtype
         cap = job.communication.bucket_cap_mb * _MIB
-        self._buckets = plan_buckets(problem.weights, np.dtype(dtype).itemsize, cap)
-        self.fleets = [Fleet(job.compression, b, ranks, job.seed, dtype) for b in self._buckets]
+        self._buckets = plan_buckets(problem.weights, np.dtype(dtype).itemsize, cap, job.rules.group)
+        self.fleets = [Fleet(job.rules.policy(b), b, ranks, job.seed, dtype) for b in self._buckets]
         first = initial_weights(problem.weights, job.seed, problem.initial_std, dtype)
         self._flats = self._flatten({name: array[None] for name, array in first.items()})
         self._optimizers = [
             [ReferenceOptimizer(job.optimizer, decays) for decays in (True, False)] for _ in self._buckets
         ]
         self._warmup = warmup_updates(job, job.max_steps or 0)
-        self._alone = self._opened = False
-        self._applied = 0
+        self._opened = False
 
     def step(self, update: int, last: int) -> bool:
         """One update; False when it was skipped."""
-        policy = self._job.compression
-        now = policy.at(update)
+        policy, now = self._job.rules.policies[0], self._job.rules.at(update)
         if now.local and not self._opened:
-            self._exchange(policy.opening() if isinstance(policy, Periodic) else policy)
+            assert isinstance(policy, Periodic)
+            self._exchange(policy.opening())
             self._opened = True
         own = float(self._problem.examples)
         divisor = own if now.local else now.divisor(own, own * self._ranks)
@@ -241,7 +244,7 @@ class _Run:
             self.fleets[i].commit()
         return True
 
-    def _exchange(self, policy: Any) -> None:
+    def _exchange(self, policy: Policy) -> None:
         self._flats = [f.exchange(policy, flat) for f, flat in zip(self.fleets, self._flats, strict=True)]
 
     def _flatten(self, arrays: Arrays) -> list[np.ndarray]:
@@ -260,7 +263,7 @@ def _parts(bucket: Bucket, flat: np.ndarray) -> Iterator[tuple[str, np.ndarray]]
         yield weight.name, part.reshape(len(flat), *weight.shape)
 
 
-def _short(policy: type) -> str:
+def _short(policy: type[Policy]) -> str:
     options = {name: value for name, value in _SHORT.items() if name in policy.model_fields}
     return json.dumps({"type": policy.model_fields["type"].default, **options})
 
@@ -281,8 +284,11 @@ def _with_policy(spec: str, overrides: Sequence[str], text: str) -> JobSpec:
 
 def _label(job: JobSpec) -> str:
     """The type, and every option that is not the default."""
-    options = job.compression.model_dump(exclude_defaults=True, exclude={"type"})
-    return " ".join([job.compression.type, *(f"{name}={value}" for name, value in options.items())])
+    every = []
+    for policy in job.rules.policies:
+        options = policy.model_dump(exclude_defaults=True, exclude={"type"})
+        every.append(" ".join([policy.type, *(f"{name}={value}" for name, value in options.items())]))
+    return "; ".join(every)
 
 
 def _check_memory(problem: Problem, ranks: int, dtype: str) -> None:
