@@ -80,7 +80,7 @@ class Ops:
 
     def magnitude(self, array: tf.Tensor) -> tf.Tensor:
         """The largest magnitude along the last axis."""
-        return _magnitude(array)
+        return tf.maximum(tf.reduce_max(array, -1), -tf.reduce_min(array, -1))
 
     def poison(self, array: tf.Tensor) -> tf.Tensor:
         """0 where all elements along the last axis are finite, else NaN."""
@@ -105,7 +105,8 @@ class Ops:
 
     def widen(self, halves: tf.Tensor, scale: tf.Tensor, flat: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         """The inverse of `narrow`: `halves / scale` and its largest magnitude."""
-        return _widen(halves, scale)
+        wide = _widen(halves, scale)
+        return wide, tf.cast(self.magnitude(wide), tf.float32)
 
     def power_of_two(self, array: tf.Tensor) -> tf.Tensor:
         """The largest power of two not above each element: its exponent bits alone."""
@@ -171,28 +172,21 @@ class Ops:
 
 # Compiled by XLA, which makes one loop of several verbs; a whole step cannot be, for Horovod is in its midst.
 @tf.function(jit_compile=True)
-def _magnitude(array: tf.Tensor) -> tf.Tensor:
-    # Both are quick loops, which the maximum of magnitudes is not.
-    return tf.maximum(tf.reduce_max(array, -1), -tf.reduce_min(array, -1))
-
-
-@tf.function(jit_compile=True)
 def _narrow(flat: tf.Tensor, scale: tf.Tensor, limit: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
     scaled = flat * scale
     kept = tf.where(tf.math.is_finite(scaled), tf.clip_by_value(scaled, -limit, limit), scaled)
-    # Hardly an update ever has anything to count.
+    # Hardly an update ever has anything to count. XLA's maximum may lose NaN, which is not to be counted.
     over = tf.cond(
-        _magnitude(scaled) <= limit,
+        tf.maximum(tf.reduce_max(flat), -tf.reduce_min(flat)) * scale <= limit,
         lambda: tf.constant(0, tf.int64),
-        lambda: tf.math.count_nonzero(tf.abs(scaled) > limit),
+        lambda: tf.math.count_nonzero(tf.abs(flat * scale) > limit),
     )
     return tf.cast(kept, tf.float16), over
 
 
 @tf.function(jit_compile=True)
-def _widen(halves: tf.Tensor, scale: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-    wide = tf.cast(halves, scale.dtype) / scale
-    return wide, tf.cast(_magnitude(wide), tf.float32)
+def _widen(halves: tf.Tensor, scale: tf.Tensor) -> tf.Tensor:
+    return tf.cast(halves, scale.dtype) / scale
 
 
 def _draw(draw: Callable[[int], np.ndarray], update: tf.Tensor, dtype: str, *shape: int) -> tf.Tensor:

@@ -1,0 +1,140 @@
+"""The array verbs that are not one call of a library: each framework's against NumPy's and a plain oracle."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from hvdtrain.core.compression import noise, numpy_ops, stacked_ops
+from hvdtrain.core.compression.selection import largest
+from tests.jobs.runs import FRAMEWORKS
+
+Verbs = tuple[Any, Callable[[np.ndarray], Any], Callable[[Any], np.ndarray]]
+
+
+@pytest.fixture(params=["numpy", "stacked", *FRAMEWORKS])
+def verbs(request: pytest.FixtureRequest) -> Verbs:
+    """An implementation, and the ways into it and back."""
+    if request.param == "numpy":
+        return numpy_ops.Ops(2, 1, 0), np.copy, np.asarray
+    if request.param == "stacked":
+        stack = stacked_ops.Stacked
+        return stacked_ops.StackedOps(2, 0), lambda a: stack(a[None].copy()), lambda a: a.rows[0]
+    ops = importlib.import_module(f"hvdtrain.{request.param}.ops").Ops(2, 1, 0)
+    if request.param == "torch":
+        torch = importlib.import_module("torch")
+        return ops, lambda a: torch.from_numpy(a.copy()), lambda a: a.numpy()
+    return ops, importlib.import_module("tensorflow").constant, lambda a: a.numpy()
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("odd", [0.0, 3e4, -7e4, np.inf, -np.inf, np.nan])
+def test_narrow_clips_what_is_finite_and_counts_it(verbs: Verbs, dtype: str, odd: float) -> None:
+    ops, there, back = verbs
+    flat = np.array([0.1, -2.0, 3.0, odd, 4.0], dtype) / 4.0
+    scale = np.array(4.0, dtype)
+    halves, over = ops.narrow(there(flat), there(scale), 16384.0)
+    kept = np.clip(odd, -16384.0, 16384.0) if np.isfinite(odd) else odd
+    expected = np.array([0.1, -2.0, 3.0, kept, 4.0]).astype(np.float16)
+    assert back(halves).dtype == np.float16
+    np.testing.assert_array_equal(back(halves), expected)
+    if np.isfinite(odd):
+        assert int(back(over)) == (abs(odd) > 16384.0)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("odd", [0.0, 9.0, -65504.0, np.inf, np.nan])
+def test_widen_undoes_the_scale_and_finds_the_largest(verbs: Verbs, dtype: str, odd: float) -> None:
+    ops, there, back = verbs
+    halves = np.array([1.0, -2.5, 3.25, odd], np.float16)
+    wide, top = ops.widen(there(halves), there(np.array(8.0, dtype)), there(np.zeros(4, dtype)))
+    assert back(wide).dtype == dtype
+    np.testing.assert_array_equal(back(wide), halves.astype(dtype) / 8.0)
+    assert back(top).dtype == np.float32
+    np.testing.assert_array_equal(back(top), np.abs(halves.astype(np.float32)).max() / 8.0)
+
+
+@pytest.mark.parametrize("odd", [0.0, np.inf, -np.inf, np.nan])
+def test_magnitude_is_of_each_row_and_not_finite_where_an_element_is_not(verbs: Verbs, odd: float) -> None:
+    ops, there, back = verbs
+    found = back(ops.magnitude(there(np.array([[1.0, -3.0, 2.0], [0.5, odd, -0.25]]))))
+    assert found[0] == 3.0
+    assert found[1] == 0.5 if odd == 0.0 else not np.isfinite(found[1])
+
+
+@pytest.mark.parametrize("count", [1, 7, 8, 9, 64, 1000])
+def test_bits_come_back_as_signs(verbs: Verbs, count: int) -> None:
+    ops, there, back = verbs
+    bits = np.random.default_rng(count).random(count) < 0.5
+    packed = ops.pack_bits(there(bits))
+    np.testing.assert_array_equal(back(packed), np.packbits(bits))
+    found = back(ops.unpack_signs(packed, count, "float32"))
+    assert found.dtype == np.float32
+    np.testing.assert_array_equal(found, np.where(bits, 1.0, -1.0))
+
+
+def test_a_row_is_added_and_a_product_taken_away(verbs: Verbs) -> None:
+    ops, there, back = verbs
+    matrix, left, right = np.arange(6.0).reshape(2, 3), np.array([[1.0], [2.0]]), np.array([[1.0, 0.0, 3.0]])
+    row = stacked_ops.Stacked(np.array([1])) if isinstance(ops, stacked_ops.StackedOps) else 1
+    found = back(ops.add_row(there(matrix), row, there(right[0])))
+    np.testing.assert_array_equal(found, matrix + np.array([[0.0], [1.0]]) * right)
+    found = back(ops.minus_product(there(matrix), there(left), there(right)))
+    np.testing.assert_array_equal(found, matrix - left @ right)
+
+
+@pytest.mark.parametrize("size", [5, 100, 30_000])
+def test_top_k_are_the_largest(verbs: Verbs, size: int) -> None:
+    ops, there, back = verbs
+    values = np.random.default_rng(size).normal(size=size)
+    for k in {1, max(1, size // 100), size // 2, size}:
+        found = back(ops.top_k(there(values), k))
+        assert found.dtype == np.int32
+        np.testing.assert_array_equal(found, np.sort(np.argsort(values)[-k:]))
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    values=st.lists(st.sampled_from([0.0, 1.0, 2.0, 5.0, np.inf]), min_size=1, max_size=9),
+    repeats=st.integers(1, 2000),
+    k=st.integers(1, 18_000),
+)
+def test_the_largest_with_many_equal(values: list[float], repeats: int, k: int) -> None:
+    every = np.tile(values, repeats)
+    k = min(k, every.size)
+    found = largest(every, k)
+    assert (np.diff(found) > 0).all()
+    np.testing.assert_array_equal(np.sort(every[found]), np.sort(every)[-k:])
+
+
+@settings(max_examples=100, deadline=None)
+@given(size=st.integers(1, 3000), share=st.floats(0.0, 1.0), seed=st.integers(0, 9))
+def test_a_subset_has_k_different_positions(size: int, share: float, seed: int) -> None:
+    k = int(share * size)
+    found = noise.subset(size, k, seed, "test", 1)
+    assert found.dtype == np.int32
+    assert found.shape == (k,)
+    assert (np.diff(found) > 0).all()
+    assert not k or (found[0] >= 0 and found[-1] < size)
+
+
+@pytest.mark.parametrize("k", [5, 40])
+def test_every_position_of_a_subset_has_an_equal_chance(k: int) -> None:
+    count = sum(np.bincount(noise.subset(100, k, 0, "test", i), minlength=100) for i in range(3000))
+    # Five standard deviations of a binomial.
+    assert np.abs(count - 30 * k).max() < 5 * np.sqrt(30 * k * (1 - k / 100))
+
+
+def test_uniform_numbers_are_inside_the_unit_interval_and_centred() -> None:
+    found = noise.uniform(100_001, 0, "test", 1)
+    assert found.dtype == np.float32
+    assert found.shape == (100_001,)
+    assert 0.0 < found.min() < 0.001
+    assert 0.999 < found.max() < 1.0
+    assert abs(found.mean() - 0.5) < 5 * np.sqrt(1 / 12 / found.size)
