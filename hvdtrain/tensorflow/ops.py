@@ -80,7 +80,10 @@ class Ops:
 
     def magnitude(self, array: tf.Tensor) -> tf.Tensor:
         """The largest magnitude along the last axis."""
-        return tf.maximum(tf.reduce_max(array, -1), -tf.reduce_min(array, -1))
+        # TensorFlow's own loops are quick for one row, XLA's for many short ones.
+        if array.shape.rank == 1:
+            return tf.maximum(tf.reduce_max(array), -tf.reduce_min(array))
+        return _magnitudes(array)
 
     def poison(self, array: tf.Tensor) -> tf.Tensor:
         """0 where all elements along the last axis are finite, else NaN."""
@@ -172,10 +175,18 @@ class Ops:
 
 # Compiled by XLA, which makes one loop of several verbs; a whole step cannot be, for Horovod is in its midst.
 @tf.function(jit_compile=True)
+def _magnitudes(array: tf.Tensor) -> tf.Tensor:
+    largest = tf.maximum(tf.reduce_max(array, -1), -tf.reduce_min(array, -1))
+    # XLA's maximum loses NaN.
+    lost = tf.reduce_any(tf.math.is_nan(array), -1)
+    return tf.where(lost, tf.constant(np.nan, array.dtype), largest)
+
+
+@tf.function(jit_compile=True)
 def _narrow(flat: tf.Tensor, scale: tf.Tensor, limit: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
     scaled = flat * scale
     kept = tf.where(tf.math.is_finite(scaled), tf.clip_by_value(scaled, -limit, limit), scaled)
-    # Hardly an update ever has anything to count. XLA's maximum may lose NaN, which is not to be counted.
+    # Hardly an update ever has anything to count.
     over = tf.cond(
         tf.maximum(tf.reduce_max(flat), -tf.reduce_min(flat)) * scale <= limit,
         lambda: tf.constant(0, tf.int64),
