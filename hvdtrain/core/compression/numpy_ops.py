@@ -103,7 +103,7 @@ class Ops:
             scaled = flat * scale
             halves = scaled.astype(np.float16)
             clipped = np.where(np.isfinite(scaled), np.clip(halves, -limit, limit), halves)
-        return clipped, np.sum(np.abs(scaled) > limit, dtype=np.int64)
+        return clipped, np.asarray(np.sum(np.abs(scaled) > limit, dtype=np.int64))
 
     def widen(self, halves: _Array, scale: _Array, flat: _Array) -> tuple[_Array, _Array]:
         """The inverse of `narrow`: `halves / scale` and its largest magnitude."""

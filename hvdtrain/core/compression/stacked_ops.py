@@ -139,9 +139,8 @@ class StackedOps:
         """`flat * scale` as float16, and how many elements exceed `limit`."""
         scaled = (flat * scale).rows
         kept = np.where(np.isfinite(scaled), np.clip(scaled, -limit, limit), scaled)
-        return Stacked(kept.astype(np.float16)), Stacked(
-            np.sum(np.abs(scaled) > limit, axis=1, dtype=np.int64)
-        )
+        beyond = np.sum(np.abs(scaled) > limit, axis=1, dtype=np.int64)
+        return Stacked(kept.astype(np.float16)), Stacked(np.asarray(beyond))
 
     def widen(self, halves: Stacked, scale: Stacked, flat: Stacked) -> tuple[Stacked, Stacked]:
         """The inverse of `narrow`: `halves / scale` and its largest magnitude."""
