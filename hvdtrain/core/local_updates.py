@@ -51,7 +51,7 @@ def local_updates(
             sums += found
             samples += window.samples_global
             trainer.samples_consumed, epoch = window.samples_consumed, window.epoch
-            trainer.step += 1
+            trainer.windows, trainer.step = trainer.windows + 1, trainer.step + 1
             before = time.perf_counter()
             window = next(windows)
             waited += time.perf_counter() - before

@@ -5,22 +5,21 @@ from __future__ import annotations
 import hashlib
 import math
 import time
-from abc import ABC, abstractmethod
 from collections.abc import Generator, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
 
+from hvdtrain.core.adapter import Adapter
 from hvdtrain.core.checkpoint import save_model
-from hvdtrain.core.compression import Policy
 from hvdtrain.core.data import Dataset, MicroBatch, Prefetcher, Window, eval_batches, train_windows
 from hvdtrain.core.errors import TrainingError
 from hvdtrain.core.local_updates import local_updates
 from hvdtrain.core.metrics import MetricLog
 from hvdtrain.core.plan import Plan
 from hvdtrain.core.progress import Progress
-from hvdtrain.core.results import TrainingResult, UpdateResult
+from hvdtrain.core.results import TrainingResult
 from hvdtrain.core.resume import gather_state, resume
 from hvdtrain.core.schedules import schedule_factor
 from hvdtrain.core.spec import JobSpec
@@ -31,7 +30,7 @@ from hvdtrain.core.world import World
 _MAX_SKIPS_IN_A_ROW = 50
 
 
-class BaseTrainer(ABC):
+class BaseTrainer(Adapter):
     """Trains and evaluates one job on this rank; every rank runs it in step with the others."""
 
     def __init__(
@@ -140,84 +139,6 @@ class BaseTrainer(ABC):
                 self.spec.data.max_seq_length,
                 also=(lambda into: save_state(into, state)) if state else lambda into: None,
             )
-
-    @abstractmethod
-    def _build(self) -> None:
-        """Create the model, the reducer and the optimizer."""
-
-    @abstractmethod
-    def update(
-        self, window: Window, divisor: float, next_weight: float, learning_rate: float, update: int
-    ) -> UpdateResult:
-        """One update by DESIGN's order: accumulate, reduce, check, clip, apply.
-
-        Args:
-            window: this rank's micro-batches.
-            divisor: of this rank's summed gradients: W, over all ranks, unless the policy says otherwise.
-            next_weight: this rank's share of the next window's W, summed on the way.
-            learning_rate: of this update.
-            update: its number, counted from 1.
-        """
-
-    @abstractmethod
-    def local_update(self, window: Window, divisor: float, learning_rate: float, update: int) -> UpdateResult:
-        """One update of this rank alone, in the same order; nothing is sent and nobody is waited for.
-
-        Args:
-            window: this rank's micro-batches, of a weight above 0.
-            divisor: the window's own weight.
-            learning_rate: of this update.
-            update: its number among those this rank has applied, counted from 1.
-        """
-
-    @abstractmethod
-    def exchange(self, policy: Policy) -> None:
-        """Have a policy replace the weights by what ranks agree on; moments stay as they are.
-
-        Args:
-            policy: the spec's, or one that shares its state.
-        """
-
-    @abstractmethod
-    def loss_sum(self, batch: MicroBatch) -> float:
-        """The summed loss of one batch on this rank, without dropout."""
-
-    @abstractmethod
-    def sum_over_ranks(self, values: np.ndarray) -> np.ndarray:
-        """Element-wise sum of a float64 vector over all ranks."""
-
-    @abstractmethod
-    def broadcast(self, values: np.ndarray) -> np.ndarray:
-        """Rank 0's copy of a vector."""
-
-    @abstractmethod
-    def read_weights(self) -> dict[str, np.ndarray]:
-        """Copies of the weights by Hugging Face name, in the Hugging Face layout."""
-
-    @abstractmethod
-    def load_weights(self, arrays: dict[str, np.ndarray]) -> None:
-        """Set every weight from arrays by Hugging Face name, in the Hugging Face layout."""
-
-    @abstractmethod
-    def read_moments(self) -> dict[str, np.ndarray]:
-        """Copies of the optimizer's moments as `WEIGHT.exp_avg`, in the Hugging Face layout."""
-
-    @abstractmethod
-    def load_moments(self, arrays: dict[str, np.ndarray], updates: int) -> None:
-        """Set what `read_moments` read, after so many updates."""
-
-    @abstractmethod
-    def read_compression(self) -> list[dict[str, np.ndarray]]:
-        """Copies of this rank's compression state, a mapping a bucket, in the Hugging Face layout."""
-
-    @abstractmethod
-    def load_compression(self, states: list[dict[str, np.ndarray]]) -> None:
-        """Set what `read_compression` read."""
-
-    @property
-    @abstractmethod
-    def wire_bytes(self) -> int:
-        """Bytes of gradients and weights this rank has handed to collectives so far."""
 
     def learning_rate(self) -> float:
         """That of the next update."""

@@ -14,7 +14,7 @@ from hvdtrain.core.compression.bits import GATHER, SIGNS
 
 @dataclass(frozen=True)
 class Ops:
-    """Implements `hvdtrain.core.compression.protocol.Ops`; shapes are known while TensorFlow traces.
+    """Implements `hvdtrain.core.compression.verbs.Ops`; shapes are known while TensorFlow traces.
 
     Attributes:
         ranks: how many take part.

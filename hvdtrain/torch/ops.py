@@ -15,7 +15,7 @@ from hvdtrain.torch.world import device
 
 @dataclass(frozen=True)
 class Ops:
-    """Implements `hvdtrain.core.compression.protocol.Ops`.
+    """Implements `hvdtrain.core.compression.verbs.Ops`.
 
     Attributes:
         ranks: how many take part.

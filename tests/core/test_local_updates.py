@@ -28,6 +28,7 @@ class Window:
 
     gradient: float
     weight: float
+    windows: int
     samples_consumed: int
     epoch: int = 0
     samples_global: int = 8
@@ -56,7 +57,7 @@ class Trainer:
     def __init__(self, ranks: Ranks, rank: int, policy: Policy, max_steps: int) -> None:
         self.spec = SimpleNamespace(rules=Rules((policy,)))
         self.plan = SimpleNamespace(max_steps=max_steps)
-        self.step = self.samples_consumed = self.wire_bytes = 0
+        self.step = self.windows = self.samples_consumed = self.wire_bytes = 0
         self.weight, self.calls, self.exchanged_after = 0.0, [], []
         self._ranks, self._rank = ranks, rank
 

@@ -15,7 +15,7 @@ _Array = np.ndarray
 
 @dataclass(frozen=True)
 class Ops:
-    """Implements `hvdtrain.core.compression.protocol.Ops`.
+    """Implements `hvdtrain.core.compression.verbs.Ops`.
 
     Attributes:
         ranks: how many take part.

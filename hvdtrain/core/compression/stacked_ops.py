@@ -49,7 +49,7 @@ class Stacked(NDArrayOperatorsMixin):
 
 @dataclass(frozen=True)
 class StackedOps:
-    """Implements `hvdtrain.core.compression.protocol.Ops` for all ranks at once.
+    """Implements `hvdtrain.core.compression.verbs.Ops` for all ranks at once.
 
     Attributes:
         ranks: how many there are.
