@@ -28,7 +28,6 @@ class Window:
 
     gradient: float
     weight: float
-    windows: int
     samples_consumed: int
     epoch: int = 0
     samples_global: int = 8
