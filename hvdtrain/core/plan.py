@@ -32,11 +32,12 @@ class Memory:
     weights: int
     gradients: int
     optimizer: int
+    compression: int
 
     @property
     def total(self) -> int:
         """Their sum in bytes."""
-        return self.weights + self.gradients + self.optimizer
+        return self.weights + self.gradients + self.optimizer + self.compression
 
 
 @dataclass(frozen=True)
@@ -65,6 +66,7 @@ class Plan:
         memory: per rank.
         threads: compute threads per rank.
         cycle_time_ms: Horovod's coordination cycle, unless HOROVOD_CYCLE_TIME is set.
+        notes: what a user may not have meant.
     """
 
     size: int
@@ -86,6 +88,7 @@ class Plan:
     memory: Memory
     threads: int
     cycle_time_ms: float
+    notes: tuple[str, ...]
 
     def as_dict(self) -> dict[str, Any]:
         """The plan as JSON-ready values; a bucket is shown by its weights' names and its size."""
@@ -170,9 +173,11 @@ def make_plan(
             weights=parameters * itemsize,
             gradients=parameters * itemsize,
             optimizer=parameters * itemsize * len(MOMENTS[spec.optimizer.type]),
+            compression=rules.state_bytes(buckets, spec.model.dtype, size),
         ),
         threads=threads,
         cycle_time_ms=spec.communication.cycle_time_ms or CYCLE_TIME_MS,
+        notes=rules.not_yet(max_steps),
     )
 
 

@@ -13,7 +13,10 @@ def print_plan(plan: Plan, title: str) -> None:
     table = Table(title=title, title_justify="left", box=None, show_header=False)
     for row in _rows(plan):
         table.add_row(*row)
-    Console().print(table)
+    console = Console()
+    console.print(table)
+    for note in plan.notes:
+        console.print(f"note: {note}", soft_wrap=True)
 
 
 def _rows(plan: Plan) -> list[tuple[str, str, str]]:
@@ -37,6 +40,7 @@ def _rows(plan: Plan) -> list[tuple[str, str, str]]:
         ("  weights", _mib(memory.weights), ""),
         ("  gradients", _mib(memory.gradients), ""),
         ("  optimizer", _mib(memory.optimizer), ""),
+        ("  compression", _mib(memory.compression), "residuals and the like"),
         ("Horovod cycle", f"{plan.cycle_time_ms:g} ms", "unless HOROVOD_CYCLE_TIME is set"),
     ]
 

@@ -59,6 +59,11 @@ class JobSpec(sections.Section):
     def _consistent(self) -> JobSpec:
         if (self.max_steps is None) == (self.num_train_epochs is None):
             raise ValueError("give either max_steps or num_train_epochs, not both and not neither")
+        if self.optimizer.type == "sgd" and self.optimizer.momentum and self.rules.correct_momentum:
+            raise ValueError(
+                f"optimizer.momentum {self.optimizer.momentum}: compression takes momentum before it "
+                "selects, and it would be taken twice; set optimizer.momentum or compression.momentum to 0"
+            )
         if self.data.max_seq_length > self.model.max_position_embeddings:
             raise ValueError(
                 f"data.max_seq_length {self.data.max_seq_length} exceeds "

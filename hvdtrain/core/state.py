@@ -122,17 +122,18 @@ def share_out(policy: Policy, arrays: Mapping[str, np.ndarray], ranks: int) -> l
     """
     found: list[Arrays] = [{} for _ in range(ranks)]
     for name, array in arrays.items():
-        rows = _rows(array, ranks) if name in policy.residuals else [array] * ranks
+        counts = name in policy.counters
+        rows = _rows(array, ranks, counts) if name in policy.residuals else [array] * ranks
         for state, row in zip(found, rows, strict=True):
             state[name] = np.asarray(row)
     return found
 
 
-def _rows(array: np.ndarray, ranks: int) -> Sequence[np.ndarray]:
+def _rows(array: np.ndarray, ranks: int, counts: bool) -> Sequence[np.ndarray]:
     if len(array) == ranks:
         return list(array)
     total = array.sum(axis=0)
-    if np.issubdtype(total.dtype, np.integer):
+    if counts:
         return [total, *[np.zeros_like(total)] * (ranks - 1)]
     return [total / ranks] * ranks
 

@@ -229,10 +229,19 @@ class BaseTrainer(Adapter):
         )
 
     def _evaluate_into(self, log: MetricLog | None) -> float | None:
-        found = self.evaluate()
+        found = self.evaluate() | self._counters()
         if log and found:
             log.write({"step": self.step, **found})
         return found.get("eval_loss")
+
+    def _counters(self) -> dict[str, float]:
+        policies = [self.spec.rules.policy(bucket) for bucket in self.plan.buckets]
+        names = sorted({name for policy in policies for name in policy.counters})
+        if not names:
+            return {}
+        states = self.read_compression()
+        own = np.array([sum(float(state.get(name, 0)) for state in states) for name in names])
+        return {f"wire_{n}": c for n, c in zip(names, self.sum_over_ranks(own).tolist(), strict=True)}
 
     def _due(self, every: int | None) -> bool:
         return every is not None and self.step % every == 0

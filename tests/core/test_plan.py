@@ -182,6 +182,34 @@ def test_memory_of_a_rank(optimizer: str, moments: int, dtype: str, itemsize: in
     weights = ELEMENTS * itemsize
     assert (memory.weights, memory.gradients, memory.optimizer) == (weights, weights, weights * moments)
     assert memory.total == weights * (2 + moments)
+    assert memory.compression == 0
+
+
+@pytest.mark.parametrize(
+    ("compression", "kept"),
+    [
+        ("{type: sign}", 4 * ELEMENTS),
+        ("{type: sign, use_error_feedback: false}", 0),
+        ("{type: topk, momentum: 0.9}", 8 * ELEMENTS),
+        ("{type: fp16}", 4 + 8),
+        # The embedding (100, 8) alone is worth a rank of 1: its residual, and Q of 8 elements.
+        ("{type: powersgd, min_compression_rate: 5.0}", 4 * (800 + 8)),
+    ],
+)
+def test_memory_counts_what_compression_keeps(compression: str, kept: int) -> None:
+    found = plan(f"compression={compression}").memory
+    assert found.compression == kept
+    assert found.total == found.weights + found.gradients + found.optimizer + kept
+
+
+def test_a_policy_that_the_run_is_too_short_for_is_noted(capsys: pytest.CaptureFixture[str]) -> None:
+    late = plan("compression={type: powersgd, start_powerSGD_iter: 100}")
+    print_plan(late, "")
+    assert (
+        "note: compression.type: powersgd would start after the last update, 100" in capsys.readouterr().out
+    )
+    assert plan("compression={type: powersgd, start_powerSGD_iter: 99}").notes == ()
+    assert plan("compression={type: fp16}").notes == ()
 
 
 def test_parameters_are_counted_and_buckets_keep_the_cap_of_the_spec() -> None:

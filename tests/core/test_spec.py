@@ -241,3 +241,10 @@ def test_the_json_schema_knows_every_field_of_the_packaged_spec_and_no_other() -
     check(yaml.safe_load((PACKAGED_SPECS / "bert.yaml").read_text()), schema, "spec")
     assert set(schema["properties"]) == set(JobSpec.model_fields)
     assert set(schema["required"]) == {"model", "data", "batch"}
+
+
+def test_momentum_is_not_taken_twice() -> None:
+    momentum = "compression={type: topk, momentum: 0.9}"
+    told = refusal(momentum, "optimizer={type: sgd, momentum: 0.5}")
+    assert "optimizer.momentum 0.5: compression takes" in told
+    assert accepted(momentum, "optimizer={type: sgd, momentum: 0.0}").rules.correct_momentum

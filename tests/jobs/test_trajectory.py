@@ -160,6 +160,7 @@ def test_fp16_halves_the_wire_and_keeps_the_curve(runs: Runs, framework: str) ->
     a, b = np.array([x["loss"] for x in full]), np.array([x["loss"] for x in half])
     assert np.max(np.abs(a - b) / a) < 0.01
     assert np.any(a != b), "fp16 rounding must be seen somewhere"
+    assert read_metrics(runs[framework, 2]["fp16"])[1][-1]["wire_clips"] >= 0
 
 
 @pytest.mark.parametrize("framework", FRAMEWORKS)

@@ -39,6 +39,7 @@ class Fp16(Policy):
     """
 
     residuals: ClassVar[frozenset[str]] = frozenset({"clips"})
+    counters: ClassVar[frozenset[str]] = frozenset({"clips"})
     elementwise: ClassVar[bool] = True
     type: Literal["fp16"] = "fp16"
 

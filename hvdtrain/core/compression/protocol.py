@@ -62,6 +62,7 @@ class Policy(Section, ABC):
         match: names of the weights that travel by it, as a shell pattern (`*`, `?`, `[...]`).
         residuals: names of those state arrays whose sum over ranks is what matters: they differ by rank and
             keep their sum when the number of ranks changes.
+        counters: names of those state scalars that count what a user should hear of.
         elementwise: whether the order of elements inside a weight makes no difference to the result.
         wire_types: dtypes it sends that Horovod as released does not, by NumPy's names.
         local: whether, at this update, ranks take updates of their own and hear nothing of each other.
@@ -69,6 +70,7 @@ class Policy(Section, ABC):
     """
 
     residuals: ClassVar[frozenset[str]] = frozenset()
+    counters: ClassVar[frozenset[str]] = frozenset()
     elementwise: ClassVar[bool] = False
     wire_types: ClassVar[frozenset[str]] = frozenset()
     local: ClassVar[bool] = False
@@ -80,6 +82,11 @@ class Policy(Section, ABC):
     def period(self) -> int:
         """Updates from one exchange between ranks to the next."""
         return 1
+
+    @property
+    def corrects_momentum(self) -> bool:
+        """Whether it takes momentum itself, in place of the optimizer."""
+        return False
 
     def check(self, ranks: int, mpi: bool = True) -> None:
         """Refuse a job that this policy cannot serve.

@@ -9,6 +9,7 @@ from fnmatch import fnmatchcase
 
 from hvdtrain.core.buckets import Bucket
 from hvdtrain.core.compression.none import NoCompression
+from hvdtrain.core.compression.numpy_ops import Ops
 from hvdtrain.core.compression.protocol import Policy
 from hvdtrain.core.compression.rows import SparseRows
 from hvdtrain.core.errors import SpecError
@@ -63,6 +64,26 @@ class Rules:
     def wire_bytes(self, buckets: Iterable[Bucket], itemsize: int, ranks: int) -> int:
         """Bytes that one rank hands to collectives for one update of all buckets; see `Policy.wire_bytes`."""
         return sum(self.policy(b).wire_bytes(b, itemsize, ranks) for b in buckets)
+
+    @property
+    def correct_momentum(self) -> bool:
+        """Whether any policy takes the optimizer's momentum upon itself."""
+        return any(policy.corrects_momentum for policy in self.policies)
+
+    def state_bytes(self, buckets: Iterable[Bucket], dtype: str, ranks: int) -> int:
+        """Bytes that a rank keeps from update to update: residuals, and the like."""
+        ops = Ops(ranks, rank=0, seed=0)
+        states = (self.policy(b).init(ops, b, dtype) for b in buckets)
+        return sum(array.nbytes for state in states for array in state.values())
+
+    def not_yet(self, update: int) -> tuple[str, ...]:
+        """Says of each policy that is not in force at an update, counted from 1, that it is not."""
+        now = self.at(update).policies
+        return tuple(
+            f"{self._field(index, 'type')}: {policy.type} would start after the last update, {update}"
+            for index, (policy, found) in enumerate(zip(self.policies, now, strict=True))
+            if found.type != policy.type
+        )
 
     def check(self, names: Sequence[str]) -> None:
         """Refuse a policy that no weight would travel by, or that cannot stand beside others.

@@ -47,6 +47,11 @@ class TopK(Policy):
             )
         return self
 
+    @property
+    def corrects_momentum(self) -> bool:
+        """Whether momentum is taken before the selection."""
+        return self.momentum > 0.0
+
     def at(self, update: int) -> Policy:
         """During warm-up, this policy with a larger ratio."""
         if update > self.warmup_steps:
