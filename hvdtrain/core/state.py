@@ -139,4 +139,5 @@ def _rows(array: np.ndarray, ranks: int, counts: bool) -> Sequence[np.ndarray]:
 
 
 def _contiguous(arrays: Mapping[str, np.ndarray]) -> Arrays:
-    return {name: np.ascontiguousarray(array) for name, array in arrays.items()}
+    # np.ascontiguousarray would give a scalar an axis.
+    return {name: np.asarray(array, order="C") for name, array in arrays.items()}

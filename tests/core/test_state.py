@@ -33,7 +33,11 @@ def state() -> TrainingState:
     return TrainingState(
         Position(step=7, windows=8, samples_consumed=64),
         {"w.exp_avg": np.arange(6.0).reshape(2, 3), "w.exp_avg_sq": np.ones((2, 3), np.float32)},
-        ({"residual": np.array([[1.0], [2.0]]), "clips": np.array([3, 4])}, {}, {"q": np.array([0.5])}),
+        (
+            {"residual": np.array([[1.0], [2.0]]), "clips": np.array([3, 4]), "maximum": np.array(0.5)},
+            {},
+            {"q": np.arange(6.0).reshape(2, 3).T},
+        ),
         "layout",
         "order",
     )
@@ -48,7 +52,7 @@ def test_what_was_saved_is_what_is_read(tmp_path: Path) -> None:
     for expected, arrays in pairs:
         assert arrays.keys() == expected.keys()
         for name, array in expected.items():
-            assert arrays[name].dtype == array.dtype
+            assert (arrays[name].dtype, arrays[name].shape) == (array.dtype, array.shape)
             np.testing.assert_array_equal(arrays[name], array)
 
 
