@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from pydoc_data.topics import topics
 
 FRAMEWORKS = ("torch", "tensorflow")
 ROOT = Path(__file__).resolve().parents[2]
@@ -25,6 +26,20 @@ TINY = (
     "schedule.warmup_steps=4",
     "num_threads=1",
 )
+
+
+def small_corpus(directory: Path) -> list[str]:
+    """Overrides for a corpus of 120 documents, each a sequence of its own length, all below 32 tokens."""
+    words = " ".join(topics.values()).split()
+    file = directory / "corpus.txt"
+    directory.mkdir(parents=True, exist_ok=True)
+    file.write_text("\n\n".join(" ".join(words[i * 9 : i * 9 + 2 + i % 7]) for i in range(120)))
+    return [
+        "data.corpus=null",
+        f"data.files=[{file}]",
+        "data.packing=false",
+        "data.validation_split=0.5",
+    ]
 
 
 def launch(

@@ -10,7 +10,7 @@ import pytest
 
 from hvdtrain.core.checkpoint import load_model
 from hvdtrain.core.metrics import read_metrics
-from tests.jobs.runs import FRAMEWORKS, TINY, train_all
+from tests.jobs.runs import FRAMEWORKS, TINY, small_corpus, train_all
 
 # One global batch of 8, cut as ranks x accumulation (x 1 row); whole topics as sequences differ in length.
 CUTS = {1: 8, 2: 4, 4: 2}
@@ -43,7 +43,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
             if ranks == 2:
                 scenarios |= {"fp32": PACKED, "fp16": [*PACKED, "compression.type=fp16"]}
                 # Updates that do not divide the epoch: its last one is smaller.
-                scenarios["epoch"] = [*RAGGED, *EPOCH]
+                scenarios["epoch"] = [*RAGGED, *small_corpus(root), *EPOCH]
             found[framework, ranks] = train_all(root / f"{framework}-{ranks}", framework, ranks, scenarios)
     return found
 
@@ -60,10 +60,8 @@ VARYING = {
 EPOCH = [
     "max_steps=null",
     "num_train_epochs=2",
-    "data.max_seq_length=32",
-    "data.validation_split=0.5",
-    "batch.global_batch_size=512",
-    "batch.per_device_train_batch_size=128",
+    "batch.global_batch_size=16",
+    "batch.per_device_train_batch_size=4",
 ]
 
 
@@ -168,8 +166,8 @@ def test_every_sample_once_an_epoch(runs: Runs, framework: str) -> None:
     lines = read_metrics(runs[framework, 2]["epoch"])[0]
     for epoch in (0, 1):
         samples = [line["samples"] for line in lines if line["epoch"] == epoch]
-        assert samples[-1] < 512, "the last update of the epoch was meant to be smaller"
-        assert set(samples[:-1]) == {512}
+        assert samples[-1] < 16, "the last update of the epoch was meant to be smaller"
+        assert set(samples[:-1]) == {16}
     assert lines[-1]["samples_consumed"] == 2 * sum(x["samples"] for x in lines if x["epoch"] == 0)
 
 
