@@ -27,7 +27,7 @@ class Ops(Protocol):
         ...
 
     def cast(self, array: Array, dtype: str, into: Array | None = None) -> Array:
-        """`array` as `dtype`, rounded to nearest even; may reuse the memory of `into`, which is such an array."""
+        """`array` as `dtype`, rounded to nearest even; may reuse the memory of `into`, which is like it."""
         ...
 
     def dtype(self, array: Array) -> str:
