@@ -6,14 +6,11 @@ All take turns in one run. See docs/benchmarks.md.
 
 from __future__ import annotations
 
-import itertools
 import json
 import os
-import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from enum import StrEnum
-from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from statistics import median
@@ -23,22 +20,18 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 import numpy as np
 import typer
+from codec_subjects import FIRST_UPDATE, RANKS, Timed, memcpy, tensorflow_codec, torch_codec, torch_hooks
 from rich.console import Console
 from rich.table import Table
 
 from hvdtrain.core.buckets import Bucket, plan_buckets
 from hvdtrain.core.compression import POLICIES
-from hvdtrain.core.compression.protocol import AllGather, Policy, Reduction, Request, State
+from hvdtrain.core.compression.protocol import Policy
 from hvdtrain.core.sections import ModelSpec
 from hvdtrain.models import bert
 
-RANKS = 2
-# Beyond every warm-up's default.
-FIRST_UPDATE = 2000
 _MIB = 2**20
 _BUSY = 0.5
-# Called once an update; sets itself up anew each time, outside of what it times, and returns seconds.
-Timed = Callable[[], float]
 
 
 class Framework(StrEnum):
@@ -112,135 +105,10 @@ def bert_bucket(cap_bytes: float) -> Bucket:
     return max((b for b in buckets if 4 * b.size <= cap_bytes), key=lambda b: b.size, default=buckets[0])
 
 
-def memcpy(gradients: np.ndarray) -> Timed:
-    """A copy into memory that is there."""
-    target = gradients.copy()
-    return lambda: _time(lambda: np.copyto(target, gradients))
-
-
-def torch_codec(policy: Policy, bucket: Bucket, gradients: np.ndarray) -> Timed:
-    """A policy as `hvdtrain.torch.reducer` drives it."""
-    import torch
-
-    from hvdtrain.torch.ops import Ops
-
-    torch.set_num_threads(1)
-    ops = Ops(RANKS, 0, 0)
-    source = torch.from_numpy(gradients)
-    flat, updates = source.clone(), itertools.count(FIRST_UPDATE)
-    state = policy.init(ops, bucket, "float32")
-
-    def answer(request: Request) -> torch.Tensor:
-        return request.array.expand(RANKS, -1) if isinstance(request, AllGather) else request.array
-
-    def reduce(update: int) -> None:
-        nonlocal state
-        total, state = _drive(policy.at(update).reduce(ops, bucket, flat, state, update), answer)
-        if total is not flat:
-            flat.copy_(total)
-
-    def timed() -> float:
-        flat.copy_(source)
-        return _time(lambda: reduce(next(updates)))
-
-    reduce(1)
-    return timed
-
-
-def tensorflow_codec(policy: Policy, bucket: Bucket, gradients: np.ndarray) -> Timed:
-    """A policy as `hvdtrain.tensorflow.reducer` drives it, compiled."""
-    import tensorflow as tf
-
-    from hvdtrain.tensorflow.ops import Ops
-
-    if not tf.config.threading.get_intra_op_parallelism_threads():
-        tf.config.threading.set_intra_op_parallelism_threads(1)
-        tf.config.threading.set_inter_op_parallelism_threads(1)
-    ops = Ops(RANKS, 0, 0)
-    flat = tf.constant(gradients)
-    updates = itertools.count(FIRST_UPDATE)
-    variables = {n: tf.Variable(v, trainable=False) for n, v in policy.init(ops, bucket, "float32").items()}
-
-    def answer(request: Request) -> tf.Tensor:
-        return tf.stack([request.array] * RANKS) if isinstance(request, AllGather) else request.array
-
-    def reduce(now: Policy, flat: tf.Tensor, update: tf.Tensor) -> tf.Tensor:
-        state = {name: tf.convert_to_tensor(variable) for name, variable in variables.items()}
-        total, found = _drive(now.reduce(ops, bucket, flat, dict(state), update), answer)
-        for name, value in found.items():
-            if value is not state[name]:
-                variables[name].assign(value)
-        return total
-
-    steady = tf.function(partial(reduce, policy.at(FIRST_UPDATE)))
-
-    def timed() -> float:
-        update = tf.constant(next(updates), tf.int64)
-        return _time(lambda: steady(flat, update))
-
-    reduce(policy.at(1), flat, tf.constant(1, tf.int64))
-
-    return timed
-
-
-def torch_hooks(bucket: Bucket, gradients: np.ndarray) -> dict[str, Timed]:
-    """PyTorch's hooks by the name of the policy that does the same, in a Gloo world of one rank."""
-    import torch
-    import torch.distributed as dist
-    from torch.distributed.algorithms.ddp_comm_hooks import default_hooks, powerSGD_hook
-
-    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
-    source = torch.from_numpy(gradients)
-    state = powerSGD_hook.PowerSGDState(None, matrix_approximation_rank=1, start_powerSGD_iter=2)
-
-    class Whole:
-        """What a hook asks of DDP's bucket."""
-
-        def __init__(self) -> None:
-            self.flat = source.clone()
-
-        def buffer(self) -> torch.Tensor:
-            return self.flat
-
-        def gradients(self) -> list[torch.Tensor]:
-            shapes = zip(self.flat.split(bucket.sizes), bucket.shapes, strict=True)
-            return [part.view(shape) for part, shape in shapes]
-
-        def index(self) -> int:
-            return 0
-
-        def is_last(self) -> bool:
-            return True
-
-    def timer(hook: Callable[..., torch.futures.Future], first: object) -> Timed:
-        whole = Whole()
-
-        def timed() -> float:
-            whole.flat.copy_(source)
-            return _time(lambda: hook(first, whole).wait())
-
-        return timed
-
-    return {
-        "fp16": timer(default_hooks.fp16_compress_hook, None),
-        "bf16": timer(default_hooks.bf16_compress_hook, None),
-        "powersgd": timer(powerSGD_hook.powerSGD_hook, state),
-    }
-
-
 def _lossy(bucket: Bucket) -> list[Policy]:
     """Every registered policy that sends gradients as something else than they are."""
     every = [policy() for policy in POLICIES]
     return [p for p in every if p.at(FIRST_UPDATE).wire_bytes(bucket, 4, RANKS) not in (0, 4 * bucket.size)]
-
-
-def _drive(reduction: Reduction, answer: Callable[[Request], object]) -> tuple[object, State]:
-    reply = None
-    while True:
-        try:
-            reply = answer(reduction.send(reply))
-        except StopIteration as stop:
-            return stop.value
 
 
 def _take_turns(
@@ -255,12 +123,6 @@ def _take_turns(
             if number >= 0:
                 seconds[key].append(took)
     return seconds
-
-
-def _time(work: Callable[[], object]) -> float:
-    started = time.perf_counter()
-    work()
-    return time.perf_counter() - started
 
 
 def _result(name: str, framework: str, seconds: dict[tuple[str, str], list[float]], size: int) -> Result:

@@ -87,8 +87,9 @@ def simulate(
     """Train small problems on many simulated ranks, and show what each compression policy does to them."""
     from rich.console import Console
 
+    from hvdtrain.bench.candidates import candidates
     from hvdtrain.bench.problems import PROBLEMS
-    from hvdtrain.bench.simulate import candidates, simulate_all
+    from hvdtrain.bench.simulate import simulate_all
     from hvdtrain.bench.simulate_report import as_table, write
 
     console = Console()

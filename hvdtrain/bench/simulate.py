@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -12,13 +11,12 @@ from typing import Any
 
 import numpy as np
 import psutil
-import yaml
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
+from hvdtrain.bench.candidates import Candidate
 from hvdtrain.bench.problems import Arrays, Problem
 from hvdtrain.core.buckets import Bucket, plan_buckets
-from hvdtrain.core.compression import POLICIES, NoCompression
 from hvdtrain.core.compression.fleet import Fleet
 from hvdtrain.core.compression.periodic import Periodic
 from hvdtrain.core.compression.protocol import Policy
@@ -26,33 +24,12 @@ from hvdtrain.core.errors import SpecError
 from hvdtrain.core.optimizers import CLIP_EPSILON, ReferenceOptimizer
 from hvdtrain.core.plan import peak_learning_rate, warmup_updates
 from hvdtrain.core.schedules import schedule_factor
-from hvdtrain.core.spec import JobSpec, load_spec
+from hvdtrain.core.spec import JobSpec
 from hvdtrain.core.weights import initial_weights
 
 _MIB = 2**20
 # Arrays of all ranks' gradients that a policy holds at a time, about.
 _COPIES = 10
-# A run of a few hundred updates would not leave these warm-ups' defaults.
-_SHORT = {"start_powerSGD_iter": 10}
-
-
-@dataclass(frozen=True)
-class Candidate:
-    """A policy to try: its name in tables, and the whole spec with it."""
-
-    label: str
-    job: JobSpec
-
-    @property
-    def note(self) -> str | None:
-        """What to know about its run, if anything."""
-        rules, last = self.job.rules, self.job.max_steps or 0
-        late = [
-            policy.type
-            for policy in rules.policies
-            if isinstance(policy.at(last), NoCompression) and not isinstance(policy, NoCompression)
-        ]
-        return f"{', '.join(late)}: compresses nothing in the first {last} updates" if late else None
 
 
 @dataclass
@@ -90,39 +67,6 @@ class Outcome:
         found = asdict(self)
         found["losses"] = [loss if math.isfinite(loss) else None for loss in self.losses]
         return found
-
-
-def candidates(spec: str, overrides: Sequence[str], policies: Sequence[str], ranks: int) -> list[Candidate]:
-    """`none`, the spec's own policy, and those asked for, each once.
-
-    Args:
-        spec: a file or a packaged spec's name.
-        overrides: `field.path=value` texts.
-        policies: names or YAML such as `{type: topk, ratio: 0.001}`; empty means every registered policy.
-        ranks: how many will be simulated.
-
-    Returns:
-        What to try, `none` first.
-
-    Raises:
-        SpecError: the spec, an override or a policy is not valid, or cannot serve so many ranks.
-    """
-    own = load_spec(spec, overrides)
-    texts = list(policies) or [_short(policy) for policy in POLICIES]
-    found = {"none": load_spec(spec, [*overrides, "compression={type: none}"])}
-    found.setdefault(_label(own), own)
-    for text in texts:
-        job = _with_policy(spec, overrides, text)
-        found.setdefault(_label(job), job)
-    for label, job in list(found.items()):
-        try:
-            job.rules.check_ranks(ranks)
-        except SpecError:
-            # Nobody asked for this one by name.
-            if policies or job is own:
-                raise
-            del found[label]
-    return [Candidate(label, job) for label, job in found.items()]
 
 
 def simulate(
@@ -261,34 +205,6 @@ def _parts(bucket: Bucket, flat: np.ndarray) -> Iterator[tuple[str, np.ndarray]]
     parts = np.split(flat, np.cumsum(bucket.sizes)[:-1], axis=1)
     for weight, part in zip(bucket.weights, parts, strict=True):
         yield weight.name, part.reshape(len(flat), *weight.shape)
-
-
-def _short(policy: type[Policy]) -> str:
-    options = {name: value for name, value in _SHORT.items() if name in policy.model_fields}
-    return json.dumps({"type": policy.model_fields["type"].default, **options})
-
-
-def _with_policy(spec: str, overrides: Sequence[str], text: str) -> JobSpec:
-    try:
-        raw = yaml.safe_load(text)
-    except yaml.YAMLError:
-        raise SpecError(
-            f"--policy {text}: expected a name or YAML such as {{type: topk, ratio: 0.001}}"
-        ) from None
-    setting = text if isinstance(raw, dict | list) else json.dumps({"type": raw})
-    try:
-        return load_spec(spec, [*overrides, f"compression={setting}"])
-    except SpecError as error:
-        raise SpecError(f"--policy {text}: {error}") from None
-
-
-def _label(job: JobSpec) -> str:
-    """The type, and every option that is not the default."""
-    every = []
-    for policy in job.rules.policies:
-        options = policy.model_dump(exclude_defaults=True, exclude={"type"})
-        every.append(" ".join([policy.type, *(f"{name}={value}" for name, value in options.items())]))
-    return "; ".join(every)
 
 
 def _check_memory(problem: Problem, ranks: int, dtype: str) -> None:

@@ -26,8 +26,9 @@ class Ops:
     rank: int
     seed: int
 
-    def cast(self, array: tf.Tensor, dtype: str) -> tf.Tensor:
+    def cast(self, array: tf.Tensor, dtype: str, into: tf.Tensor | None = None) -> tf.Tensor:
         """`array` as `dtype`, rounded to nearest even."""
+        del into
         return tf.cast(array, dtype)
 
     def dtype(self, array: tf.Tensor) -> str:

@@ -27,9 +27,9 @@ class Ops:
     rank: int
     seed: int
 
-    def cast(self, array: torch.Tensor, dtype: str) -> torch.Tensor:
+    def cast(self, array: torch.Tensor, dtype: str, into: torch.Tensor | None = None) -> torch.Tensor:
         """`array` as `dtype`, rounded to nearest even."""
-        return array.to(getattr(torch, dtype))
+        return array.to(getattr(torch, dtype)) if into is None else into.copy_(array)
 
     def dtype(self, array: torch.Tensor) -> str:
         """The name of the dtype of `array`."""

@@ -10,8 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from hvdtrain.bench.candidates import Candidate, candidates
 from hvdtrain.bench.problems import PROBLEMS, Arrays, LanguageModel, LeastSquares
-from hvdtrain.bench.simulate import Candidate, Outcome, candidates, simulate
+from hvdtrain.bench.simulate import Outcome, simulate
 from hvdtrain.core.buckets import plan_buckets
 from hvdtrain.core.errors import SpecError
 from hvdtrain.core.weights import initial_weights

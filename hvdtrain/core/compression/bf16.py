@@ -35,12 +35,14 @@ class Bf16(Policy):
         """One allreduce of the rounded bucket."""
         dtype = ops.dtype(flat)
         if self.use_error_feedback:
-            flat = flat + state["residual"]
+            flat += state["residual"]
         sent = ops.cast(flat, "bfloat16")
         if self.use_error_feedback:
-            state = {"residual": flat - ops.cast(sent, dtype)}
+            # Weight by weight rather than all at once: what was just made is then still in the cache.
+            parts = zip(ops.split(flat, bucket.sizes), ops.split(sent, bucket.sizes), strict=True)
+            state = {"residual": ops.concat([part - ops.cast(rounded, dtype) for part, rounded in parts])}
         total = yield AllReduce(sent)
-        return ops.cast(total, dtype), state
+        return ops.cast(total, dtype, into=flat), state
 
     def wire_bytes(self, bucket: Bucket, itemsize: int, ranks: int) -> int:
         """Two bytes an element."""

@@ -27,8 +27,9 @@ class Ops:
     rank: int
     seed: int
 
-    def cast(self, array: _Array, dtype: str) -> _Array:
+    def cast(self, array: _Array, dtype: str, into: _Array | None = None) -> _Array:
         """`array` as `dtype`, rounded to nearest even."""
+        del into
         # What is not finite, or too large, is the policies' to see.
         with np.errstate(all="ignore"):
             return np.asarray(array).astype(dtype)

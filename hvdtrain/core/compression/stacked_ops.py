@@ -64,8 +64,9 @@ class StackedOps:
         """Each rank's own."""
         return Stacked(np.arange(self.ranks))
 
-    def cast(self, array: Stacked, dtype: str) -> Stacked:
+    def cast(self, array: Stacked, dtype: str, into: Stacked | None = None) -> Stacked:
         """`array` as `dtype`, rounded to nearest even."""
+        del into
         return Stacked(array.rows.astype(dtype))
 
     def dtype(self, array: Stacked) -> str:

@@ -26,8 +26,8 @@ class Ops(Protocol):
         """Which of them this is, from 0: an index of rows and a key of random numbers, never a condition."""
         ...
 
-    def cast(self, array: Array, dtype: str) -> Array:
-        """`array` as `dtype`, rounded to nearest even."""
+    def cast(self, array: Array, dtype: str, into: Array | None = None) -> Array:
+        """`array` as `dtype`, rounded to nearest even; may reuse the memory of `into`, which is like it."""
         ...
 
     def dtype(self, array: Array) -> str:
