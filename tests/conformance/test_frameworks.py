@@ -24,12 +24,11 @@ def run(
     return [dict(np.load(directory / f"{rank}.npz")) for rank in range(ranks)]
 
 
+# TensorFlow traces a graph for each policy on each rank.
+QUICK = [("torch", 2), ("torch", 3), ("tensorflow", 2)]
 WORLDS = [
-    pytest.param(("torch", 2), id="torch-2"),
-    pytest.param(("torch", 3), id="torch-3"),
-    pytest.param(("tensorflow", 2), id="tensorflow-2"),
-    # TensorFlow traces a graph for each policy on each rank.
-    pytest.param(("tensorflow", 3), id="tensorflow-3", marks=pytest.mark.slow),
+    pytest.param(world, id=f"{world[0]}-{world[1]}", marks=() if world in QUICK else pytest.mark.slow)
+    for world in ((framework, ranks) for framework in FRAMEWORKS for ranks in (1, 2, 3, 4))
 ]
 
 
@@ -45,15 +44,23 @@ def test_ranks_agree_with_the_simulator_and_to_the_bit_with_each_other(results: 
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("ranks", [1, 2, 3, 4])
 @pytest.mark.parametrize("framework", FRAMEWORKS)
-def test_gloo_as_well(framework: str, tmp_path: Path) -> None:
-    found = run(framework, 2, tmp_path, wire="gloo")
+def test_gloo_as_well(framework: str, ranks: int, tmp_path: Path) -> None:
+    found = run(framework, ranks, tmp_path, wire="gloo")
     for name in POLICIES:
         check(found, name)
 
 
-@pytest.mark.parametrize("ranks", [2, 4])
-@pytest.mark.parametrize("framework", FRAMEWORKS)
+@pytest.mark.parametrize(
+    ("framework", "ranks"),
+    [
+        ("torch", 4),
+        pytest.param("torch", 2, marks=pytest.mark.slow),
+        pytest.param("tensorflow", 2, marks=pytest.mark.slow),
+        pytest.param("tensorflow", 4, marks=pytest.mark.slow),
+    ],
+)
 def test_adasum_is_the_simulators(framework: str, ranks: int, tmp_path: Path) -> None:
     check(run(framework, ranks, tmp_path, COMBINING), "adasum")
 
