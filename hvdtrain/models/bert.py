@@ -25,8 +25,8 @@ _LAYER = {
     "output.dense": "feedforward_output_dense",
     "output.LayerNorm": "feedforward_layer_norm",
 }
-_HEAD_BIAS = "cls.predictions.bias"
-_DECODER = "cls.predictions.decoder.weight"
+_TIED_BIAS = "cls.predictions.bias"
+_DECODER = "cls.predictions.decoder"
 
 
 def weights(model: ModelSpec) -> tuple[Weight, ...]:
@@ -60,9 +60,10 @@ def weights(model: ModelSpec) -> tuple[Weight, ...]:
                 found += _linear(name, *sizes.get(part, (hidden, hidden)))
     found += _linear("cls.predictions.transform.dense", hidden, hidden)
     found += _layer_norm("cls.predictions.transform.LayerNorm", hidden)
-    if not model.tie_word_embeddings:
-        found.append(Weight(_DECODER, (model.vocab_size, hidden), True, "normal", transposed=True))
-    found.append(Weight(_HEAD_BIAS, (model.vocab_size,), False, "zeros"))
+    if model.tie_word_embeddings:
+        found.append(Weight(_TIED_BIAS, (model.vocab_size,), False, "zeros"))
+    else:
+        found += _linear(_DECODER, model.vocab_size, hidden)
     return tuple(found)
 
 
@@ -83,9 +84,11 @@ def keras_paths(model: ModelSpec) -> dict[str, str]:
         }
     layers["cls.predictions.transform.dense"] = "mlm_head/intermediate_dense"
     layers["cls.predictions.transform.LayerNorm"] = "mlm_head/intermediate_layer_norm"
-    paths = {_HEAD_BIAS: "mlm_head/output_bias"}
-    if not model.tie_word_embeddings:
-        paths[_DECODER] = "mlm_head/output_kernel"
+    paths = (
+        {_TIED_BIAS: "mlm_head/output_bias"}
+        if model.tie_word_embeddings
+        else {f"{_DECODER}.weight": "mlm_head/output_kernel", f"{_DECODER}.bias": "mlm_head/output_bias"}
+    )
     for weight in weights(model):
         if weight.name not in paths:
             module, leaf = weight.name.rsplit(".", 1)

@@ -17,7 +17,7 @@ Results = list[dict[str, np.ndarray]]
 
 
 def run(
-    framework: str, ranks: int, directory: Path, names: Iterable[str] = POLICIES, wire: str = "mpi"
+    framework: str, ranks: int, directory: Path, names: Iterable[str] = POLICIES, wire: str = "mpirun"
 ) -> Results:
     done = launch(ranks, [worker.__file__, framework, str(directory), *names], wire=wire, timeout=600)
     assert done.returncode == 0, done.stdout[-5000:]

@@ -35,7 +35,7 @@ POLICIES = {
     "cold powersgd": "{type: powersgd, start_powerSGD_iter: 0, warm_start: false}",
     "int8 without feedback": "{type: int8, use_error_feedback: false, block_size: 64}",
 }
-QUICK = ("int8", "by name")
+QUICK = ("by name",)
 
 
 def test_the_frameworks_follow_one_curve(tmp_path: Path) -> None:

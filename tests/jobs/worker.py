@@ -1,6 +1,6 @@
 """worker.py FRAMEWORK SCENARIOS.json: trains several specs in one launch, so that tests pay start-up once.
 
-A scenario is {"name", "set": [overrides], "resume": a checkpoint or null}; rank 0 leaves each run in a folder
+A scenario is {"name", "set": [overrides], "resume": a checkpoint, if any}; rank 0 leaves each run in a folder
 of its name beside the file.
 """
 
@@ -24,7 +24,7 @@ def main() -> None:
     for scenario in json.loads(scenarios.read_text()):
         spec = load_spec("bert", scenario["set"])
         world = world or framework.init(spec)
-        resume = Path(scenario["resume"]) if scenario["resume"] else None
+        resume = Path(scenario["resume"]) if scenario.get("resume") else None
         train_spec(framework, world, spec, scenarios.parent / scenario["name"], resume)
     framework.shutdown()
 
