@@ -79,7 +79,8 @@ install_python_packages() {
         "$python" -m venv --clear "$venv"
     fi
     say "installing $torch, $tensorflow and hvdtrain into $venv (the first time: minutes)"
-    "$venv/bin/python" -m pip install -qq "$torch" "$tensorflow" -e '.[all,dev]'
+    # Without --no-compile pip compiles thousands of modules that nobody imports.
+    "$venv/bin/python" -m pip install -qq --no-compile "$torch" "$tensorflow" -e '.[all,dev]'
     fingerprint >"$stamp"
 }
 

@@ -46,6 +46,7 @@ def test_two_ranks_reduce(script: str, launcher: tuple[str, ...], tmp_path: Path
         assert answer == [2, [1.0, 3.0, 5.0, 7.0, 9.0], [3.0, 3.0]]
 
 
+@pytest.mark.slow
 def test_check_build_lists_what_was_built(tmp_path: Path) -> None:
     said = run("horovodrun", "--check-build", cwd=tmp_path).stdout
     for feature in ("TensorFlow", "PyTorch", "MPI", "Gloo"):

@@ -10,6 +10,8 @@ import pytest
 
 from tests.jobs.runs import launch
 
+# Who fails and what is said is the core's doing: one framework shows it in the quick suite.
+SLOW = pytest.mark.slow
 FAULTY = "tests.jobs.faulty"
 # A launcher has 30 s to end a job in which one rank failed; start-up comes on top.
 TIMEOUT = 300.0
@@ -19,7 +21,9 @@ def fail(framework: str, fault: str, wire: str, output_dir: Path) -> subprocess.
     return launch(2, ["-m", FAULTY, framework, fault, str(output_dir)], wire, TIMEOUT)
 
 
-@pytest.mark.parametrize(("framework", "wire"), [("torch", "gloo"), ("tensorflow", "mpi")])
+@pytest.mark.parametrize(
+    ("framework", "wire"), [("torch", "gloo"), pytest.param("tensorflow", "mpi", marks=SLOW)]
+)
 def test_a_raising_rank_ends_the_job_with_its_error(framework: str, wire: str, tmp_path: Path) -> None:
     done = fail(framework, "raise", wire, tmp_path / "out")
     assert done.returncode != 0
@@ -28,7 +32,9 @@ def test_a_raising_rank_ends_the_job_with_its_error(framework: str, wire: str, t
     assert not (tmp_path / "out" / "model").exists()
 
 
-@pytest.mark.parametrize(("framework", "wire"), [("torch", "mpi"), ("tensorflow", "gloo")])
+@pytest.mark.parametrize(
+    ("framework", "wire"), [("torch", "mpi"), pytest.param("tensorflow", "gloo", marks=SLOW)]
+)
 def test_a_killed_rank_ends_the_job(framework: str, wire: str, tmp_path: Path) -> None:
     done = fail(framework, "kill", wire, tmp_path / "out")
     assert done.returncode != 0

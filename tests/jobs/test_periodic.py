@@ -149,6 +149,7 @@ def test_bytes_are_those_of_the_plan_and_nothing_is_sent_between_exchanges(
     assert sum(line["samples"] for line in lines) == samples
 
 
+@pytest.mark.slow
 def test_adasum_without_mpi_is_refused(tmp_path: Path) -> None:
     listing = tmp_path / "scenarios.json"
     listing.write_text('[{"name": "refused", "set": ["compression.type=adasum"]}]')

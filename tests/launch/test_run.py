@@ -57,7 +57,10 @@ def wait_for(condition: Callable[[], bool]) -> None:
         time.sleep(0.05)
 
 
-@pytest.mark.parametrize("launch", [GLOO, MPI_BY_HOROVOD, MPI])
+SLOW = pytest.mark.slow
+
+
+@pytest.mark.parametrize("launch", [GLOO, pytest.param(MPI_BY_HOROVOD, marks=SLOW), MPI])
 def test_success(launch: tuple[str, str], tmp_path: Path) -> None:
     status, out, err = Job(launch, tmp_path, "allreduce.py").finish()
     assert status == 0, err
@@ -72,9 +75,9 @@ def test_success(launch: tuple[str, str], tmp_path: Path) -> None:
     [
         (GLOO, "raise", 1),
         (GLOO, "kill", 1),
-        (MPI_BY_HOROVOD, "raise-while-others-compute", 0),
-        (MPI_BY_HOROVOD, "kill", 1),
-        (MPI, "raise", 1),
+        pytest.param(MPI_BY_HOROVOD, "raise-while-others-compute", 0, marks=SLOW),
+        pytest.param(MPI_BY_HOROVOD, "kill", 1, marks=SLOW),
+        pytest.param(MPI, "raise", 1, marks=SLOW),
         (MPI, "raise-while-others-compute", 0),
         (MPI, "kill", 0),
     ],
@@ -92,7 +95,12 @@ def test_failing_rank_ends_the_job(launch: tuple[str, str], fault: str, failing:
 
 
 @pytest.mark.parametrize(
-    ("launch", "signum"), [(GLOO, signal.SIGINT), (MPI_BY_HOROVOD, signal.SIGINT), (MPI, signal.SIGTERM)]
+    ("launch", "signum"),
+    [
+        (GLOO, signal.SIGINT),
+        pytest.param(MPI_BY_HOROVOD, signal.SIGINT, marks=SLOW),
+        (MPI, signal.SIGTERM),
+    ],
 )
 def test_stopping_leaves_no_process(launch: tuple[str, str], signum: signal.Signals, tmp_path: Path) -> None:
     job = Job(launch, tmp_path, "fault.py", "none", "0", str(tmp_path))
