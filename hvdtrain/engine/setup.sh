@@ -79,8 +79,7 @@ install_python_packages() {
         "$python" -m venv --clear "$venv"
     fi
     say "installing $torch, $tensorflow and hvdtrain into $venv (the first time: minutes)"
-    # Without --no-compile pip compiles thousands of modules that nobody imports.
-    "$venv/bin/python" -m pip install -qq --no-compile "$torch" "$tensorflow" -e '.[all,dev]'
+    "$venv/bin/python" -m pip install -qq "$torch" "$tensorflow" -e '.[all,dev]'
     fingerprint >"$stamp"
 }
 
