@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 import time
 from collections.abc import Generator, Iterator
@@ -23,8 +22,9 @@ from hvdtrain.core.results import TrainingResult
 from hvdtrain.core.resume import gather_state, resume
 from hvdtrain.core.schedules import schedule_factor
 from hvdtrain.core.spec import JobSpec
+from hvdtrain.core.start import check_data, common_weights
 from hvdtrain.core.state import TrainingState, save_state
-from hvdtrain.core.weights import ModelFamily, Weight, initial_weights
+from hvdtrain.core.weights import ModelFamily, Weight
 from hvdtrain.core.world import World
 
 _MAX_SKIPS_IN_A_ROW = 50
@@ -65,10 +65,10 @@ class BaseTrainer(Adapter):
         self.windows = 0
         self.samples_consumed = 0
         self._weights: tuple[Weight, ...] = family.weights(spec.model)
-        self._check_data()
+        check_data(self)
         self._build()
         if resume_from is None:
-            self.load_weights(self._initial_weights())
+            self.load_weights(common_weights(self, self._weights))
         else:
             resume(self, resume_from)
 
@@ -246,15 +246,6 @@ class BaseTrainer(Adapter):
     def _due(self, every: int | None) -> bool:
         return every is not None and self.step % every == 0
 
-    def _check_data(self) -> None:
-        mine = np.frombuffer(hashlib.sha256(self.dataset.fingerprint.encode()).digest(), dtype=np.int64)
-        if not np.array_equal(mine, self.broadcast(mine.copy())):
-            raise TrainingError(
-                f"rank {self.world.rank}: this node prepared other data than rank 0's node "
-                "(corpus, tokenizer or split differ; python-docs differs between Python versions): "
-                "give every node the same files"
-            )
-
     def _open_log(self, stack: ExitStack) -> tuple[MetricLog | None, Progress | None]:
         if not self.world.is_chief:
             return None, None
@@ -263,10 +254,3 @@ class BaseTrainer(Adapter):
         if not self.spec.logging.progress_bar:
             return log, None
         return log, stack.enter_context(Progress(self.plan.max_steps))
-
-    def _initial_weights(self) -> dict[str, np.ndarray]:
-        model = self.spec.model
-        arrays = initial_weights(self._weights, self.spec.seed, model.initializer_range, model.dtype)
-        flat = self.broadcast(np.concatenate([arrays[w.name].ravel() for w in self._weights]))
-        parts = np.split(flat, np.cumsum([w.size for w in self._weights])[:-1])
-        return {w.name: part.reshape(w.shape) for w, part in zip(self._weights, parts, strict=True)}

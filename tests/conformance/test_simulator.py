@@ -56,6 +56,20 @@ def test_all_ranks_have_the_same_and_count_the_planned_bytes(
             assert len(set(simulator.wire_bytes)) == 1
 
 
+@pytest.mark.slow
+@EVERY
+def test_a_huge_bucket_as_well(policy: Policy) -> None:
+    layout = bucket(0, (2000, 1501), (7,))
+    given_ = gradients(1, 2, layout.size, "float32")
+    simulator = Simulator(policy, layout, 2, dtype="float32")
+    found = simulator.reduce(given_, 1)
+    assert found[0].tobytes() == found[1].tobytes()
+    assert np.isfinite(found[0]).all()
+    # What arrived is of the same mind as the truth, however little it was.
+    assert float(found[0] @ given_.sum(axis=0)) > 0.0
+    assert set(simulator.wire_bytes) == {policy.at(1).wire_bytes(layout, 4, 2)}
+
+
 @settings(max_examples=40, deadline=None)
 @given(
     name=st.sampled_from(KEEPS_WHAT_IT_LOSES),
