@@ -43,6 +43,22 @@ def test_the_frameworks_follow_one_curve(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_a_repeated_run_is_the_same_to_the_bit(tmp_path: Path) -> None:
+    for framework in FRAMEWORKS:
+        names = ("int8", "powersgd", "randomk", "fp16")
+        scenarios = {
+            f"{name} {time}": [*SETTINGS, "max_steps=15", f"compression={POLICIES[name]}"]
+            for name in names
+            for time in ("first", "again")
+        }
+        runs = train_all(tmp_path / framework, framework, 2, scenarios)
+        for name in names:
+            lines = [read_metrics(runs[f"{name} {time}"])[0] for time in ("first", "again")]
+            first, again = ([line["loss"] for line in found] for found in lines)
+            assert first == again, name
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name in POLICIES if name not in QUICK])
 def test_the_frameworks_follow_one_curve_whatever_the_policy(name: str, tmp_path: Path) -> None:
     compare(tmp_path, {name: POLICIES[name]})
