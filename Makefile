@@ -28,6 +28,7 @@ demo: setup  ## train the default BERT in PyTorch and in TensorFlow on 2 ranks, 
 test: setup  ## the tests
 	@$(BIN)/python -m pytest
 
+test-all: export EMULATED_HOSTS := 1
 test-all: setup  ## the tests, those included that take many minutes (CUDA build)
 	@$(BIN)/python -m pytest -m ""
 

@@ -44,6 +44,11 @@ missing_wanted() {
     command -v mpirun >/dev/null || echo openmpi-bin
     command -v mpicxx >/dev/null || echo libopenmpi-dev
     command -v ssh >/dev/null || echo openssh-client
+    # Hosts emulated on this machine, for tests.
+    if [ -n "${EMULATED_HOSTS:-}" ]; then
+        [ -x /usr/sbin/sshd ] || echo openssh-server
+        command -v ip >/dev/null || echo iproute2
+    fi
 }
 
 install_system_packages() {
