@@ -82,8 +82,9 @@ def _measure(hosts: Cluster, framework: str, overrides: list[str], names: tuple[
         where = ",".join(f"{name}:1" for name in names)
         command = [
             *(str(binaries / "horovodrun"), "-np", str(len(names)), "--gloo", "-H", where),
-            *("--network-interface", "eth0", sys.executable, "-m", f"hvdtrain.{framework}.job"),
-            *(*settings, "--output-dir", folder),
+            # One rank alone is on its own host, which horovodrun looks for on lo.
+            *("--network-interface", "eth0") * (len(names) > 1),
+            *(sys.executable, "-m", f"hvdtrain.{framework}.job", *settings, "--output-dir", folder),
         ]
         env = {**os.environ, "PATH": f"{binaries}:{os.environ['PATH']}", "TF_CPP_MIN_LOG_LEVEL": "3"}
         status, output = hosts.run(hosts.names[0], command, cwd=Path.cwd(), env=env, timeout_s=600)
