@@ -35,6 +35,7 @@ LAUNCHERS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("launcher", LAUNCHERS.values(), ids=LAUNCHERS)
 @pytest.mark.parametrize("script", [TORCH, TENSORFLOW], ids=["torch", "tensorflow"])
 def test_two_ranks_reduce(script: str, launcher: tuple[str, ...], tmp_path: Path) -> None:

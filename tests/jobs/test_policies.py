@@ -35,11 +35,6 @@ POLICIES = {
     "cold powersgd": "{type: powersgd, start_powerSGD_iter: 0, warm_start: false}",
     "int8 without feedback": "{type: int8, use_error_feedback: false, block_size: 64}",
 }
-QUICK = ("by name",)
-
-
-def test_the_frameworks_follow_one_curve(tmp_path: Path) -> None:
-    compare(tmp_path, {name: POLICIES[name] for name in QUICK})
 
 
 @pytest.mark.slow
@@ -59,7 +54,7 @@ def test_a_repeated_run_is_the_same_to_the_bit(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", [name for name in POLICIES if name not in QUICK])
+@pytest.mark.parametrize("name", POLICIES)
 def test_the_frameworks_follow_one_curve_whatever_the_policy(name: str, tmp_path: Path) -> None:
     compare(tmp_path, {name: POLICIES[name]})
 
