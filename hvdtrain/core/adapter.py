@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from typing import Any
 
 import numpy as np
 
@@ -13,6 +14,11 @@ from hvdtrain.core.results import UpdateResult
 
 class Adapter(ABC):
     """The part of a trainer that differs between frameworks."""
+
+    # The adapter's own classes; their states are read and written alike.
+    _model: Any
+    _optimizer: Any
+    _reducer: Any
 
     @abstractmethod
     def _build(self) -> None:
@@ -63,31 +69,31 @@ class Adapter(ABC):
     def broadcast(self, values: np.ndarray) -> np.ndarray:
         """Rank 0's copy of a vector."""
 
-    @abstractmethod
     def read_weights(self) -> dict[str, np.ndarray]:
         """Copies of the weights by Hugging Face name, in the Hugging Face layout."""
+        return self._model.read()
 
-    @abstractmethod
     def load_weights(self, arrays: dict[str, np.ndarray]) -> None:
         """Set every weight from arrays by Hugging Face name, in the Hugging Face layout."""
+        self._model.write(arrays)
 
-    @abstractmethod
     def read_moments(self) -> dict[str, np.ndarray]:
         """Copies of the optimizer's moments as `WEIGHT.exp_avg`, in the Hugging Face layout."""
+        return self._optimizer.read()
 
-    @abstractmethod
     def load_moments(self, arrays: dict[str, np.ndarray], updates: int) -> None:
         """Set what `read_moments` read, after so many updates."""
+        self._optimizer.write(arrays, updates)
 
-    @abstractmethod
     def read_compression(self) -> list[dict[str, np.ndarray]]:
         """Copies of this rank's compression state, a mapping a bucket, in the Hugging Face layout."""
+        return self._reducer.read()
 
-    @abstractmethod
     def load_compression(self, states: list[dict[str, np.ndarray]]) -> None:
         """Set what `read_compression` read."""
+        self._reducer.write(states)
 
     @property
-    @abstractmethod
     def wire_bytes(self) -> int:
         """Bytes of gradients and weights this rank has handed to collectives so far."""
+        return self._reducer.wire_bytes

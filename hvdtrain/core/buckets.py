@@ -78,6 +78,6 @@ def plan_buckets(
         filling[group(weight.name)] = [*members, weight]
     closed += filling.values()
     return tuple(
-        Bucket(i, tuple(sorted(m, key=lambda w: not w.decays)), touched_rows(m[0]) if len(m) == 1 else None)
+        Bucket(i, tuple(sorted(m, key=lambda w: not w.decays)), touched_rows(m[0]))
         for i, m in enumerate(closed)
     )

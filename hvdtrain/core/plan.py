@@ -141,15 +141,7 @@ def make_plan(
     epochs = spec.num_train_epochs or 0.0
     max_steps = spec.max_steps or _updates(spec.seed, train_tokens, accumulation, epochs)
     itemsize = np.dtype(spec.model.dtype).itemsize
-    most = _most_tokens(accumulation, spec.data.max_seq_length)
-
-    def touched_rows(weight: Weight) -> int | None:
-        if not weight.lookup or most >= weight.shape[0]:
-            return None
-        return most if pays((weight.shape[0], weight.shape[1]), most, itemsize, size) else None
-
-    cap_bytes = spec.communication.bucket_cap_mb * _MIB
-    buckets = plan_buckets(weights, itemsize, cap_bytes, rules.group, touched_rows)
+    buckets = _buckets(spec, weights, accumulation, itemsize)
     parameters = sum(w.size for w in weights)
     return Plan(
         size=size,
@@ -179,6 +171,21 @@ def make_plan(
         cycle_time_ms=spec.communication.cycle_time_ms or CYCLE_TIME_MS,
         notes=rules.not_yet(max_steps),
     )
+
+
+def _buckets(
+    spec: JobSpec, weights: Sequence[Weight], accumulation: Accumulation, itemsize: int
+) -> tuple[Bucket, ...]:
+    most = _most_tokens(accumulation, spec.data.max_seq_length)
+
+    def touched_rows(weight: Weight) -> int | None:
+        if not weight.lookup or most >= weight.shape[0]:
+            return None
+        rows, columns = weight.shape
+        return most if pays((rows, columns), most, itemsize, accumulation.size) else None
+
+    cap_bytes = spec.communication.bucket_cap_mb * _MIB
+    return plan_buckets(weights, itemsize, cap_bytes, spec.rules.group, touched_rows)
 
 
 def _updates(seed: int, tokens: NDArray[np.int64], accumulation: Accumulation, epochs: float) -> int:

@@ -26,12 +26,12 @@ if TYPE_CHECKING:
 
 
 def gather_state(trainer: BaseTrainer) -> TrainingState:
-    """Everything beside the weights, on every rank; a collective where ranks hold residuals of their own."""
+    """Everything beside the weights, moments on rank 0 alone; a collective where ranks hold residuals."""
     rules, buckets = trainer.spec.rules, trainer.plan.buckets
     states = zip(buckets, trainer.read_compression(), strict=True)
     return TrainingState(
         Position(trainer.step, trainer.windows, trainer.samples_consumed),
-        trainer.read_moments(),
+        trainer.read_moments() if trainer.world.is_chief else {},
         tuple(_gather(trainer, rules.policy(bucket), arrays) for bucket, arrays in states),
         layout_of(buckets, rules),
         _order(trainer),

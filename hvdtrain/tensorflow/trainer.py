@@ -75,41 +75,14 @@ class Trainer(BaseTrainer):
         """Rank 0's copy of a vector."""
         return world.broadcast(values, "broadcast")
 
-    def read_weights(self) -> dict[str, np.ndarray]:
-        """Copies of the weights by Hugging Face name."""
-        return self._model.read()
-
-    def load_weights(self, arrays: dict[str, np.ndarray]) -> None:
-        """Set every weight by Hugging Face name."""
-        self._model.write(arrays)
-
-    def read_moments(self) -> dict[str, np.ndarray]:
-        """Copies of the optimizer's moments."""
-        return self._optimizer.read()
-
-    def load_moments(self, arrays: dict[str, np.ndarray], updates: int) -> None:
-        """Set the optimizer's moments."""
-        self._optimizer.write(arrays, updates)
-
-    def read_compression(self) -> list[dict[str, np.ndarray]]:
-        """Copies of this rank's compression state."""
-        return self._reducer.read()
-
-    def load_compression(self, states: list[dict[str, np.ndarray]]) -> None:
-        """Set this rank's compression state."""
-        self._reducer.write(states)
-
-    @property
-    def wire_bytes(self) -> int:
-        """Bytes this rank has handed to collectives so far."""
-        return self._reducer.wire_bytes
-
     def _compiled(
         self, finish: Callable[..., Any], update: int, window: Window
     ) -> tf.types.experimental.PolymorphicFunction:
         # Which collectives a graph holds, and whether there are totals, is fixed when it is traced.
         key = finish, self.spec.rules.at(update), len(window.micro_batches) > 1
-        return self._compiled_finishes.setdefault(key, tf.function(finish))
+        if key not in self._compiled_finishes:
+            self._compiled_finishes[key] = tf.function(finish)
+        return self._compiled_finishes[key]
 
     def _accumulate_early(
         self, window: Window, divisor: float, update: int

@@ -59,35 +59,6 @@ class Trainer(BaseTrainer):
         """Rank 0's copy of a vector."""
         return world.broadcast(values, "broadcast")
 
-    def read_weights(self) -> dict[str, np.ndarray]:
-        """Copies of the weights by Hugging Face name."""
-        return self._model.read()
-
-    def load_weights(self, arrays: dict[str, np.ndarray]) -> None:
-        """Set every weight by Hugging Face name."""
-        self._model.write(arrays)
-
-    def read_moments(self) -> dict[str, np.ndarray]:
-        """Copies of the optimizer's moments."""
-        return self._optimizer.read()
-
-    def load_moments(self, arrays: dict[str, np.ndarray], updates: int) -> None:
-        """Set the optimizer's moments."""
-        self._optimizer.write(arrays, updates)
-
-    def read_compression(self) -> list[dict[str, np.ndarray]]:
-        """Copies of this rank's compression state."""
-        return self._reducer.read()
-
-    def load_compression(self, states: list[dict[str, np.ndarray]]) -> None:
-        """Set this rank's compression state."""
-        self._reducer.write(states)
-
-    @property
-    def wire_bytes(self) -> int:
-        """Bytes this rank has handed to collectives so far."""
-        return self._reducer.wire_bytes
-
     def _accumulate(self, window: Window, divisor: float, update: int) -> float:
         self._reducer.start_window(update)
         *early, last = [tensors(batch) for batch in window.micro_batches]

@@ -5,9 +5,8 @@ from __future__ import annotations
 from typing import Literal
 
 from hvdtrain.core.buckets import Bucket
-from hvdtrain.core.compression.protocol import AllGather, Array, Ops, Policy, Reduction, State
-
-_INDEX_BYTES = 4
+from hvdtrain.core.compression.positions import POSITION_BYTES, gather_and_sum
+from hvdtrain.core.compression.protocol import Array, Ops, Policy, Reduction, State
 
 
 class SparseRows(Policy):
@@ -21,19 +20,13 @@ class SparseRows(Policy):
 
     def reduce(self, ops: Ops, bucket: Bucket, flat: Array, state: State, update: Array) -> Reduction:
         """One allgather of rows and int32 positions; every rank sums them in the order of ranks."""
-        (shape,), touched, dtype = bucket.shapes, bucket.touched_rows, ops.dtype(flat)
-        assert touched is not None
-        rows, columns = shape
+        (shape,) = bucket.shapes
+        assert bucket.touched_rows is not None
         matrix = ops.reshape(flat, shape)
-        indices = ops.top_k(ops.max(abs(matrix)), touched)
+        indices = ops.top_k(ops.magnitude(matrix), bucket.touched_rows)
         # Comparisons with NaN are arbitrary: its row might not be among the chosen.
-        values = ops.reshape(ops.take(matrix, indices), (-1,)) + ops.poison(flat)
-        gathered = yield AllGather(ops.concat([ops.to_bytes(values), ops.to_bytes(indices)]))
-        total = ops.zeros((rows, columns), dtype)
-        for rank in range(ops.ranks):
-            tail = gathered.shape[1] - _INDEX_BYTES * touched
-            theirs = ops.reshape(ops.from_bytes(gathered[rank, :tail], dtype), (touched, columns))
-            total = ops.scatter_add(total, ops.from_bytes(gathered[rank, tail:], "int32"), theirs)
+        told = ops.take(matrix, indices) + ops.poison(flat)
+        total = yield from gather_and_sum(ops, told, indices, shape)
         return ops.reshape(total, (-1,)), state
 
     def wire_bytes(self, bucket: Bucket, itemsize: int, ranks: int) -> int:
@@ -44,7 +37,7 @@ class SparseRows(Policy):
 
 def rows_bytes(touched: int, columns: int, itemsize: int) -> int:
     """Bytes of so many rows with their positions."""
-    return touched * (columns * itemsize + _INDEX_BYTES)
+    return touched * (columns * itemsize + POSITION_BYTES)
 
 
 def pays(shape: tuple[int, int], touched: int, itemsize: int, ranks: int) -> bool:

@@ -167,13 +167,14 @@ class StackedOps:
         return Stacked(np.sort(found, axis=1).astype(np.int32))
 
     def take(self, flat: Stacked, indices: Stacked) -> Stacked:
-        """The elements of a vector at `indices`."""
+        """The elements of a vector, or the rows of a matrix, at `indices`."""
         if len(indices.rows) == 1:
             return Stacked(flat.rows[:, indices.rows[0]])
-        return Stacked(np.take_along_axis(_every(flat.rows, len(indices.rows)), indices.rows, axis=1))
+        count = len(indices.rows)
+        return Stacked(_every(flat.rows, count)[np.arange(count)[:, None], indices.rows])
 
     def scatter_add(self, target: Stacked, indices: Stacked, values: Stacked) -> Stacked:
-        """`target` with each value added at its index."""
+        """`target` with each value, or row, added at its index."""
         count = max(len(array.rows) for array in (target, indices, values))
         rows = target.rows if len(target.rows) == count else _every(target.rows, count).copy()
         rows[np.arange(count)[:, None], indices.rows] += values.rows

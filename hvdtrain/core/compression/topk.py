@@ -8,9 +8,9 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field, model_validator
 
 from hvdtrain.core.buckets import Bucket
-from hvdtrain.core.compression.protocol import AllGather, Array, Ops, Policy, Reduction, State
+from hvdtrain.core.compression.positions import POSITION_BYTES, gather_and_sum
+from hvdtrain.core.compression.protocol import Array, Ops, Policy, Reduction, State
 
-_INDEX_BYTES = 4
 # The paper's warm-up: 25 % at first, then a quarter of that, and so on.
 _WARMUP_FACTOR = 0.25
 
@@ -68,20 +68,13 @@ class TopK(Policy):
 
     def reduce(self, ops: Ops, bucket: Bucket, flat: Array, state: State, update: Array) -> Reduction:
         """One allgather of values and int32 positions; every rank sums them in the order of ranks."""
-        dtype = ops.dtype(flat)
         step = self._step(ops, flat, state)
         waiting = step + state["residual"] if self.use_error_feedback else step
         indices = ops.top_k(abs(waiting), _count(self.ratio, bucket.size))
         values = ops.take(waiting, indices)
         # Comparisons with NaN are arbitrary: it might not be among the largest.
         told = values + ops.poison(waiting)
-        gathered = yield AllGather(ops.concat([ops.to_bytes(told), ops.to_bytes(indices)]))
-        total = ops.zeros((bucket.size,), dtype)
-        for rank in range(ops.ranks):
-            tail = gathered.shape[1] - _INDEX_BYTES * indices.shape[0]
-            theirs = ops.from_bytes(gathered[rank, :tail], dtype)
-            places = ops.from_bytes(gathered[rank, tail:], "int32")
-            total = ops.scatter_add(total, places, theirs)
+        total = yield from gather_and_sum(ops, told, indices, (bucket.size,))
         found: State = {}
         if self.momentum:
             found["momentum"] = ops.scatter_add(step, indices, -ops.take(step, indices))
@@ -91,7 +84,7 @@ class TopK(Policy):
 
     def wire_bytes(self, bucket: Bucket, itemsize: int, ranks: int) -> int:
         """A value and four bytes of position for each element sent."""
-        return _count(self.ratio, bucket.size) * (itemsize + _INDEX_BYTES)
+        return _count(self.ratio, bucket.size) * (itemsize + POSITION_BYTES)
 
     def _step(self, ops: Ops, flat: Array, state: State) -> Array:
         if self.local_clipping is not None:
