@@ -21,6 +21,7 @@ POLICIES: dict[str, Policy] = {
     "int8 small blocks": Int8(block_size=7),
     "int8 without feedback": Int8(use_error_feedback=False),
     "sign": Sign(),
+    "sign small blocks": Sign(block_size=5),
     "sign without feedback": Sign(use_error_feedback=False),
     "topk": TopK(),
     "topk without feedback": TopK(ratio=0.1, use_error_feedback=False),

@@ -224,10 +224,14 @@ def test_dgc_by_the_paper_on_one_rank() -> None:
         u, v = np.where(mask, 0.0, u), np.where(mask, 0.0, v)
 
 
-def test_sign_sends_the_mean_magnitude_of_each_weight() -> None:
+@pytest.mark.parametrize(
+    ("block_size", "expected"),
+    [(2, [2.0, -2.0, 15.0, 15.0, -30.0]), (3, [14 / 3, -14 / 3, 14 / 3, 25.0, -25.0]), (256, [12.8] * 5)],
+)
+def test_sign_sends_the_mean_magnitude_of_each_block(block_size: int, expected: list[float]) -> None:
     given_ = np.array([[1.0, -3.0, 10.0, 20.0, -30.0]])
-    found = Simulator(Sign(), bucket(0, (2,), (3,)), 1).reduce(given_, 1)[0]
-    np.testing.assert_array_equal(found, [2.0, -2.0, 20.0, 20.0, -20.0])
+    found = Simulator(Sign(block_size=block_size), bucket(0, (2,), (3,)), 1).reduce(given_, 1)[0]
+    np.testing.assert_allclose(found, np.copysign(expected, given_[0]), rtol=1e-6)
 
 
 def test_randomk_sends_every_element_in_time() -> None:
