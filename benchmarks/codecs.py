@@ -27,6 +27,7 @@ from rich.table import Table
 from hvdtrain.core.buckets import Bucket, plan_buckets
 from hvdtrain.core.compression import POLICIES
 from hvdtrain.core.compression.protocol import Policy
+from hvdtrain.core.environment import keep_freed_memory
 from hvdtrain.core.sections import ModelSpec
 from hvdtrain.models import bert
 
@@ -71,6 +72,7 @@ def codecs(
     json_file: Annotated[Path | None, typer.Option("--json", help="Write all figures here.")] = None,
 ) -> None:
     """Measure every policy's codec, taking turns."""
+    keep_freed_memory()
     console = Console()
     load = os.getloadavg()[0]
     bucket = bert_bucket(mib * _MIB)

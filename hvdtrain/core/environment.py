@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 
 from hvdtrain.core.plan import CYCLE_TIME_MS
 from hvdtrain.core.sections import CommunicationSpec
 
 _MIB = 2**20
+# Of glibc's malloc.h.
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 _RANK_VARIABLES = ("HOROVOD_RANK", "OMPI_COMM_WORLD_RANK", "PMI_RANK", "SLURM_PROCID")
 
 
@@ -24,6 +27,18 @@ def horovod_environment(communication: CommunicationSpec) -> None:
         os.environ["HOROVOD_FUSION_THRESHOLD"] = str(int(communication.fusion_threshold_mb * _MIB))
     # Open MPI 4.1 spins while it waits, which takes the core from a computing rank beside it.
     os.environ.setdefault("OMPI_MCA_mpi_yield_when_idle", "1")
+
+
+def keep_freed_memory() -> None:
+    """Have the C library keep what it is given back, for the next update needs as much again.
+
+    Where the library is not glibc, nothing is done. Blocks above 32 MiB go back all the same.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        # Without these, each update has the system map and clear the memory of its activations anew.
+        mallopt(_M_MMAP_THRESHOLD, 32 * _MIB)
+        mallopt(_M_TRIM_THRESHOLD, 1024 * _MIB)
 
 
 def usable_cores() -> int:

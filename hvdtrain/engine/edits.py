@@ -6,8 +6,10 @@ import hashlib
 from collections.abc import Iterable
 from pathlib import Path
 
+from hvdtrain.engine.codec_edits import CODEC_EDITS
 from hvdtrain.engine.edit import Edit, patch
 from hvdtrain.engine.versions import Versions
+from hvdtrain.engine.wake_edits import WAKE_EDITS
 from hvdtrain.engine.wire_edits import WIRE_EDITS
 
 RECORD_FILE = "hvdtrain_engine.json"
@@ -132,4 +134,6 @@ EDITS = (
         "the installed package has to say what it was built from",
     ),
     *WIRE_EDITS,
+    *CODEC_EDITS,
+    *WAKE_EDITS,
 )

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
+from horovod.tensorflow.mpi_ops import MPI_LIB
 
 from hvdtrain.core.compression import noise, selection
 from hvdtrain.core.compression.bits import GATHER, SIGNS
@@ -67,10 +69,6 @@ class Ops:
         """Rows and columns exchanged."""
         return tf.transpose(matrix)
 
-    def repeat(self, values: tf.Tensor, counts: Sequence[int]) -> tf.Tensor:
-        """A vector of each value as often as its count says."""
-        return tf.concat([tf.fill([n], v) for v, n in zip(tf.unstack(values), counts, strict=True)], 0)
-
     def max(self, array: tf.Tensor) -> tf.Tensor:
         """The largest element along the last axis."""
         return tf.reduce_max(array, -1)
@@ -105,12 +103,23 @@ class Ops:
 
     def narrow(self, flat: tf.Tensor, scale: tf.Tensor, limit: float) -> tuple[tf.Tensor, tf.Tensor]:
         """`flat * scale` as float16, and how many elements exceed `limit`."""
-        return _narrow(flat, scale, tf.constant(limit, flat.dtype))
+        narrow = _codec("narrow", flat.dtype) or _narrow
+        return narrow(flat, scale, tf.constant(limit, flat.dtype))
 
     def widen(self, halves: tf.Tensor, scale: tf.Tensor, flat: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         """The inverse of `narrow`: `halves / scale` and its largest magnitude."""
+        if codec := _codec("widen", scale.dtype):
+            return codec(halves, 1.0 / scale)
         wide = _widen(halves, scale)
         return wide, tf.cast(self.magnitude(wide), tf.float32)
+
+    def shorten(self, flat: tf.Tensor, residual: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        """`flat + residual` as bfloat16, and what its rounding took."""
+        if codec := _codec("shorten", flat.dtype):
+            return codec(flat, residual)
+        whole = flat + residual
+        sent = tf.cast(whole, tf.bfloat16)
+        return sent, whole - tf.cast(sent, flat.dtype)
 
     def power_of_two(self, array: tf.Tensor) -> tf.Tensor:
         """The largest power of two not above each element: its exponent bits alone."""
@@ -172,6 +181,13 @@ class Ops:
             return noise.orthonormal(rows, columns, self.seed, purpose, u, *indices)
 
         return _draw(draw, update, "float64", rows, columns)
+
+
+def _codec(name: str, dtype: tf.DType) -> Callable[..., Any] | None:
+    """A codec that makes one pass, where Horovod was built with it and it takes such a vector."""
+    if dtype == tf.float32 and not tf.config.list_logical_devices("GPU"):
+        return getattr(MPI_LIB, f"horovod_{name}", None)
+    return None
 
 
 # Compiled by XLA, which makes one loop of several verbs; a whole step cannot be, for Horovod is in its midst.

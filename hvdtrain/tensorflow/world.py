@@ -7,7 +7,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from hvdtrain.core.environment import horovod_environment, usable_cores
+from hvdtrain.core.environment import horovod_environment, keep_freed_memory, usable_cores
 from hvdtrain.core.spec import JobSpec
 from hvdtrain.core.world import World
 
@@ -22,6 +22,7 @@ def init(spec: JobSpec) -> World:
         This rank's place.
     """
     horovod_environment(spec.communication)
+    keep_freed_memory()
     hvd.init()
     nccl = hvd.nccl_built() and tf.config.list_physical_devices("GPU")
     mpi = hvd.mpi_enabled() and not nccl

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
+from horovod.torch import mpi_lib_v2 as mpi_lib
 
 from hvdtrain.core.compression import noise, selection
 from hvdtrain.core.compression.bits import GATHER, SIGNS
@@ -64,10 +66,6 @@ class Ops:
         """Rows and columns exchanged."""
         return matrix.t()
 
-    def repeat(self, values: torch.Tensor, counts: Sequence[int]) -> torch.Tensor:
-        """A vector of each value as often as its count says."""
-        return torch.cat([value.expand(count) for value, count in zip(values, counts, strict=True)])
-
     def max(self, array: torch.Tensor) -> torch.Tensor:
         """The largest element along the last axis."""
         return array.amax(dim=-1)
@@ -103,6 +101,9 @@ class Ops:
         self, flat: torch.Tensor, scale: torch.Tensor, limit: float
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """`flat * scale` as float16, and how many elements exceed `limit`."""
+        if codec := _codec("narrow", flat):
+            halves, clips = codec(flat, float(scale), limit)
+            return halves, torch.tensor(clips)
         scaled = flat.mul_(scale)
         halves = scaled.half()
         # On a CPU looking is cheap, and hardly an update ever has anything to clip.
@@ -115,9 +116,19 @@ class Ops:
         self, halves: torch.Tensor, scale: torch.Tensor, flat: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """The inverse of `narrow`: `halves / scale` and its largest magnitude."""
+        if codec := _codec("widen", flat):
+            return flat, torch.tensor(codec(halves, 1.0 / float(scale), flat))
         # Copying first and multiplying in place spares a temporary as large as the bucket.
         wide = flat.copy_(halves).mul_(1.0 / scale)
         return wide, self.magnitude(halves).float() / scale.float()
+
+    def shorten(self, flat: torch.Tensor, residual: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """`flat + residual` as bfloat16, and what its rounding took."""
+        if codec := _codec("shorten", flat):
+            return codec(flat, residual)
+        flat += residual
+        sent = flat.bfloat16()
+        return sent, flat - sent
 
     def power_of_two(self, array: torch.Tensor) -> torch.Tensor:
         """The largest power of two not above each element: its exponent bits alone."""
@@ -173,6 +184,13 @@ class Ops:
     ) -> torch.Tensor:
         """Orthonormal columns."""
         return _tensor(noise.orthonormal(rows, columns, self.seed, purpose, update, *indices))
+
+
+def _codec(name: str, flat: torch.Tensor) -> Callable[..., Any] | None:
+    """A codec that makes one pass, where Horovod was built with it and it takes such a vector."""
+    if flat.dtype is torch.float32 and flat.is_contiguous() and not flat.is_cuda:
+        return getattr(mpi_lib, f"horovod_torch_{name}", None)
+    return None
 
 
 def _tensor(array: np.ndarray) -> torch.Tensor:

@@ -6,7 +6,7 @@ import horovod.torch as hvd
 import numpy as np
 import torch
 
-from hvdtrain.core.environment import horovod_environment, usable_cores
+from hvdtrain.core.environment import horovod_environment, keep_freed_memory, usable_cores
 from hvdtrain.core.spec import JobSpec
 from hvdtrain.core.world import World
 
@@ -21,6 +21,7 @@ def init(spec: JobSpec) -> World:
         This rank's place.
     """
     horovod_environment(spec.communication)
+    keep_freed_memory()
     hvd.init()
     nccl = hvd.nccl_built() and torch.cuda.is_available()
     mpi = hvd.mpi_enabled() and not nccl

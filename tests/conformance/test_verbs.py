@@ -60,6 +60,35 @@ def test_widen_undoes_the_scale_and_finds_the_largest(verbs: Verbs, dtype: str, 
     np.testing.assert_array_equal(back(top), np.abs(halves.astype(np.float32)).max() / 8.0)
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("odd", [0.0, 1e-40, 3e38, np.inf, -np.inf, np.nan])
+@pytest.mark.parametrize("size", [1, 7, 16, 1001])
+def test_what_shorten_sends_and_keeps_is_the_sum(verbs: Verbs, dtype: str, odd: float, size: int) -> None:
+    ops, there, back = verbs
+    flat, residual = np.random.default_rng(size).normal(size=(2, size)).astype(dtype)
+    flat[size // 2] = odd
+    sent, lost = ops.shorten(there(flat), there(residual))
+    assert ops.dtype(sent) == "bfloat16"
+    wide, whole = back(ops.cast(sent, dtype)), flat + residual
+    with np.errstate(all="ignore"):
+        expected = whole.astype("bfloat16").astype(dtype)
+        np.testing.assert_array_equal(wide, expected)
+        np.testing.assert_array_equal(back(lost), whole - expected)
+
+
+@pytest.mark.parametrize("size", [1, 8, 1003])
+def test_long_and_odd_vectors_are_narrowed_to_the_end(verbs: Verbs, size: int) -> None:
+    ops, there, back = verbs
+    flat = np.random.default_rng(size).normal(size=size).astype(np.float32)
+    flat[-1] = 5.0
+    halves, over = ops.narrow(there(flat), there(np.array(2.0, np.float32)), 8.0)
+    np.testing.assert_array_equal(back(halves), np.clip(2.0 * flat, -8.0, 8.0).astype(np.float16))
+    assert int(back(over)) == np.sum(np.abs(flat) > 4.0) > 0
+    wide, top = ops.widen(halves, there(np.array(2.0, np.float32)), there(np.zeros(size, np.float32)))
+    np.testing.assert_array_equal(back(wide), back(halves).astype(np.float32) / 2.0)
+    assert back(top) == np.abs(back(wide)).max()
+
+
 @pytest.mark.parametrize("odd", [0.0, np.inf, -np.inf, np.nan])
 def test_magnitude_is_of_each_row_and_not_finite_where_an_element_is_not(verbs: Verbs, odd: float) -> None:
     ops, there, back = verbs

@@ -33,16 +33,13 @@ class Bf16(Policy):
 
     def reduce(self, ops: Ops, bucket: Bucket, flat: Array, state: State, update: Array) -> Reduction:
         """One allreduce of the rounded bucket."""
-        dtype = ops.dtype(flat)
         if self.use_error_feedback:
-            flat += state["residual"]
-        sent = ops.cast(flat, "bfloat16")
-        if self.use_error_feedback:
-            # Weight by weight rather than all at once: what was just made is then still in the cache.
-            parts = zip(ops.split(flat, bucket.sizes), ops.split(sent, bucket.sizes), strict=True)
-            state = {"residual": ops.concat([part - ops.cast(rounded, dtype) for part, rounded in parts])}
+            sent, lost = ops.shorten(flat, state["residual"])
+            state = {"residual": lost}
+        else:
+            sent = ops.cast(flat, "bfloat16")
         total = yield AllReduce(sent)
-        return ops.cast(total, dtype, into=flat), state
+        return ops.cast(total, ops.dtype(flat), into=flat), state
 
     def wire_bytes(self, bucket: Bucket, itemsize: int, ranks: int) -> int:
         """Two bytes an element."""

@@ -66,10 +66,6 @@ class Ops:
         """Rows and columns exchanged."""
         return matrix.T
 
-    def repeat(self, values: _Array, counts: Sequence[int]) -> _Array:
-        """A vector of each value as often as its count says."""
-        return np.repeat(values, counts)
-
     def max(self, array: _Array) -> _Array:
         """The largest element along the last axis."""
         return np.max(array, axis=-1)
@@ -110,6 +106,13 @@ class Ops:
         """The inverse of `narrow`: `halves / scale` and its largest magnitude."""
         wide = halves.astype(flat.dtype) / scale
         return wide, np.max(np.abs(wide)).astype(np.float32)
+
+    def shorten(self, flat: _Array, residual: _Array) -> tuple[_Array, _Array]:
+        """`flat + residual` as bfloat16, and what its rounding took."""
+        whole = flat + residual
+        sent = self.cast(whole, "bfloat16")
+        with np.errstate(all="ignore"):
+            return sent, whole - self.cast(sent, self.dtype(flat))
 
     def power_of_two(self, array: _Array) -> _Array:
         """The largest power of two not above each element: its exponent bits alone."""

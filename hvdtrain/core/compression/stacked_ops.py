@@ -103,10 +103,6 @@ class StackedOps:
         """Rows and columns exchanged."""
         return Stacked(matrix.rows.swapaxes(1, 2))
 
-    def repeat(self, values: Stacked, counts: Sequence[int]) -> Stacked:
-        """A vector of each value as often as its count says."""
-        return Stacked(np.repeat(values.rows, counts, axis=1))
-
     def max(self, array: Stacked) -> Stacked:
         """The largest element along the last axis."""
         return Stacked(array.rows.max(axis=-1))
@@ -147,6 +143,13 @@ class StackedOps:
         """The inverse of `narrow`: `halves / scale` and its largest magnitude."""
         wide = self.cast(halves, self.dtype(flat)) / scale
         return wide, self.cast(self.max(abs(wide)), "float32")
+
+    def shorten(self, flat: Stacked, residual: Stacked) -> tuple[Stacked, Stacked]:
+        """`flat + residual` as bfloat16, and what its rounding took."""
+        whole = flat + residual
+        sent = self.cast(whole, "bfloat16")
+        with np.errstate(invalid="ignore"):
+            return sent, whole - self.cast(sent, self.dtype(flat))
 
     def power_of_two(self, array: Stacked) -> Stacked:
         """The largest power of two not above each element: its exponent bits alone."""

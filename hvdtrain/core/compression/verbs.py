@@ -62,10 +62,6 @@ class Ops(Protocol):
         """Rows and columns exchanged."""
         ...
 
-    def repeat(self, values: Array, counts: Sequence[int]) -> Array:
-        """A vector of each value as often as its count says."""
-        ...
-
     def max(self, array: Array) -> Array:
         """The largest element along the last axis."""
         ...
@@ -119,6 +115,10 @@ class Ops(Protocol):
         Returns:
             The vector, and the largest magnitude in it as float32; NaN when there is one.
         """
+        ...
+
+    def shorten(self, flat: Array, residual: Array) -> tuple[Array, Array]:
+        """`flat + residual` as bfloat16, and what its rounding took; may reuse the memory of `flat`."""
         ...
 
     def power_of_two(self, array: Array) -> Array:

@@ -25,6 +25,18 @@ struct BFloat16 {
 void SumFloat16(uint16_t* c, const uint16_t* a, const uint16_t* b, size_t n);
 void SumBFloat16(BFloat16* c, const BFloat16* a, const BFloat16* b, size_t n);
 
+// The codecs of 16-bit wires in one pass each. Callers cut vectors into pieces for their threads.
+
+// halves = flat * scale, rounded to nearest even; finite numbers beyond +-limit become the limit. Returns how many
+// exceeded it, infinities included.
+int64_t NarrowFloat16(uint16_t* halves, const float* flat, float scale, float limit, size_t n);
+
+// flat = halves * factor. Returns the largest bits of a magnitude: those of a NaN if there is one.
+uint16_t WidenFloat16(float* flat, const uint16_t* halves, float factor, size_t n);
+
+// sent = flat + residual as bfloat16; lost = what rounding took from it.
+void ShortenBFloat16(BFloat16* sent, float* lost, const float* flat, const float* residual, size_t n);
+
 #if HAVE_MPI
 void bfloat16_sum(void* invec, void* inoutvec, int* len, MPI_Datatype* datatype);
 void bfloat16_min(void* invec, void* inoutvec, int* len, MPI_Datatype* datatype);

@@ -1,0 +1,136 @@
+namespace {
+
+int64_t NarrowEach(uint16_t* halves, const float* flat, float scale, float limit, size_t n) {
+  int64_t clips = 0;
+  for (size_t i = 0; i < n; ++i) {
+    float x = flat[i] * scale;
+    if (std::fabs(x) > limit) {
+      ++clips;
+      x = std::isinf(x) ? x : std::copysign(limit, x);
+    }
+    Float2HalfBits(&x, halves + i);
+  }
+  return clips;
+}
+
+uint16_t WidenEach(float* flat, const uint16_t* halves, float factor, size_t n) {
+  int top = 0;
+  for (size_t i = 0; i < n; ++i) {
+    HalfBits2Float(halves + i, flat + i);
+    flat[i] *= factor;
+    top = std::max(top, halves[i] & 0x7fff);
+  }
+  return (uint16_t)top;
+}
+
+inline __attribute__((always_inline)) void
+ShortenLoop(BFloat16* sent, float* lost, const float* flat, const float* residual, size_t n) {
+  // No element depends on an earlier one.
+#pragma GCC ivdep
+  for (size_t i = 0; i < n; ++i) {
+    float sum = flat[i] + residual[i];
+    BFloat16 rounded = sum;
+    sent[i] = rounded;
+    lost[i] = sum - (float)rounded;
+  }
+}
+
+#if defined(__x86_64__)
+__attribute__((target("avx2,f16c"))) int64_t
+NarrowInEights(uint16_t* halves, const float* flat, float scale, float limit, size_t n) {
+  const __m256 scales = _mm256_set1_ps(scale), limits = _mm256_set1_ps(limit);
+  const __m256 magnitude = _mm256_castsi256_ps(_mm256_set1_epi32(0x7fffffff));
+  int64_t clips = 0;
+  size_t i = 0;
+  for (; i + 8 <= n; i += 8) {
+    __m256 x = _mm256_mul_ps(_mm256_loadu_ps(flat + i), scales);
+    // Also true where an element is NaN. Hardly an update ever has anything to clip.
+    __m256 beyond = _mm256_cmp_ps(_mm256_and_ps(x, magnitude), limits, _CMP_NLE_UQ);
+    if (__builtin_expect(_mm256_movemask_ps(beyond), 0)) {
+      clips += NarrowEach(halves + i, flat + i, scale, limit, 8);
+    } else {
+      _mm_storeu_si128((__m128i*)(halves + i), _mm256_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT));
+    }
+  }
+  return clips + NarrowEach(halves + i, flat + i, scale, limit, n - i);
+}
+
+__attribute__((target("avx2,f16c"))) uint16_t
+WidenInEights(float* flat, const uint16_t* halves, float factor, size_t n) {
+  const __m256 factors = _mm256_set1_ps(factor);
+  const __m128i magnitude = _mm_set1_epi16(0x7fff);
+  __m128i top = _mm_setzero_si128();
+  size_t i = 0;
+  for (; i + 8 <= n; i += 8) {
+    __m128i x = _mm_loadu_si128((const __m128i*)(halves + i));
+    top = _mm_max_epi16(top, _mm_and_si128(x, magnitude));
+    _mm256_storeu_ps(flat + i, _mm256_mul_ps(_mm256_cvtph_ps(x), factors));
+  }
+  uint16_t tops[8];
+  _mm_storeu_si128((__m128i*)tops, top);
+  return std::max(*std::max_element(tops, tops + 8), WidenEach(flat + i, halves + i, factor, n - i));
+}
+
+// Upper halves of sums, rounded, each in its upper half.
+__attribute__((target("avx2"))) inline __m256i RoundedHalves(__m256 sums) {
+  __m256i bits = _mm256_castps_si256(sums);
+  __m256i odd = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));
+  __m256i up = _mm256_add_epi32(bits, _mm256_add_epi32(odd, _mm256_set1_epi32(0x7fff)));
+  return _mm256_and_si256(up, _mm256_set1_epi32(0xffff0000));
+}
+
+__attribute__((target("avx2"))) void
+ShortenAvx2(BFloat16* sent, float* lost, const float* flat, const float* residual, size_t n) {
+  size_t i = std::min(n, (size_t)(-(uintptr_t)lost & 31) / sizeof(float));
+  ShortenLoop(sent, lost, flat, residual, i);
+  for (; i + 16 <= n; i += 16) {
+    __m256 x = _mm256_add_ps(_mm256_loadu_ps(flat + i), _mm256_loadu_ps(residual + i));
+    __m256 y = _mm256_add_ps(_mm256_loadu_ps(flat + i + 8), _mm256_loadu_ps(residual + i + 8));
+    if (__builtin_expect(_mm256_movemask_ps(_mm256_cmp_ps(x, y, _CMP_UNORD_Q)), 0)) {
+      ShortenLoop(sent + i, lost + i, flat + i, residual + i, 16);
+      continue;
+    }
+    __m256i a = RoundedHalves(x), b = RoundedHalves(y);
+    __m256i both = _mm256_packus_epi32(_mm256_srli_epi32(a, 16), _mm256_srli_epi32(b, 16));
+    _mm256_storeu_si256((__m256i*)(sent + i), _mm256_permute4x64_epi64(both, 0xd8));
+    // Past the cache: the residual is not read before the next update.
+    _mm256_stream_ps(lost + i, _mm256_sub_ps(x, _mm256_castsi256_ps(a)));
+    _mm256_stream_ps(lost + i + 8, _mm256_sub_ps(y, _mm256_castsi256_ps(b)));
+  }
+  _mm_sfence();
+  ShortenLoop(sent + i, lost + i, flat + i, residual + i, n - i);
+}
+#endif
+
+} // namespace
+
+int64_t NarrowFloat16(uint16_t* halves, const float* flat, float scale, float limit, size_t n) {
+#if defined(__x86_64__)
+  if (HasAvx2()) {
+    return NarrowInEights(halves, flat, scale, limit, n);
+  }
+#endif
+  return NarrowEach(halves, flat, scale, limit, n);
+}
+
+uint16_t WidenFloat16(float* flat, const uint16_t* halves, float factor, size_t n) {
+#if defined(__x86_64__)
+  if (HasAvx2()) {
+    return WidenInEights(flat, halves, factor, n);
+  }
+#endif
+  return WidenEach(flat, halves, factor, n);
+}
+
+void ShortenBFloat16(BFloat16* sent, float* lost, const float* flat, const float* residual, size_t n) {
+#if defined(__x86_64__)
+  if (HasAvx2()) {
+    ShortenAvx2(sent, lost, flat, residual, n);
+    return;
+  }
+#endif
+  ShortenLoop(sent, lost, flat, residual, n);
+}
+
+} // namespace common
+} // namespace horovod
