@@ -8,9 +8,11 @@ after (residuals, wire, norm, clipping) only ever sees true gradients, whatever 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
+
+import numpy as np
 
 from hvdtrain.core.sections import LARGEST_LOSS_SCALE, LossScaleSpec
 
@@ -18,11 +20,39 @@ if TYPE_CHECKING:
     from hvdtrain.core.spec import JobSpec
 
 _COMPUTE_DTYPES = {"fp16": "float16", "bf16": "bfloat16"}
+# Instructions that multiply matrices of that type; any of them will do.
+_CPU_FLAGS = {"fp16": {"avx512_fp16", "amx_fp16"}, "bf16": {"avx512_bf16", "amx_bf16"}}
+_SLOWER = {
+    "fp16": "float16 is many times slower than float32 in PyTorch, and slower in TensorFlow: try bf16",
+    "bf16": "bfloat16 is slower than float32",
+}
 
 
 def compute_dtype(spec: JobSpec) -> str:
     """The dtype of matrix products, by NumPy's name; all else has `model.dtype`."""
     return _COMPUTE_DTYPES.get(spec.mixed_precision, spec.model.dtype)
+
+
+def compute_itemsize(spec: JobSpec) -> int:
+    """Bytes of one element of `compute_dtype`."""
+    return 2 if spec.mixed_precision in _COMPUTE_DTYPES else np.dtype(spec.model.dtype).itemsize
+
+
+def cpu_notes(spec: JobSpec, flags: Collection[str]) -> tuple[str, ...]:
+    """What a user should know whose CPU is slow in the 16-bit type that was chosen.
+
+    Args:
+        spec: the job.
+        flags: the CPU's, as Linux names those of x86; none: the CPU is not known, and nothing is said.
+    """
+    needed = _CPU_FLAGS.get(spec.mixed_precision)
+    if not flags or needed is None or not needed.isdisjoint(flags):
+        return ()
+    chosen, lacking = spec.mixed_precision, " nor ".join(sorted(needed))
+    return (
+        f"mixed_precision: {chosen}: this CPU has neither {lacking}, and without them {_SLOWER[chosen]}; "
+        "on a GPU this does not matter",
+    )
 
 
 @dataclass(frozen=True)
