@@ -160,7 +160,8 @@ def script(name: str, ranks: int) -> list[tuple[int, int, int, int, str]]:
     draw = np.random.default_rng([len(name), ranks, *name.encode()])
     return [
         (
-            int(draw.integers(TRIED)),
+            # Not the last: what is tried last is applied, and ends the run.
+            int(draw.integers(TRIED - 1)),
             int(draw.integers(ranks)),
             int(draw.integers(2)),
             int(draw.integers(ELEMENTS)),
