@@ -1,4 +1,4 @@
-"""counting.py FRAMEWORK DIRECTORY PRECISION...: trains by each, under a timeline of Horovod in PRECISION.json."""
+"""counting.py FRAMEWORK DIRECTORY PRECISION...: trains by each, Horovod's timeline in PRECISION.json."""
 
 from __future__ import annotations
 

@@ -29,16 +29,9 @@ def main(name: str, fault: str, output_dir: str, *overrides: str) -> None:
 
 
 def spoil(trainer: Any, fault: str) -> None:
-    update, save = trainer.update, trainer.save
+    update, save, find = trainer.update, trainer.save, trainer.find_nonfinite
 
     def failing_update(self: Any, window: Any, *arguments: Any) -> Any:
-        if fault == "overflow" and self.world.rank == 1 and self.step == 2:
-            # A loss that float32 holds, and gradients that float16 does not.
-            large = (
-                dataclasses.replace(batch, masked_weights=1e9 * batch.masked_weights)
-                for batch in window.micro_batches
-            )
-            window = dataclasses.replace(window, micro_batches=tuple(large))
         if self.world.rank == 1 and self.step == 2 and fault == "raise":
             raise RuntimeError("the third update is cursed")
         if self.world.rank == 1 and self.step == 2 and fault == "kill":
@@ -47,7 +40,17 @@ def spoil(trainer: Any, fault: str) -> None:
             weights = self.read_weights()
             weights["cls.predictions.bias"][:] = float("nan")
             self.load_weights(weights)
-        return update(self, window, *arguments)
+        return update(self, overflowing(self, window), *arguments)
+
+    def failing_find(self: Any, window: Any, *arguments: Any) -> Any:
+        return find(self, overflowing(self, window), *arguments)
+
+    def overflowing(self: Any, window: Any) -> Any:
+        if fault != "overflow" or self.world.rank != 1 or self.step != 2:
+            return window
+        # A loss that float32 holds, and gradients that float16 does not.
+        large = [dataclasses.replace(b, masked_weights=1e9 * b.masked_weights) for b in window.micro_batches]
+        return dataclasses.replace(window, micro_batches=tuple(large))
 
     def failing_save(self: Any, directory: Path) -> None:
         if fault == "disk":
@@ -56,7 +59,7 @@ def spoil(trainer: Any, fault: str) -> None:
             resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
         save(self, directory)
 
-    trainer.update, trainer.save = failing_update, failing_save
+    trainer.update, trainer.save, trainer.find_nonfinite = failing_update, failing_save, failing_find
 
 
 if __name__ == "__main__":
