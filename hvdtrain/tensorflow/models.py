@@ -101,17 +101,19 @@ class MaskedLM:
             training=training,
         )["sequence_output"]
         logits = self._logits(tf.gather(hidden, batch["masked_positions"], batch_dims=1))
-        losses = tf.nn.sparse_softmax_cross_entropy_with_logits(batch["masked_labels"], logits)
-        return tf.reduce_sum(losses * tf.cast(batch["masked_weights"], losses.dtype))
+        labels, weights = (tf.reshape(batch[name], [-1]) for name in ("masked_labels", "masked_weights"))
+        losses = tf.nn.sparse_softmax_cross_entropy_with_logits(labels, logits)
+        return tf.reduce_sum(losses * tf.cast(weights, losses.dtype))
 
     def _logits(self, hidden: tf.Tensor) -> tf.Tensor:
-        # What the head's own call does, but for the dtype of its largest product.
+        # The head's own call, but for the dtype of its largest product, and that one of two matrices.
         head = self._head
         hidden = head._intermediate_layer_norm(head._intermediate_dense(hidden))
         tied = head.token_embedding
         matrix = tf.convert_to_tensor(tied.embeddings if tied else head._kernel)
-        hidden, matrix = (tf.cast(x, self._compute_dtype) for x in (hidden, matrix))
-        logits = tf.matmul(hidden, matrix[None], transpose_b=bool(tied))
+        rows = tf.reshape(hidden, [-1, hidden.shape[-1]])
+        rows, matrix = (tf.cast(x, self._compute_dtype) for x in (rows, matrix))
+        logits = tf.matmul(rows, matrix, transpose_b=bool(tied))
         return tf.cast(logits, self._dtype) + head._bias
 
     def read(self) -> dict[str, np.ndarray]:
