@@ -31,7 +31,7 @@ def hvdtrain(spec: JobSpec) -> tuple[int, Step]:
     def step(number: int) -> float:
         window, divisor = work.window(number)
         result = trainer.update(
-            window, divisor, work.window(number + 1)[0].weight, work.plan.learning_rate, number + 1
+            window, divisor, work.window(number + 1)[0].weight, work.plan.learning_rate, number + 1, 1.0
         )
         return result.loss_sum / divisor / RANKS
 

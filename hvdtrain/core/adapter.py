@@ -26,9 +26,15 @@ class Adapter(ABC):
 
     @abstractmethod
     def update(
-        self, window: Window, divisor: float, next_weight: float, learning_rate: float, update: int
+        self,
+        window: Window,
+        divisor: float,
+        next_weight: float,
+        learning_rate: float,
+        update: int,
+        loss_scale: float,
     ) -> UpdateResult:
-        """One update by DESIGN's order: accumulate, reduce, check, clip, apply.
+        """One update, in this order: accumulate, unscale, reduce, check, clip, apply.
 
         Args:
             window: this rank's micro-batches.
@@ -36,10 +42,14 @@ class Adapter(ABC):
             next_weight: this rank's share of the next window's W, summed on the way.
             learning_rate: of this update.
             update: its number, counted from 1.
+            loss_scale: what the loss is multiplied with before backward; gradients lose it again where they
+                enter their bucket.
         """
 
     @abstractmethod
-    def local_update(self, window: Window, divisor: float, learning_rate: float, update: int) -> UpdateResult:
+    def local_update(
+        self, window: Window, divisor: float, learning_rate: float, update: int, loss_scale: float
+    ) -> UpdateResult:
         """One update of this rank alone, in the same order; nothing is sent and nobody is waited for.
 
         Args:
@@ -47,6 +57,21 @@ class Adapter(ABC):
             divisor: the window's own weight.
             learning_rate: of this update.
             update: its number among those this rank has applied, counted from 1.
+            loss_scale: as in `update`.
+        """
+
+    @abstractmethod
+    def find_nonfinite(self, window: Window, divisor: float, loss_scale: float) -> np.ndarray:
+        """Repeat a window's forward and backward passes on this rank alone, and change nothing.
+
+        Args:
+            window: this rank's micro-batches.
+            divisor: as in `update`.
+            loss_scale: as in `update`.
+
+        Returns:
+            Booleans: whether the loss, and then each weight's gradient, from the model's last weight to its
+            first, was not finite in any micro-batch.
         """
 
     @abstractmethod

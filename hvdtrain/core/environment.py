@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+from pathlib import Path
 
 from hvdtrain.core.plan import CYCLE_TIME_MS
 from hvdtrain.core.sections import CommunicationSpec
@@ -44,6 +45,15 @@ def keep_freed_memory() -> None:
 def usable_cores() -> int:
     """Processor cores this process may run on."""
     return len(os.sched_getaffinity(0))
+
+
+def cpu_flags() -> frozenset[str]:
+    """What this host's x86 CPU can do, as Linux names it; empty where that cannot be told."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return frozenset()
+    return frozenset(next((line.partition(":")[2].split() for line in lines if line.startswith("flags")), ()))
 
 
 def launched_rank() -> int | None:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Protocol
 
 from hvdtrain.core.data import Dataset, prepare
-from hvdtrain.core.environment import launched_rank
+from hvdtrain.core.environment import cpu_flags, launched_rank
 from hvdtrain.core.errors import CheckpointError, HvdtrainError
 from hvdtrain.core.plan import Plan, make_plan
 from hvdtrain.core.plan_table import print_plan
@@ -91,6 +91,8 @@ def plan_job(spec: JobSpec, family: ModelFamily, dataset: Dataset, size: int, th
         threads=threads,
         train_tokens=dataset.train.lengths,
         validation_samples=len(dataset.validation),
+        family=family,
+        cpu_flags=cpu_flags(),
     )
 
 

@@ -4,6 +4,7 @@ One local update: a rank divides the summed gradients of its own share of the gl
 clips by its own norm, and applies its own optimizer, whose moments stay on the rank for good. Nothing is
 sent. A rank whose share has weight 0, or whose gradients are not finite, does not move; the update counts
 all the same: ranks must agree about which update is followed by an exchange, and about the learning rate.
+The loss scale is a rank's own between exchanges, and the least of all ranks' after one.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import numpy as np
 
 from hvdtrain.core.compression.periodic import Periodic
 from hvdtrain.core.data import Window
+from hvdtrain.core.skips import check_scale, check_skips
 
 if TYPE_CHECKING:
     from hvdtrain.core.training import BaseTrainer
@@ -56,10 +58,10 @@ def local_updates(
             window = next(windows)
             waited += time.perf_counter() - before
         trainer.exchange(policy)
-        totals = dict(zip(_SUMS, trainer.sum_over_ranks(sums).tolist(), strict=True))
+        totals = dict(zip(_SUMS, _share(trainer, sums), strict=True))
         skipped += int(totals["skipped"])
         skipped_in_a_row = 0 if totals["applied"] else skipped_in_a_row + end - first
-        trainer.check_skips(skipped_in_a_row, math.nan)
+        check_skips(trainer, skipped_in_a_row, math.nan)
         yield {
             "step": end,
             "epoch": epoch,
@@ -72,6 +74,7 @@ def local_updates(
             "step_time_s": (time.perf_counter() - started) / (end - first),
             "data_wait_s": waited / (end - first),
             "wire_bytes": trainer.wire_bytes - wired,
+            "loss_scale": trainer.loss_scale.value,
             "skipped_updates": skipped,
         }
 
@@ -84,10 +87,24 @@ def _update(trainer: BaseTrainer, window: Window, learning_rate: float, number: 
     """One local update, and what it adds to each of _SUMS; a skipped one's loss may not be a number."""
     if not window.weight:
         return np.array([0.0, 0.0, 0.0, window.tokens, 0.0, 0.0])
-    found = trainer.local_update(window, window.weight, learning_rate, number)
+    scale = trainer.loss_scale
+    found = trainer.local_update(window, window.weight, learning_rate, number, scale.value)
+    if not found.applied:
+        check_scale(trainer, window, window.weight, together=False)
+    trainer.loss_scale = scale.after(found.applied)
     if not found.applied:
         return np.array([0.0, 0.0, 0.0, found.tokens, 0.0, 1.0])
     return np.array([found.loss_sum, window.weight, found.grad_norm, found.tokens, 1.0, 0.0])
+
+
+def _share(trainer: BaseTrainer, sums: np.ndarray) -> list[float]:
+    """Sums over all ranks, and in the same collective what loss scale each rank has come to."""
+    rank, size = trainer.world.rank, trainer.world.size
+    scales = np.zeros((2, size))
+    scales[:, rank] = trainer.loss_scale.value, trainer.loss_scale.good_updates
+    totals = trainer.sum_over_ranks(np.concatenate([sums, scales.ravel()]))
+    trainer.loss_scale = trainer.loss_scale.agreed(*totals[len(sums) :].reshape(2, size))
+    return totals[: len(sums)].tolist()
 
 
 def _mean(total: float, count: float) -> float:

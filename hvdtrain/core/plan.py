@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -15,29 +15,15 @@ from hvdtrain.core.buckets import Bucket, plan_buckets
 from hvdtrain.core.compression.rows import pays
 from hvdtrain.core.data.order import global_batches
 from hvdtrain.core.errors import SpecError
+from hvdtrain.core.memory import Memory, predict_memory
+from hvdtrain.core.precision import compute_dtype, cpu_notes
 from hvdtrain.core.sections import OptimizerSpec
 from hvdtrain.core.spec import JobSpec
-from hvdtrain.core.state import MOMENTS
-from hvdtrain.core.weights import Weight
+from hvdtrain.core.weights import ModelFamily, Weight
 
 # Horovod negotiates every cycle, also while idle: its default of 1 ms takes a tenth of two busy cores.
 CYCLE_TIME_MS = 10.0
 _MIB = 2**20
-
-
-@dataclass(frozen=True)
-class Memory:
-    """Bytes that one rank keeps for the whole run (activations come on top)."""
-
-    weights: int
-    gradients: int
-    optimizer: int
-    compression: int
-
-    @property
-    def total(self) -> int:
-        """Their sum in bytes."""
-        return self.weights + self.gradients + self.optimizer + self.compression
 
 
 @dataclass(frozen=True)
@@ -63,6 +49,7 @@ class Plan:
         wire_bytes_per_update: bytes one rank hands to collectives in one update, once compression has warmed
             up; where ranks exchange their weights now and then, in an update that does.
         sync_every: updates from one exchange between ranks to the next.
+        compute_dtype: of matrix products.
         memory: per rank.
         threads: compute threads per rank.
         cycle_time_ms: Horovod's coordination cycle, unless HOROVOD_CYCLE_TIME is set.
@@ -85,6 +72,7 @@ class Plan:
     bucket_compression: tuple[str, ...]
     wire_bytes_per_update: int
     sync_every: int
+    compute_dtype: str
     memory: Memory
     threads: int
     cycle_time_ms: float
@@ -109,6 +97,8 @@ def make_plan(
     threads: int,
     train_tokens: NDArray[np.int64],
     validation_samples: int,
+    family: ModelFamily | None = None,
+    cpu_flags: Collection[str] = (),
 ) -> Plan:
     """Compute every number of a run.
 
@@ -119,6 +109,8 @@ def make_plan(
         threads: compute threads per rank.
         train_tokens: tokens of each sequence of the training split, int64 (train_samples,).
         validation_samples: sequences of the validation split.
+        family: the model's; without one activations are not predicted.
+        cpu_flags: of the hosts' CPUs, where it is CPUs that compute.
 
     Returns:
         The frozen plan.
@@ -161,15 +153,11 @@ def make_plan(
         bucket_compression=tuple(rules.policy(b).type for b in buckets),
         wire_bytes_per_update=rules.wire_bytes(buckets, itemsize, size),
         sync_every=rules.period,
-        memory=Memory(
-            weights=parameters * itemsize,
-            gradients=parameters * itemsize,
-            optimizer=parameters * itemsize * len(MOMENTS[spec.optimizer.type]),
-            compression=rules.state_bytes(buckets, spec.model.dtype, size),
-        ),
+        compute_dtype=compute_dtype(spec),
+        memory=predict_memory(spec, family, buckets, batch.per_device_train_batch_size, size),
         threads=threads,
         cycle_time_ms=spec.communication.cycle_time_ms or CYCLE_TIME_MS,
-        notes=rules.not_yet(max_steps),
+        notes=(*rules.not_yet(max_steps), *cpu_notes(spec, cpu_flags)),
     )
 
 

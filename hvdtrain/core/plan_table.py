@@ -36,11 +36,14 @@ def _rows(plan: Plan) -> list[tuple[str, str, str]]:
         ("parameters", f"{plan.parameters:,}", f"{plan.decayed_parameters:,} with weight decay"),
         ("gradient buckets", str(len(plan.buckets)), "one reduction each"),
         ("wire per update", *_wire(plan)),
-        ("memory per rank", _mib(memory.total), "without activations"),
+        ("matrix products", plan.compute_dtype, ""),
+        ("memory per rank", _mib(memory.total), "at the end of a forward pass"),
         ("  weights", _mib(memory.weights), ""),
         ("  gradients", _mib(memory.gradients), ""),
         ("  optimizer", _mib(memory.optimizer), ""),
         ("  compression", _mib(memory.compression), "residuals and the like"),
+        ("  activations", _mib(memory.activations), "of one micro-batch, in PyTorch"),
+        ("  16-bit weights", _mib(memory.low_precision_weights), "copies for matrix products"),
         ("Horovod cycle", f"{plan.cycle_time_ms:g} ms", "unless HOROVOD_CYCLE_TIME is set"),
     ]
 

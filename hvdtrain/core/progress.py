@@ -59,6 +59,8 @@ class Progress:
             line: the metric line of the last one.
         """
         text = f"loss {line['loss']:.4f}  {1e3 * line['step_time_s']:.0f} ms/update"
+        if line["skipped_updates"]:
+            text += f"  {line['skipped_updates']} skipped, loss scale {line['loss_scale']:g}"
         if self._bar:
             self._bar.update(self._task, completed=step, description=text)
             return

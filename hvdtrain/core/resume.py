@@ -29,8 +29,15 @@ def gather_state(trainer: BaseTrainer) -> TrainingState:
     """Everything beside the weights, moments on rank 0 alone; a collective where ranks hold residuals."""
     rules, buckets = trainer.spec.rules, trainer.plan.buckets
     states = zip(buckets, trainer.read_compression(), strict=True)
+    scale = trainer.loss_scale
     return TrainingState(
-        Position(trainer.step, trainer.windows, trainer.samples_consumed),
+        Position(
+            trainer.step,
+            trainer.windows,
+            trainer.samples_consumed,
+            scale.value if scale.rule else 0.0,
+            scale.good_updates,
+        ),
         trainer.read_moments() if trainer.world.is_chief else {},
         tuple(_gather(trainer, rules.policy(bucket), arrays) for bucket, arrays in states),
         layout_of(buckets, rules),
@@ -54,7 +61,8 @@ def resume(trainer: BaseTrainer, directory: Path) -> None:
         _check(trainer, directory, state, weights)
     trainer.load_weights(_from_chief(trainer, weights))
     position = _from_chief(trainer, {"position": _numbers(state)})["position"]
-    trainer.step, trainer.windows, trainer.samples_consumed = (int(n) for n in position)
+    trainer.step, trainer.windows, trainer.samples_consumed, good_updates = (int(n) for n in position[:4])
+    trainer.loss_scale = trainer.loss_scale.restored(float(position[4]), good_updates)
     trainer.load_moments(_from_chief(trainer, state.moments if state else {}), trainer.step)
     buckets = trainer.plan.buckets
     saved = [_from_chief(trainer, state.compression[b.index] if state else {}) for b in buckets]
@@ -68,7 +76,9 @@ def resume(trainer: BaseTrainer, directory: Path) -> None:
 
 def _numbers(state: TrainingState | None) -> np.ndarray:
     found = state.position if state else Position(0, 0, 0)
-    return np.array([found.step, found.windows, found.samples_consumed], np.int64)
+    counts = (found.step, found.windows, found.samples_consumed, found.good_updates)
+    # In float64 counts are exact up to 2^53.
+    return np.array([*counts, found.loss_scale], np.float64)
 
 
 def _gather(trainer: BaseTrainer, policy: Policy, arrays: Arrays) -> Arrays:

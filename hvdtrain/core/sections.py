@@ -2,12 +2,25 @@
 
 from __future__ import annotations
 
+import math
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
 
 Probability = Annotated[float, Field(ge=0.0, lt=1.0)]
 Count = Annotated[int, Field(ge=1)]
+
+# Far beyond what any float16 gradient survives; it keeps a loss and its inverse scale inside float32.
+LARGEST_LOSS_SCALE = 2.0**64
+
+
+def _power_of_two(value: float) -> float:
+    if value <= 0.0 or math.frexp(value)[0] != 0.5:
+        raise ValueError(f"{value} is not a power of two such as 0.5, 2 or 65536: only those scale exactly")
+    return value
+
+
+PowerOfTwo = Annotated[float, Field(le=LARGEST_LOSS_SCALE), AfterValidator(_power_of_two)]
 
 # One value or a list of entries: errors are about the form that was given and not about both. Pydantic names
 # the form in the location of an error, as it names the type of a section.
@@ -178,6 +191,23 @@ class CommunicationSpec(Section):
     bucket_cap_mb: Annotated[float, Field(gt=0.0)] = 25.0
     cycle_time_ms: Annotated[float, Field(gt=0.0)] | None = None
     fusion_threshold_mb: Annotated[float, Field(ge=0.0)] | None = None
+
+
+class LossScaleSpec(Section):
+    """How the loss is scaled in float16; names and defaults are PyTorch's `GradScaler`'s."""
+
+    initial: PowerOfTwo = 65536.0
+    growth_factor: Annotated[PowerOfTwo, Field(gt=1.0)] = 2.0
+    growth_interval: Count = 2000
+    backoff_factor: Annotated[PowerOfTwo, Field(lt=1.0)] = 0.5
+    minimum: PowerOfTwo = 1.0
+    fixed: PowerOfTwo | None = None
+
+    @model_validator(mode="after")
+    def _starts_above_its_floor(self) -> LossScaleSpec:
+        if self.initial < self.minimum:
+            raise ValueError(f"initial {self.initial:g} is below minimum {self.minimum:g}: raise it")
+        return self
 
 
 class EvaluationSpec(Section):

@@ -33,7 +33,9 @@ class JobSpec(sections.Section):
     batch: sections.BatchSpec
     max_steps: sections.Count | None = None
     num_train_epochs: Annotated[float, Field(gt=0.0)] | None = None
-    mixed_precision: Literal["no"] = "no"
+    mixed_precision: Literal["no", "fp16", "bf16"] = "no"
+    loss_scale: sections.LossScaleSpec = sections.LossScaleSpec()
+    max_skipped_updates: sections.Count = 50
     compression: Compression = NoCompression()
     communication: sections.CommunicationSpec = sections.CommunicationSpec()
     max_grad_norm: Annotated[float, Field(gt=0.0)] | None = 1.0
@@ -47,6 +49,12 @@ class JobSpec(sections.Section):
     def rules(self) -> Rules:
         """Which compression policy sums which weights."""
         return Rules.of_spec(self.compression)
+
+    @field_validator("mixed_precision", mode="before")
+    @classmethod
+    def _no_is_no(cls, found: object) -> object:
+        # YAML 1.1 reads an unquoted no as false.
+        return "no" if found is False else found
 
     @field_validator("compression")
     @classmethod
@@ -63,6 +71,11 @@ class JobSpec(sections.Section):
             raise ValueError(
                 f"optimizer.momentum {self.optimizer.momentum}: compression takes momentum before it "
                 "selects, and it would be taken twice; set optimizer.momentum or compression.momentum to 0"
+            )
+        if self.mixed_precision != "no" and self.model.dtype != "float32":
+            raise ValueError(
+                f"mixed_precision {self.mixed_precision} keeps weights in float32, and model.dtype is "
+                f"{self.model.dtype}: set model.dtype: float32 or mixed_precision: no"
             )
         if self.data.max_seq_length > self.model.max_position_embeddings:
             raise ValueError(

@@ -38,11 +38,15 @@ class Position:
         step: updates applied.
         windows: updates tried: those that were skipped as well.
         samples_consumed: samples used up over all ranks.
+        loss_scale: that of the next update; 0 where it never changes.
+        good_updates: applied ones since it last changed.
     """
 
     step: int
     windows: int
     samples_consumed: int
+    loss_scale: float = 0.0
+    good_updates: int = 0
 
 
 @dataclass(frozen=True)

@@ -13,21 +13,20 @@ import numpy as np
 from hvdtrain.core.adapter import Adapter
 from hvdtrain.core.checkpoint import save_model
 from hvdtrain.core.data import Dataset, MicroBatch, Prefetcher, Window, eval_batches, train_windows
-from hvdtrain.core.errors import TrainingError
 from hvdtrain.core.local_updates import local_updates
 from hvdtrain.core.metrics import MetricLog
 from hvdtrain.core.plan import Plan
+from hvdtrain.core.precision import LossScale
 from hvdtrain.core.progress import Progress
 from hvdtrain.core.results import TrainingResult
 from hvdtrain.core.resume import gather_state, resume
 from hvdtrain.core.schedules import schedule_factor
+from hvdtrain.core.skips import check_scale, check_skips
 from hvdtrain.core.spec import JobSpec
 from hvdtrain.core.start import check_data, common_weights
 from hvdtrain.core.state import TrainingState, save_state
 from hvdtrain.core.weights import ModelFamily, Weight
 from hvdtrain.core.world import World
-
-_MAX_SKIPS_IN_A_ROW = 50
 
 
 class BaseTrainer(Adapter):
@@ -64,11 +63,12 @@ class BaseTrainer(Adapter):
         self.step = 0
         self.windows = 0
         self.samples_consumed = 0
-        self._weights: tuple[Weight, ...] = family.weights(spec.model)
+        self.weights: tuple[Weight, ...] = family.weights(spec.model)
+        self.loss_scale = LossScale.of_spec(spec)
         check_data(self)
         self._build()
         if resume_from is None:
-            self.load_weights(common_weights(self, self._weights))
+            self.load_weights(common_weights(self, self.weights))
         else:
             resume(self, resume_from)
 
@@ -79,7 +79,7 @@ class BaseTrainer(Adapter):
             What was produced; the final model is in `output_dir/model`.
 
         Raises:
-            TrainingError: when too many updates in a row are not finite.
+            TrainingError: when too many updates in a row are not finite, or one at the least loss scale.
         """
         started = time.perf_counter()
         loss, eval_loss = math.nan, None
@@ -147,23 +147,6 @@ class BaseTrainer(Adapter):
             self.spec.schedule.type, self.step, plan.warmup_steps, plan.max_steps
         )
 
-    def check_skips(self, in_a_row: int, grad_norm: float) -> None:
-        """End a run that has diverged.
-
-        Args:
-            in_a_row: updates skipped since the last applied one.
-            grad_norm: of the last of them.
-
-        Raises:
-            TrainingError: when they are too many.
-        """
-        if in_a_row >= _MAX_SKIPS_IN_A_ROW:
-            raise TrainingError(
-                f"{in_a_row} updates in a row after step {self.step} had a gradient norm of "
-                f"{grad_norm} and were skipped: training has diverged; lower optimizer.learning_rate, "
-                "lengthen schedule.warmup_steps, or set a smaller max_grad_norm"
-            )
-
     def _updates(self, windows: Iterator[Window]) -> Iterator[dict[str, float]]:
         window = yield from self._joint_updates(windows)
         if self.step < self.plan.max_steps:
@@ -182,11 +165,14 @@ class BaseTrainer(Adapter):
             waited = time.perf_counter() - started
             learning_rate = self.learning_rate()
             own_divisor = rules.divisor(window.weight, divisor)
-            result = self.update(window, own_divisor, upcoming.weight, learning_rate, self.step + 1)
+            scale = self.loss_scale
+            result = self.update(
+                window, own_divisor, upcoming.weight, learning_rate, self.step + 1, scale.value
+            )
             self.windows, self.samples_consumed = self.windows + 1, window.samples_consumed
             if result.applied:
-                self.step += 1
-                skipped_in_a_row = 0
+                self.step, skipped_in_a_row = self.step + 1, 0
+                self.loss_scale = scale.after(True)
                 yield {
                     "step": self.step,
                     "epoch": window.epoch,
@@ -199,11 +185,14 @@ class BaseTrainer(Adapter):
                     "step_time_s": time.perf_counter() - started,
                     "data_wait_s": waited,
                     "wire_bytes": self.wire_bytes - wired,
+                    "loss_scale": scale.value,
                     "skipped_updates": skipped,
                 }
             else:
                 skipped, skipped_in_a_row = skipped + 1, skipped_in_a_row + 1
-                self.check_skips(skipped_in_a_row, result.grad_norm)
+                check_scale(self, window, own_divisor, together=True)
+                check_skips(self, skipped_in_a_row, result.grad_norm)
+                self.loss_scale = scale.after(False)
             window, divisor = upcoming, result.next_divisor
         return window
 

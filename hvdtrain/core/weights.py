@@ -46,6 +46,24 @@ class ModelFamily(Protocol):
         """Every trainable weight in the order of the forward pass."""
         ...
 
+    def activation_bytes(
+        self, model: ModelSpec, rows: int, length: int, predictions: int, itemsize: int
+    ) -> int:
+        """What the forward pass of a micro-batch saves for its backward pass, in bytes.
+
+        Args:
+            model: the hyper-parameters.
+            rows: sequences.
+            length: tokens of each.
+            predictions: most predictions of each.
+            itemsize: bytes of one element in matrix products.
+        """
+        ...
+
+    def product_elements(self, model: ModelSpec) -> int:
+        """Elements of all weights and biases that are used in matrix products."""
+        ...
+
     def hf_config(self, model: ModelSpec, pad_token_id: int) -> dict[str, Any]:
         """The content of `config.json`."""
         ...

@@ -67,6 +67,53 @@ def weights(model: ModelSpec) -> tuple[Weight, ...]:
     return tuple(found)
 
 
+def activation_bytes(model: ModelSpec, rows: int, length: int, predictions: int, itemsize: int) -> int:
+    """What PyTorch saves in a forward pass for the backward pass, with fused attention.
+
+    A layer saves eight arrays as wide as the hidden state (its input, query, key, value, the attention's
+    output, the inputs of both layer norms, the input of the feed-forward part) and two as wide as that part's
+    inside (before and after its activation). Inputs of layer norms have the dtype of the weights, the others
+    that of matrix products. Where these differ, query, key and value are each made of an own copy of the
+    input. Dropout saves what it multiplied with.
+
+    Args:
+        model: the hyper-parameters.
+        rows: sequences.
+        length: tokens of each.
+        predictions: most predictions of each.
+        itemsize: bytes of one element in matrix products.
+
+    Returns:
+        Bytes, without the weights' copies in another dtype.
+    """
+    whole = np.dtype(model.dtype).itemsize
+    mixed, dropout = itemsize != whole, model.hidden_dropout_prob > 0.0
+    tokens, hidden, heads = rows * length, model.hidden_size, model.num_attention_heads
+    norm = tokens * (hidden * whole + 2 * whole)
+    attention = (6 + 2 * mixed) * hidden * itemsize + heads * 4
+    if dropout:
+        # Fused attention has no dropout on CPUs: scores, softmax and what dropout multiplied it with.
+        attention += heads * length * 3 * 4
+    layer = tokens * (attention + 2 * model.intermediate_size * itemsize) + 2 * norm
+    masks = tokens * hidden * whole * dropout
+    found = norm + masks + model.num_hidden_layers * (layer + 2 * masks)
+    predicted = rows * predictions
+    return found + predicted * (4 * hidden * itemsize + model.vocab_size * whole)
+
+
+def product_elements(model: ModelSpec) -> int:
+    """Elements of all weights and biases that are used in matrix products.
+
+    Args:
+        model: the hyper-parameters.
+    """
+    decoder = model.vocab_size * model.hidden_size if model.tie_word_embeddings else 0
+    lookups = {f"{name}.weight" for name in _EMBEDDINGS}
+    return decoder + sum(
+        w.size for w in weights(model) if w.name not in lookups and "LayerNorm" not in w.name
+    )
+
+
 def keras_paths(model: ModelSpec) -> dict[str, str]:
     """Where each weight lives in `keras_hub`'s `BertBackbone` + `MaskedLMHead` (named `mlm_head`).
 

@@ -16,10 +16,19 @@ from hvdtrain.core.weights import Weight
 from hvdtrain.models import bert
 
 
+def _in_float32(activation: Callable[[tf.Tensor], tf.Tensor]) -> Callable[[tf.Tensor], tf.Tensor]:
+    """Every step of a formula rounds to its dtype; PyTorch rounds to 16 bits once, at the end."""
+    return lambda x: (
+        tf.cast(activation(tf.cast(x, "float32")), x.dtype) if x.dtype.size == 2 else activation(x)
+    )
+
+
+@_in_float32
 def _gelu(x: tf.Tensor) -> tf.Tensor:
     return 0.5 * x * (1.0 + tf.math.erf(x * tf.constant(math.sqrt(0.5), x.dtype)))
 
 
+@_in_float32
 def _gelu_new(x: tf.Tensor) -> tf.Tensor:
     return (
         0.5
@@ -35,13 +44,17 @@ _ACTIVATIONS: dict[str, Callable[[tf.Tensor], tf.Tensor]] = {"gelu": _gelu, "gel
 class MaskedLM:
     """`BertBackbone` with a `MaskedLMHead` at the masked positions."""
 
-    def __init__(self, model: ModelSpec, weights: tuple[Weight, ...]) -> None:
+    def __init__(
+        self, model: ModelSpec, weights: tuple[Weight, ...], compute_dtype: str | None = None
+    ) -> None:
         """Build the model; its weights are arbitrary until `write`.
 
         Args:
             model: the hyper-parameters.
             weights: the model's weights.
+            compute_dtype: of matrix products; None: that of the weights.
         """
+        self._dtype, self._compute_dtype = model.dtype, compute_dtype or model.dtype
         self._backbone = keras_hub.models.BertBackbone(
             vocabulary_size=model.vocab_size,
             num_layers=model.num_hidden_layers,
@@ -63,6 +76,8 @@ class MaskedLM:
         )
         self._head.build((None, None, model.hidden_size))
         _obey(model, self._backbone)
+        if self._compute_dtype != self._dtype:
+            _mix(self._compute_dtype, self._backbone, self._head)
         found = {v.path: v.value for v in [*self._backbone.variables, *self._head.variables]}
         self.weights = weights
         self.parameters = {name: found[path] for name, path in bert.keras_paths(model).items()}
@@ -85,9 +100,21 @@ class MaskedLM:
             },
             training=training,
         )["sequence_output"]
-        logits = self._head(hidden, batch["masked_positions"])
-        losses = tf.nn.sparse_softmax_cross_entropy_with_logits(batch["masked_labels"], logits)
-        return tf.reduce_sum(losses * tf.cast(batch["masked_weights"], losses.dtype))
+        logits = self._logits(tf.gather(hidden, batch["masked_positions"], batch_dims=1))
+        labels, weights = (tf.reshape(batch[name], [-1]) for name in ("masked_labels", "masked_weights"))
+        losses = tf.nn.sparse_softmax_cross_entropy_with_logits(labels, logits)
+        return tf.reduce_sum(losses * tf.cast(weights, losses.dtype))
+
+    def _logits(self, hidden: tf.Tensor) -> tf.Tensor:
+        # The head's own call, but for the dtype of its largest product, and that one of two matrices.
+        head = self._head
+        hidden = head._intermediate_layer_norm(head._intermediate_dense(hidden))
+        tied = head.token_embedding
+        matrix = tf.convert_to_tensor(tied.embeddings if tied else head._kernel)
+        rows = tf.reshape(hidden, [-1, hidden.shape[-1]])
+        rows, matrix = (tf.cast(x, self._compute_dtype) for x in (rows, matrix))
+        logits = tf.matmul(rows, matrix, transpose_b=bool(tied))
+        return tf.cast(logits, self._dtype) + head._bias
 
     def read(self) -> dict[str, np.ndarray]:
         """Copies of the weights by name."""
@@ -119,3 +146,28 @@ def _obey(model: ModelSpec, backbone: keras.Model) -> None:
         layer._feedforward_intermediate_dense.activation = _ACTIVATIONS[model.hidden_act]
         layer._self_attention_layer_norm.epsilon = model.layer_norm_eps
         layer._feedforward_layer_norm.epsilon = model.layer_norm_eps
+
+
+def _mix(compute_dtype: str, backbone: keras.Model, head: keras.layers.Layer) -> None:
+    """Have matrix products alone, and the activation behind one, computed in 16 bits, as autocast does.
+
+    A policy for whole layers would also round embeddings and the sums of residuals, and Keras would sum the
+    embeddings' gradients in 16 bits.
+    """
+    policy = keras.DTypePolicy({"float16": "mixed_float16", "bfloat16": "mixed_bfloat16"}[compute_dtype])
+    for layer in backbone.transformer_layers:
+        attention = layer._self_attention_layer
+        products = (
+            attention,
+            attention._query_dense,
+            attention._key_dense,
+            attention._value_dense,
+            attention._output_dense,
+            attention._dropout_layer,
+            layer._feedforward_intermediate_dense,
+            layer._feedforward_output_dense,
+        )
+        # The softmax keeps the float32 of the other layers; its dropout rounds for the product behind it.
+        for product in products:
+            product.dtype_policy = policy
+    head._intermediate_dense.dtype_policy = policy

@@ -23,7 +23,12 @@ class Reducer:
     """
 
     def __init__(
-        self, rules: Rules, buckets: Sequence[Bucket], parameters: Mapping[str, tf.Variable], seed: int
+        self,
+        rules: Rules,
+        buckets: Sequence[Bucket],
+        parameters: Mapping[str, tf.Variable],
+        seed: int,
+        scaled: bool = False,
     ) -> None:
         """Lay out the buckets.
 
@@ -32,6 +37,7 @@ class Reducer:
             buckets: the plan's layout.
             parameters: by weight name.
             seed: of the policy's random numbers.
+            scaled: whether windows have a loss scale.
         """
         self._rules, self._buckets, self._parameters = rules, buckets, parameters
         self._ops = Ops(hvd.size(), hvd.rank(), seed)
@@ -39,16 +45,20 @@ class Reducer:
         self._totals: list[tf.Variable] = []
         self._reduced: list[tf.Tensor] = []
         dtype = next(iter(parameters.values())).dtype.name
+        self._scaled, self._loss_scale = scaled, tf.Variable(1.0, dtype=dtype, trainable=False)
         self._states = [_variables(rules.policy(b).init(self._ops, b, dtype)) for b in buckets]
         self._changes: list[State] = [{} for _ in buckets]
         self._wire_bytes = tf.Variable(0, dtype=tf.int64, trainable=False)
 
-    def start_window(self, update: int) -> None:
+    def start_window(self, update: int, loss_scale: float = 1.0) -> None:
         """Forget the last window's gradients.
 
         Args:
             update: number of the update that the window is for, counted from 1.
+            loss_scale: a power of two that its losses are multiplied with before backward, and its gradients
+                divided by where they enter their bucket.
         """
+        self._loss_scale.assign(loss_scale)
         self._now = self._rules.at(update)
         self._update.assign(update)
         for total in self._totals:
@@ -62,13 +72,16 @@ class Reducer:
             last: whether it is the window's last; then every bucket's reduction is placed behind it.
 
         Returns:
-            The loss.
+            The loss, without the loss scale.
         """
         with tf.GradientTape() as tape:
             loss = forward()
+            scaled = loss * self._loss_scale if self._scaled else loss
         variables = list(self._parameters.values())
-        found = tape.gradient(loss, variables, unconnected_gradients=tf.UnconnectedGradients.ZERO)
+        found = tape.gradient(scaled, variables, unconnected_gradients=tf.UnconnectedGradients.ZERO)
         flats = [_pack(bucket, dict(zip(self._parameters, found, strict=True))) for bucket in self._buckets]
+        if self._scaled:
+            flats = [flat * (1.0 / self._loss_scale) for flat in flats]
         if not last:
             self._add(flats)
             return loss

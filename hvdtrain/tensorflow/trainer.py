@@ -12,6 +12,7 @@ import tensorflow as tf
 from hvdtrain.core.compression import Policy
 from hvdtrain.core.data import MicroBatch, Window
 from hvdtrain.core.optimizers import CLIP_EPSILON
+from hvdtrain.core.precision import compute_dtype
 from hvdtrain.core.results import UpdateResult
 from hvdtrain.core.training import BaseTrainer
 from hvdtrain.tensorflow import world
@@ -26,20 +27,29 @@ class Trainer(BaseTrainer):
     """Trains a job spec in TensorFlow."""
 
     def _build(self) -> None:
-        self._model = MaskedLM(self.spec.model, self._weights)
+        self._model = MaskedLM(self.spec.model, self.weights, compute_dtype(self.spec))
         self._dtype = tf.as_dtype(self.spec.model.dtype)
         self._optimizer = Optimizer(self.spec.optimizer, self.plan.buckets, self._model.parameters)
-        self._reducer = Reducer(self.spec.rules, self.plan.buckets, self._model.parameters, self.spec.seed)
+        scaled = self.spec.mixed_precision == "fp16"
+        self._reducer = Reducer(
+            self.spec.rules, self.plan.buckets, self._model.parameters, self.spec.seed, scaled
+        )
         self._compiled_accumulate = tf.function(self._accumulate)
         self._compiled_finishes: dict[Hashable, tf.types.experimental.PolymorphicFunction] = {}
         self._compiled_exchanges: dict[Policy, tf.types.experimental.PolymorphicFunction] = {}
         self._compiled_evaluate = tf.function(lambda batch: self._model.loss_sum(batch, training=False))
 
     def update(
-        self, window: Window, divisor: float, next_weight: float, learning_rate: float, update: int
+        self,
+        window: Window,
+        divisor: float,
+        next_weight: float,
+        learning_rate: float,
+        update: int,
+        loss_scale: float,
     ) -> UpdateResult:
         """One update; see `BaseTrainer.update`."""
-        last, inverse, loss_sum = self._accumulate_early(window, divisor, update)
+        last, inverse, loss_sum = self._accumulate_early(window, divisor, update, loss_scale)
         others = tf.constant([next_weight, window.tokens], tf.float64)
         finish = self._compiled(self._finish, update, window)
         sums, norm, finite = finish(
@@ -48,14 +58,28 @@ class Trainer(BaseTrainer):
         total, next_divisor, tokens = sums.numpy().tolist()
         return UpdateResult(total, float(norm), bool(finite), next_divisor, int(tokens))
 
-    def local_update(self, window: Window, divisor: float, learning_rate: float, update: int) -> UpdateResult:
+    def local_update(
+        self, window: Window, divisor: float, learning_rate: float, update: int, loss_scale: float
+    ) -> UpdateResult:
         """One update of this rank alone; see `BaseTrainer.local_update`."""
-        last, inverse, loss_sum = self._accumulate_early(window, divisor, update)
+        last, inverse, loss_sum = self._accumulate_early(window, divisor, update, loss_scale)
         finish = self._compiled(self._finish_alone, update, window)
         loss, norm, finite = finish(
             last, inverse, loss_sum, self._scalar(learning_rate), self._scalar(update)
         )
         return UpdateResult(float(loss), float(norm), bool(finite), 0.0, window.tokens)
+
+    def find_nonfinite(self, window: Window, divisor: float, loss_scale: float) -> np.ndarray:
+        """Whether the loss and each gradient is not finite; see `BaseTrainer.find_nonfinite`."""
+        weights = [self._model.parameters[w.name] for w in reversed(self.weights)]
+        found = np.zeros(1 + len(weights), bool)
+        for batch in window.micro_batches:
+            with tf.GradientTape() as tape:
+                loss = self._model.loss_sum(tensors(batch), training=True) / divisor
+                scaled = loss * loss_scale
+            gradients = tape.gradient(scaled, weights)
+            found |= [not np.isfinite(tf.convert_to_tensor(a)).all() for a in (loss, *gradients)]
+        return found
 
     def exchange(self, policy: Policy) -> None:
         """Replace the weights by what ranks agree on; see `BaseTrainer.exchange`."""
@@ -85,11 +109,11 @@ class Trainer(BaseTrainer):
         return self._compiled_finishes[key]
 
     def _accumulate_early(
-        self, window: Window, divisor: float, update: int
+        self, window: Window, divisor: float, update: int, loss_scale: float
     ) -> tuple[_Batch, tf.Tensor, tf.Tensor]:
         *early, last = [tensors(batch) for batch in window.micro_batches]
         inverse, loss_sum = self._scalar(1.0 / divisor), tf.constant(0.0, tf.float64)
-        self._reducer.start_window(update)
+        self._reducer.start_window(update, loss_scale)
         for batch in early:
             loss_sum += self._compiled_accumulate(batch, inverse)
         return last, inverse, loss_sum

@@ -16,15 +16,21 @@ from hvdtrain.torch.world import device
 class MaskedLM:
     """`BertForMaskedLM` whose head is computed at the masked positions alone."""
 
-    def __init__(self, model: ModelSpec, weights: tuple[Weight, ...]) -> None:
+    def __init__(
+        self, model: ModelSpec, weights: tuple[Weight, ...], compute_dtype: str | None = None
+    ) -> None:
         """Build the model; its weights are arbitrary until `write`.
 
         Args:
             model: the hyper-parameters.
             weights: the model's weights.
+            compute_dtype: of matrix products; None: that of the weights.
         """
+        self._dtype, self._compute_dtype = (
+            getattr(torch, name) for name in (model.dtype, compute_dtype or model.dtype)
+        )
         config = BertConfig(**model.model_dump(exclude={"dtype", "model_type"}))
-        self._module = BertForMaskedLM(config).to(dtype=getattr(torch, model.dtype), device=device())
+        self._module = BertForMaskedLM(config).to(dtype=self._dtype, device=device())
         # Hugging Face freezes row 0 of the word embeddings through padding_idx; the definition here does not.
         self._module.bert.embeddings.word_embeddings.padding_idx = None
         found = dict(self._module.named_parameters())
@@ -42,7 +48,7 @@ class MaskedLM:
             A scalar; gradients flow when `training`.
         """
         self._module.train(training)
-        with torch.set_grad_enabled(training):
+        with torch.set_grad_enabled(training), self._mixed():
             hidden = self._module.bert(
                 input_ids=batch["input_ids"],
                 attention_mask=batch["attention_mask"],
@@ -50,10 +56,16 @@ class MaskedLM:
             ).last_hidden_state
             rows = torch.arange(len(hidden), device=hidden.device)[:, None]
             logits = self._module.cls(hidden[rows, batch["masked_positions"]])
+        with torch.set_grad_enabled(training):
             losses = functional.cross_entropy(
-                logits.flatten(0, 1), batch["masked_labels"].flatten(), reduction="none"
+                logits.flatten(0, 1).to(self._dtype), batch["masked_labels"].flatten(), reduction="none"
             )
             return losses @ batch["masked_weights"].flatten().to(losses.dtype)
+
+    def _mixed(self) -> torch.autocast:
+        # Casts what enters matrix products alone; PyTorch takes softmax and norms of 16 bits in float32.
+        mixed = self._compute_dtype != self._dtype
+        return torch.autocast(device().type, self._compute_dtype if mixed else None, enabled=mixed)
 
     def read(self) -> dict[str, np.ndarray]:
         """Copies of the weights by name."""

@@ -36,6 +36,7 @@ class Reducer:
         buckets: Sequence[Bucket],
         parameters: Mapping[str, torch.nn.Parameter],
         seed: int,
+        scaled: bool = False,
     ) -> None:
         """Lay out the buckets.
 
@@ -44,7 +45,9 @@ class Reducer:
             buckets: the plan's layout.
             parameters: by weight name; shapes as in the layout.
             seed: of the policy's random numbers.
+            scaled: whether windows have a loss scale.
         """
+        self._scaled, self._loss_scale = scaled, 1.0
         self._rules, self._ops = rules, Ops(hvd.size(), hvd.rank(), seed)
         dtype = self._ops.dtype(next(iter(parameters.values())))
         self._slots = [
@@ -58,12 +61,15 @@ class Reducer:
             for name, place in _places(slot.bucket, slot.flat).items():
                 parameters[name].register_post_accumulate_grad_hook(self._hook(slot, name, place))
 
-    def start_window(self, update: int) -> None:
+    def start_window(self, update: int, loss_scale: float = 1.0) -> None:
         """Forget the last window's gradients.
 
         Args:
             update: number of the update that the window is for, counted from 1.
+            loss_scale: a power of two that its losses are multiplied with before backward, and its gradients
+                divided by where they enter their bucket.
         """
+        self._loss_scale = loss_scale
         self._update, self._now = update, self._rules.at(update)
         for slot in self._slots:
             slot.unfilled = {w.name for w in slot.bucket.weights}
@@ -79,11 +85,11 @@ class Reducer:
                 finished its gradients.
 
         Returns:
-            The loss, detached.
+            The loss, detached, without the loss scale.
         """
         loss = forward()
         self._last_backward = last
-        loss.backward()
+        (loss * self._loss_scale if self._scaled else loss).backward()
         return loss.detach()
 
     def finish(self) -> list[torch.Tensor]:
@@ -138,11 +144,14 @@ class Reducer:
         # torch's hook type is private.
         def ready(parameter: torch.Tensor) -> None:
             # Moved here: autograd adding into a `.grad` that is a view reads and writes the bucket once more.
-            if name in slot.unfilled:
-                place.copy_(parameter.grad)
-                slot.unfilled.remove(name)
+            # Unscaled in the same pass.
+            if name not in slot.unfilled:
+                place.add_(parameter.grad, alpha=1.0 / self._loss_scale)
+            elif self._scaled:
+                torch.mul(parameter.grad, 1.0 / self._loss_scale, out=place)
             else:
-                place.add_(parameter.grad)
+                place.copy_(parameter.grad)
+            slot.unfilled.discard(name)
             parameter.grad = None
             if self._last_backward:
                 slot.waiting -= 1

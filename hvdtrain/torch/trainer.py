@@ -9,6 +9,7 @@ import torch
 from hvdtrain.core.compression import Policy
 from hvdtrain.core.data import MicroBatch, Window
 from hvdtrain.core.optimizers import CLIP_EPSILON
+from hvdtrain.core.precision import compute_dtype
 from hvdtrain.core.results import UpdateResult
 from hvdtrain.core.training import BaseTrainer
 from hvdtrain.torch import world
@@ -21,26 +22,47 @@ class Trainer(BaseTrainer):
     """Trains a job spec in PyTorch."""
 
     def _build(self) -> None:
-        self._model = MaskedLM(self.spec.model, self._weights)
+        self._model = MaskedLM(self.spec.model, self.weights, compute_dtype(self.spec))
         self._optimizer = Optimizer(self.spec.optimizer, self.plan.buckets, self._model.parameters)
-        self._reducer = Reducer(self.spec.rules, self.plan.buckets, self._model.parameters, self.spec.seed)
+        scaled = self.spec.mixed_precision == "fp16"
+        self._reducer = Reducer(
+            self.spec.rules, self.plan.buckets, self._model.parameters, self.spec.seed, scaled
+        )
 
     def update(
-        self, window: Window, divisor: float, next_weight: float, learning_rate: float, update: int
+        self,
+        window: Window,
+        divisor: float,
+        next_weight: float,
+        learning_rate: float,
+        update: int,
+        loss_scale: float,
     ) -> UpdateResult:
         """One update; see `BaseTrainer.update`."""
-        loss_sum = self._accumulate(window, divisor, update)
+        loss_sum = self._accumulate(window, divisor, update, loss_scale)
         sums = torch.tensor([loss_sum, next_weight, window.tokens], dtype=torch.float64)
         handle = hvd.allreduce_async_(sums, op=hvd.Sum, name="update")
         norm, finite = self._apply(learning_rate, update)
         total, next_divisor, tokens = hvd.synchronize(handle).tolist()
         return UpdateResult(total, norm, finite, next_divisor, int(tokens))
 
-    def local_update(self, window: Window, divisor: float, learning_rate: float, update: int) -> UpdateResult:
+    def local_update(
+        self, window: Window, divisor: float, learning_rate: float, update: int, loss_scale: float
+    ) -> UpdateResult:
         """One update of this rank alone; see `BaseTrainer.local_update`."""
-        loss_sum = self._accumulate(window, divisor, update)
+        loss_sum = self._accumulate(window, divisor, update, loss_scale)
         norm, finite = self._apply(learning_rate, update)
         return UpdateResult(loss_sum, norm, finite, 0.0, window.tokens)
+
+    def find_nonfinite(self, window: Window, divisor: float, loss_scale: float) -> np.ndarray:
+        """Whether the loss and each gradient is not finite; see `BaseTrainer.find_nonfinite`."""
+        weights = [self._model.parameters[w.name] for w in reversed(self.weights)]
+        found = np.zeros(1 + len(weights), bool)
+        for batch in window.micro_batches:
+            loss = self._model.loss_sum(tensors(batch), training=True) / divisor
+            gradients = torch.autograd.grad(loss * loss_scale, weights)
+            found |= np.array([not torch.isfinite(array).all() for array in (loss, *gradients)])
+        return found
 
     def exchange(self, policy: Policy) -> None:
         """Replace the weights by what ranks agree on; see `BaseTrainer.exchange`."""
@@ -59,8 +81,8 @@ class Trainer(BaseTrainer):
         """Rank 0's copy of a vector."""
         return world.broadcast(values, "broadcast")
 
-    def _accumulate(self, window: Window, divisor: float, update: int) -> float:
-        self._reducer.start_window(update)
+    def _accumulate(self, window: Window, divisor: float, update: int, loss_scale: float) -> float:
+        self._reducer.start_window(update, loss_scale)
         *early, last = [tensors(batch) for batch in window.micro_batches]
         losses = [self._backward(batch, 1.0 / divisor, last=False) for batch in early]
         losses.append(self._backward(last, 1.0 / divisor, last=True))

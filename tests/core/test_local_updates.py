@@ -18,8 +18,9 @@ from hvdtrain.core.compression.protocol import Policy
 from hvdtrain.core.compression.rules import Rules
 from hvdtrain.core.errors import TrainingError
 from hvdtrain.core.local_updates import local_updates
+from hvdtrain.core.precision import LossScale
 from hvdtrain.core.results import UpdateResult
-from hvdtrain.core.training import BaseTrainer
+from hvdtrain.core.sections import LossScaleSpec
 
 
 @dataclass
@@ -53,18 +54,25 @@ class Ranks:
 class Trainer:
     """One weight that moves against its gradient; the part of `BaseTrainer` that local updates use."""
 
-    def __init__(self, ranks: Ranks, rank: int, policy: Policy, max_steps: int) -> None:
-        self.spec = SimpleNamespace(rules=Rules((policy,)))
+    def __init__(self, ranks: Ranks, rank: int, policy: Policy, max_steps: int, scale: LossScale) -> None:
+        self.spec = SimpleNamespace(
+            rules=Rules((policy,)), max_skipped_updates=50, mixed_precision="fp16" if scale.rule else "no"
+        )
+        self.world = SimpleNamespace(rank=rank, size=ranks.size)
+        self.weights, self.loss_scale = (SimpleNamespace(name="w"),), scale
         self.plan = SimpleNamespace(max_steps=max_steps)
         self.step = self.windows = self.samples_consumed = self.wire_bytes = 0
-        self.weight, self.calls, self.exchanged_after = 0.0, [], []
+        self.weight, self.calls, self.scales, self.exchanged_after = 0.0, [], [], []
         self._ranks, self._rank = ranks, rank
 
     def learning_rate(self) -> float:
         return 0.1 * (self.step + 1)
 
-    def local_update(self, window: Window, divisor: float, learning_rate: float, update: int) -> UpdateResult:
+    def local_update(
+        self, window: Window, divisor: float, learning_rate: float, update: int, loss_scale: float
+    ) -> UpdateResult:
         self.calls.append((update, divisor, learning_rate))
+        self.scales.append(loss_scale)
         gradient = window.gradient / divisor
         if applied := math.isfinite(gradient):
             self.weight -= learning_rate * gradient
@@ -80,17 +88,21 @@ class Trainer:
     def sum_over_ranks(self, values: np.ndarray) -> np.ndarray:
         return self._ranks.sum(self._rank, "sum", values)
 
-    def check_skips(self, in_a_row: int, grad_norm: float) -> None:
-        BaseTrainer.check_skips(self, in_a_row, grad_norm)  # type: ignore[arg-type]
+    def find_nonfinite(self, window: Window, divisor: float, loss_scale: float) -> np.ndarray:
+        return np.array([False, not math.isfinite(window.gradient)])
 
 
 def run(
-    gradients: list[list[float]], weights: list[list[float]], sync_every: int
+    gradients: list[list[float]],
+    weights: list[list[float]],
+    sync_every: int,
+    scale: LossScale = LossScale(),  # noqa: B008 - frozen
 ) -> tuple[list[Trainer], list[list[dict[str, Any]]]]:
     """Train on one list of gradients and one of window weights for each rank."""
     size, steps = len(gradients), len(gradients[0])
     ranks = Ranks(size)
-    trainers = [Trainer(ranks, rank, LocalSGD(sync_every=sync_every), steps) for rank in range(size)]
+    policy = LocalSGD(sync_every=sync_every)
+    trainers = [Trainer(ranks, rank, policy, steps, scale) for rank in range(size)]
 
     def train(rank: int) -> list[dict[str, Any]]:
         own = zip(gradients[rank], weights[rank], strict=True)
@@ -135,6 +147,27 @@ def test_a_rank_whose_gradient_is_not_finite_skips_its_own_update_and_nobody_wai
     # The optimizer's own count leaves the skipped one out; the learning rate does not.
     assert [call[0] for call in trainers[0].calls] == [1, 2, 2, 3]
     assert [call[2] for call in trainers[0].calls] == pytest.approx([0.1, 0.2, 0.3, 0.4])
+
+
+def test_a_loss_scale_is_a_ranks_own_until_an_exchange_and_then_the_least() -> None:
+    rule = LossScaleSpec(initial=8.0, growth_interval=3)
+    gradients = [[math.nan, 1.0, 1.0, 1.0, 1.0, 1.0], [1.0] * 6, [1.0] * 6]
+    trainers, lines = run(gradients, [[1.0] * 6] * 3, 2, LossScale(8.0, rule=rule))
+    # Rank 0 halves it and has one good update; the others would have grown theirs at the fourth.
+    assert [trainer.scales for trainer in trainers] == [
+        [8.0, 4.0, 4.0, 4.0, 8.0, 8.0],
+        [8.0, 8.0, 4.0, 4.0, 8.0, 8.0],
+        [8.0, 8.0, 4.0, 4.0, 8.0, 8.0],
+    ]
+    assert {trainer.loss_scale for trainer in trainers} == {LossScale(8.0, 2, rule)}
+    assert [line["loss_scale"] for line in lines[0]] == [4.0, 8.0, 8.0]
+
+
+def test_a_rank_whose_scale_can_fall_no_further_says_which_gradient_it_was() -> None:
+    rule = LossScaleSpec(initial=2.0, minimum=1.0)
+    told = r"at a loss scale of 1 either, and loss_scale\.minimum is 1: .* the gradient of w\..*bf16"
+    with pytest.raises(TrainingError, match=told):
+        run([[math.nan] * 4], [[1.0] * 4], 4, LossScale(2.0, rule=rule))
 
 
 def test_a_rank_without_data_does_not_move() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -200,6 +201,40 @@ def test_memory_counts_what_compression_keeps(compression: str, kept: int) -> No
     found = plan(f"compression={compression}").memory
     assert found.compression == kept
     assert found.total == found.weights + found.gradients + found.optimizer + kept
+
+
+def test_memory_of_a_forward_pass_is_the_familys(capsys: pytest.CaptureFixture[str]) -> None:
+    asked = []
+
+    def activation_bytes(model: Any, rows: int, length: int, predictions: int, itemsize: int) -> int:
+        asked.append((rows, length, predictions, itemsize))
+        return 3 * 2**20
+
+    family = SimpleNamespace(activation_bytes=activation_bytes, product_elements=lambda model: 500)
+    bare, whole, mixed = (
+        make_plan(
+            parse_spec(yaml.safe_dump(SPEC), overrides),
+            WEIGHTS,
+            size=2,
+            threads=3,
+            train_tokens=np.full(1000, 128),
+            validation_samples=50,
+            family=found,
+            cpu_flags={"avx2"},
+        )
+        for overrides, found in (([], None), ([], family), (["mixed_precision=bf16"], family))
+    )
+    assert asked == [(4, 128, 19, 4), (4, 128, 19, 2)]
+    assert (bare.memory.activations, bare.memory.low_precision_weights) == (0, 0)
+    assert whole.memory.total == bare.memory.total + 3 * 2**20
+    assert mixed.memory.total == whole.memory.total + 1000
+    assert (whole.compute_dtype, mixed.compute_dtype) == ("float32", "bfloat16")
+    assert (whole.notes, len(mixed.notes)) == ((), 1)
+    print_plan(mixed, "")
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "activations 3.00 MiB" in shown
+    assert "matrix products bfloat16" in shown
+    assert "note: mixed_precision: bf16: this CPU has neither amx_bf16 nor avx512_bf16" in shown
 
 
 def test_a_policy_that_the_run_is_too_short_for_is_noted(capsys: pytest.CaptureFixture[str]) -> None:

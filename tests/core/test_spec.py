@@ -45,6 +45,14 @@ def accepted(*overrides: str) -> JobSpec:
         ("schedule.type=cosin", ["schedule.type", "'cosin'", "did you mean 'cosine'"]),
         ("model.model_type=gpt", ["model.model_type", "'gpt'", "'bert'"]),
         ("mixed_precision=fp8", ["mixed_precision", "'fp8'", "'no'"]),
+        ("mixed_precision=true", ["mixed_precision", "'no', 'fp16' or 'bf16'", "True"]),
+        ("mixed_precision=fp61", ["mixed_precision", "did you mean 'fp16'"]),
+        ("loss_scale.initial=1000", ["loss_scale.initial", "1000.0 is not a power of two", "exactly"]),
+        ("loss_scale.fixed=-2", ["loss_scale.fixed", "-2.0 is not a power of two"]),
+        ("loss_scale.growth_factor=1", ["loss_scale.growth_factor", "greater than 1"]),
+        ("loss_scale.backoff_factor=2", ["loss_scale.backoff_factor", "less than 1"]),
+        ("loss_scale={initial: 2, minimum: 4}", ["loss_scale: initial 2 is below minimum 4"]),
+        ("max_skipped_updates=0", ["max_skipped_updates", "or equal to 1"]),
         ("compression.type=zip", ["compression.type", "'zip'", "none, fp16, "]),
         ("compression.type=topkk", ["compression.type", "did you mean 'topk'?"]),
         ("compression={ratio: 0.1}", ["compression.type: required"]),
@@ -248,3 +256,14 @@ def test_momentum_is_not_taken_twice() -> None:
     told = refusal(momentum, "optimizer={type: sgd, momentum: 0.5}")
     assert "optimizer.momentum 0.5: compression takes" in told
     assert accepted(momentum, "optimizer={type: sgd, momentum: 0.0}").rules.correct_momentum
+
+
+def test_mixed_precision_wants_float32_masters() -> None:
+    told = refusal("mixed_precision=bf16", "model.dtype=float64")
+    assert "mixed_precision bf16" in told
+    assert "model.dtype is float64" in told
+
+
+@pytest.mark.parametrize("text", ["no", "'no'", "false"])
+def test_an_unquoted_no_is_no(text: str) -> None:
+    assert accepted(f"mixed_precision={text}").mixed_precision == "no"

@@ -17,8 +17,10 @@ FAULTY = "tests.jobs.faulty"
 TIMEOUT = 300.0
 
 
-def fail(framework: str, fault: str, wire: str, output_dir: Path) -> subprocess.CompletedProcess[str]:
-    return launch(2, ["-m", FAULTY, framework, fault, str(output_dir)], wire, TIMEOUT)
+def fail(
+    framework: str, fault: str, wire: str, output_dir: Path, *overrides: str
+) -> subprocess.CompletedProcess[str]:
+    return launch(2, ["-m", FAULTY, framework, fault, str(output_dir), *overrides], wire, TIMEOUT)
 
 
 @pytest.mark.parametrize(
@@ -55,10 +57,29 @@ def test_a_full_disk_is_told_and_leaves_nothing(tmp_path: Path) -> None:
 
 
 def test_nan_on_one_rank_stops_every_rank(tmp_path: Path) -> None:
-    done = fail("torch", "nan", "gloo", tmp_path / "out")
+    done = fail("torch", "nan", "gloo", tmp_path / "out", "max_skipped_updates=20")
     assert done.returncode != 0
-    assert "50 updates in a row" in done.stdout
+    assert "20 updates in a row" in done.stdout
     assert "optimizer.learning_rate" in done.stdout
+
+
+# PyTorch rounds the decoder's bias with its product; in TensorFlow the norm before it overflows first.
+@pytest.mark.parametrize(
+    ("framework", "weight"),
+    [
+        ("torch", "cls.predictions.bias"),
+        pytest.param("tensorflow", "cls.predictions.transform.LayerNorm.bias", marks=SLOW),
+    ],
+)
+def test_what_float16_cannot_hold_is_named_on_every_rank(framework: str, weight: str, tmp_path: Path) -> None:
+    done = fail(framework, "overflow", "mpirun", tmp_path / "out", "mixed_precision=fp16")
+    assert done.returncode != 0
+    told = (
+        "error: the update after step 2 is not finite at a loss scale of 1 either, and loss_scale.minimum "
+        f"is 1: the first that is not finite is the gradient of {weight}."
+    )
+    assert f"[rank 0] {told}" in done.stdout, done.stdout[-3000:]
+    assert "mixed_precision: bf16" in done.stdout
 
 
 @pytest.mark.parametrize(

@@ -188,3 +188,93 @@ def test_both_frameworks_compute_the_same_gradients(activation: str) -> None:
         np.testing.assert_allclose(
             tensorflow_gradient, torch_gradient, rtol=0, atol=1e-12 * scale, err_msg=weight.name
         )
+
+
+SHAPES = {
+    "deep": {"hidden_size": 128, "num_hidden_layers": 4, "num_attention_heads": 4, "intermediate_size": 512},
+    "untied, dropout": {
+        "hidden_size": 96,
+        "intermediate_size": 200,
+        "tie_word_embeddings": False,
+        "hidden_dropout_prob": 0.1,
+        "attention_probs_dropout_prob": 0.1,
+    },
+}
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize(("compute", "itemsize"), [("float32", 4), ("bfloat16", 2), ("float16", 2)])
+def test_activations_are_what_autograd_saves(shape: str, compute: str, itemsize: int) -> None:
+    spec = ModelSpec(
+        **SMALL.model_dump() | SHAPES[shape] | {"dtype": "float32", "max_position_embeddings": 64}
+    )
+    model = torch_models.MaskedLM(spec, bert.weights(spec), compute)
+    rows, length, predictions = 4, 64, 9
+    random = np.random.default_rng(0)
+    ids, positions, labels = (
+        random.integers(5, 64, shape, dtype=np.int32)
+        for shape in ((rows, length), (rows, predictions), (rows, predictions))
+    )
+    batch = MicroBatch(ids, ids * 0 + 1, ids * 0, positions, labels, labels * 1.0, 1.0, 1, rows)
+    inputs = torch_models.tensors(batch)
+    own = {t.untyped_storage().data_ptr() for t in (*model._module.parameters(), *inputs.values())}
+    saved: dict[int, torch.UntypedStorage] = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in own and tensor.is_floating_point():
+            saved[storage.data_ptr()] = storage
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        model.loss_sum(inputs, training=True)
+    copies = itemsize * bert.product_elements(spec) if compute != "float32" else 0
+    predicted = bert.activation_bytes(spec, rows, length, predictions, itemsize) + copies
+    assert predicted == pytest.approx(sum(s.nbytes() for s in saved.values()), rel=0.03)
+
+
+@pytest.mark.parametrize("compute", ["bfloat16", "float16"])
+@pytest.mark.parametrize("dropout", [0.0, 0.1])
+@pytest.mark.parametrize("tied", [True, False])
+def test_products_alone_are_computed_in_16_bits(compute: str, dropout: float, tied: bool) -> None:
+    spec = SMALL.model_copy(
+        update={
+            "dtype": "float32",
+            "hidden_dropout_prob": dropout,
+            "attention_probs_dropout_prob": dropout,
+            "tie_word_embeddings": tied,
+        }
+    )
+    table, batch = bert.weights(spec), ragged_batch(spec)
+    arrays = {n: (0.3 * a).astype(np.float32) for n, a in weights_far_from_initial(spec).items()}
+    exact, ours = torch_models.MaskedLM(spec, table), torch_models.MaskedLM(spec, table, compute)
+    theirs = tensorflow_models.MaskedLM(spec, table, compute)
+    for model in (exact, ours, theirs):
+        model.write(arrays)
+    # Evaluation computes as training does.
+    losses = [
+        float(exact.loss_sum(torch_models.tensors(batch), training=False)),
+        float(ours.loss_sum(torch_models.tensors(batch), training=False)),
+        float(theirs.loss_sum(tensorflow_models.tensors(batch), training=False)),
+    ]
+    rounding = {"bfloat16": 2.0**-8, "float16": 2.0**-11}[compute]
+    assert losses[1:] == pytest.approx([losses[0]] * 2, rel=rounding)
+    assert losses[0] not in losses[1:], "16 bits must be seen somewhere"
+    if dropout:
+        return
+    for model in (exact, ours):
+        model.loss_sum(torch_models.tensors(batch), training=True).backward()
+    with tf.GradientTape() as tape:
+        loss = theirs.loss_sum(tensorflow_models.tensors(batch), training=True)
+    found = tape.gradient(loss, theirs.parameters)
+    for weight in table:
+        expected = exact.parameters[weight.name].grad.numpy()
+        ours_, theirs_ = (
+            ours.parameters[weight.name].grad,
+            tf.convert_to_tensor(found[weight.name]),
+        )
+        # Masters and their gradients stay in float32.
+        assert (ours_.dtype, theirs_.dtype) == (torch.float32, tf.float32)
+        scale = max(float(np.linalg.norm(expected)), 1e-3)
+        for gradient in (ours_.numpy(), bert.from_keras(weight, theirs_.numpy())):
+            assert np.linalg.norm(gradient - expected) < 10 * rounding * scale, weight.name

@@ -1,0 +1,69 @@
+"""What one rank will keep in memory, predicted from shapes alone."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from hvdtrain.core.buckets import Bucket
+from hvdtrain.core.data.masking import max_predictions
+from hvdtrain.core.precision import compute_itemsize
+from hvdtrain.core.spec import JobSpec
+from hvdtrain.core.state import MOMENTS
+from hvdtrain.core.weights import ModelFamily
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes that one rank keeps.
+
+    Attributes:
+        weights: the masters, for the whole run; as all but the last two.
+        gradients: the buckets.
+        optimizer: moments.
+        compression: residuals and the like.
+        activations: what a micro-batch's forward pass saves for its backward pass.
+        low_precision_weights: 16-bit copies of the weights of matrix products, made by every forward pass.
+    """
+
+    weights: int
+    gradients: int
+    optimizer: int
+    compression: int
+    activations: int
+    low_precision_weights: int
+
+    @property
+    def total(self) -> int:
+        """Their sum in bytes."""
+        return sum(vars(self).values())
+
+
+def predict_memory(
+    spec: JobSpec, family: ModelFamily | None, buckets: Sequence[Bucket], rows: int, size: int
+) -> Memory:
+    """What a rank of a job keeps at the end of a forward pass.
+
+    Args:
+        spec: the job.
+        family: the model's; without one activations are left out.
+        buckets: the layout of the gradients.
+        rows: of a micro-batch.
+        size: ranks.
+    """
+    itemsize, compute = np.dtype(spec.model.dtype).itemsize, compute_itemsize(spec)
+    weights = itemsize * sum(bucket.size for bucket in buckets)
+    length = spec.data.max_seq_length
+    predictions = max_predictions(spec.task.mlm_probability, length)
+    activations = family.activation_bytes(spec.model, rows, length, predictions, compute) if family else 0
+    copies = compute * family.product_elements(spec.model) if family and compute != itemsize else 0
+    return Memory(
+        weights=weights,
+        gradients=weights,
+        optimizer=weights * len(MOMENTS[spec.optimizer.type]),
+        compression=spec.rules.state_bytes(buckets, spec.model.dtype, size),
+        activations=activations,
+        low_precision_weights=copies,
+    )

@@ -1,0 +1,200 @@
+"""spoilt.py FRAMEWORK SCENARIOS.json: a model of two matrices, whose gradients are spoilt by a script.
+
+A scenario is {"name", "set": [overrides], "spoil": [[window, rank, micro-batch, element, value], ...],
+"factor"}. Windows and elements are counted from 0, elements through both matrices, and the value (a text that
+Python's float reads) is added to that rank's gradient; the factor, if any, is every prediction's. With
+model.dtype float64 the loss is scaled all the same: then nothing but the scale is looked at, and no rounding.
+Each rank leaves NAME-RANK.npz beside the file: its weights, and of each update tried its scale, its learning
+rate and whether it was applied.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import json
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+
+from hvdtrain.core.data import MicroBatch, Window
+from hvdtrain.core.job import Framework, train_spec
+from hvdtrain.core.spec import load_spec
+from hvdtrain.core.weights import Weight
+
+WIDTH = 4
+ROWS = 512  # TINY's vocabulary
+WEIGHTS = (
+    Weight("embedding", (ROWS, WIDTH), True, "normal"),
+    Weight("decoder", (ROWS, WIDTH), False, "normal"),
+)
+FAMILY = SimpleNamespace(
+    weights=lambda model: WEIGHTS,
+    hf_config=lambda model, pad: {},
+    activation_bytes=lambda *shapes: 0,
+    product_elements=lambda model: 0,
+)
+Spoils = Sequence[tuple[int, int, int, int, str]]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class SpoiltBatch(MicroBatch):
+    """A micro-batch and what is added to its gradient, float64 (elements of all weights,)."""
+
+    spoil: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros(2 * ROWS * WIDTH))
+
+
+def torch_model() -> type:
+    import torch
+    from torch.nn import functional
+
+    class Model:
+        def __init__(self, model: Any, weights: tuple[Weight, ...], compute_dtype: str) -> None:
+            self._dtype, self._compute = (getattr(torch, name) for name in (model.dtype, compute_dtype))
+            self.parameters = {
+                w.name: torch.nn.Parameter(torch.zeros(w.shape, dtype=self._dtype)) for w in weights
+            }
+
+        def loss_sum(self, batch: dict[str, Any], training: bool) -> Any:
+            embedding, decoder = self.parameters.values()
+            with torch.set_grad_enabled(training):
+                hidden = embedding[batch["input_ids"].gather(1, batch["masked_positions"])]
+                logits = (hidden.to(self._compute) @ decoder.to(self._compute).T).to(self._dtype)
+                losses = functional.cross_entropy(
+                    logits.flatten(0, 1), batch["masked_labels"].flatten(), reduction="none"
+                )
+                loss = losses @ batch["masked_weights"].flatten().to(self._dtype)
+                if "spoil" in batch:
+                    both = torch.cat([embedding.flatten(), decoder.flatten()])
+                    loss = loss + (both * batch["spoil"].to(self._dtype)).sum()
+                return loss
+
+        def read(self) -> dict[str, np.ndarray]:
+            return {name: p.detach().numpy().copy() for name, p in self.parameters.items()}
+
+        def write(self, arrays: dict[str, np.ndarray]) -> None:
+            with torch.no_grad():
+                for name, parameter in self.parameters.items():
+                    parameter.copy_(torch.from_numpy(arrays[name]))
+
+    return Model
+
+
+def tensorflow_model() -> type:
+    import tensorflow as tf
+
+    class Model:
+        def __init__(self, model: Any, weights: tuple[Weight, ...], compute_dtype: str) -> None:
+            self._dtype, self._compute = model.dtype, compute_dtype
+            self.parameters = {w.name: tf.Variable(tf.zeros(w.shape, self._dtype)) for w in weights}
+
+        def loss_sum(self, batch: dict[str, Any], training: bool) -> Any:
+            embedding, decoder = self.parameters.values()
+            tokens = tf.gather(batch["input_ids"], batch["masked_positions"], batch_dims=1)
+            hidden = tf.cast(tf.gather(embedding, tokens), self._compute)
+            logits = tf.tensordot(hidden, tf.cast(decoder, self._compute), [[2], [1]])
+            losses = tf.nn.sparse_softmax_cross_entropy_with_logits(
+                batch["masked_labels"], tf.cast(logits, self._dtype)
+            )
+            loss = tf.reduce_sum(losses * tf.cast(batch["masked_weights"], self._dtype))
+            both = tf.concat([tf.reshape(embedding, [-1]), tf.reshape(decoder, [-1])], 0)
+            return (
+                loss + tf.reduce_sum(both * tf.cast(batch["spoil"], self._dtype))
+                if "spoil" in batch
+                else loss
+            )
+
+        def read(self) -> dict[str, np.ndarray]:
+            return {name: variable.numpy() for name, variable in self.parameters.items()}
+
+        def write(self, arrays: dict[str, np.ndarray]) -> None:
+            for name, variable in self.parameters.items():
+                variable.assign(arrays[name])
+
+    return Model
+
+
+MODELS = {"torch": torch_model, "tensorflow": tensorflow_model}
+
+
+def spoilt(window: Window, number: int, rank: int, spoils: Spoils, factor: float) -> Window:
+    """A window whose micro-batches bring what the script adds."""
+    batches = []
+    for i, batch in enumerate(window.micro_batches):
+        found = SpoiltBatch(**vars(batch) | {"masked_weights": factor * batch.masked_weights})
+        for at, whose, micro_batch, element, value in spoils:
+            if (at, whose, micro_batch) == (number, rank, i):
+                found.spoil[element] += float(value)
+        batches.append(found)
+    return dataclasses.replace(window, micro_batches=tuple(batches))
+
+
+def recording(base: type, spoils: Spoils, factor: float, record: list[tuple[float, float, bool]]) -> type:
+    """A trainer that spoils its windows and keeps what became of each."""
+
+    class Recording(base):  # type: ignore[misc,valid-type]
+        def update(
+            self, window: Window, divisor: float, weight: float, rate: float, update: int, scale: float
+        ) -> Any:
+            window = spoilt(window, len(record), self.world.rank, spoils, factor)
+            found = super().update(window, divisor, weight, rate, update, scale)
+            record.append((scale, rate, found.applied))
+            return found
+
+        def local_update(self, window: Window, divisor: float, rate: float, update: int, scale: float) -> Any:
+            window = spoilt(window, len(record), self.world.rank, spoils, factor)
+            found = super().local_update(window, divisor, rate, update, scale)
+            record.append((scale, rate, found.applied))
+            return found
+
+    return Recording
+
+
+def main() -> None:
+    name, listing = sys.argv[1], Path(sys.argv[2])
+    framework: Framework = importlib.import_module(f"hvdtrain.{name}.job")._load()
+    module = importlib.import_module(f"hvdtrain.{name}.trainer")
+    module.MaskedLM = MODELS[name]()  # type: ignore[attr-defined]
+    world = None
+    for scenario in json.loads(listing.read_text()):
+        spec = load_spec("bert", scenario["set"])
+        if spec.model.dtype == "float64":
+            # Which a spec is not allowed.
+            spec = spec.model_copy(update={"mixed_precision": "fp16"})
+            module.compute_dtype = lambda spec: "float64"  # type: ignore[attr-defined]
+        world = world or framework.init(spec)
+        record: list[tuple[float, float, bool]] = []
+        trainer = recording(module.Trainer, scenario.get("spoil", ()), scenario.get("factor", 1.0), record)
+        kept: list[Any] = []
+
+        def keep(*arguments: Any, trainer: type = trainer, kept: list[Any] = kept) -> Any:
+            kept.append(trainer(*arguments))
+            return kept[0]
+
+        changed = dataclasses.replace(framework, family=lambda model: FAMILY, trainer=keep)
+        train_spec(changed, world, spec, listing.parent / scenario["name"])
+        scales, rates, applied = zip(*record, strict=True)
+        np.savez(
+            listing.parent / f"{scenario['name']}-{world.rank}.npz",
+            scales=np.array([*scales, kept[0].loss_scale.value]),
+            rates=np.array(rates),
+            applied=np.array(applied),
+            step=np.array([kept[0].step, kept[0].windows]),
+            **kept[0].read_weights(),
+        )
+    framework.shutdown()
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except BaseException:
+        traceback.print_exc()
+        sys.stderr.flush()
+        os._exit(1)

@@ -1,0 +1,247 @@
+"""The loss scale on real ranks, whose gradients are spoilt by scripts: what is skipped, and who agrees."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from hvdtrain.core.compression import Adasum, DiLoCo, LocalSGD
+from hvdtrain.core.compression.simulator import Simulator
+from hvdtrain.core.data import MicroBatch, prepare, train_windows
+from hvdtrain.core.metrics import read_metrics
+from hvdtrain.core.optimizers import ReferenceOptimizer, clip_factor
+from hvdtrain.core.plan import make_plan
+from hvdtrain.core.schedules import schedule_factor
+from hvdtrain.core.spec import JobSpec, load_spec
+from hvdtrain.core.weights import initial_weights
+from tests.conformance.cases import POLICIES
+from tests.jobs import spoilt
+from tests.jobs.runs import FRAMEWORKS, TINY, launch
+
+Results = dict[str, list[dict[str, np.ndarray]]]
+ELEMENTS = 2 * spoilt.ROWS * spoilt.WIDTH
+SLOW = pytest.mark.slow
+
+
+def run(directory: Path, framework: str, ranks: int, scenarios: list[dict[str, Any]]) -> Results:
+    """What each rank of each scenario left."""
+    directory.mkdir(parents=True, exist_ok=True)
+    listing = directory / "scenarios.json"
+    listing.write_text(json.dumps(scenarios))
+    done = launch(ranks, [spoilt.__file__, framework, str(listing)])
+    assert done.returncode == 0, done.stdout[-5000:]
+    names = [scenario["name"] for scenario in scenarios]
+    return {n: [dict(np.load(directory / f"{n}-{rank}.npz")) for rank in range(ranks)] for n in names}
+
+
+COMMON = [
+    *TINY,
+    "data.validation_split=0.0",
+    "model.initializer_range=0.3",
+    "batch.per_device_train_batch_size=2",
+]
+SCRIPTED = [
+    *COMMON,
+    "model.dtype=float64",
+    "batch.gradient_accumulation_steps=3",
+    "optimizer.learning_rate=0.05",
+    "loss_scale={initial: 16, growth_interval: 3}",
+    "max_grad_norm=0.2",
+    "max_steps=12",
+]
+SPOILS: spoilt.Spoils = [
+    (1, 1, 2, 17, "inf"),
+    (4, 0, 0, ELEMENTS - 1, "nan"),
+    (5, 0, 1, 0, "-inf"),
+    (5, 1, 1, 0, "inf"),
+    # Large and finite: clipped and applied.
+    (8, 1, 0, 5, "3e4"),
+    (14, 0, 2, 100, "inf"),
+]
+SKIPPED = [1, 4, 5, 14]
+SCALES = [16.0, 16.0, 8.0, 8.0, 8.0, 4.0, 2.0, 2.0, 2.0, 4.0, 4.0, 4.0, 8.0, 8.0, 8.0, 4.0, 4.0]
+COMPRESSIONS = {"none": "{type: none}", "topk": "{type: topk, ratio: 0.02}"}
+
+
+@pytest.mark.parametrize("framework", FRAMEWORKS)
+def test_a_scripted_run_is_the_hand_written_one(framework: str, tmp_path: Path) -> None:
+    overrides = {name: [*SCRIPTED, f"compression={text}"] for name, text in COMPRESSIONS.items()}
+    scenarios = [{"name": name, "set": found, "spoil": SPOILS} for name, found in overrides.items()]
+    for name, ranks in run(tmp_path, framework, 2, scenarios).items():
+        weights, rates = reference(load_spec("bert", overrides[name]))
+        for found in ranks:
+            assert found["scales"].tolist() == SCALES
+            assert np.flatnonzero(~found["applied"]).tolist() == SKIPPED
+            np.testing.assert_allclose(found["rates"], rates, rtol=1e-14)
+            for weight, array in weights.items():
+                np.testing.assert_allclose(found[weight], array, rtol=1e-9, atol=1e-11, err_msg=name)
+        lines = read_metrics(tmp_path / name)[0]
+        assert [line["skipped_updates"] for line in lines] == [0, 1, 1, 3, 3, 3, 3, 3, 3, 3, 3, 4]
+        assert [line["loss_scale"] for line in lines] == [
+            scale for i, scale in enumerate(SCALES[:-1]) if i not in SKIPPED
+        ]
+
+
+def reference(spec: JobSpec) -> tuple[dict[str, np.ndarray], list[float]]:
+    """Both ranks in NumPy: the weights in the end, and the learning rate of each update tried."""
+    dataset = prepare(spec.data, spec.model.vocab_size, spec.seed)
+    tokens = dataset.train.lengths
+    plan = make_plan(spec, spoilt.WEIGHTS, size=2, threads=1, train_tokens=tokens, validation_samples=0)
+    streams = [
+        train_windows(dataset, spec.task, seed=spec.seed, accumulation=plan.accumulation, rank=rank)
+        for rank in range(2)
+    ]
+    weights = initial_weights(spoilt.WEIGHTS, spec.seed, spec.model.initializer_range, "float64")
+    optimizers = {w.name: ReferenceOptimizer(spec.optimizer, w.decays) for w in spoilt.WEIGHTS}
+    (bucket,) = plan.buckets
+    assert [w.name for w in bucket.weights] == list(weights)
+    simulator = Simulator(spec.rules.policies[0], bucket, 2, seed=spec.seed)
+    step, window, rates = 0, 0, []
+    while step < plan.max_steps:
+        parts = [next(stream) for stream in streams]
+        total = sum(part.weight for part in parts)
+        mine = np.zeros((2, ELEMENTS))
+        for rank, part in enumerate(parts):
+            for i, batch in enumerate(part.micro_batches):
+                mine[rank] += gradient(*weights.values(), batch) / total
+                for at, whose, micro_batch, element, value in SPOILS:
+                    if (at, whose, micro_batch) == (window, rank, i):
+                        mine[rank, element] += float(value) / total
+        with np.errstate(invalid="ignore"):
+            reduced = simulator.reduce(mine, step + 1)[0]
+        rates.append(plan.learning_rate * schedule_factor("linear", step, plan.warmup_steps, plan.max_steps))
+        if window not in SKIPPED:
+            simulator.commit()
+            reduced *= clip_factor(float(np.linalg.norm(reduced)), spec.max_grad_norm or np.inf)
+            for name, part in zip(weights, np.split(reduced, 2), strict=True):
+                moved = part.reshape(weights[name].shape)
+                weights[name] = optimizers[name].update(weights[name], moved, rates[-1])
+            step += 1
+        window += 1
+    return weights, rates
+
+
+def gradient(embedding: np.ndarray, decoder: np.ndarray, batch: MicroBatch) -> np.ndarray:
+    """That of the summed cross-entropy, flat."""
+    rows = np.arange(len(batch.input_ids))[:, None]
+    tokens = batch.input_ids[rows, batch.masked_positions].ravel()
+    logits = embedding[tokens] @ decoder.T
+    p = np.exp(logits - logits.max(axis=1, keepdims=True))
+    p /= p.sum(axis=1, keepdims=True)
+    p[np.arange(len(p)), batch.masked_labels.ravel()] -= 1.0
+    p *= batch.masked_weights.reshape(-1, 1)
+    by_token = np.zeros_like(embedding)
+    np.add.at(by_token, tokens, p @ decoder)
+    return np.concatenate([by_token.ravel(), (p.T @ embedding[tokens]).ravel()])
+
+
+EVERY = {
+    **{name: policy for name, policy in POLICIES.items() if name != "example"},
+    "adasum": Adasum(),
+    "local_sgd": LocalSGD(sync_every=3),
+    "diloco": DiLoCo(sync_every=4),
+}
+FEW = ("none", "sign", "topk", "powersgd cold", "local_sgd")
+TRIED = 9
+RANDOM = [
+    *COMMON,
+    "model.dtype=float64",
+    "batch.gradient_accumulation_steps=2",
+    "loss_scale={initial: 16, growth_interval: 2}",
+]
+
+
+def script(name: str, ranks: int) -> list[tuple[int, int, int, int, str]]:
+    """Up to three spoilt elements, each in any window, rank, micro-batch and place."""
+    draw = np.random.default_rng([len(name), ranks, *name.encode()])
+    return [
+        (
+            # Not the last: what is tried last is applied, and ends the run.
+            int(draw.integers(TRIED - 1)),
+            int(draw.integers(ranks)),
+            int(draw.integers(2)),
+            int(draw.integers(ELEMENTS)),
+            str(draw.choice(["inf", "-inf", "nan"])),
+        )
+        for _ in range(3)
+    ]
+
+
+WORLDS = [
+    pytest.param("torch", 2, tuple(EVERY), id="torch-2"),
+    pytest.param("torch", 4, tuple(EVERY), id="torch-4"),
+    pytest.param("tensorflow", 2, FEW, id="tensorflow-2-few"),
+    pytest.param("tensorflow", 2, tuple(EVERY), id="tensorflow-2", marks=SLOW),
+    pytest.param("tensorflow", 4, tuple(EVERY), id="tensorflow-4", marks=SLOW),
+]
+
+
+@pytest.mark.parametrize(("framework", "ranks", "names"), WORLDS)
+def test_no_sequence_of_infs_makes_ranks_disagree(
+    framework: str, ranks: int, names: tuple[str, ...], tmp_path: Path
+) -> None:
+    scenarios = [
+        {
+            "name": name,
+            "set": [
+                *RANDOM,
+                f"compression={json.dumps(EVERY[name].model_dump(mode='json'))}",
+                f"max_steps={TRIED if local(name) else TRIED - len(spoilt_windows(name, ranks))}",
+            ],
+            "spoil": script(name, ranks),
+        }
+        for name in names
+    ]
+    for name, found in run(tmp_path, framework, ranks, scenarios).items():
+        assert all(np.isfinite(result["decoder"]).all() for result in found)
+        for key in ("embedding", "decoder", "step", "rates"):
+            assert len({result[key].tobytes() for result in found}) == 1, (name, key)
+        assert len({result["scales"][-1] for result in found}) == 1, name
+        if local(name):
+            # Each rank skips its own.
+            for rank, result in enumerate(found):
+                own = sorted({w for w, whose, *_ in script(name, ranks) if whose == rank})
+                assert np.flatnonzero(~result["applied"]).tolist() == own, name
+            continue
+        skipped = spoilt_windows(name, ranks)
+        for result in found:
+            assert np.flatnonzero(~result["applied"]).tolist() == skipped, name
+            assert result["step"].tolist() == [TRIED - len(skipped), TRIED]
+            np.testing.assert_array_equal(result["scales"], found[0]["scales"])
+
+
+def local(name: str) -> bool:
+    return EVERY[name].at(1).local
+
+
+def spoilt_windows(name: str, ranks: int) -> list[int]:
+    return sorted({window for window, *_ in script(name, ranks)})
+
+
+@pytest.mark.parametrize("framework", FRAMEWORKS)
+def test_gradients_of_1e_7_are_learnt_from_with_a_scale_alone(framework: str, tmp_path: Path) -> None:
+    settings = [
+        *COMMON,
+        "optimizer={learning_rate: 0.05, weight_decay: 0.0, adam_epsilon: 1e-20}",
+        "max_grad_norm=null",
+        "max_steps=40",
+    ]
+    precisions = {
+        "fp32": ["mixed_precision=no"],
+        "scaled": ["mixed_precision=fp16"],
+        "unscaled": ["mixed_precision=fp16", "loss_scale.fixed=1.0"],
+    }
+    scenarios = [{"name": n, "set": [*settings, *p], "factor": 1e-6} for n, p in precisions.items()]
+    run(tmp_path, framework, 2, scenarios)
+    lines = {name: read_metrics(tmp_path / name)[0] for name in precisions}
+    largest = max(line["grad_norm"] for line in lines["fp32"])
+    assert 1e-8 < largest < 1e-5, "gradients were meant to be small"
+    first, last = ({n: found[at]["loss"] for n, found in lines.items()} for at in (0, -1))
+    assert last["fp32"] < 0.95 * first["fp32"]
+    assert last["scaled"] == pytest.approx(last["fp32"], rel=0.01)
+    # Below half of float16's smallest number all gradients are 0, and AdamW's steps with them.
+    assert last["unscaled"] > 0.99 * first["unscaled"]
