@@ -36,6 +36,7 @@ class Reducer:
         buckets: Sequence[Bucket],
         parameters: Mapping[str, torch.nn.Parameter],
         seed: int,
+        prefix: str = "",
     ) -> None:
         """Lay out the buckets.
 
@@ -44,8 +45,9 @@ class Reducer:
             buckets: the plan's layout.
             parameters: by weight name; shapes as in the layout.
             seed: of the policy's random numbers.
+            prefix: of the names of collectives: two reducers of one program need different ones.
         """
-        self._rules, self._ops = rules, Ops(hvd.size(), hvd.rank(), seed)
+        self._rules, self._ops, self._prefix = rules, Ops(hvd.size(), hvd.rank(), seed), prefix
         dtype = self._ops.dtype(next(iter(parameters.values())))
         self._slots = [
             _Slot(b, self._ops.zeros((b.size,), dtype), rules.policy(b).init(self._ops, b, dtype))
@@ -186,7 +188,7 @@ class Reducer:
                 slot.reduced.copy_(total)
             return
         # Ranks may launch in different orders: Horovod pairs collectives by name.
-        name = f"{type(slot.request).__name__}.bucket{slot.bucket.index}.{slot.requests}"
+        name = f"{self._prefix}{type(slot.request).__name__}.bucket{slot.bucket.index}.{slot.requests}"
         slot.requests += 1
         self._wire_bytes += slot.request.array.nbytes
         slot.handle = _launch(slot.request, name)
