@@ -8,6 +8,7 @@ from hvdtrain.core.plan import CYCLE_TIME_MS
 from hvdtrain.core.sections import CommunicationSpec
 
 _MIB = 2**20
+_STALL_WARNING_SECONDS, _STALL_SHUTDOWN_SECONDS = 20, 45
 _RANK_VARIABLES = ("HOROVOD_RANK", "OMPI_COMM_WORLD_RANK", "PMI_RANK", "SLURM_PROCID")
 
 
@@ -23,6 +24,14 @@ def horovod_environment(communication: CommunicationSpec) -> None:
     if communication.fusion_threshold_mb is not None:
         os.environ["HOROVOD_FUSION_THRESHOLD"] = str(int(communication.fusion_threshold_mb * _MIB))
     # Open MPI 4.1 spins while it waits, which takes the core from a computing rank beside it.
+    os.environ.setdefault("OMPI_MCA_mpi_yield_when_idle", "1")
+
+
+def stall_environment() -> None:
+    """End the wait for a rank that does not come, unless the user has said when; call before `hvd.init()`."""
+    os.environ.setdefault("HOROVOD_STALL_CHECK_TIME_SECONDS", str(_STALL_WARNING_SECONDS))
+    # Horovod's default is to wait for ever.
+    os.environ.setdefault("HOROVOD_STALL_SHUTDOWN_TIME_SECONDS", str(_STALL_SHUTDOWN_SECONDS))
     os.environ.setdefault("OMPI_MCA_mpi_yield_when_idle", "1")
 
 

@@ -1,1 +1,32 @@
-"""The PyTorch adapter: the mirror image of `hvdtrain.tensorflow`."""
+"""The PyTorch adapter: the mirror image of `hvdtrain.tensorflow`.
+
+For a loop of your own, `import hvdtrain.torch as hvd` in place of `import horovod.torch as hvd`: every name
+of Horovod's is here, and those of `hvdtrain.torch.dropin` are ours. Nothing is imported until a name is used.
+"""
+
+from importlib import import_module
+from typing import Any
+
+_OURS = {
+    "init": "session",
+    "metric_average": "session",
+    "DistributedOptimizer": "optimizer",
+    "broadcast_parameters": "state",
+    "broadcast_optimizer_state": "state",
+    "DistributedSampler": "sampler",
+}
+
+
+def __getattr__(name: str) -> Any:
+    # Tools that look a module over must not import a framework by it.
+    if name.startswith("__"):
+        raise AttributeError(name)
+    home = f"hvdtrain.torch.dropin.{_OURS[name]}" if name in _OURS else "horovod.torch"
+    try:
+        return getattr(import_module(home), name)
+    except AttributeError:
+        raise AttributeError(f"neither hvdtrain.torch nor horovod.torch has a {name!r}") from None
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_OURS, *dir(import_module("horovod.torch"))})

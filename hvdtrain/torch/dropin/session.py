@@ -1,0 +1,96 @@
+"""Joining a Horovod job from a program that is not a job script, and small collectives for it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import horovod.torch as hvd
+import torch
+
+from hvdtrain.core.environment import launched_rank, stall_environment
+from hvdtrain.core.errors import TrainingError
+
+
+def init(*arguments: Any, **options: Any) -> None:
+    """Join the job: Horovod's own `init`, with a limit to how long ranks wait for one that does not come.
+
+    Args:
+        *arguments: Horovod's.
+        **options: Horovod's.
+    """
+    stall_environment()
+    hvd.init(*arguments, **options)
+
+
+def require_init(what: str) -> None:
+    """Refuse to go on in a process that has not joined.
+
+    Raises:
+        TrainingError: saying what to call.
+    """
+    if not hvd.is_initialized():
+        raise TrainingError(f"{what}: this process has not joined a job: call hvdtrain.torch.init() first")
+
+
+@contextmanager
+def waiting_for_ranks(what: str):  # type: ignore[no-untyped-def]
+    """Say what was waited for when Horovod gives up.
+
+    Raises:
+        TrainingError: in place of Horovod's error.
+    """
+    try:
+        yield
+    except hvd.HorovodInternalError as error:
+        raise TrainingError(
+            f"rank {launched()}: {what}: another rank failed, left the job or waits for something else. "
+            "Its own message is the cause; where there is none, see which tensors Horovod names as stalled. "
+            "All ranks must take equally many steps (see hvdtrain.torch.join), and a pause of one rank must be "
+            f"shorter than HOROVOD_STALL_SHUTDOWN_TIME_SECONDS. Horovod says: {str(error).strip()}"
+        ) from None
+
+
+def launched() -> int | str:
+    """This rank's number, known even after Horovod has been shut down."""
+    rank = launched_rank()
+    return "?" if rank is None else rank
+
+
+def gather_bytes(data: bytes, name: str) -> Sequence[bytes]:
+    """Every rank's bytes, in the order of ranks.
+
+    Args:
+        data: of any length above 0.
+        name: the same on every rank.
+    """
+    own = torch.frombuffer(bytearray(data), dtype=torch.uint8)
+    lengths = hvd.allgather(torch.tensor([len(own)]), name=f"{name}.lengths").tolist()
+    return [part.numpy().tobytes() for part in hvd.allgather(own, name=name).split(lengths)]
+
+
+def metric_average(
+    values: float | Mapping[str, float], weight: float = 1.0, name: str = "metric_average"
+) -> Any:
+    """Mean of a metric over all ranks, each counting by its weight: exact however samples are spread.
+
+    Args:
+        values: this rank's mean, or several by name, the same names in the same order on every rank.
+        weight: how many samples (or tokens) the mean is over; 0 is legal.
+        name: of the collective.
+
+    Returns:
+        As `values`: Σ weight · value / Σ weight over ranks, in float64; NaN where no rank has any weight.
+    """
+    require_init("metric_average")
+    alone = not isinstance(values, Mapping)
+    found = {"value": values} if alone else dict(values)
+    # A rank without samples has no mean: its NaN must not count.
+    sums = [float(value) * weight if weight else 0.0 for value in found.values()]
+    with waiting_for_ranks(name):
+        *sums, total = hvd.allreduce(
+            torch.tensor([*sums, weight], dtype=torch.float64), op=hvd.Sum, name=name
+        ).tolist()
+    means = {key: each / total if total else float("nan") for key, each in zip(found, sums, strict=True)}
+    return means["value"] if alone else means
