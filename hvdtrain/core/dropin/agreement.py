@@ -33,7 +33,7 @@ def describe(
     """
     values = digests or [""] * len(parameters)
     rows = [
-        [p.name, f"shape {list(p.shape)} {p.dtype}", value]
+        [p.name, f"shape {list(p.shape)} {p.dtype}" + ("" if p.trainable else ", frozen"), value]
         for p, value in zip(parameters, values, strict=True)
     ]
     fields = settings.model_dump(mode="json") if settings else {}

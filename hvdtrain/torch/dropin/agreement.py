@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 import horovod.torch as hvd
 import numpy as np
@@ -18,7 +19,7 @@ _ADVICE = (
 
 
 def compare_ranks(tensors: Mapping[str, torch.Tensor], settings: Settings | None, name: str) -> None:
-    """Compare names, shapes and dtypes over ranks; values as well if there are settings, which begin training.
+    """Compare names, shapes and dtypes over ranks; with settings, which begin training, values as well.
 
     Args:
         tensors: by name, in their order.
@@ -31,8 +32,10 @@ def compare_ranks(tensors: Mapping[str, torch.Tensor], settings: Settings | None
     if hvd.size() == 1:
         return
     values = [digest(_bytes(tensor)) for tensor in tensors.values()] if settings else None
+    # A state_dict does not say what is frozen.
+    found = facts(tensors) if settings else [replace(fact, trainable=True) for fact in facts(tensors)]
     with waiting_for_ranks(f"the comparison of models ({name})"):
-        check_same(describe(facts(tensors), settings, values), lambda data: gather_bytes(data, name), _ADVICE)
+        check_same(describe(found, settings, values), lambda data: gather_bytes(data, name), _ADVICE)
 
 
 def facts(tensors: Mapping[str, torch.Tensor]) -> list[Parameter]:

@@ -11,8 +11,8 @@ import torch
 
 from hvdtrain.core.dropin import Settings, accumulator, lay_out
 from hvdtrain.core.errors import TrainingError
-from hvdtrain.torch.dropin.backward import BACKWARD
 from hvdtrain.torch.dropin.agreement import compare_ranks, facts
+from hvdtrain.torch.dropin.backward import BACKWARD
 from hvdtrain.torch.dropin.session import waiting_for_ranks
 from hvdtrain.torch.reducer import Reducer
 from hvdtrain.torch.world import device

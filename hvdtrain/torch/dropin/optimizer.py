@@ -157,8 +157,8 @@ class _Distributed:
         if self._gradients.keeps_residuals:
             raise SpecError(
                 "compression: what an update did not send waits in units of its loss scale, which GradScaler "
-                "changes: use autocast with bfloat16 and no GradScaler, or compression without error feedback "
-                "(none, fp16, or use_error_feedback: false)"
+                "changes: use autocast with bfloat16 and no GradScaler, or none, fp16, or a compression with "
+                "use_error_feedback: false"
             )
         return bool(vars(self).get("_step_supports_amp_scaling", False))
 
@@ -200,7 +200,7 @@ def _named(optimizer: Any, names: dict[int, str] | None) -> dict[str, torch.nn.P
             if name is None:
                 raise TrainingError(
                     f"DistributedOptimizer: parameter {i} of group {g}, shape {tuple(parameter.shape)}, is "
-                    "not among named_parameters: give those of every model, with a prefix each, or leave them out"
+                    "not among named_parameters: give every model's, with a prefix each, or leave them out"
                 )
             if name in found:
                 raise TrainingError(

@@ -47,7 +47,7 @@ def waiting_for_ranks(what: str):  # type: ignore[no-untyped-def]
         raise TrainingError(
             f"rank {launched()}: {what}: another rank failed, left the job or waits for something else. "
             "Its own message is the cause; where there is none, see which tensors Horovod names as stalled. "
-            "All ranks must take equally many steps (see hvdtrain.torch.join), and a pause of one rank must be "
+            "All ranks must take equally many steps (see hvdtrain.torch.join), and a pause of one must be "
             f"shorter than HOROVOD_STALL_SHUTDOWN_TIME_SECONDS. Horovod says: {str(error).strip()}"
         ) from None
 
