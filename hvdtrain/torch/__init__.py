@@ -5,6 +5,7 @@ of Horovod's is here, and those of `hvdtrain.torch.dropin` are ours. Nothing is 
 """
 
 from importlib import import_module
+from importlib.util import find_spec
 from typing import Any
 
 _OURS = {
@@ -18,14 +19,15 @@ _OURS = {
 
 
 def __getattr__(name: str) -> Any:
-    # Tools that look a module over must not import a framework by it.
-    if name.startswith("__"):
+    # Tools that look a module over, and imports of submodules, must not import a framework by it.
+    if name.startswith("_") or find_spec(f"{__name__}.{name}"):
         raise AttributeError(name)
     home = f"hvdtrain.torch.dropin.{_OURS[name]}" if name in _OURS else "horovod.torch"
     try:
-        return getattr(import_module(home), name)
+        found = getattr(import_module(home), name)
     except AttributeError:
         raise AttributeError(f"neither hvdtrain.torch nor horovod.torch has a {name!r}") from None
+    return globals().setdefault(name, found)
 
 
 def __dir__() -> list[str]:
