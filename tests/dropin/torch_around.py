@@ -52,7 +52,7 @@ def check_broadcast_parameters() -> None:
     module = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 2), torch.nn.BatchNorm2d(4)).to(
         memory_format=torch.channels_last
     )
-    module.register_buffer("half", torch.randn(3).bfloat16())
+    module.register_buffer("narrow", torch.randn(3).bfloat16())
     module.register_buffer("flags", torch.rand(5) > 0.5)
     module.register_buffer("strided", torch.randn(4, 6)[:, ::2])
     module.register_buffer("nothing", torch.zeros(0))

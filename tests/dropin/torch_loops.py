@@ -90,6 +90,17 @@ def check_backward_adds_to_grad_as_pytorchs() -> None:
         optimizer.step()
 
 
+def check_grad_of_what_a_later_backward_does_not_reach() -> None:
+    model, twin = twins()
+    optimizer = wrap(sgd(model.parameters()), model)
+    for each, loss in ((model, own), (twin, every)):
+        loss(each, 0).backward()
+        each[2].bias.sum().backward()
+    for a, b in zip(model.parameters(), twin.parameters(), strict=True):
+        torch.testing.assert_close(a.grad, b.grad, rtol=1e-12, atol=1e-15)
+    optimizer.step()
+
+
 def check_grad_between_micro_batches() -> None:
     """The optimizer's and the model's `zero_grad` both forget what has added up."""
     for model_zeroes in (True, False):
@@ -413,6 +424,7 @@ def check_activation_checkpoints() -> None:
 def check_a_backward_that_fails_is_forgotten() -> None:
     model, twin = twins()
     optimizer = wrap(sgd(model.parameters()), model, bucket_cap_mb=1e-5)
+    own(model, 6).backward()
     handle = model[0].weight.register_hook(lambda gradient: 1 / 0)
     try:
         own(model, 7).backward()

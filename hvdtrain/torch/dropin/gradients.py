@@ -91,7 +91,8 @@ class Gradients(Reducer):
         if not self._agreed:
             compare_ranks(self._parameters, self.settings, f"{self._prefix}agree")
             self._agreed = True
-        if self._micro_batches == 0:
+        # A last backward that is followed by another without having ended has failed.
+        if self._micro_batches == 0 or self._last_backward:
             self._open()
         self._micro_batches += 1
         if self.settings.by_samples and self.samples is None:
@@ -145,9 +146,12 @@ class Gradients(Reducer):
         used = dict(zip(self._parameters, self._counts.tolist(), strict=True))
         for slot in self._slots:
             for name, place in slot.places.items():
-                # Used by no rank: `.grad` stays as it is, and optimizers skip None.
+                parameter = self._parameters[name]
                 if used[name]:
-                    self._parameters[name].grad = self._whole(name, place, used[name] >= _SPARSE)
+                    parameter.grad = self._whole(name, place, used[name] >= _SPARSE)
+                # Used by no rank: `.grad` stays what it was, and optimizers skip None.
+                elif parameter.grad is place and name in self._carried:
+                    place.copy_(self._carried[name])
         self._carried.clear()
         self._micro_batches = 0
         self._last_backward = False
@@ -184,6 +188,11 @@ class Gradients(Reducer):
         if self.ready and any(p.grad is not None for p in self._parameters.values()):
             self.commit()
         self.ready = False
+        # What a failed backward has left behind must not meet this window's under the same names.
+        self._wait()
+        if self._divisor_handle is not None and self._closing_scale is None:
+            hvd.synchronize(self._divisor_handle)
+        self._micro_batches = 0
         self.start_window(self._applied + 1)
         for slot in self._slots:
             slot.next_state = slot.state
