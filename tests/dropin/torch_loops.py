@@ -214,6 +214,21 @@ class Tied(torch.nn.Module):
         return self.second(torch.tanh(self.first(x)))
 
 
+def check_a_second_wrapper_takes_the_parameters_over() -> None:
+    """A next phase of training, with an optimizer of its own."""
+    model, twin = twins()
+    for phase, make in enumerate((sgd, adamw)):
+        optimizer, other = wrap(make(model.parameters()), model), make(twin.parameters())
+        for update in range(2):
+            optimizer.zero_grad()
+            own(model, 5 * phase + update).backward()
+            optimizer.step()
+            other.zero_grad()
+            every(twin, 5 * phase + update).backward()
+            other.step()
+    assert_same(model, twin, 1e-12)
+
+
 def check_shared_parameters() -> None:
     Trial({"gradient_accumulation_steps": 2}, ((2, 2), (2, 2)), model=lambda dtype: Tied()).check()
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping
-from typing import Any
 
 import horovod.torch as hvd
 import torch
@@ -13,15 +11,12 @@ from hvdtrain.core.dropin import Settings, accumulator, lay_out
 from hvdtrain.core.errors import TrainingError
 from hvdtrain.torch.dropin.agreement import compare_ranks, facts
 from hvdtrain.torch.dropin.backward import BACKWARD
+from hvdtrain.torch.dropin.filling import Filling
 from hvdtrain.torch.dropin.session import waiting_for_ranks
-from hvdtrain.torch.reducer import Reducer
 from hvdtrain.torch.world import device
 
-# A gradient counts in the lower half of an int32, a sparse one in both.
-_SPARSE = 1 << 16
 
-
-class Gradients(Reducer):
+class Gradients(Filling):
     """Reduces windows that a user's own backward calls fill.
 
     A backward that touches any of the parameters is a micro-batch. Its gradients move to their buckets; in
@@ -40,20 +35,15 @@ class Gradients(Reducer):
             settings: the wrapper's arguments.
             index: of this optimizer among the program's, the same on every rank.
         """
-        super().__init__(settings.rules, (), {}, seed=0, prefix=f"optimizer{index}.")
+        super().__init__(settings.rules, f"optimizer{index}.")
         self.settings, self.index = settings, index
         self.ready = False
         self.samples: float | None = None
-        self._parameters: dict[str, torch.nn.Parameter] = {}
-        self._nodes: list[Any] = []
         self._agreed = False
         self._applied = 0
         self._micro_batches = 0
-        self._scale = 1.0
         self._own_samples, self._divisor_handle = 0.0, None
         self._closing_scale: float | None = None
-        self._carried: dict[str, torch.Tensor] = {}
-        self._sparse: set[str] = set()
 
     def add(self, parameters: Mapping[str, torch.nn.Parameter]) -> None:
         """Take in parameters, frozen ones as well.
@@ -88,6 +78,11 @@ class Gradients(Reducer):
 
     def enter(self) -> None:
         """A backward has reached the first of the parameters."""
+        if self.settings.by_samples and self.samples is None:
+            raise TrainingError(
+                "average='samples': set optimizer.batch_samples to the number of samples of this micro-batch "
+                "before each backward()"
+            )
         if not self._agreed:
             compare_ranks(self._parameters, self.settings, f"{self._prefix}agree")
             self._agreed = True
@@ -95,11 +90,6 @@ class Gradients(Reducer):
         if self._micro_batches == 0 or self._last_backward:
             self._open()
         self._micro_batches += 1
-        if self.settings.by_samples and self.samples is None:
-            raise TrainingError(
-                "average='samples': set optimizer.batch_samples to the number of samples of this micro-batch "
-                "before each backward()"
-            )
         self._scale = self.settings.scale(self._ops.ranks, self.samples)
         self._own_samples += self.samples or 0.0
         self.samples = None
@@ -130,12 +120,7 @@ class Gradients(Reducer):
                 self._parameters[w.name].requires_grad for w in slot.bucket.weights
             ):
                 self._start(slot)
-        names = [*self._parameters]
-        mine = Counter(names)
-        for slot in self._slots:
-            mine.subtract(slot.unfilled)
-        counts = [mine[name] * (1 + _SPARSE * (name in self._sparse)) for name in names]
-        self._counts = torch.tensor(counts, dtype=torch.int32)
+        self._counts = torch.tensor(self._uses(), dtype=torch.int32)
         self._counts_handle = hvd.allreduce_async_(self._counts, op=hvd.Sum, name=f"{self._prefix}used")
 
     def hand_out(self) -> None:
@@ -143,16 +128,7 @@ class Gradients(Reducer):
         self._wait()
         with waiting_for_ranks("gradients"):
             hvd.synchronize(self._counts_handle)
-        used = dict(zip(self._parameters, self._counts.tolist(), strict=True))
-        for slot in self._slots:
-            for name, place in slot.places.items():
-                parameter = self._parameters[name]
-                if used[name]:
-                    parameter.grad = self._whole(name, place, used[name] >= _SPARSE)
-                # Used by no rank: `.grad` stays what it was, and optimizers skip None.
-                elif parameter.grad is place and name in self._carried:
-                    place.copy_(self._carried[name])
-        self._carried.clear()
+        self._show(self._counts.tolist())
         self._micro_batches = 0
         self._last_backward = False
         self.ready = True
@@ -197,8 +173,7 @@ class Gradients(Reducer):
         for slot in self._slots:
             slot.next_state = slot.state
             slot.waiting = sum(self._parameters[w.name].requires_grad for w in slot.bucket.weights)
-        self._carried.clear()
-        self._sparse.clear()
+        self._forget()
         self._own_samples, self._divisor_handle = 0.0, None
 
     def _ask_for_divisor(self) -> None:
@@ -210,84 +185,12 @@ class Gradients(Reducer):
         elif not self.settings.by_samples:
             self._closing_scale = self.settings.closing_scale(self._micro_batches)
 
-    def _watch(self, slot: Any, name: str, place: torch.Tensor, parameter: torch.nn.Parameter) -> None:
-        def before(gradients: Any) -> None:
-            if gradients[0] is None:
-                return
-            BACKWARD.reach(self)
-            held = parameter.grad
-            if name in slot.unfilled:
-                self._keep(name, held, place)
-            elif self._zeroed(slot, name):
-                slot.unfilled.add(name)
-            parameter.grad = None
+    def _reached(self) -> None:
+        BACKWARD.reach(self)
 
-        def after(parameter: torch.Tensor) -> None:
-            self._take(slot, name, place, parameter.grad.detach())
-            parameter.grad = place if place.dtype == parameter.dtype else None
-            self._arrived(slot)
-
-        trainable = parameter.requires_grad
-        # A frozen parameter may be thawed later; hooks stay on it, but none can be put on it while frozen.
-        parameter.requires_grad_(True)
-        with torch.enable_grad():
-            node = parameter.view_as(parameter).grad_fn.next_functions[0][0]
-        # Before the gradient is accumulated; a tensor's hook would also run for torch.autograd.grad.
-        node.register_prehook(before)
-        parameter.register_post_accumulate_grad_hook(after)
-        parameter.requires_grad_(trainable)
-        # PyTorch itself holds the node by a weak reference.
-        self._nodes.append(node)
-
-    def _take(self, slot: Any, name: str, place: torch.Tensor, gradient: torch.Tensor) -> None:
-        if gradient.is_sparse:
-            self._sparse.add(name)
-            gradient = gradient.to_dense()
-        if name not in slot.unfilled:
-            place.add_(gradient, alpha=self._scale)
-            return
-        slot.unfilled.remove(name)
-        if gradient.dtype == place.dtype and self._scale != 1.0:
-            torch.mul(gradient, self._scale, out=place)
-        else:
-            # 16 bits are widened first: scaled as they are, small ones would be lost.
-            place.copy_(gradient)
-            if self._scale != 1.0:
-                place.mul_(self._scale)
-
-    def _zeroed(self, slot: Any, name: str) -> bool:
-        """Whether the model's `zero_grad` has taken away what earlier micro-batches left."""
-        parameter = self._parameters[name]
-        shown = slot.places[name].dtype == parameter.dtype
-        return shown and parameter.grad is None and name not in slot.unfilled
-
-    def _resume(self, slot: Any, reply: Any) -> None:
-        with waiting_for_ranks("gradients"):
-            super()._resume(slot, reply)
-
-    def _reply(self, slot: Any) -> torch.Tensor:
-        with waiting_for_ranks("gradients"):
-            return super()._reply(slot)
-
-    def _keep(self, name: str, held: torch.Tensor | None, place: torch.Tensor) -> None:
-        if held is not None:
-            self._carried[name] = held.clone() if held is place else held
-
-    def _start(self, slot: Any) -> None:
-        for name in slot.unfilled:
-            self._keep(name, self._parameters[name].grad, slot.places[name])
-        slot.unfilled |= {name for name in slot.places if self._zeroed(slot, name)}
+    def _final_scale(self) -> float:
         if self._closing_scale is None:
             with waiting_for_ranks("the number of samples of this update"):
                 total = float(hvd.synchronize(self._divisor_handle))
             self._closing_scale = self.settings.closing_scale(self._micro_batches, self._own_samples, total)
-        if self._closing_scale != 1.0:
-            slot.flat.mul_(self._closing_scale)
-        super()._start(slot)
-
-    def _whole(self, name: str, place: torch.Tensor, sparse: bool) -> torch.Tensor:
-        gradient = place.to(self._parameters[name].dtype)
-        carried = self._carried.get(name)
-        if carried is not None:
-            gradient += carried.to_dense() if carried.is_sparse else carried
-        return gradient.to_sparse(1) if sparse else gradient
+        return self._closing_scale
