@@ -8,6 +8,8 @@ from importlib import import_module
 from importlib.util import find_spec
 from typing import Any
 
+from hvdtrain.engine.cache import require_fit
+
 _OURS = {
     "init": "session",
     "metric_average": "session",
@@ -22,6 +24,8 @@ def __getattr__(name: str) -> Any:
     # Tools that look a module over, and imports of submodules, must not import a framework by it.
     if name.startswith("_") or find_spec(f"{__name__}.{name}"):
         raise AttributeError(name)
+    # A Horovod for another PyTorch would crash when it is imported.
+    require_fit("torch")
     home = f"hvdtrain.torch.dropin.{_OURS[name]}" if name in _OURS else "horovod.torch"
     try:
         found = getattr(import_module(home), name)

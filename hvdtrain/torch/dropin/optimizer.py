@@ -13,6 +13,7 @@ import torch
 
 from hvdtrain.core.dropin import Settings
 from hvdtrain.core.errors import SpecError, TrainingError
+from hvdtrain.engine.cache import wire_types
 from hvdtrain.torch.dropin.arguments import settings_of
 from hvdtrain.torch.dropin.gradients import Gradients
 from hvdtrain.torch.dropin.session import require_init
@@ -64,6 +65,7 @@ def DistributedOptimizer(
     names = None if named_parameters is None else {id(p): n for n, p in reversed([*named_parameters])}
     parameters = _named(optimizer, names)
     settings.rules.check([*parameters])
+    settings.rules.check_wire(wire_types())
     nccl = hvd.nccl_built() and torch.cuda.is_available()
     settings.rules.check_ranks(hvd.size(), bool(hvd.mpi_enabled()) and not nccl)
     gradients = Gradients(settings, next(_numbers))

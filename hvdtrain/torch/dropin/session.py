@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -9,12 +10,15 @@ from typing import Any
 import horovod.torch as hvd
 import torch
 
-from hvdtrain.core.environment import launched_rank, stall_environment
+from hvdtrain.core.environment import launched_rank, stall_environment, usable_cores
 from hvdtrain.core.errors import TrainingError
+from hvdtrain.core.world import World
 
 
 def init(*arguments: Any, **options: Any) -> None:
     """Join the job: Horovod's own `init`, with a limit to how long ranks wait for one that does not come.
+
+    Each rank computes on its share of the host's cores, unless OMP_NUM_THREADS is set.
 
     Args:
         *arguments: Horovod's.
@@ -22,6 +26,9 @@ def init(*arguments: Any, **options: Any) -> None:
     """
     stall_environment()
     hvd.init(*arguments, **options)
+    if "OMP_NUM_THREADS" not in os.environ:
+        world = World(hvd.rank(), hvd.size(), hvd.local_rank(), hvd.local_size(), usable_cores())
+        torch.set_num_threads(world.threads(None))
 
 
 def require_init(what: str) -> None:
