@@ -295,6 +295,22 @@ def check_sparse_embeddings() -> None:
         assert_same(model, twin, 1e-12)
 
 
+def check_clipping_of_sparse_gradients() -> None:
+    model, twin = twins(Lookup)
+    twin.table.sparse = twin.rare.sparse = False
+    optimizer, other = wrap(sgd(model.parameters()), model, max_grad_norm=0.1), sgd(twin.parameters())
+    for update in range(3):
+        rows = [torch.tensor([update, 3 + rank, 3 + rank]) for rank in range(2)]
+        optimizer.zero_grad()
+        ((model.table(rows[hvd.rank()]) ** 2).sum() + model.rare(rows[0]).sum()).backward()
+        optimizer.step()
+        other.zero_grad()
+        (sum((twin.table(at) ** 2).sum() for at in rows) / 2 + twin.rare(rows[0]).sum()).backward()
+        torch.nn.utils.clip_grad_norm_(twin.parameters(), 0.1)
+        other.step()
+    assert_same(model, twin, 1e-12)
+
+
 class Mixed(torch.nn.Module):
     """Layers of four dtypes."""
 

@@ -13,6 +13,7 @@ import torch
 
 from hvdtrain.core.dropin import Settings
 from hvdtrain.core.errors import SpecError, TrainingError
+from hvdtrain.core.optimizers import CLIP_EPSILON
 from hvdtrain.engine.cache import wire_types
 from hvdtrain.torch.dropin.arguments import settings_of
 from hvdtrain.torch.dropin.gradients import Gradients
@@ -176,11 +177,20 @@ class _Distributed:
 
     def _clip(self) -> None:
         limit = self._gradients.settings.max_grad_norm
-        if limit is not None:
-            # Where the optimizer takes GradScaler's part in its kernel, gradients are still scaled.
-            scale = getattr(self, "grad_scale", None)
-            limit = limit if scale is None else limit * scale.item()
-            torch.nn.utils.clip_grad_norm_(self._gradients.parameters, limit)
+        if limit is None:
+            return
+        # Where the optimizer takes GradScaler's part in its kernel, gradients are still scaled.
+        scale = getattr(self, "grad_scale", None)
+        gradients = [p.grad for p in self._gradients.parameters if p.grad is not None]
+        # As PyTorch's clip_grad_norm_, which takes no sparse gradients.
+        found = [g._values() if g.is_sparse else g for g in gradients]
+        norms = [
+            torch.linalg.vector_norm(g, dtype=torch.promote_types(g.dtype, torch.float32)) for g in found
+        ]
+        norm = torch.stack([each.double() for each in norms]).norm()
+        factor = (limit * (1.0 if scale is None else scale) / (norm + CLIP_EPSILON)).clamp(max=1.0)
+        for gradient in found:
+            gradient.mul_(factor)
 
     def _warn_of_early_steps(self) -> None:
         self._early += 1

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -42,8 +42,11 @@ def require_init(what: str) -> None:
 
 
 @contextmanager
-def waiting_for_ranks(what: str):  # type: ignore[no-untyped-def]
+def waiting_for_ranks(what: str) -> Iterator[None]:
     """Say what was waited for when Horovod gives up.
+
+    Args:
+        what: the reason for a collective inside.
 
     Raises:
         TrainingError: in place of Horovod's error.
@@ -52,17 +55,11 @@ def waiting_for_ranks(what: str):  # type: ignore[no-untyped-def]
         yield
     except hvd.HorovodInternalError as error:
         raise TrainingError(
-            f"rank {launched()}: {what}: another rank failed, left the job or waits for something else. "
+            f"rank {_own_rank()}: {what}: another rank failed, left the job or waits for something else. "
             "Its own message is the cause; where there is none, see which tensors Horovod names as stalled. "
             "All ranks must take equally many steps (see hvdtrain.torch.join), and a pause of one must be "
             f"shorter than HOROVOD_STALL_SHUTDOWN_TIME_SECONDS. Horovod says: {str(error).strip()}"
         ) from None
-
-
-def launched() -> int | str:
-    """This rank's number, known even after Horovod has been shut down."""
-    rank = launched_rank()
-    return "?" if rank is None else rank
 
 
 def gather_bytes(data: bytes, name: str) -> Sequence[bytes]:
@@ -101,3 +98,9 @@ def metric_average(
         ).tolist()
     means = {key: each / total if total else float("nan") for key, each in zip(found, sums, strict=True)}
     return means["value"] if alone else means
+
+
+def _own_rank() -> int | str:
+    # Horovod does not tell any more once it has been shut down.
+    rank = launched_rank()
+    return "?" if rank is None else rank
