@@ -65,11 +65,10 @@ def _difference(ranks: Sequence[dict[str, Any]], advice: str) -> str:
     same_model = "every rank must build the same model and give the same parameters"
     rows = [each["parameters"] for each in ranks]
     for index in range(max(map(len, rows))):
-        here = [row[index] if index < len(row) else None for row in rows]
-        names = [parameter and parameter[0] for parameter in here]
+        names = [row[index][0] if index < len(row) else None for row in rows]
         if _odd(names):
             return f"parameter {index} {_who(names)}: {same_model}"
-        kinds = [parameter[1] for parameter in here]
+        kinds = [row[index][1] for row in rows]
         if _odd(kinds):
             return f"parameter {names[0]!r} {_who(kinds)}: {same_model}"
     for index, (name, *_) in enumerate(rows[0]):

@@ -88,8 +88,7 @@ def metric_average(
         As `values`: Σ weight · value / Σ weight over ranks, in float64; NaN where no rank has any weight.
     """
     require_init("metric_average")
-    alone = not isinstance(values, Mapping)
-    found = {"value": values} if alone else dict(values)
+    found = values if isinstance(values, Mapping) else {"value": values}
     # A rank without samples has no mean: its NaN must not count.
     sums = [float(value) * weight if weight else 0.0 for value in found.values()]
     with waiting_for_ranks(name):
@@ -97,7 +96,7 @@ def metric_average(
             torch.tensor([*sums, weight], dtype=torch.float64), op=hvd.Sum, name=name
         ).tolist()
     means = {key: each / total if total else float("nan") for key, each in zip(found, sums, strict=True)}
-    return means["value"] if alone else means
+    return means if isinstance(values, Mapping) else means["value"]
 
 
 def _own_rank() -> int | str:
