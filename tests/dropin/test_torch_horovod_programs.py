@@ -15,7 +15,7 @@ RUN_ALL = "import runpy, sys\nfor path in sys.argv[1:]: runpy.run_path(path, run
 
 
 def outcome(programs: list[Path]) -> dict[str, float]:
-    done = launch(2, ["-c", RUN_ALL, *map(str, programs)])
+    done = launch(2, ["-c", RUN_ALL, *map(str, programs)], timeout=120)
     assert done.returncode == 0, done.stdout[-5000:]
     found = re.findall(r"RESULT (\d) (\w+) ([-\d.e]+)", done.stdout)
     return {f"{name} {rank}": float(value) for rank, name, value in found}
