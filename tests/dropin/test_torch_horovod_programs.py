@@ -17,7 +17,9 @@ RUN_ALL = "import runpy, sys\nfor path in sys.argv[1:]: runpy.run_path(path, run
 def outcome(programs: list[Path]) -> dict[str, float]:
     done = launch(2, ["-c", RUN_ALL, *map(str, programs)], timeout=120)
     assert done.returncode == 0, done.stdout[-5000:]
-    found = re.findall(r"RESULT (\d) (\w+) ([-\d.e]+)", done.stdout)
+    # mpirun tags whatever piece of a line it happens to read.
+    printed = re.sub(r"\[1,\d\]<\w+>:", "", done.stdout)
+    found = re.findall(r"RESULT (\d) (\w+) ([-\d.e]+)", printed)
     return {f"{name} {rank}": float(value) for rank, name, value in found}
 
 

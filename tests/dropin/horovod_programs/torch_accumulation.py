@@ -54,4 +54,4 @@ if hvd.rank() == 0:
     folder.unlink()
 with torch.no_grad():
     loss = nn.functional.cross_entropy(model(images), labels)
-print("RESULT", hvd.rank(), "accumulated", loss.item(), flush=True)
+print(f"RESULT {hvd.rank()} accumulated {loss.item()}", flush=True)

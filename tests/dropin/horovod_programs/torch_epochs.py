@@ -38,4 +38,4 @@ for epoch in range(2):
 with torch.no_grad():
     output = model(images[600 + hvd.rank() :: hvd.size()] / 16)
     loss = nn.functional.cross_entropy(output, labels[600 + hvd.rank() :: hvd.size()])
-print("RESULT", hvd.rank(), "loss", hvd.allreduce(loss, name="avg_loss").item(), flush=True)
+print(f"RESULT {hvd.rank()} loss {hvd.allreduce(loss, name='avg_loss').item()}", flush=True)
