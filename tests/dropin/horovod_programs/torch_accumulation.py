@@ -17,7 +17,8 @@ torch.set_num_threads(1)
 images, labels = map(torch.tensor, load_digits(return_X_y=True))
 images = images / 16
 model = nn.Sequential(nn.Linear(64, 16), nn.Tanh(), nn.Linear(16, 10)).double()
-optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9, weight_decay=1e-4)
+# No decay: Horovod's broadcast_optimizer_state steps a new optimizer to make its state, and would decay.
+optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9)
 optimizer = hvd.DistributedOptimizer(
     optimizer,
     named_parameters=model.named_parameters(),
