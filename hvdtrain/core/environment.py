@@ -8,7 +8,8 @@ from hvdtrain.core.plan import CYCLE_TIME_MS
 from hvdtrain.core.sections import CommunicationSpec
 
 _MIB = 2**20
-_STALL_WARNING_SECONDS, _STALL_SHUTDOWN_SECONDS = 20, 45
+# Horovod looks every so many seconds, the first: a stall is over after at most their sum.
+_STALL_WARNING_SECONDS, _STALL_SHUTDOWN_SECONDS = 15, 40
 _RANK_VARIABLES = ("HOROVOD_RANK", "OMPI_COMM_WORLD_RANK", "PMI_RANK", "SLURM_PROCID")
 
 
