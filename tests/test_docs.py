@@ -96,7 +96,8 @@ def test_relative_links_lead_somewhere(page: Path) -> None:
 @page
 def test_named_paths_exist(page: Path) -> None:
     named = re.findall(
-        r"`((?:hvdtrain|tests|torch_jobs|tf_jobs|benchmarks)/[\w./-]+)`", page.read_text(encoding="utf-8")
+        r"`((?:hvdtrain|tests|torch_jobs|tf_jobs|benchmarks|examples)/[\w./-]+)`",
+        page.read_text(encoding="utf-8"),
     )
     for path in named:
         assert (ROOT / path).exists(), path

@@ -47,6 +47,10 @@ def test_the_package_imports_neither_a_framework_nor_anything_heavy() -> None:
     assert not top_level_modules_after("hvdtrain") & (FRAMEWORKS | HEAVY | {"typer", "rich"})
 
 
+def test_a_drop_in_package_imports_its_framework_when_a_name_is_used() -> None:
+    assert not top_level_modules_after("hvdtrain.torch") & {"torch", "horovod", "numpy", "pydantic"}
+
+
 def test_nothing_outside_the_adapters_imports_a_framework() -> None:
     names = [*module_names("core", "models", "launch", "engine", "bench"), "hvdtrain.cli"]
     # probe.py is a program: `doctor` runs it in a process of its own, to try the frameworks there.
@@ -90,8 +94,10 @@ def test_imports_point_one_way(package: str, forbidden: set[str]) -> None:
         for name in _imports(file)
         if name.startswith("hvdtrain.") and name.split(".")[1] in forbidden
     }
-    # job.py is what a launcher starts: it asks the engine about Horovod before it imports the adapter.
-    assert found <= {("job.py", f"hvdtrain.engine.cache.{name}") for name in ("require_fit", "wire_types")}
+    # What a launcher or a program of the user's starts asks the engine about Horovod before it imports it.
+    starts = {("job.py", "require_fit"), ("job.py", "wire_types")}
+    starts |= {("__init__.py", "require_fit"), ("optimizer.py", "wire_types")}
+    assert found <= {(file, f"hvdtrain.engine.cache.{name}") for file, name in starts}
 
 
 def test_help_answers_without_what_makes_it_slow() -> None:

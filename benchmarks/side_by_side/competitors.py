@@ -70,6 +70,15 @@ def competitors(framework: Framework) -> tuple[Competitor, ...]:
     )
 
 
+def wrappers(framework: Framework) -> tuple[Competitor, ...]:
+    """For a loop of the user's own: this project's wrapper, and what it stands in for."""
+    return (
+        Competitor("hvdtrain's wrapper (MPI)", framework, "wrapper", Wire.MPI),
+        Competitor("stock Horovod (MPI)", framework, "stock", Wire.MPI),
+        Competitor("two unconnected processes (limit)", framework, "alone", linked=False),
+    )
+
+
 def model_spec(model: Model) -> JobSpec:
     """The job all competitors train: the packaged BERT, or its medium size (4 x 256, vocabulary 8192)."""
     return load_spec("bert", (*_COMMON, *_MODELS[model]))

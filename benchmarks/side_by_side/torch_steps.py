@@ -10,6 +10,7 @@ import horovod.torch as hvd
 import torch
 from torch import distributed, nn
 
+import hvdtrain.torch as dropin
 from hvdtrain.core.spec import JobSpec
 from hvdtrain.torch import world
 from hvdtrain.torch.models import MaskedLM, tensors
@@ -36,6 +37,26 @@ def hvdtrain(spec: JobSpec) -> tuple[int, Step]:
         return result.loss_sum / divisor / RANKS
 
     return place.rank, step
+
+
+def wrapper(spec: JobSpec) -> tuple[int, Step]:
+    """This project's `DistributedOptimizer`, clipping as in a loop of one process."""
+    dropin.init()
+    torch.set_num_threads(1)
+    work, model = _build(spec, hvd.rank())
+    dropin.broadcast_parameters(model.parameters, root_rank=0)
+    optimizer = dropin.DistributedOptimizer(_adamw(work, model), model.parameters.items(), average="sum")
+
+    def step(number: int) -> float:
+        batch, divisor = work.batch(number)
+        optimizer.zero_grad()
+        loss = model.loss_sum(tensors(batch), training=True) / divisor
+        loss.backward()
+        _clip(spec, model)
+        optimizer.step()
+        return loss.item()
+
+    return hvd.rank(), step
 
 
 def stock(spec: JobSpec) -> tuple[int, Step]:

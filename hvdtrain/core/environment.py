@@ -12,6 +12,8 @@ from hvdtrain.core.sections import CommunicationSpec
 _MIB = 2**20
 # Of glibc's malloc.h.
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
+# Horovod looks every so many seconds, the first: a stall is over after at most their sum.
+_STALL_WARNING_SECONDS, _STALL_SHUTDOWN_SECONDS = 15, 40
 _RANK_VARIABLES = ("HOROVOD_RANK", "OMPI_COMM_WORLD_RANK", "PMI_RANK", "SLURM_PROCID")
 
 
@@ -40,6 +42,14 @@ def keep_freed_memory() -> None:
         # Without these, each update has the system map and clear the memory of its activations anew.
         mallopt(_M_MMAP_THRESHOLD, 32 * _MIB)
         mallopt(_M_TRIM_THRESHOLD, 1024 * _MIB)
+
+
+def stall_environment() -> None:
+    """End the wait for a rank that does not come, unless the user has said when; call before `hvd.init()`."""
+    os.environ.setdefault("HOROVOD_STALL_CHECK_TIME_SECONDS", str(_STALL_WARNING_SECONDS))
+    # Horovod's default is to wait for ever.
+    os.environ.setdefault("HOROVOD_STALL_SHUTDOWN_TIME_SECONDS", str(_STALL_SHUTDOWN_SECONDS))
+    os.environ.setdefault("OMPI_MCA_mpi_yield_when_idle", "1")
 
 
 def usable_cores() -> int:

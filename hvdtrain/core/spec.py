@@ -122,10 +122,20 @@ def parse_spec(text: str, overrides: Sequence[str] = (), where: str = "spec") ->
     try:
         return JobSpec.model_validate_json(text, strict=True)
     except ValidationError as error:
-        lines = [_describe(e) for e in error.errors(include_url=False)]
+        lines = problems(error, JobSpec)
         raise SpecError(
             f"{where}: {len(lines)} problem(s)\n" + "\n".join(f"  {line}" for line in lines)
         ) from None
+
+
+def problems(error: ValidationError, root: type[BaseModel]) -> list[str]:
+    """What is wrong with each field: its value, what was expected and the nearest valid name.
+
+    Args:
+        error: raised by a validation of `root`.
+        root: a spec, or a section by itself.
+    """
+    return [_describe(e, root) for e in error.errors(include_url=False)]
 
 
 def json_schema() -> dict[str, Any]:
@@ -172,13 +182,13 @@ def _apply_override(raw: dict[str, Any], override: str) -> None:
         raise SpecError(f"--set {override}: the value is not valid YAML") from None
 
 
-def _describe(error: ErrorDetails) -> str:
+def _describe(error: ErrorDetails, root: type[BaseModel]) -> str:
     location = [str(part) for part in error["loc"]]
-    path = ".".join(_walk(location)[0]) or "spec"
+    path = ".".join(_walk(location, root)[0]) or "spec"
     if error["type"] == "union_tag_invalid":
         return _describe_tag(path, error)
     if error["type"] == "extra_forbidden":
-        _, valid = _walk(location[:-1])
+        _, valid = _walk(location[:-1], root)
         near = difflib.get_close_matches(location[-1], valid, n=1, cutoff=0.5)
         hint = f"did you mean {near[0]!r}?" if near else f"valid names here: {', '.join(valid)}"
         return f"{path}: unknown key (value {error['input']!r}); {hint}"
@@ -205,14 +215,14 @@ def _near_literal(error: ErrorDetails) -> str:
     return f"; did you mean {near[0]!r}?" if near else ""
 
 
-def _walk(location: Sequence[str]) -> tuple[list[str], list[str]]:
+def _walk(location: Sequence[str], root: type[BaseModel]) -> tuple[list[str], list[str]]:
     """A pydantic location as the user wrote it, and the names that are valid there.
 
     A section that comes in several types has the type behind its name in pydantic's location, and one that
     may be a list has its form there as well.
     """
     path: list[str] = []
-    models: list[type[BaseModel]] = [JobSpec]
+    models: list[type[BaseModel]] = [root]
     for part in location:
         if part in sections.FORMS:
             continue

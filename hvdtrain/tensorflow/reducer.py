@@ -29,6 +29,7 @@ class Reducer:
         parameters: Mapping[str, tf.Variable],
         seed: int,
         scaled: bool = False,
+        prefix: str = "",
     ) -> None:
         """Lay out the buckets.
 
@@ -38,9 +39,10 @@ class Reducer:
             parameters: by weight name.
             seed: of the policy's random numbers.
             scaled: whether windows have a loss scale.
+            prefix: of the names of collectives: two reducers of one program need different ones.
         """
         self._rules, self._buckets, self._parameters = rules, buckets, parameters
-        self._ops = Ops(hvd.size(), hvd.rank(), seed)
+        self._ops, self._prefix = Ops(hvd.size(), hvd.rank(), seed), prefix
         self._update, self._now = tf.Variable(0, dtype=tf.int64, trainable=False), rules
         self._totals: list[tf.Variable] = []
         self._reduced: list[tf.Tensor] = []
@@ -162,7 +164,8 @@ class Reducer:
             except StopIteration as stop:
                 total, found = stop.value
                 break
-            reply = self._reply(request, f"{type(request).__name__}.bucket{bucket.index}.{requests}")
+            name = f"{self._prefix}{type(request).__name__}.bucket{bucket.index}.{requests}"
+            reply = self._reply(request, name)
             requests += 1
         self._changes[bucket.index] = {n: value for n, value in found.items() if value is not state[n]}
         return total if policy.elementwise else _swap_layout(bucket, total, to_keras=True)

@@ -37,6 +37,7 @@ class Reducer:
         parameters: Mapping[str, torch.nn.Parameter],
         seed: int,
         scaled: bool = False,
+        prefix: str = "",
     ) -> None:
         """Lay out the buckets.
 
@@ -46,20 +47,16 @@ class Reducer:
             parameters: by weight name; shapes as in the layout.
             seed: of the policy's random numbers.
             scaled: whether windows have a loss scale.
+            prefix: of the names of collectives: two reducers of one program need different ones.
         """
         self._scaled, self._loss_scale = scaled, 1.0
-        self._rules, self._ops = rules, Ops(hvd.size(), hvd.rank(), seed)
-        dtype = self._ops.dtype(next(iter(parameters.values())))
-        self._slots = [
-            _Slot(b, self._ops.zeros((b.size,), dtype), rules.policy(b).init(self._ops, b, dtype))
-            for b in buckets
-        ]
+        self._rules, self._ops, self._prefix = rules, Ops(hvd.size(), hvd.rank(), seed), prefix
+        self._slots: list[_Slot] = []
         self._update, self._now = 0, rules
         self._last_backward = False
         self._wire_bytes = 0
-        for slot in self._slots:
-            for name, place in _places(slot.bucket, slot.flat).items():
-                parameters[name].register_post_accumulate_grad_hook(self._hook(slot, name, place))
+        for bucket in buckets:
+            self._add(bucket, parameters, self._ops.dtype(parameters[bucket.weights[0].name]))
 
     def start_window(self, update: int, loss_scale: float = 1.0) -> None:
         """Forget the last window's gradients.
@@ -140,8 +137,15 @@ class Reducer:
         for slot, arrays in zip(self._slots, states, strict=True):
             slot.state = {n: torch.from_numpy(arrays[n]).to(slot.state[n]) for n in slot.state}
 
-    def _hook(self, slot: _Slot, name: str, place: torch.Tensor):  # type: ignore[no-untyped-def]
-        # torch's hook type is private.
+    def _add(self, bucket: Bucket, parameters: Mapping[str, torch.nn.Parameter], dtype: str) -> None:
+        state = self._rules.policy(bucket).init(self._ops, bucket, dtype)
+        flat = self._ops.zeros((bucket.size,), dtype)
+        slot = _Slot(bucket, flat, _places(bucket, flat), state)
+        self._slots.append(slot)
+        for name, place in slot.places.items():
+            self._watch(slot, name, place, parameters[name])
+
+    def _watch(self, slot: _Slot, name: str, place: torch.Tensor, parameter: torch.nn.Parameter) -> None:
         def ready(parameter: torch.Tensor) -> None:
             # Moved here: autograd adding into a `.grad` that is a view reads and writes the bucket once more.
             # Unscaled in the same pass.
@@ -153,18 +157,20 @@ class Reducer:
                 place.copy_(parameter.grad)
             slot.unfilled.discard(name)
             parameter.grad = None
-            if self._last_backward:
-                slot.waiting -= 1
-                if slot.waiting == 0:
-                    self._resume_answered()
-                    self._start(slot)
+            self._arrived(slot)
 
-        return ready
+        parameter.register_post_accumulate_grad_hook(ready)
+
+    def _arrived(self, slot: _Slot) -> None:
+        if self._last_backward:
+            slot.waiting -= 1
+            if slot.waiting == 0:
+                self._resume_answered()
+                self._start(slot)
 
     def _start(self, slot: _Slot) -> None:
-        places = _places(slot.bucket, slot.flat)
         for name in slot.unfilled:
-            places[name].zero_()
+            slot.places[name].zero_()
         self._reduce(slot, self._now.policy(slot.bucket), slot.flat)
 
     def _reduce(self, slot: _Slot, policy: Policy, flat: torch.Tensor) -> None:
@@ -195,7 +201,7 @@ class Reducer:
                 slot.reduced.copy_(total)
             return
         # Ranks may launch in different orders: Horovod pairs collectives by name.
-        name = f"{type(slot.request).__name__}.bucket{slot.bucket.index}.{slot.requests}"
+        name = f"{self._prefix}{type(slot.request).__name__}.bucket{slot.bucket.index}.{slot.requests}"
         slot.requests += 1
         self._wire_bytes += slot.request.array.nbytes
         slot.handle = _launch(slot.request, name)
@@ -216,6 +222,8 @@ class Reducer:
 class _Slot:
     bucket: Bucket
     flat: torch.Tensor
+    # Where each weight's gradient lies in `flat`.
+    places: dict[str, torch.Tensor]
     state: State
     # What is being reduced: `flat`, or weights.
     reduced: torch.Tensor = field(init=False)

@@ -1,0 +1,196 @@
+"""Gradients of a user's loop: whole in `.grad` when the backward of a window's last micro-batch returns."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import horovod.torch as hvd
+import torch
+
+from hvdtrain.core.dropin import Settings, accumulator, lay_out
+from hvdtrain.core.errors import TrainingError
+from hvdtrain.torch.dropin.agreement import compare_ranks, facts
+from hvdtrain.torch.dropin.backward import BACKWARD
+from hvdtrain.torch.dropin.filling import Filling
+from hvdtrain.torch.dropin.session import waiting_for_ranks
+from hvdtrain.torch.world import device
+
+
+class Gradients(Filling):
+    """Reduces windows that a user's own backward calls fill.
+
+    A backward that touches any of the parameters is a micro-batch. Its gradients move to their buckets; in
+    between, `.grad` shows what has added up. With the window's last, full buckets are reduced while backward
+    goes on, and the rest when it ends. What `.grad` held before a window is added to it, as PyTorch does.
+
+    Attributes:
+        ready: whether `.grad` holds a window that neither `step` nor `zero_grad` has ended.
+        samples: of the next micro-batch, when `average` is by them.
+    """
+
+    def __init__(self, settings: Settings, index: int) -> None:
+        """Start without parameters.
+
+        Args:
+            settings: the wrapper's arguments.
+            index: of this optimizer among the program's, the same on every rank.
+        """
+        super().__init__(settings.rules, f"optimizer{index}.")
+        self.settings, self.index = settings, index
+        self.ready = False
+        self.samples: float | None = None
+        self._agreed = False
+        self._applied = 0
+        self._micro_batches = 0
+        self._own_samples, self._divisor_handle = 0.0, None
+        self._closing_scale: float | None = None
+
+    def add(self, parameters: Mapping[str, torch.nn.Parameter]) -> None:
+        """Take in parameters, frozen ones as well.
+
+        Args:
+            parameters: by name, in the order of the forward pass.
+
+        Raises:
+            TrainingError: one is not on the device that this rank computes on.
+        """
+        self._parameters |= parameters
+        self._agreed = False
+        for name, parameter in parameters.items():
+            if parameter.device != device():
+                raise TrainingError(
+                    f"parameter {name!r} is on {parameter.device}, this rank computes on {device()}: call "
+                    "torch.cuda.set_device(hvd.local_rank()) and move the model before it is wrapped"
+                )
+        found = {p.name: p for p in facts(parameters)}
+        for bucket in lay_out([*found.values()], self.settings, first=len(self._slots)):
+            self._add(bucket, parameters, accumulator(found[bucket.weights[0].name]))
+
+    @property
+    def parameters(self) -> list[torch.nn.Parameter]:
+        """All that were taken in."""
+        return [*self._parameters.values()]
+
+    def drop(self) -> None:
+        """Forget what has added up: the user has zeroed the gradients."""
+        self.ready = False
+        self._micro_batches = 0
+
+    def enter(self) -> None:
+        """A backward has reached the first of the parameters."""
+        if self.settings.by_samples and self.samples is None:
+            raise TrainingError(
+                "average='samples': set optimizer.batch_samples to the number of samples of this micro-batch "
+                "before each backward()"
+            )
+        if not self._agreed:
+            compare_ranks(self._parameters, self.settings, f"{self._prefix}agree")
+            self._agreed = True
+        # A last backward that is followed by another without having ended has failed.
+        if self._micro_batches == 0 or self._last_backward:
+            self._open()
+        self._micro_batches += 1
+        self._scale = self.settings.scale(self._ops.ranks, self.samples)
+        self._own_samples += self.samples or 0.0
+        self.samples = None
+        self._last_backward = self._micro_batches == self.settings.gradient_accumulation_steps
+        if self._last_backward:
+            self._ask_for_divisor()
+
+    @property
+    def open(self) -> bool:
+        """Whether there are micro-batches that have not been reduced."""
+        return self._micro_batches > 0
+
+    @property
+    def closing(self) -> bool:
+        """Whether the window ends with the backward now running."""
+        return self._last_backward
+
+    def close(self) -> None:
+        """End a window that has fewer micro-batches than it was to have."""
+        self._ask_for_divisor()
+        self.reduce_rest()
+        self.hand_out()
+
+    def reduce_rest(self) -> None:
+        """Start what no backward has started: buckets with a parameter that was not used."""
+        for slot in self._slots:
+            if slot.reduction is None and any(
+                self._parameters[w.name].requires_grad for w in slot.bucket.weights
+            ):
+                self._start(slot)
+        self._counts = torch.tensor(self._uses(), dtype=torch.int32)
+        self._counts_handle = hvd.allreduce_async_(self._counts, op=hvd.Sum, name=f"{self._prefix}used")
+
+    def hand_out(self) -> None:
+        """Wait for every bucket, and put its sums into `.grad`."""
+        self._wait()
+        with waiting_for_ranks("gradients"):
+            hvd.synchronize(self._counts_handle)
+        self._show(self._counts.tolist())
+        self._micro_batches = 0
+        self._last_backward = False
+        self.ready = True
+
+    def commit(self) -> None:
+        """Keep the policies' new state: the update was applied."""
+        super().commit()
+        self._applied += 1
+        self.ready = False
+
+    def mean(self, loss: torch.Tensor) -> torch.Tensor:
+        """A loss of the last window as one process would have it, by the wrapper's `average`."""
+        own = torch.tensor([1.0, 1.0], dtype=torch.float64)
+        if self.settings.by_samples:
+            own *= self._own_samples
+        own[0] *= loss.detach().double().cpu()
+        with waiting_for_ranks("loss"):
+            total = hvd.allreduce(own, op=hvd.Sum, name=f"{self._prefix}loss")
+        mean = total[0] if self.settings.average == "sum" else total[0] / total[1]
+        return mean.to(loss)
+
+    @property
+    def keeps_residuals(self) -> bool:
+        """Whether any policy adds to an update what it did not send of the last one."""
+        return any(
+            (policy.residuals - policy.counters) & slot.state.keys()
+            for slot in self._slots
+            for policy in [self._rules.policy(slot.bucket)]
+        )
+
+    def _open(self) -> None:
+        # The last window is being added to: its sums are kept, so what they left over must be as well.
+        if self.ready and any(p.grad is not None for p in self._parameters.values()):
+            self.commit()
+        self.ready = False
+        # What a failed backward has left behind must not meet this window's under the same names.
+        self._wait()
+        if self._divisor_handle is not None and self._closing_scale is None:
+            hvd.synchronize(self._divisor_handle)
+        self._micro_batches = 0
+        self.start_window(self._applied + 1)
+        for slot in self._slots:
+            slot.next_state = slot.state
+            slot.waiting = sum(self._parameters[w.name].requires_grad for w in slot.bucket.weights)
+        self._forget()
+        self._own_samples, self._divisor_handle = 0.0, None
+
+    def _ask_for_divisor(self) -> None:
+        if self.settings.by_samples and self._divisor_handle is None:
+            self._samples = torch.tensor([self._own_samples], dtype=torch.float64)
+            name = f"{self._prefix}samples"
+            self._divisor_handle = hvd.allreduce_async_(self._samples, op=hvd.Sum, name=name)
+            self._closing_scale = None
+        elif not self.settings.by_samples:
+            self._closing_scale = self.settings.closing_scale(self._micro_batches)
+
+    def _reached(self) -> None:
+        BACKWARD.reach(self)
+
+    def _final_scale(self) -> float:
+        if self._closing_scale is None:
+            with waiting_for_ranks("the number of samples of this update"):
+                total = float(hvd.synchronize(self._divisor_handle))
+            self._closing_scale = self.settings.closing_scale(self._micro_batches, self._own_samples, total)
+        return self._closing_scale

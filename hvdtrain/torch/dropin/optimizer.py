@@ -1,0 +1,222 @@
+"""A user's optimizer whose gradients are those of all ranks."""
+
+from __future__ import annotations
+
+import itertools
+import warnings
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import horovod.torch as hvd
+import torch
+
+from hvdtrain.core.dropin import Settings
+from hvdtrain.core.errors import SpecError, TrainingError
+from hvdtrain.core.optimizers import CLIP_EPSILON
+from hvdtrain.engine.cache import wire_types
+from hvdtrain.torch.dropin.arguments import settings_of
+from hvdtrain.torch.dropin.gradients import Gradients
+from hvdtrain.torch.dropin.session import require_init
+
+_numbers = itertools.count()
+
+
+def DistributedOptimizer(
+    optimizer: torch.optim.Optimizer,
+    named_parameters: Iterable[tuple[str, torch.nn.Parameter]] | None = None,
+    compression: Any = "none",
+    *,
+    gradient_accumulation_steps: int = 1,
+    max_grad_norm: float | None = None,
+    average: str = "mean",
+    bucket_cap_mb: float = 25.0,
+    **horovod: Any,
+) -> Any:
+    """Make an optimizer one of all ranks; every rank calls it for the same optimizers in the same order.
+
+    Args:
+        optimizer: any of PyTorch's or of your own. It is changed in place: it stays an instance of its class,
+            with its state, options and `state_dict`.
+        named_parameters: `model.named_parameters()`: names for errors and for the `match` of `compression`.
+        compression: `"fp16"`, `{"type": "powersgd", ...}` or a list with `match`, as in a job spec; or
+            Horovod's `Compression.none` and `Compression.fp16`.
+        gradient_accumulation_steps: backward calls that one `step()` follows. A `step()` that comes earlier
+            is of those there were.
+        max_grad_norm: `step()` scales gradients to at most this global L2 norm; None: it does not.
+        average: what gradients of your losses are divided by: see `hvdtrain.core.dropin.Settings`.
+        bucket_cap_mb: largest flat bucket, in MiB.
+        **horovod: arguments of Horovod's wrapper: `backward_passes_per_step`, `op` and the like.
+
+    Returns:
+        The optimizer given.
+
+    Raises:
+        SpecError: an argument cannot be used.
+        TrainingError: `init()` was not called, or a parameter has no name.
+    """
+    require_init("DistributedOptimizer")
+    settings = settings_of(
+        compression, gradient_accumulation_steps, max_grad_norm, average, bucket_cap_mb, horovod
+    )
+    if isinstance(optimizer, _Distributed):
+        raise SpecError("DistributedOptimizer: this optimizer is wrapped already; wrap it once")
+    for group in optimizer.param_groups:
+        settings.check_momentum(group.get("momentum", 0.0))
+    names = None if named_parameters is None else {id(p): n for n, p in reversed([*named_parameters])}
+    parameters = _named(optimizer, names)
+    settings.rules.check([*parameters])
+    settings.rules.check_wire(wire_types())
+    nccl = hvd.nccl_built() and torch.cuda.is_available()
+    settings.rules.check_ranks(hvd.size(), bool(hvd.mpi_enabled()) and not nccl)
+    gradients = Gradients(settings, next(_numbers))
+    gradients.add(parameters)
+    kind = type(optimizer)
+    optimizer.__class__ = type(kind.__name__, (_Distributed, kind), {"__module__": kind.__module__})
+    # A scheduler made before has put the old `step` there.
+    vars(optimizer).pop("step", None)
+    vars(optimizer).update(_gradients=gradients, _names=names, _early=0)
+    return optimizer
+
+
+class _Distributed:
+    """What a wrapped optimizer does beside its own class."""
+
+    _gradients: Gradients
+    _names: dict[int, str] | None
+    _early: int
+    param_groups: list[dict[str, Any]]
+
+    @property
+    def batch_samples(self) -> float | None:
+        """Samples of the next micro-batch, with `average="samples"`; set it before each backward."""
+        return self._gradients.samples
+
+    @batch_samples.setter
+    def batch_samples(self, samples: float) -> None:
+        self._gradients.samples = float(samples)
+
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """One update from the gradients of all ranks.
+
+        Args:
+            closure: as the optimizer's own; the loss it returns becomes that of all ranks.
+
+        Raises:
+            TrainingError: there was no backward since the last step.
+        """
+        if closure is None:
+            self.synchronize()
+            if not self._gradients.ready:
+                raise TrainingError(
+                    "optimizer.step(): since the last step() or zero_grad() no backward() has reached any of "
+                    "its parameters: call step() once, after backward()"
+                )
+            self._clip()
+            result = super().step()  # type: ignore[misc]
+        else:
+            result = super().step(self._of_all_ranks(closure))  # type: ignore[misc]
+        # An optimizer that takes GradScaler's part in its kernel has skipped the update if this is not 0.
+        found_inf = getattr(self, "found_inf", None)
+        if found_inf is None or not found_inf.item():
+            self._gradients.commit()
+        return result
+
+    # PyTorch would wrap it for profiling and for step hooks, which the optimizer's own step has been already.
+    step.hooked = True  # type: ignore[attr-defined]
+
+    def synchronize(self) -> None:
+        """Reduce now what micro-batches there are; nothing to do after a window's last backward."""
+        if self._gradients.open:
+            self._warn_of_early_steps()
+            self._gradients.close()
+
+    @contextmanager
+    def skip_synchronize(self) -> Iterator[None]:
+        """Horovod's; nothing needs to be skipped here."""
+        yield
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Forget the gradients, also those of micro-batches whose window is not complete."""
+        self._gradients.drop()
+        super().zero_grad(set_to_none)  # type: ignore[misc]
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Take in more parameters; every rank does it at the same update."""
+        super().add_param_group(param_group)  # type: ignore[misc]
+        known = {id(p) for p in self._gradients.parameters}
+        found = _named(self, self._names)
+        self._gradients.add({name: p for name, p in found.items() if id(p) not in known})
+
+    def set_backward_passes_per_step(self, passes: int) -> None:
+        """Horovod's: from the next window on, so many micro-batches."""
+        settings = self._gradients.settings.model_dump(mode="json")
+        settings["gradient_accumulation_steps"] = passes
+        self._gradients.settings = Settings.model_validate(settings)
+
+    @property
+    def _step_supports_amp_scaling(self) -> bool:
+        # GradScaler asks for it before each step, and nobody else does.
+        if self._gradients.keeps_residuals:
+            raise SpecError(
+                "compression: what an update did not send waits in units of its loss scale, which GradScaler "
+                "changes: use autocast with bfloat16 and no GradScaler, or none, fp16, or a compression with "
+                "use_error_feedback: false"
+            )
+        return bool(vars(self).get("_step_supports_amp_scaling", False))
+
+    def _of_all_ranks(self, closure: Callable[[], Any]) -> Callable[[], Any]:
+        def whole() -> Any:
+            loss = closure()
+            self.synchronize()
+            self._clip()
+            # An optimizer that decides by the loss must decide alike on every rank.
+            return self._gradients.mean(loss) if torch.is_tensor(loss) else loss
+
+        return whole
+
+    def _clip(self) -> None:
+        limit = self._gradients.settings.max_grad_norm
+        if limit is None:
+            return
+        # Where the optimizer takes GradScaler's part in its kernel, gradients are still scaled.
+        scale = getattr(self, "grad_scale", None)
+        gradients = [p.grad for p in self._gradients.parameters if p.grad is not None]
+        # As PyTorch's clip_grad_norm_, which takes no sparse gradients.
+        found = [g._values() if g.is_sparse else g for g in gradients]
+        norms = [
+            torch.linalg.vector_norm(g, dtype=torch.promote_types(g.dtype, torch.float32)) for g in found
+        ]
+        norm = torch.stack([each.double() for each in norms]).norm()
+        factor = (limit * (1.0 if scale is None else scale) / (norm + CLIP_EPSILON)).clamp(max=1.0)
+        for gradient in found:
+            gradient.mul_(factor)
+
+    def _warn_of_early_steps(self) -> None:
+        self._early += 1
+        if self._early == 3:
+            steps = self._gradients.settings.gradient_accumulation_steps
+            warnings.warn(
+                f"step() has ended three windows before their {steps} micro-batches; it updates with those "
+                "there were. Call it once a window, not after every backward()",
+                stacklevel=4,
+            )
+
+
+def _named(optimizer: Any, names: dict[int, str] | None) -> dict[str, torch.nn.Parameter]:
+    """An optimizer's parameters by name, in the order of its groups."""
+    found = {}
+    for g, group in enumerate(optimizer.param_groups):
+        for i, parameter in enumerate(group["params"]):
+            name = f"group{g}.{i}" if names is None else names.get(id(parameter))
+            if name is None:
+                raise TrainingError(
+                    f"DistributedOptimizer: parameter {i} of group {g}, shape {tuple(parameter.shape)}, is "
+                    "not among named_parameters: give every model's, with a prefix each, or leave them out"
+                )
+            if name in found:
+                raise TrainingError(
+                    f"DistributedOptimizer: two parameters are named {name!r}: give each model a prefix"
+                )
+            found[name] = parameter
+    return found

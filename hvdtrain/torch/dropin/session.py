@@ -1,0 +1,105 @@
+"""Joining a Horovod job from a program that is not a job script, and small collectives for it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import horovod.torch as hvd
+import torch
+
+from hvdtrain.core.environment import launched_rank, stall_environment, usable_cores
+from hvdtrain.core.errors import TrainingError
+from hvdtrain.core.world import World
+
+
+def init(*arguments: Any, **options: Any) -> None:
+    """Join the job: Horovod's own `init`, with a limit to how long ranks wait for one that does not come.
+
+    Each rank computes on its share of the host's cores, unless OMP_NUM_THREADS is set.
+
+    Args:
+        *arguments: Horovod's.
+        **options: Horovod's.
+    """
+    stall_environment()
+    hvd.init(*arguments, **options)
+    if "OMP_NUM_THREADS" not in os.environ:
+        world = World(hvd.rank(), hvd.size(), hvd.local_rank(), hvd.local_size(), usable_cores())
+        torch.set_num_threads(world.threads(None))
+
+
+def require_init(what: str) -> None:
+    """Refuse to go on in a process that has not joined.
+
+    Raises:
+        TrainingError: saying what to call.
+    """
+    if not hvd.is_initialized():
+        raise TrainingError(f"{what}: this process has not joined a job: call hvdtrain.torch.init() first")
+
+
+@contextmanager
+def waiting_for_ranks(what: str) -> Iterator[None]:
+    """Say what was waited for when Horovod gives up.
+
+    Args:
+        what: the reason for a collective inside.
+
+    Raises:
+        TrainingError: in place of Horovod's error.
+    """
+    try:
+        yield
+    except hvd.HorovodInternalError as error:
+        raise TrainingError(
+            f"rank {_own_rank()}: {what}: another rank failed, left the job or waits for something else. "
+            "Its own message is the cause; where there is none, see which tensors Horovod names as stalled. "
+            "All ranks must take equally many steps (see hvdtrain.torch.join), and a pause of one must be "
+            f"shorter than HOROVOD_STALL_SHUTDOWN_TIME_SECONDS. Horovod says: {str(error).strip()}"
+        ) from None
+
+
+def gather_bytes(data: bytes, name: str) -> Sequence[bytes]:
+    """Every rank's bytes, in the order of ranks.
+
+    Args:
+        data: of any length above 0.
+        name: the same on every rank.
+    """
+    own = torch.frombuffer(bytearray(data), dtype=torch.uint8)
+    lengths = hvd.allgather(torch.tensor([len(own)]), name=f"{name}.lengths").tolist()
+    return [part.numpy().tobytes() for part in hvd.allgather(own, name=name).split(lengths)]
+
+
+def metric_average(
+    values: float | Mapping[str, float], weight: float = 1.0, name: str = "metric_average"
+) -> Any:
+    """Mean of a metric over all ranks, each counting by its weight: exact however samples are spread.
+
+    Args:
+        values: this rank's mean, or several by name, the same names in the same order on every rank.
+        weight: how many samples (or tokens) the mean is over; 0 is legal.
+        name: of the collective.
+
+    Returns:
+        As `values`: Σ weight · value / Σ weight over ranks, in float64; NaN where no rank has any weight.
+    """
+    require_init("metric_average")
+    found = values if isinstance(values, Mapping) else {"value": values}
+    # A rank without samples has no mean: its NaN must not count.
+    sums = [float(value) * weight if weight else 0.0 for value in found.values()]
+    with waiting_for_ranks(name):
+        *sums, total = hvd.allreduce(
+            torch.tensor([*sums, weight], dtype=torch.float64), op=hvd.Sum, name=name
+        ).tolist()
+    means = {key: each / total if total else float("nan") for key, each in zip(found, sums, strict=True)}
+    return means if isinstance(values, Mapping) else means["value"]
+
+
+def _own_rank() -> int | str:
+    # Horovod does not tell any more once it has been shut down.
+    rank = launched_rank()
+    return "?" if rank is None else rank

@@ -1,0 +1,106 @@
+"""Starting all ranks from one rank's weights and optimizer state."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import horovod.torch as hvd
+import torch
+
+from hvdtrain.torch.dropin.agreement import compare_ranks
+from hvdtrain.torch.dropin.session import require_init, waiting_for_ranks
+
+
+def broadcast_parameters(params: Any, root_rank: int = 0) -> None:
+    """Give every rank one rank's parameters and buffers, in place.
+
+    Args:
+        params: `model.state_dict()`, `model.named_parameters()` or `model.parameters()`; of any dtype.
+        root_rank: whose.
+
+    Raises:
+        TrainingError: ranks differ in names, shapes or dtypes.
+    """
+    require_init("broadcast_parameters")
+    items = params.items() if isinstance(params, Mapping) else params
+    pairs = [item if isinstance(item, tuple) else (f"parameter{i}", item) for i, item in enumerate(items)]
+    # A module's state may hold extra state that is no tensor.
+    tensors = {name: value.detach() for name, value in pairs if torch.is_tensor(value)}
+    compare_ranks(tensors, None, "broadcast_parameters.check")
+    with waiting_for_ranks("broadcast_parameters"):
+        _broadcast(tensors, root_rank, "broadcast_parameters")
+
+
+def broadcast_optimizer_state(
+    optimizer: torch.optim.Optimizer, root_rank: int = 0, model: Any = None
+) -> None:
+    """Give every rank one rank's optimizer state and options, whatever optimizer it is.
+
+    State that ranks have not made yet is made: nothing is stepped for it.
+
+    Args:
+        optimizer: wrapped or not.
+        root_rank: whose.
+        model: not needed; Horovod's function takes it.
+    """
+    require_init("broadcast_optimizer_state")
+    del model
+    tensors: dict[str, torch.Tensor] = {}
+
+    def take_out(tensor: torch.Tensor) -> _Place:
+        name = str(len(tensors))
+        tensors[name] = tensor.detach()
+        return _Place(name, tuple(tensor.shape), _dtype(tensor), tensor.device.type)
+
+    def make(place: _Place) -> torch.Tensor:
+        device = torch.device("cpu") if place.device == "cpu" else _device_of(optimizer)
+        tensors[place.name] = torch.zeros(place.shape, dtype=getattr(torch, place.dtype), device=device)
+        return tensors[place.name]
+
+    is_root = hvd.rank() == root_rank
+    tree = _swap(optimizer.state_dict(), torch.is_tensor, take_out) if is_root else None
+    with waiting_for_ranks("broadcast_optimizer_state"):
+        tree = hvd.broadcast_object(tree, root_rank, name="broadcast_optimizer_state")
+        state = None if is_root else _swap(tree, lambda leaf: isinstance(leaf, _Place), make)
+        _broadcast(tensors, root_rank, "broadcast_optimizer_state.tensor")
+    if state is not None:
+        optimizer.load_state_dict(state)
+
+
+class _Place:
+    """Where a tensor was, and what it was like."""
+
+    def __init__(self, name: str, shape: tuple[int, ...], dtype: str, device: str) -> None:
+        self.name, self.shape, self.dtype, self.device = name, shape, dtype, device
+
+
+def _broadcast(tensors: Mapping[str, torch.Tensor], root_rank: int, prefix: str) -> None:
+    # As bytes, because Horovod knows fewer dtypes than PyTorch.
+    flats = {n: t.contiguous().reshape(-1).view(torch.uint8) for n, t in tensors.items() if t.numel()}
+    handles = [hvd.broadcast_async_(flat, root_rank, name=f"{prefix}.{n}") for n, flat in flats.items()]
+    for handle in handles:
+        hvd.synchronize(handle)
+    for name, flat in flats.items():
+        if not tensors[name].is_contiguous():
+            tensors[name].copy_(flat.view(tensors[name].dtype).view(tensors[name].shape))
+
+
+def _swap(tree: Any, chosen: Callable[[Any], bool], replace: Callable[[Any], Any]) -> Any:
+    """A copy of nested containers with every chosen leaf replaced."""
+    if chosen(tree):
+        return replace(tree)
+    if isinstance(tree, dict):
+        return {key: _swap(value, chosen, replace) for key, value in tree.items()}
+    if isinstance(tree, list | tuple):
+        found: Iterable[Any] = (_swap(value, chosen, replace) for value in tree)
+        return type(tree)(found)
+    return tree
+
+
+def _device_of(optimizer: torch.optim.Optimizer) -> torch.device:
+    return optimizer.param_groups[0]["params"][0].device
+
+
+def _dtype(tensor: torch.Tensor) -> str:
+    return str(tensor.dtype).removeprefix("torch.")

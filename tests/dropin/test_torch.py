@@ -1,0 +1,38 @@
+"""The torch wrapper and what goes with it, on 2 real ranks against one process; see the `torch_*` files."""
+
+from __future__ import annotations
+
+import ast
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.jobs.runs import launch
+
+HERE = Path(__file__).parent
+MODULES = ("torch_arguments", "torch_loops", "torch_around", "torch_misuse")
+
+
+def checks(module: str) -> list[str]:
+    tree = ast.parse((HERE / f"{module}.py").read_text())
+    names = [node.name for node in tree.body if isinstance(node, ast.FunctionDef)]
+    return [name for name in names if name.startswith("check_")]
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, str | None]]:
+    """What each rank says of each check."""
+    path = tmp_path_factory.mktemp("torch") / "results"
+    modules = [f"tests.dropin.{module}" for module in MODULES]
+    done = launch(2, [str(HERE / "torch_worker.py"), str(path), *modules], timeout=200)
+    ranks = [Path(f"{path}.{rank}") for rank in range(2)]
+    assert all(rank.exists() for rank in ranks), done.stdout[-5000:]
+    return [json.loads(rank.read_text()) for rank in ranks]
+
+
+@pytest.mark.parametrize("check", [name for module in MODULES for name in checks(module)])
+def test_on_two_ranks(check: str, results: list[dict[str, str | None]]) -> None:
+    for rank, found in enumerate(results):
+        assert check in found, f"rank {rank} did not come so far"
+        assert found[check] is None, f"rank {rank}: {found[check]}"

@@ -1,0 +1,41 @@
+"""A rank that leaves, waits elsewhere or never joined: the others are told, and nobody hangs."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.jobs.runs import ROOT, launch
+
+LEAVING = str(Path(__file__).with_name("torch_leaving.py"))
+
+
+@pytest.mark.parametrize(
+    ("how", "cause"), [("return", "another rank"), ("raise", "no space left for rank 1")]
+)
+def test_a_rank_that_leaves_early_ends_the_others(how: str, cause: str) -> None:
+    done = launch(2, [LEAVING, how], timeout=60)
+    assert done.returncode != 0
+    assert cause in done.stdout
+
+
+@pytest.mark.slow
+def test_a_rank_that_waits_elsewhere_is_not_waited_for_for_ever() -> None:
+    done = launch(2, [LEAVING, "wait"], timeout=100)
+    assert done.returncode != 0
+    assert "HOROVOD_STALL_SHUTDOWN_TIME_SECONDS" in done.stdout
+    assert "what rank 0 never asks for" in done.stdout
+
+
+@pytest.mark.parametrize(
+    "call", ["DistributedOptimizer(None)", "broadcast_parameters({})", "metric_average(1.0)"]
+)
+def test_a_forgotten_init_is_named(call: str) -> None:
+    code = f"import hvdtrain.torch as hvd; hvd.{call}"
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False, timeout=60
+    )
+    assert "call hvdtrain.torch.init() first" in done.stderr
