@@ -25,7 +25,7 @@ from rich.console import Console
 from rich.table import Table
 
 from hvdtrain.core.buckets import Bucket, plan_buckets
-from hvdtrain.core.compression import POLICIES
+from hvdtrain.core.compression import POLICIES, Bf16
 from hvdtrain.core.compression.protocol import Policy
 from hvdtrain.core.environment import keep_freed_memory
 from hvdtrain.core.sections import ModelSpec
@@ -76,16 +76,16 @@ def codecs(
     console = Console()
     load = os.getloadavg()[0]
     bucket = bert_bucket(mib * _MIB)
-    chosen = [one for one in _lossy(bucket) if not policy or one.type in policy]
+    chosen = {name: one for name, one in _lossy(bucket).items() if not policy or one.type in policy}
     gradients = np.random.default_rng(0).normal(0.0, 1e-3, bucket.size).astype(np.float32)
     timed: dict[tuple[str, str], Timed] = {("memcpy", "memcpy"): memcpy(gradients)}
     for framework in [only] if only else list(Framework):
         codec = {Framework.TORCH: torch_codec, Framework.TENSORFLOW: tensorflow_codec}[framework]
-        for one in chosen:
-            timed[one.type, framework.value] = codec(one, bucket, gradients)
+        for name, one in chosen.items():
+            timed[name, framework.value] = codec(one, bucket, gradients)
         if framework is Framework.TORCH:
             hooks = torch_hooks(bucket, gradients)
-            timed |= {(one.type, "hook"): hooks[one.type] for one in chosen if one.type in hooks}
+            timed |= {(name, "hook"): hooks[name] for name in chosen if name in hooks}
     with console.status("") as status:
         seconds = _take_turns(timed, rounds, status.update)
     results = [_result(name, framework, seconds, gradients.nbytes) for name, framework in timed]
@@ -107,10 +107,12 @@ def bert_bucket(cap_bytes: float) -> Bucket:
     return max((b for b in buckets if 4 * b.size <= cap_bytes), key=lambda b: b.size, default=buckets[0])
 
 
-def _lossy(bucket: Bucket) -> list[Policy]:
-    """Every registered policy that sends gradients as something else than they are."""
-    every = [policy() for policy in POLICIES]
-    return [p for p in every if p.at(FIRST_UPDATE).wire_bytes(bucket, 4, RANKS) not in (0, 4 * bucket.size)]
+def _lossy(bucket: Bucket) -> dict[str, Policy]:
+    """Every registered policy that sends gradients as something else than they are, and what a hook does."""
+    every = {one.type: one for one in (policy() for policy in POLICIES)}
+    every["bf16, no feedback"] = Bf16(use_error_feedback=False)
+    sizes = {name: one.at(FIRST_UPDATE).wire_bytes(bucket, 4, RANKS) for name, one in every.items()}
+    return {name: every[name] for name, size in sizes.items() if size not in (0, 4 * bucket.size)}
 
 
 def _take_turns(
@@ -128,7 +130,8 @@ def _take_turns(
 
 
 def _result(name: str, framework: str, seconds: dict[tuple[str, str], list[float]], size: int) -> Result:
-    own, copies, hook = seconds[name, framework], seconds["memcpy", "memcpy"], seconds.get((name, "hook"))
+    own, copies = seconds[name, framework], seconds["memcpy", "memcpy"]
+    hook = seconds.get((name.partition(",")[0], "hook"))
     return Result(
         name=name,
         framework=framework,
