@@ -18,7 +18,7 @@ _ENGINE = "_hvdtrain"
 _Apply = Callable[..., None]
 
 
-def DistributedOptimizer(  # noqa: N802 (Horovod's name)
+def DistributedOptimizer(
     optimizer: keras.optimizers.Optimizer,
     name: str | None = None,
     compression: Any = "none",
@@ -160,8 +160,8 @@ class Engine:
         if samples is None:
             raise TrainingError(
                 "average='samples': how many samples the batch has is not known; add one of "
-                "hvdtrain.keras.callbacks to fit's callbacks, or set optimizer.batch_samples = tf.shape(x)[0] "
-                "before every apply_gradients"
+                "hvdtrain.keras.callbacks to fit's callbacks, or set optimizer.batch_samples = "
+                "tf.shape(x)[0] before every apply_gradients"
             )
         # Told anew in every step: one of another graph would be an error that nobody understands.
         self.optimizer.batch_samples = None

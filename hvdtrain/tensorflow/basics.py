@@ -80,7 +80,10 @@ def settings_of(wrapper: str, horovods: dict[str, Any], **ours: Any) -> Settings
     if found.get("compression") in (hvd.Compression.none, hvd.Compression.fp16):
         found["compression"] = "fp16" if found["compression"] is hvd.Compression.fp16 else "none"
     rest = {name: value for name, value in horovods.items() if name not in _WITHOUT_MEANING}
-    passes, averaged = rest.pop("backward_passes_per_step", None), rest.pop("average_aggregated_gradients", False)
+    passes, averaged = (
+        rest.pop("backward_passes_per_step", None),
+        rest.pop("average_aggregated_gradients", False),
+    )
     if passes is not None:
         if found["gradient_accumulation_steps"] != 1:
             raise SpecError(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
@@ -13,17 +12,13 @@ import tensorflow as tf
 
 from hvdtrain.core.compression.protocol import State
 from hvdtrain.core.compression.rules import Rules
-from hvdtrain.core.dropin import Parameter, Settings, accumulator, check_same, describe, digest, lay_out
+from hvdtrain.core.dropin import Parameter, Settings, accumulator, lay_out
 from hvdtrain.core.optimizers import CLIP_EPSILON
+from hvdtrain.tensorflow.agreement import check_structure, check_values, parameters_of
 from hvdtrain.tensorflow.driver import Driver, pack, variables
-from hvdtrain.tensorflow.messages import gather_bytes
 from hvdtrain.tensorflow.ops import Ops
 
 _Gradients = Sequence[tf.Tensor | None]
-_ADVICE = (
-    "weights must start equal; add hvdtrain.keras.callbacks.BroadcastGlobalVariables(root_rank=0) to fit's "
-    "callbacks, or call hvdtrain.tensorflow.broadcast_variables(model.weights, root_rank=0)"
-)
 
 
 class Gradients:
@@ -46,8 +41,8 @@ class Gradients:
             TrainingError: ranks differ in their settings, or in their models.
         """
         self.settings, self.sources = settings, list(sources)
-        self._parameters = _parameters(self.sources)
-        check_same(describe(_renamed(self._parameters), settings), gather_bytes, _ADVICE)
+        self._parameters = parameters_of(self.sources)
+        check_structure(self._parameters, settings)
         rules = settings.rules
         rules.check([p.name for p in self._parameters])
         rules.check_ranks(hvd.size(), hvd.mpi_enabled() and not tf.config.list_physical_devices("GPU"))
@@ -100,15 +95,6 @@ class Gradients:
             self._micro.assign_add(1)
 
         tf.cond(tf.equal(self._micro, steps - 1), last, early)
-
-    def compare_values(self) -> None:
-        """Compare the sources' values with the other ranks', outside of a step; every rank calls it.
-
-        Raises:
-            TrainingError: naming the first that differs, and the ranks.
-        """
-        with tf.init_scope():
-            self._compare(*(source.numpy() for source in self.sources))
 
     @property
     def wire_bytes(self) -> int:
@@ -223,37 +209,16 @@ class Gradients:
         return [flat * tf.cast(factor, flat.dtype) for flat in reduced]
 
     def _compare_in_the_graph(self) -> None:
-        tf.numpy_function(self._compare, [tf.convert_to_tensor(s) for s in self.sources], [])
+        def compare(*values: np.ndarray) -> None:
+            check_values(self._parameters, values)
 
-    def _compare(self, *values: np.ndarray) -> None:
-        digests = [digest(np.ascontiguousarray(value).tobytes()) for value in values]
-        check_same(describe(_renamed(self._parameters), digests=digests), gather_bytes, _ADVICE)
-
-
-def _parameters(sources: Sequence[tf.Variable]) -> list[Parameter]:
-    found: dict[str, Parameter] = {}
-    for source in sources:
-        name = name_of(source)
-        while name in found:
-            name += "'"
-        found[name] = Parameter(name, tuple(source.shape), tf.as_dtype(source.dtype).name)
-    return list(found.values())
-
-
-def name_of(source: tf.Variable) -> str:
-    """A variable's name without TensorFlow's output number; Keras' path."""
-    return str(getattr(source, "path", None) or source.name).removesuffix(":0")
+        tf.numpy_function(compare, [tf.convert_to_tensor(s) for s in self.sources], [])
 
 
 def _as_matrix(parameter: Parameter) -> Parameter:
     # A convolution's kernel is (height, width, in, out): to a policy of matrices, a map of its last axis.
     *first, last = parameter.shape or (1,)
     return replace(parameter, shape=(math.prod(first), last)) if len(first) > 1 else parameter
-
-
-def _renamed(parameters: Sequence[Parameter]) -> list[Parameter]:
-    # Keras numbers the layers that a process makes: one more model on rank 0 is no difference between models.
-    return [replace(p, name=re.sub(r"_\d+(?=/|'|$)", "", p.name)) for p in parameters]
 
 
 def _counter() -> tf.Variable:
