@@ -47,8 +47,8 @@ from horovod.tensorflow import broadcast as _broadcast
 from hvdtrain.core.errors import TrainingError
 from hvdtrain.keras import callbacks
 from hvdtrain.keras.optimizer import DistributedOptimizer
-from hvdtrain.tensorflow.basics import init
-from hvdtrain.tensorflow.messages import broadcast_variables
+from hvdtrain.tensorflow.dropin.messages import broadcast_variables
+from hvdtrain.tensorflow.dropin.session import init
 
 if keras.backend.backend() != "tensorflow":
     raise TrainingError(

@@ -11,9 +11,9 @@ import tensorflow as tf
 
 from hvdtrain.core.errors import TrainingError
 from hvdtrain.keras.optimizer import Engine, engine_of
-from hvdtrain.tensorflow.agreement import check_structure, check_values, parameters_of
-from hvdtrain.tensorflow.basics import require_init
-from hvdtrain.tensorflow.messages import broadcast_variables
+from hvdtrain.tensorflow.dropin.agreement import check_structure, check_values, parameters_of
+from hvdtrain.tensorflow.dropin.messages import broadcast_variables
+from hvdtrain.tensorflow.dropin.session import require_init
 
 _ATTACHED = "_hvdtrain"
 

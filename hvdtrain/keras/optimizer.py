@@ -7,12 +7,14 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 from hvdtrain.core.dropin import Settings
 from hvdtrain.core.errors import SpecError, TrainingError
-from hvdtrain.tensorflow.basics import require_init, settings_of
-from hvdtrain.tensorflow.gradients import Gradients
+from hvdtrain.tensorflow.dropin.arguments import settings_of
+from hvdtrain.tensorflow.dropin.gradients import Gradients
+from hvdtrain.tensorflow.dropin.session import require_init
 
 _ENGINE = "_hvdtrain"
 _Apply = Callable[..., None]
@@ -101,6 +103,8 @@ class Engine:
         self.gradients: Gradients | None = None
         # Whether fit compares the ranks' weights itself, before its first step.
         self.compares_at_start = False
+        # Called in every step, if at all, before the gradients of this rank meet the others'.
+        self.when_gradients_are_ready: Callable[[], None] | None = None
         self._applying = False
 
     def prepare(self, variables: Sequence[keras.Variable]) -> Gradients:
@@ -117,6 +121,7 @@ class Engine:
             )
         return self.gradients
 
+    @tf.autograph.experimental.do_not_convert
     def apply(
         self,
         host: keras.optimizers.Optimizer,
@@ -150,7 +155,9 @@ class Engine:
                 self._applying = False
 
         # Reduced without the loss scale: residuals outlive a change of it.
-        unscaled = _times(grads, None if scale is None else 1.0 / tf.cast(scale, tf.float32))
+        unscaled = _times(grads, None if scale is None else 1.0 / tf.convert_to_tensor(scale, tf.float32))
+        if self.when_gradients_are_ready:
+            unscaled = _telling(unscaled, self.when_gradients_are_ready)
         self.prepare(variables).micro_batch(unscaled, self._take_samples(), update)
 
     def _take_samples(self) -> tf.Tensor | None:
@@ -175,6 +182,18 @@ def _times(gradients: Sequence[tf.Tensor | None], factor: Any) -> list[tf.Tensor
     if factor is None:
         return list(gradients)
     return [None if g is None else tf.convert_to_tensor(g) * tf.cast(factor, g.dtype) for g in gradients]
+
+
+def _telling(gradients: Sequence[tf.Tensor | None], tell: Callable[[], None]) -> list[tf.Tensor | None]:
+    def ready(first: np.ndarray) -> np.ndarray:
+        tell()
+        return first
+
+    dense = [None if g is None else tf.convert_to_tensor(g) for g in gradients]
+    with tf.control_dependencies([g for g in dense if g is not None]):
+        told = tf.numpy_function(ready, [tf.constant(0)], tf.int32)
+    with tf.control_dependencies([told]):
+        return [None if g is None else tf.identity(g) for g in dense]
 
 
 def _scales(optimizer: Any) -> bool:

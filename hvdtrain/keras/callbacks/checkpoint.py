@@ -1,4 +1,4 @@
-"""Training that goes on where it was stopped: everything a run of `fit` needs, from all ranks, in one directory."""
+"""Training that goes on where it was stopped: what a run of `fit` needs, of all ranks, in one directory."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from hvdtrain.core.errors import CheckpointError, TrainingError
 from hvdtrain.core.state import OPTIMIZER_FILE, STATE_FILE, Arrays, layout_of, share_out
 from hvdtrain.keras.attach import engines_of
 from hvdtrain.keras.callbacks.base import Callback
-from hvdtrain.tensorflow.agreement import parameters_of
-from hvdtrain.tensorflow.gradients import Gradients
-from hvdtrain.tensorflow.messages import broadcast_bytes
+from hvdtrain.tensorflow.dropin.agreement import parameters_of, without_numbers
+from hvdtrain.tensorflow.dropin.gradients import Gradients
+from hvdtrain.tensorflow.dropin.messages import broadcast_bytes
 
 RANKS_FILE = "ranks.safetensors"
 
@@ -43,20 +43,18 @@ class Checkpoint(Callback):
         """
         super().__init__()
         self.directory, self.save_epochs, self.resume = Path(directory), save_epochs, resume
+        self._record: dict[str, Any] | None = None
 
     def set_model(self, model: keras.Model) -> None:
         """Called by Keras before any callback begins, so that restoring comes after a broadcast."""
         super().set_model(model)
+        self._record = None
         self.attached.before_first_step.append(self._restore)
 
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
         """Tell `fit` where to begin."""
-        found = {}
-        if hvd.rank() == 0 and self.resume and self.directory.exists():
-            found = self._read_record()
-        self._record = json.loads(broadcast_bytes(json.dumps(found).encode()))
         # Keras' own way for callbacks; see its BackupAndRestore.
-        self.model._initial_epoch = self._record.get("epoch")
+        self.model._initial_epoch = self._known().get("epoch")
         super().on_train_begin(logs)
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
@@ -97,20 +95,27 @@ class Checkpoint(Callback):
                 f"{self.directory}: the state could not be saved: {error}; what was there before is as it was"
             ) from None
 
-    def _read_record(self) -> dict[str, Any]:
-        try:
-            return json.loads((self.directory / STATE_FILE).read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise CheckpointError(self._damaged(error)) from None
+    def _known(self) -> dict[str, Any]:
+        """What rank 0's state.json says; empty where there is nothing to go on from."""
+        if self._record is None:
+            found = "{}"
+            try:
+                if hvd.rank() == 0 and self.resume and self.directory.exists():
+                    found = (self.directory / STATE_FILE).read_text(encoding="utf-8")
+                self._record = json.loads(broadcast_bytes(found.encode()))
+            except (OSError, ValueError) as error:
+                raise CheckpointError(self._damaged(error)) from None
+        return self._record
 
     def _restore(self) -> None:
-        if not self._record:
+        record = self._known()
+        if not record:
             return
         gradients = _gradients(self.model)
-        if self._record["layout"] != _layout(gradients):
+        if record["layout"] != _layout(gradients):
             raise CheckpointError(
-                f"{self.directory}: was saved with other weights, compression or bucket_cap_mb: keep those, or "
-                "give Checkpoint(resume=False)"
+                f"{self.directory}: was saved with other weights, compression or bucket_cap_mb: keep "
+                "those, or give Checkpoint(resume=False)"
             )
         files = {}
         if hvd.rank() == 0:
@@ -121,12 +126,12 @@ class Checkpoint(Callback):
         weights, optimizer, each = (load(broadcast_bytes(save(files.get(name, {})))) for name in _FILES)
         _assign(self.model.weights, weights, self.directory)
         _assign(self.model.optimizer.variables, optimizer, self.directory)
-        _give_own(self.model, gradients, each, self._record["ranks"])
+        _give_own(self.model, gradients, each, record["ranks"])
 
     def _damaged(self, error: Exception) -> str:
         return (
-            f"{self.directory}: not a whole state of callbacks.Checkpoint ({error}): give another directory, or "
-            "Checkpoint(resume=False), which writes over it"
+            f"{self.directory}: not a whole state of callbacks.Checkpoint ({error}): give another directory, "
+            "or Checkpoint(resume=False), which writes over it"
         )
 
 
@@ -137,28 +142,31 @@ def _gradients(model: keras.Model) -> Gradients:
     engines = engines_of(model)
     if len(engines) != 1 or model.optimizer is None:
         raise TrainingError(
-            f"callbacks.Checkpoint: expected a model compiled with one DistributedOptimizer (found {len(engines)})"
+            "callbacks.Checkpoint: expected a model compiled with one DistributedOptimizer (found "
+            f"{len(engines)})"
         )
     return engines[0].prepare(model.trainable_variables)
 
 
 def _layout(gradients: Gradients) -> str:
-    return layout_of(gradients.buckets, gradients.settings.rules)
+    return without_numbers(layout_of(gradients.buckets, gradients.settings.rules))
 
 
 def _arrays(variables: Sequence[keras.Variable]) -> Arrays:
-    return {p.name: v.numpy() for p, v in zip(parameters_of(variables), variables, strict=True)}
+    # By position: Keras' names depend on what the process has built before.
+    names = [f"{i}.{p.name}" for i, p in enumerate(parameters_of(variables))]
+    return {name: np.asarray(v.numpy(), order="C") for name, v in zip(names, variables, strict=True)}
 
 
 def _assign(variables: Sequence[keras.Variable], arrays: Arrays, directory: Path) -> None:
-    for parameter, variable in zip(parameters_of(variables), variables, strict=True):
-        found = arrays.get(parameter.name)
-        if found is None or found.shape != parameter.shape:
+    found = {int(name.partition(".")[0]): array for name, array in arrays.items()}
+    for i, (parameter, variable) in enumerate(zip(parameters_of(variables), variables, strict=True)):
+        if i not in found or found[i].shape != parameter.shape:
             raise CheckpointError(
-                f"{directory}: {parameter.name} has shape {None if found is None else found.shape} there and "
+                f"{directory}: {parameter.name} has shape {found[i].shape if i in found else None} there and "
                 f"{parameter.shape} in the model: build the model that was saved"
             )
-        variable.assign(found)
+        variable.assign(found[i])
 
 
 def _own(model: keras.Model, gradients: Gradients) -> Arrays:

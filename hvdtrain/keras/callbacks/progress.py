@@ -10,6 +10,7 @@ from typing import Any, Literal
 import horovod.tensorflow as hvd
 import keras
 
+from hvdtrain.core.environment import launched_rank
 from hvdtrain.core.errors import CheckpointError, SpecError
 from hvdtrain.keras.attach import attach
 from hvdtrain.keras.callbacks.base import Callback
@@ -20,7 +21,8 @@ class ProgressBar(keras.callbacks.ProgbarLogger):
 
     def set_params(self, params: dict[str, Any]) -> None:
         """Called by Keras; `verbose=0` of `fit` does not silence rank 0."""
-        shown = 1 if sys.stdout.isatty() else 2
+        # A launcher gives ranks a pipe, or a terminal whose lines it prefixes: a bar would be torn to pieces.
+        shown = 1 if sys.stdout.isatty() and launched_rank() is None else 2
         super().set_params(params | {"verbose": shown if hvd.rank() == 0 else 0})
 
     def set_model(self, model: keras.Model) -> None:

@@ -14,8 +14,8 @@ from hvdtrain.core.compression.protocol import State
 from hvdtrain.core.compression.rules import Rules
 from hvdtrain.core.dropin import Parameter, Settings, accumulator, lay_out
 from hvdtrain.core.optimizers import CLIP_EPSILON
-from hvdtrain.tensorflow.agreement import check_structure, check_values, parameters_of
 from hvdtrain.tensorflow.driver import Driver, pack, variables
+from hvdtrain.tensorflow.dropin.agreement import check_structure, check_values, parameters_of
 from hvdtrain.tensorflow.ops import Ops
 
 _Gradients = Sequence[tf.Tensor | None]
@@ -126,7 +126,7 @@ class Gradients:
         return totals | counters | {"samples": self._samples}
 
     def _flats(self, gradients: _Gradients, own: tf.Tensor) -> list[tf.Tensor]:
-        scale = self.settings.scale(hvd.size(), own)
+        scale = tf.convert_to_tensor(self.settings.scale(hvd.size(), own), tf.float64)
         found = {
             p.name: tf.zeros(p.shape, p.dtype) if g is None else g
             for p, g in zip(self._parameters, gradients, strict=True)
@@ -140,8 +140,11 @@ class Gradients:
 
     def _reduce(self, gradients: _Gradients, flats: list[tf.Tensor], own: tf.Tensor) -> _Gradients:
         if self.compare_values_at_second_window:
-            # The first may come before the broadcast, as in Horovod's own examples.
-            tf.cond(tf.equal(self._windows, 1), self._compare_in_the_graph, lambda: None)
+            # The first may come before the broadcast, as in Horovod's own examples. Nothing else is under way
+            # meanwhile: ranks that wait for different things would wait for each other.
+            compared = tf.cond(tf.equal(self._windows, 1), self._compare_in_the_graph, lambda: 0)
+            with tf.control_dependencies([compared]):
+                own, flats = tf.identity(own), [tf.identity(flat) for flat in flats]
         self._windows.assign_add(1)
         if self.settings.by_samples:
             scale = self._closing_scale(own)
@@ -208,11 +211,12 @@ class Gradients:
         factor = tf.minimum(tf.constant(1.0, tf.float64), limit / (norm + CLIP_EPSILON))
         return [flat * tf.cast(factor, flat.dtype) for flat in reduced]
 
-    def _compare_in_the_graph(self) -> None:
-        def compare(*values: np.ndarray) -> None:
+    def _compare_in_the_graph(self) -> tf.Tensor:
+        def compare(*values: np.ndarray) -> np.ndarray:
             check_values(self._parameters, values)
+            return np.int32(0)
 
-        tf.numpy_function(compare, [tf.convert_to_tensor(s) for s in self.sources], [])
+        return tf.numpy_function(compare, [tf.convert_to_tensor(s) for s in self.sources], tf.int32)
 
 
 def _as_matrix(parameter: Parameter) -> Parameter:

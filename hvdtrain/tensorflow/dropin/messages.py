@@ -28,13 +28,18 @@ def broadcast_bytes(message: bytes, root_rank: int = 0) -> bytes:
         return hvd.broadcast(_array(mine), root_rank, name="hvdtrain.message").numpy().tobytes()
 
 
+@tf.autograph.experimental.do_not_convert
 def broadcast_variables(variables: Sequence[tf.Variable], root_rank: int = 0) -> None:
     """Give every rank one rank's values; every rank calls it with the same variables.
 
     Args:
-        variables: of any shapes and dtypes, TensorFlow's or Keras'.
+        variables: of any shapes and dtypes, TensorFlow's or Keras'; inside a `tf.function` as well.
         root_rank: whose values.
     """
+    if not tf.executing_eagerly():
+        for i, variable in enumerate(variables):
+            _broadcast_in_the_graph(variable, root_rank, f"hvdtrain.broadcast.{i}")
+        return
     for chunk in _chunks(variables):
         arrays = [np.ascontiguousarray(variable.numpy()) for variable in chunk]
         message = broadcast_bytes(b"".join(a.tobytes() for a in arrays), root_rank)
@@ -43,6 +48,19 @@ def broadcast_variables(variables: Sequence[tf.Variable], root_rank: int = 0) ->
             found = np.frombuffer(message, array.dtype, array.size, offset).reshape(variable.shape)
             variable.assign(found)
             offset += array.nbytes
+
+
+def _broadcast_in_the_graph(variable: tf.Variable, root_rank: int, name: str) -> None:
+    value = tf.convert_to_tensor(variable)
+    # Horovod does not send every dtype, but bytes.
+    found = hvd.broadcast(
+        tf.cast(value, tf.uint8) if value.dtype == tf.bool else tf.bitcast(value, tf.uint8),
+        root_rank,
+        name=name,
+        ignore_name_scope=True,
+    )
+    found = tf.cast(found, tf.bool) if value.dtype == tf.bool else tf.bitcast(found, value.dtype)
+    variable.assign(tf.ensure_shape(found, value.shape))
 
 
 def _array(message: bytes) -> tf.Tensor:

@@ -10,7 +10,7 @@ import numpy as np
 import tensorflow as tf
 
 from hvdtrain.core.dropin import Parameter, Settings, check_same, describe, digest
-from hvdtrain.tensorflow.messages import gather_bytes
+from hvdtrain.tensorflow.dropin.messages import gather_bytes
 
 _ADVICE = (
     "weights must start equal: add hvdtrain.keras.callbacks.BroadcastGlobalVariables(root_rank=0) to fit's "
@@ -44,6 +44,10 @@ def check_values(parameters: Sequence[Parameter], values: Sequence[np.ndarray]) 
     check_same(describe(_renamed(parameters), digests=digests), gather_bytes, _ADVICE)
 
 
+def without_numbers(text: str) -> str:
+    """Names as they would be in a process that had built no other layers before: Keras numbers them."""
+    return re.sub(r"_\d+(?=[/'\"]|$)", "", text)
+
+
 def _renamed(parameters: Sequence[Parameter]) -> list[Parameter]:
-    # Keras numbers the layers that a process makes: one model more on rank 0 is no difference between models.
-    return [replace(p, name=re.sub(r"_\d+(?=/|'|$)", "", p.name)) for p in parameters]
+    return [replace(p, name=without_numbers(p.name)) for p in parameters]
