@@ -62,15 +62,13 @@ class Attached:
         optimizer = self._model.optimizer
         if optimizer is not None and not optimizer.built:
             optimizer.build(self._model.trainable_variables)
-        parameters = parameters_of(weights)
-        check_structure(parameters)
+        check_structure(parameters_of(weights))
         if self.root_rank is not None:
             state = [v for each in _optimizers(self._model) for v in each.variables]
             broadcast_variables([*weights, *state], self.root_rank)
         elif engines_of(self._model):
             # Not those that each rank learns from its own batches, as batch normalisation does.
-            trained = self._model.trainable_variables
-            check_values(parameters_of(trained), [weight.numpy() for weight in trained])
+            check_values(self._model.trainable_variables, "hvdtrain.values")
         for engine in engines_of(self._model):
             engine.compares_at_start = True
         actions, self.before_first_step = self.before_first_step, []

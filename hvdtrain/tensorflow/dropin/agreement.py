@@ -6,10 +6,11 @@ import re
 from collections.abc import Sequence
 from dataclasses import replace
 
+import horovod.tensorflow as hvd
 import numpy as np
 import tensorflow as tf
 
-from hvdtrain.core.dropin import Parameter, Settings, check_same, describe, digest
+from hvdtrain.core.dropin import Parameter, Settings, check_gathered, check_same, describe, digest
 from hvdtrain.tensorflow.dropin.messages import gather_bytes
 
 _ADVICE = (
@@ -38,10 +39,39 @@ def check_structure(parameters: Sequence[Parameter], settings: Settings | None =
     check_same(describe(_renamed(parameters), settings), gather_bytes, _ADVICE)
 
 
-def check_values(parameters: Sequence[Parameter], values: Sequence[np.ndarray]) -> None:
-    """Compare values as well; arguments in the same order, errors as `check_structure`."""
-    digests = [digest(np.ascontiguousarray(value).tobytes()) for value in values]
-    check_same(describe(_renamed(parameters), digests=digests), gather_bytes, _ADVICE)
+def check_values(variables: Sequence[tf.Variable], name: str) -> tf.Tensor:
+    """Compare values with the other ranks', of variables whose structure is the same.
+
+    Args:
+        variables: TensorFlow's or Keras'.
+        name: of the collective.
+
+    Returns:
+        0, once they are known to be equal: for others to depend on, where TensorFlow traces.
+
+    Raises:
+        TrainingError: naming the first that differs, and the ranks; inside a step, TensorFlow's own error
+            with that message.
+    """
+    parameters = _renamed(parameters_of(variables))
+
+    def describe_values(*values: np.ndarray) -> np.ndarray:
+        digests = [digest(np.ascontiguousarray(value).tobytes()) for value in values]
+        return np.frombuffer(describe(parameters, digests=digests), np.uint8)
+
+    def compare(every: np.ndarray) -> np.ndarray:
+        check_gathered([part.tobytes() for part in np.split(every, hvd.size())], _ADVICE)
+        return np.int32(0)
+
+    values = [tf.convert_to_tensor(variable) for variable in variables]
+    if tf.executing_eagerly():
+        mine = describe_values(*(value.numpy() for value in values))
+        return tf.constant(compare(hvd.allgather(tf.constant(mine), name=name).numpy()))
+    # The collective is the graph's own: TensorFlow may run a Python function on Horovod's thread, which a
+    # collective in there would wait for.
+    mine = tf.ensure_shape(tf.numpy_function(describe_values, values, tf.uint8), [None])
+    every = hvd.allgather(mine, name=name, ignore_name_scope=True)
+    return tf.ensure_shape(tf.numpy_function(compare, [every], tf.int32), [])
 
 
 def without_numbers(text: str) -> str:

@@ -140,9 +140,10 @@ class Gradients:
 
     def _reduce(self, gradients: _Gradients, flats: list[tf.Tensor], own: tf.Tensor) -> _Gradients:
         if self.compare_values_at_second_window:
-            # The first may come before the broadcast, as in Horovod's own examples. Nothing else is under way
-            # meanwhile: ranks that wait for different things would wait for each other.
-            compared = tf.cond(tf.equal(self._windows, 1), self._compare_in_the_graph, lambda: 0)
+            # The first may come before the broadcast, as in Horovod's own examples.
+            name = f"{self._driver.prefix}values"
+            second = tf.equal(self._windows, 1)
+            compared = tf.cond(second, lambda: check_values(self.sources, name), lambda: tf.constant(0))
             with tf.control_dependencies([compared]):
                 own, flats = tf.identity(own), [tf.identity(flat) for flat in flats]
         self._windows.assign_add(1)
@@ -210,13 +211,6 @@ class Gradients:
             return reduced
         factor = tf.minimum(tf.constant(1.0, tf.float64), limit / (norm + CLIP_EPSILON))
         return [flat * tf.cast(factor, flat.dtype) for flat in reduced]
-
-    def _compare_in_the_graph(self) -> tf.Tensor:
-        def compare(*values: np.ndarray) -> np.ndarray:
-            check_values(self._parameters, values)
-            return np.int32(0)
-
-        return tf.numpy_function(compare, [tf.convert_to_tensor(s) for s in self.sources], tf.int32)
 
 
 def _as_matrix(parameter: Parameter) -> Parameter:
