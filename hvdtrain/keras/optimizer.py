@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import keras
@@ -12,6 +13,7 @@ import tensorflow as tf
 
 from hvdtrain.core.dropin import Settings
 from hvdtrain.core.errors import SpecError, TrainingError
+from hvdtrain.engine.cache import wire_types
 from hvdtrain.tensorflow.dropin.arguments import settings_of
 from hvdtrain.tensorflow.dropin.gradients import Gradients
 from hvdtrain.tensorflow.dropin.session import require_init
@@ -63,6 +65,7 @@ def DistributedOptimizer(
         average=average,
         bucket_cap_mb=bucket_cap_mb,
     )
+    settings.rules.check_wire(wire_types())
     if not isinstance(optimizer, keras.optimizers.Optimizer):
         raise SpecError(f"DistributedOptimizer: expected an optimizer of Keras 3 (found {optimizer!r})")
     if engine_of(optimizer) is not None:
@@ -80,6 +83,29 @@ def DistributedOptimizer(
     setattr(inner, _ENGINE, engine)
     inner.apply = functools.partial(engine.apply, inner, inner.apply)
     return optimizer
+
+
+def load_model(
+    filepath: str | Path, custom_objects: dict[str, Any] | None = None, **arguments: Any
+) -> keras.Model:
+    """Load a `.keras` file with its optimizer distributed.
+
+    Args:
+        filepath: of the file.
+        custom_objects: as of `keras.models.load_model`.
+        **arguments: of `DistributedOptimizer`.
+
+    Returns:
+        The compiled model, ready for `fit`.
+
+    Raises:
+        TrainingError: the file has no optimizer.
+    """
+    model = keras.models.load_model(filepath, custom_objects=custom_objects)
+    if model.optimizer is None:
+        raise TrainingError(f"{filepath}: was saved without an optimizer: load it by keras and compile it")
+    DistributedOptimizer(model.optimizer, **arguments)
+    return model
 
 
 def engine_of(optimizer: Any) -> Engine | None:

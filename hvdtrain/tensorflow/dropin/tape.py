@@ -9,6 +9,7 @@ import tensorflow as tf
 
 from hvdtrain.core.dropin import Settings
 from hvdtrain.core.errors import SpecError
+from hvdtrain.engine.cache import wire_types
 from hvdtrain.tensorflow.dropin.arguments import settings_of
 from hvdtrain.tensorflow.dropin.gradients import Gradients
 from hvdtrain.tensorflow.dropin.session import require_init
@@ -64,6 +65,7 @@ def DistributedGradientTape(
         )
     if settings.by_samples and batch_samples is None:
         raise SpecError("DistributedGradientTape: average='samples' needs batch_samples, as tf.shape(x)[0]")
+    settings.rules.check_wire(wire_types())
     plain = gradtape.gradient
 
     @tf.autograph.experimental.do_not_convert
