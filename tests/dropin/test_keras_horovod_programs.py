@@ -17,10 +17,9 @@ def changed(name: str, directory: Path) -> Path:
     text = (PROGRAMS / f"{name}.py").read_text()
     framework = name.partition("_")[0]
     assert text.count(f"import horovod.{framework} as hvd\n") == text.count("horovod.") == 1
-    (directory / f"{name}.py").write_text(
-        text.replace(f"import horovod.{framework}", f"import hvdtrain.{framework}")
-    )
-    return directory / f"{name}.py"
+    program = directory / f"{name}.py"
+    program.write_text(text.replace(f"import horovod.{framework}", f"import hvdtrain.{framework}"))
+    return program
 
 
 def outcome(np: int, programs: list[Path]) -> dict[str, float]:

@@ -1,6 +1,5 @@
 """`compile` and `fit`, a share of the data a rank, the model saved by rank 0: Horovod's Keras guide."""
 
-import os
 import tempfile
 
 import horovod.keras as hvd
@@ -27,7 +26,7 @@ model.compile(
 )
 callbacks = [hvd.callbacks.BroadcastGlobalVariablesCallback(0), hvd.callbacks.MetricAverageCallback()]
 if hvd.rank() == 0:
-    path = os.path.join(tempfile.mkdtemp(), "checkpoint-{epoch}.keras")
+    path = tempfile.mkdtemp() + "/checkpoint-{epoch}.keras"
     callbacks.append(keras.callbacks.ModelCheckpoint(path))
 history = model.fit(dataset, epochs=3, callbacks=callbacks, verbose=1 if hvd.rank() == 0 else 0)
 print(f"\nRESULT {hvd.rank()} loss {history.history['loss'][-1]}", flush=True)
