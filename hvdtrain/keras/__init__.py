@@ -1,7 +1,7 @@
 """Distributed training in Keras 3's `compile` and `fit`, on the TensorFlow backend.
 
-`import hvdtrain.keras as hvd` in place of `import horovod.keras as hvd`; names of `horovod.tensorflow` are here
-as well. Nothing is imported until a name is used.
+`import hvdtrain.keras as hvd` in place of `import horovod.keras as hvd`; what is not of Keras is as in
+`horovod.tensorflow`. Nothing is imported until a name is used.
 """
 
 from importlib import import_module

@@ -184,21 +184,21 @@ class Engine:
         unscaled = _times(grads, None if scale is None else 1.0 / tf.convert_to_tensor(scale, tf.float32))
         if self.when_gradients_are_ready:
             unscaled = _telling(unscaled, self.when_gradients_are_ready)
-        self.prepare(variables).micro_batch(unscaled, self._take_samples(), update)
+        self.prepare(variables).micro_batch(unscaled, self._take_samples(host), update)
 
-    def _take_samples(self) -> tf.Tensor | None:
+    def _take_samples(self, host: keras.optimizers.Optimizer) -> tf.Tensor | None:
         if not self.settings.by_samples:
             return None
-        samples = getattr(self.optimizer, "batch_samples", None)
-        if samples is None:
+        told = [s for o in (host, self.optimizer) if (s := getattr(o, "batch_samples", None)) is not None]
+        if not told:
             raise TrainingError(
                 "average='samples': how many samples the batch has is not known; add one of "
                 "hvdtrain.keras.callbacks to fit's callbacks, or set optimizer.batch_samples = "
                 "tf.shape(x)[0] before every apply_gradients"
             )
         # Told anew in every step: one of another graph would be an error that nobody understands.
-        self.optimizer.batch_samples = None
-        return samples
+        host.batch_samples = self.optimizer.batch_samples = None
+        return told[0]
 
 
 _engines = 0

@@ -65,7 +65,7 @@ class Driver:
 
     def _reply(self, request: Request, name: str) -> tf.Tensor:
         # Horovod pairs tensors by name, and the scopes around an operation depend on who calls the function.
-        array = request.array
+        array = not_constant(request.array)
         self.wire_bytes.assign_add(array.shape.num_elements() * array.dtype.size)
         if isinstance(request, AllReduce):
             total = hvd.allreduce(array, op=hvd.Sum, name=name, ignore_name_scope=True)
@@ -83,6 +83,15 @@ class Driver:
             ]
             return tf.ensure_shape(tf.concat(combined, 0), array.shape)
         return tf.ensure_shape(hvd.alltoall(array, name=name, ignore_name_scope=True), array.shape)
+
+
+def not_constant(array: tf.Tensor) -> tf.Tensor:
+    """The same array, which no optimisation of the graph takes for a constant.
+
+    When it optimises a graph, TensorFlow computes what depends on constants alone, collectives among it: this
+    rank's would meet nobody, and its result would be that of all steps.
+    """
+    return tf.raw_ops.PlaceholderWithDefault(input=array, shape=array.shape)
 
 
 def pack(bucket: Bucket, gradients: Mapping[str, tf.Tensor]) -> tf.Tensor:

@@ -10,17 +10,9 @@ import hvdtrain.keras as hvd
 from hvdtrain.keras.optimizer import engine_of
 from hvdtrain.tensorflow import DistributedGradientTape
 from tests.dropin import keras_cases as cases
+from tests.dropin.keras_cases import shares, windows
 
 sgd = keras.optimizers.SGD
-
-
-def shares(parts: list[cases.Batch]) -> list[cases.Batch]:
-    """This rank's: batch i of rank r is number i * ranks + r."""
-    return parts[hvd.rank() :: hvd.size()]
-
-
-def windows(parts: list[cases.Batch], size: int) -> list[cases.Batch]:
-    return [cases.joined(parts[i : i + size]) for i in range(0, len(parts), size)]
 
 
 def check_the_mean_over_ranks() -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import keras
@@ -25,6 +25,16 @@ def batches(sizes: Sequence[int], seed: int = 0, dtype: str = "float64") -> list
 
 def joined(parts: Sequence[Batch]) -> Batch:
     return np.concatenate([x for x, _ in parts]), np.concatenate([y for _, y in parts])
+
+
+def shares(parts: Sequence[Batch]) -> list[Batch]:
+    """This rank's: batch i of rank r is number i * ranks + r."""
+    return list(parts[hvd.rank() :: hvd.size()])
+
+
+def windows(parts: Sequence[Batch], size: int) -> list[Batch]:
+    """What one process takes for each update: so many batches in one."""
+    return [joined(parts[i : i + size]) for i in range(0, len(parts), size)]
 
 
 def model(seed: int = 0, dtype: str = "float64", dropout: float = 0.0) -> keras.Model:
@@ -98,6 +108,3 @@ def train_alone(
 def assert_same(found: keras.Model, expected: keras.Model, tolerance: float) -> None:
     for ours, theirs in zip(found.get_weights(), expected.get_weights(), strict=True):
         np.testing.assert_allclose(ours, theirs, rtol=tolerance, atol=tolerance)
-
-
-Check = Callable[[], None]

@@ -6,7 +6,7 @@ import keras
 
 import hvdtrain.keras as hvd
 from tests.dropin import keras_cases as cases
-from tests.dropin.keras_arguments import shares, windows
+from tests.dropin.keras_cases import shares, windows
 
 NAMES = [
     "SGD",

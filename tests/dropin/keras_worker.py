@@ -1,6 +1,6 @@
-"""keras_worker.py DIRECTORY GROUP: runs a group of checks on this rank, so that start-up is paid once.
+"""keras_worker.py RESULTS MODULE...: runs every `check_*` of the modules on this rank, in one job.
 
-What each check said is left in DIRECTORY/GROUP.RANK.json: "" where it passed.
+Writes {check: "" or its traceback} to RESULTS.RANK, so that tests pay start-up once.
 """
 
 from __future__ import annotations
@@ -9,28 +9,29 @@ import importlib
 import json
 import os
 import sys
+import tempfile
 import traceback
 from pathlib import Path
 
 import hvdtrain.keras as hvd
 
 
-def main(directory: Path, group: str) -> None:
+def main(results: str, *modules: str) -> None:
     hvd.init()
-    os.chdir(directory)
-    module = importlib.import_module(f"tests.dropin.keras_{group}")
-    said: dict[str, str] = {}
-    for name, check in vars(module).items():
-        if not name.startswith("check_"):
-            continue
-        try:
-            check()
-            said[name] = ""
-        except Exception:
-            said[name] = traceback.format_exc()[-3000:]
-        (directory / f"{group}.{hvd.rank()}.json").write_text(json.dumps(said))
+    os.chdir(hvd.broadcast_object(tempfile.mkdtemp(dir=Path(results).parent)))
+    found: dict[str, str] = {}
+    for module in map(importlib.import_module, modules):
+        for name, check in vars(module).items():
+            if not name.startswith("check_"):
+                continue
+            try:
+                check()
+                found[name] = ""
+            except Exception:
+                found[name] = traceback.format_exc()[-4000:]
+            Path(f"{results}.{hvd.rank()}").write_text(json.dumps(found))
     hvd.shutdown()
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), sys.argv[2])
+    main(*sys.argv[1:])

@@ -1,4 +1,4 @@
-"""Keras on two real ranks: what each group of checks says."""
+"""Keras and its callbacks on 2 real ranks against one process; see the `keras_*` files."""
 
 from __future__ import annotations
 
@@ -12,28 +12,25 @@ import pytest
 from tests.jobs.runs import launch
 
 HERE = Path(__file__).parent
-QUICK, SLOW = ("arguments", "fitting"), ("optimizers",)
+QUICK = ("keras_arguments", "keras_fitting", "keras_callbacks", "keras_misuse")
+SLOW = ("keras_optimizers",)
 
 
-def checks(group: str) -> list[str]:
-    tree = ast.parse((HERE / f"keras_{group}.py").read_text(encoding="utf-8"))
-    return [n.name for n in tree.body if isinstance(n, ast.FunctionDef) and n.name.startswith("check_")]
-
-
-CASES = [
-    pytest.param(group, check, marks=[pytest.mark.slow] if group in SLOW else [], id=f"{group}-{check[6:]}")
-    for group in (*QUICK, *SLOW)
-    for check in checks(group)
-]
+def checks(modules: tuple[str, ...]) -> list[str]:
+    trees = [ast.parse((HERE / f"{module}.py").read_text(encoding="utf-8")) for module in modules]
+    names = [node.name for tree in trees for node in tree.body if isinstance(node, ast.FunctionDef)]
+    return [name for name in names if name.startswith("check_")]
 
 
 @functools.cache
-def said(group: str, directory: Path) -> list[dict[str, str]]:
-    """What every rank says of the group's checks, and of the launch."""
-    done = launch(2, ["-m", "tests.dropin.keras_worker", str(directory), group])
-    failed = "" if done.returncode == 0 else done.stdout[-5000:]
-    files = [directory / f"{group}.{rank}.json" for rank in range(2)]
-    return [{"launch": failed} | (json.loads(f.read_text()) if f.exists() else {}) for f in files]
+def said(modules: tuple[str, ...], directory: Path) -> list[dict[str, str]]:
+    """What each rank says of each check, and of the launch."""
+    results = directory / modules[0]
+    names = [f"tests.dropin.{module}" for module in modules]
+    done = launch(2, ["-m", "tests.dropin.keras_worker", str(results), *names], timeout=300)
+    files = [Path(f"{results}.{rank}") for rank in range(2)]
+    found = [json.loads(file.read_text()) if file.exists() else {} for file in files]
+    return [{"launch": done.stdout[-5000:]} | each for each in found]
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +38,14 @@ def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("keras")
 
 
-@pytest.mark.parametrize(("group", "check"), CASES)
-def test_on_two_ranks(group: str, check: str, directory: Path) -> None:
-    for found in said(group, directory):
-        assert found.get(check, found["launch"]) == ""
+@pytest.mark.parametrize("check", checks(QUICK))
+def test_on_two_ranks(check: str, directory: Path) -> None:
+    for rank, found in enumerate(said(QUICK, directory)):
+        assert found.get(check) == "", f"rank {rank}: {found.get(check) or found.get('launch')}"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("check", checks(SLOW))
+def test_slowly_on_two_ranks(check: str, directory: Path) -> None:
+    for rank, found in enumerate(said(SLOW, directory)):
+        assert found.get(check) == "", f"rank {rank}: {found.get(check) or found.get('launch')}"

@@ -20,7 +20,7 @@ def training_step(images, labels, first_batch):
     with tf.GradientTape() as tape:
         value = loss(labels, model(images, training=True))
     tape = hvd.DistributedGradientTape(tape)
-    grads = tape.gradient(value, model.trainable_variables)
+    grads = tape.gradient(value, [v.value for v in model.trainable_variables])
     opt.apply_gradients(zip(grads, model.trainable_variables))  # noqa: B905
     if first_batch:
         hvd.broadcast_variables([v.value for v in model.variables], root_rank=0)
