@@ -32,7 +32,8 @@ def main() -> None:
     images, digits = tf.constant(x / 16, options.dtype), tf.constant(y, tf.int32)
 
     model = network()
-    optimizer = keras.optimizers.SGD(0.1, momentum=0.9)
+    # Keras rounds momentum to float32 unless it is NumPy's.
+    optimizer = keras.optimizers.SGD(0.1, momentum=np.float64(0.9))
     measure = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     hvd.broadcast_variables(model.weights, root_rank=0)
 

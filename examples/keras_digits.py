@@ -33,22 +33,23 @@ def main() -> None:
     x, y = load_digits(return_X_y=True)
     images, digits = (x / 16).astype(options.dtype), y.astype("int32")
 
-    optimizer = hvd.DistributedOptimizer(
-        keras.optimizers.SGD(0.1, momentum=0.9), compression=options.compression, average="samples"
-    )
+    # Keras rounds momentum to float32 unless it is NumPy's.
+    sgd = keras.optimizers.SGD(0.1, momentum=np.float64(0.9))
+    optimizer = hvd.DistributedOptimizer(sgd, compression=options.compression, average="samples")
     model = network()
     model.compile(
         optimizer, loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True), metrics=["accuracy"]
     )
-    curve = Curve()
+    curve, data = Curve(), Digits(images[:TRAINING], digits[:TRAINING])
     given = [callbacks.BroadcastGlobalVariables(0), callbacks.MetricAverage(), callbacks.ProgressBar()]
+    given.append(keras.callbacks.LambdaCallback(on_epoch_begin=lambda epoch, logs: data.set_epoch(epoch)))
     if options.state:
         given.append(callbacks.Checkpoint(options.state))
     if options.curve:
         given.append(curve)
     mine = slice(TRAINING + hvd.rank(), None, hvd.size())
     model.fit(
-        Digits(images[:TRAINING], digits[:TRAINING]),
+        data,
         epochs=EPOCHS,
         validation_data=(images[mine], digits[mine]),
         shuffle=False,
@@ -64,15 +65,12 @@ class Digits(keras.utils.PyDataset):
 
     def __init__(self, images: np.ndarray, digits: np.ndarray) -> None:
         super().__init__()
-        self._images, self._digits, self._epoch = images, digits, 0
-        self.on_epoch_begin()
+        self._images, self._digits = images, digits
+        self.set_epoch(0)
 
-    def on_epoch_begin(self) -> None:
+    def set_epoch(self, epoch: int) -> None:
         # Without the last samples that not every rank would have: all ranks take equally many steps.
-        self._rows = share_of_epoch(0, self._epoch, TRAINING, hvd.rank(), hvd.size(), drop_last=True)
-
-    def on_epoch_end(self) -> None:
-        self._epoch += 1
+        self._rows = share_of_epoch(0, epoch, TRAINING, hvd.rank(), hvd.size(), drop_last=True)
 
     def __len__(self) -> int:
         return math.ceil(len(self._rows) / BATCH)

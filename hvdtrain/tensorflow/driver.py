@@ -63,9 +63,23 @@ class Driver:
             requests += 1
         return total if policy.elementwise else swap_layout(bucket, total, to_keras=True), found
 
+    def not_constant(self, array: tf.Tensor) -> tf.Tensor:
+        """The same array, of at least one axis, which no optimisation of the graph takes for a constant.
+
+        When TensorFlow optimises a graph it computes what depends on constants alone, collectives among it:
+        this rank's would meet nobody where others do not trace, and its result would be that of all steps.
+        """
+        if tf.executing_eagerly():
+            return array
+        # A shape that hangs on a variable: nothing is copied.
+        zero = tf.cast(tf.minimum(self.wire_bytes, 0), tf.int32)
+        found = tf.reshape(array, tf.constant(array.shape.as_list(), tf.int32) + zero)
+        found.set_shape(array.shape)
+        return found
+
     def _reply(self, request: Request, name: str) -> tf.Tensor:
         # Horovod pairs tensors by name, and the scopes around an operation depend on who calls the function.
-        array = not_constant(request.array)
+        array = self.not_constant(request.array)
         self.wire_bytes.assign_add(array.shape.num_elements() * array.dtype.size)
         if isinstance(request, AllReduce):
             total = hvd.allreduce(array, op=hvd.Sum, name=name, ignore_name_scope=True)
@@ -83,15 +97,6 @@ class Driver:
             ]
             return tf.ensure_shape(tf.concat(combined, 0), array.shape)
         return tf.ensure_shape(hvd.alltoall(array, name=name, ignore_name_scope=True), array.shape)
-
-
-def not_constant(array: tf.Tensor) -> tf.Tensor:
-    """The same array, which no optimisation of the graph takes for a constant.
-
-    When it optimises a graph, TensorFlow computes what depends on constants alone, collectives among it: this
-    rank's would meet nobody, and its result would be that of all steps.
-    """
-    return tf.raw_ops.PlaceholderWithDefault(input=array, shape=array.shape)
 
 
 def pack(bucket: Bucket, gradients: Mapping[str, tf.Tensor]) -> tf.Tensor:

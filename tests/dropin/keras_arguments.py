@@ -195,6 +195,21 @@ def check_a_custom_loop_with_the_tape() -> None:
     cases.assert_same(made, cases.train_alone(sgd(0.1), windows(parts, 2), max_norm=0.3), 1e-12)
 
 
+def check_a_constant_gradient_is_reduced_in_every_step() -> None:
+    """TensorFlow would compute it, and the collective behind it, once, when a rank traces."""
+    offset = tf.Variable([1.0, 2.0])
+
+    @tf.function
+    def step(x: tf.Tensor) -> tf.Tensor:
+        with tf.GradientTape() as tape:
+            value = (hvd.rank() + 1.0) * tf.reduce_sum(offset) + 0.0 * tf.reduce_sum(x)
+        return DistributedGradientTape(tape).gradient(value, [offset])[0]
+
+    # The ranks trace at different steps.
+    for rows in ((2, 2), (2, 3), (4, 2), (2, 2)):
+        np.testing.assert_array_equal(step(tf.zeros(rows[hvd.rank()])), [1.5, 1.5])
+
+
 def check_keras_own_accumulation_alone() -> None:
     parts = cases.batches([4] * 8)
     ours, _ = cases.train(hvd.DistributedOptimizer(sgd(0.1, gradient_accumulation_steps=2)), shares(parts))

@@ -14,7 +14,7 @@ from hvdtrain.core.compression.protocol import State
 from hvdtrain.core.compression.rules import Rules
 from hvdtrain.core.dropin import Parameter, Settings, accumulator, lay_out
 from hvdtrain.core.optimizers import CLIP_EPSILON
-from hvdtrain.tensorflow.driver import Driver, not_constant, pack, variables
+from hvdtrain.tensorflow.driver import Driver, pack, variables
 from hvdtrain.tensorflow.dropin.agreement import check_structure, check_values, parameters_of
 from hvdtrain.tensorflow.ops import Ops
 
@@ -163,7 +163,8 @@ class Gradients:
 
     def _closing_scale(self, own: tf.Tensor) -> tf.Tensor:
         name = f"{self._driver.prefix}samples"
-        total = hvd.allreduce(not_constant(own), op=hvd.Sum, name=name, ignore_name_scope=True)
+        mine = self._driver.not_constant(tf.reshape(own, [1]))
+        total = tf.reshape(hvd.allreduce(mine, op=hvd.Sum, name=name, ignore_name_scope=True), [])
         steps = self.settings.gradient_accumulation_steps
 
         def scale(mine: np.ndarray, every: np.ndarray) -> np.ndarray:
