@@ -61,7 +61,7 @@ def check_values(variables: Sequence[tf.Variable], name: str) -> tf.Tensor:
 
     def compare(every: np.ndarray) -> np.ndarray:
         check_gathered([part.tobytes() for part in np.split(every, hvd.size())], _ADVICE)
-        return np.int32(0)
+        return np.array(0, np.int32)
 
     values = [tf.convert_to_tensor(variable) for variable in variables]
     if tf.executing_eagerly():

@@ -168,7 +168,7 @@ class Gradients:
         steps = self.settings.gradient_accumulation_steps
 
         def scale(mine: np.ndarray, every: np.ndarray) -> np.ndarray:
-            return np.float64(self.settings.closing_scale(steps, float(mine), float(every)))
+            return np.array(self.settings.closing_scale(steps, float(mine), float(every)))
 
         return tf.ensure_shape(tf.numpy_function(scale, [own, total], tf.float64, stateful=False), ())
 
