@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import keras
+import tensorflow as tf
 
 import hvdtrain.keras as hvd
 from tests.dropin import keras_cases as cases
@@ -25,6 +26,9 @@ NAMES = [
     "LossScaleOptimizer",
 ]
 
+# Keras' own code mixes float32 into them.
+FLOAT32_ONLY = {"Muon"}
+
 
 def make(name: str) -> keras.optimizers.Optimizer:
     if name == "LossScaleOptimizer":
@@ -37,20 +41,20 @@ def check_every_optimizer() -> None:
     for name in NAMES:
         try:
             _compare(name)
-        except AssertionError as error:
-            failed[name] = str(error)
+        except (AssertionError, TypeError, tf.errors.OpError) as error:
+            failed[name] = str(error)[:500]
     assert not failed, failed
 
 
 def _compare(name: str) -> None:
-    parts = cases.batches([4] * 12)
+    # Where a gradient is all rounding, optimizers that divide by its size amplify it.
+    dtype, tolerance = ("float32", 1e-4) if name in FLOAT32_ONLY else ("float64", 1e-9)
+    parts = cases.batches([4] * 12, dtype=dtype)
+    expected = cases.train_alone(make(name), windows(parts, 4), dtype=dtype)
     optimizer = hvd.DistributedOptimizer(make(name), gradient_accumulation_steps=2)
     assert type(optimizer) is getattr(keras.optimizers, name)
-    ours, _ = cases.train(optimizer, shares(parts))
-    alone = make(name)
-    expected = cases.train_alone(alone, windows(parts, 4))
-    # Where the gradient is all rounding, optimizers that divide by its size amplify it.
-    cases.assert_same(ours, expected, 1e-9)
+    ours, _ = cases.train(optimizer, shares(parts), dtype=dtype)
+    cases.assert_same(ours, expected, tolerance)
     path = f"{name}{hvd.rank()}.keras"
     ours.save(path)
     loaded = keras.models.load_model(path)
