@@ -96,7 +96,7 @@ def train_alone(
     measure = loss(reduction, dtype)
     for x, y in updates:
         with tf.GradientTape() as tape:
-            value = measure(y, made(x, training=True)) * factor
+            value = optimizer.scale_loss(measure(y, made(x, training=True)) * factor)
         gradients = [tf.convert_to_tensor(g) for g in tape.gradient(value, made.trainable_variables)]
         if max_norm is not None:
             norm = np.sqrt(sum(np.sum(np.square(g.numpy())) for g in gradients))
