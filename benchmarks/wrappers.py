@@ -23,7 +23,7 @@ from hvdtrain.core.errors import HvdtrainError
 from hvdtrain.core.job import prepare_data
 
 # Frameworks whose `side_by_side` steps have a `wrapper`.
-_FRAMEWORKS: tuple[Framework, ...] = ("torch",)
+_FRAMEWORKS: tuple[Framework, ...] = ("torch", "tensorflow")
 
 
 def compare_wrappers(

@@ -47,8 +47,10 @@ def test_the_package_imports_neither_a_framework_nor_anything_heavy() -> None:
     assert not top_level_modules_after("hvdtrain") & (FRAMEWORKS | HEAVY | {"typer", "rich"})
 
 
-def test_a_drop_in_package_imports_its_framework_when_a_name_is_used() -> None:
-    assert not top_level_modules_after("hvdtrain.torch") & {"torch", "horovod", "numpy", "pydantic"}
+@pytest.mark.parametrize("framework", ["torch", "tensorflow"])
+def test_a_drop_in_package_imports_its_framework_when_a_name_is_used(framework: str) -> None:
+    found = top_level_modules_after(f"hvdtrain.{framework}")
+    assert not found & {framework, "horovod", "keras", "numpy", "pydantic"}
 
 
 def test_nothing_outside_the_adapters_imports_a_framework() -> None:
@@ -83,6 +85,7 @@ def test_an_adapter_imports_nothing_of_the_other(adapter: str, stranger: set[str
         ("models", {"torch", "tensorflow", "keras", "launch", "engine", "bench", "cli"}),
         ("torch", {"tensorflow", "keras", "launch", "engine", "bench", "cli"}),
         ("tensorflow", {"torch", "keras", "launch", "engine", "bench", "cli"}),
+        ("keras", {"torch", "launch", "bench", "cli"}),
         ("launch", {"torch", "tensorflow", "keras", "bench", "cli"}),
         ("engine", {"torch", "tensorflow", "keras", "bench", "cli"}),
     ],
@@ -96,7 +99,7 @@ def test_imports_point_one_way(package: str, forbidden: set[str]) -> None:
     }
     # What a launcher or a program of the user's starts asks the engine about Horovod before it imports it.
     starts = {("job.py", "require_fit"), ("job.py", "wire_types")}
-    starts |= {("__init__.py", "require_fit"), ("optimizer.py", "wire_types")}
+    starts |= {("__init__.py", "require_fit"), ("optimizer.py", "wire_types"), ("tape.py", "wire_types")}
     assert found <= {(file, f"hvdtrain.engine.cache.{name}") for file, name in starts}
 
 

@@ -72,8 +72,11 @@ def competitors(framework: Framework) -> tuple[Competitor, ...]:
 
 def wrappers(framework: Framework) -> tuple[Competitor, ...]:
     """For a loop of the user's own: this project's wrapper, and what it stands in for."""
+    ours = [Competitor("hvdtrain's wrapper (MPI)", framework, "wrapper", Wire.MPI)]
+    if framework == "tensorflow":
+        ours.append(Competitor("hvdtrain.keras' wrapper (MPI)", framework, "keras_wrapper", Wire.MPI))
     return (
-        Competitor("hvdtrain's wrapper (MPI)", framework, "wrapper", Wire.MPI),
+        *ours,
         Competitor("stock Horovod (MPI)", framework, "stock", Wire.MPI),
         Competitor("two unconnected processes (limit)", framework, "alone", linked=False),
     )

@@ -10,7 +10,9 @@ import horovod.tensorflow as hvd
 import keras
 import tensorflow as tf
 
+import hvdtrain.tensorflow as dropin
 from hvdtrain.core.spec import JobSpec
+from hvdtrain.keras.optimizer import DistributedOptimizer
 from hvdtrain.tensorflow import world
 from hvdtrain.tensorflow.models import MaskedLM, tensors
 from hvdtrain.tensorflow.trainer import Trainer
@@ -52,6 +54,45 @@ def stock(spec: JobSpec) -> tuple[int, Step]:
         with tf.GradientTape() as tape:
             loss = model.loss_sum(batch, training=True) * inverse
         tape = hvd.DistributedGradientTape(tape, op=hvd.Sum, sparse_as_dense=True)
+        optimizer.apply(tape.gradient(loss, variables))
+        return loss
+
+    return hvd.rank(), _step(work, train)
+
+
+def wrapper(spec: JobSpec) -> tuple[int, Step]:
+    """This project's `DistributedGradientTape` in the same step."""
+    dropin.init()
+    tf.config.threading.set_inter_op_parallelism_threads(1)
+    work, model = _build(spec, hvd.rank())
+    optimizer = _adamw(work, model)
+    variables = list(model.parameters.values())
+    dropin.broadcast_variables(variables, root_rank=0)
+
+    @tf.function
+    def train(batch: Batch, inverse: tf.Tensor) -> tf.Tensor:
+        with tf.GradientTape() as tape:
+            loss = model.loss_sum(batch, training=True) * inverse
+        tape = dropin.DistributedGradientTape(tape, average="sum")
+        optimizer.apply(tape.gradient(loss, variables))
+        return loss
+
+    return hvd.rank(), _step(work, train)
+
+
+def keras_wrapper(spec: JobSpec) -> tuple[int, Step]:
+    """This project's `DistributedOptimizer` of Keras in the same step."""
+    dropin.init()
+    tf.config.threading.set_inter_op_parallelism_threads(1)
+    work, model = _build(spec, hvd.rank())
+    optimizer = DistributedOptimizer(_adamw(work, model), average="sum")
+    variables = list(model.parameters.values())
+    dropin.broadcast_variables(variables, root_rank=0)
+
+    @tf.function
+    def train(batch: Batch, inverse: tf.Tensor) -> tf.Tensor:
+        with tf.GradientTape() as tape:
+            loss = model.loss_sum(batch, training=True) * inverse
         optimizer.apply(tape.gradient(loss, variables))
         return loss
 

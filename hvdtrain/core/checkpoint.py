@@ -57,7 +57,7 @@ def save_model(
             shutil.copymode(into / "config.json", file)
 
     with _told(directory):
-        _replace_directory(directory, write)
+        replace_directory(directory, write)
 
 
 def load_model(directory: Path) -> dict[str, np.ndarray]:
@@ -83,7 +83,13 @@ def _told(directory: Path) -> Iterator[None]:
         ) from None
 
 
-def _replace_directory(directory: Path, write: Callable[[Path], None]) -> None:
+def replace_directory(directory: Path, write: Callable[[Path], None]) -> None:
+    """Make a directory that appears whole or not at all, in place of an older one of its name.
+
+    Args:
+        directory: its path.
+        write: writes the files into an empty directory; `OSError` leaves everything as it was.
+    """
     directory.parent.mkdir(parents=True, exist_ok=True)
     # What a killed process left; one rank alone writes.
     for left in directory.parent.glob(f".{directory.name}.tmp-*"):

@@ -92,7 +92,8 @@ def tensorflow_step() -> tuple[Callable[[Policy], Step], int, int]:
     import horovod.tensorflow as hvd
     import tensorflow as tf
 
-    from hvdtrain.tensorflow.reducer import Reducer, _swap_layout
+    from hvdtrain.tensorflow.driver import swap_layout
+    from hvdtrain.tensorflow.reducer import Reducer
 
     hvd.init()
 
@@ -130,11 +131,10 @@ def tensorflow_step() -> tuple[Callable[[Policy], Step], int, int]:
             reducer.start_window(update)
             now = compiled.setdefault(policy.at(update), tf.function(traced))
             native = [
-                _swap_layout(b, tf.constant(flat), to_keras=True)
-                for b, flat in zip(LAYOUT, mine, strict=True)
+                swap_layout(b, tf.constant(flat), to_keras=True) for b, flat in zip(LAYOUT, mine, strict=True)
             ]
             sums = now(native)
-            back = [_swap_layout(b, flat, to_keras=False) for b, flat in zip(LAYOUT, sums, strict=True)]
+            back = [swap_layout(b, flat, to_keras=False) for b, flat in zip(LAYOUT, sums, strict=True)]
             return [flat.numpy() for flat in back], reducer.wire_bytes
 
         return step

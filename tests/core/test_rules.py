@@ -90,3 +90,15 @@ def test_what_is_for_a_whole_job_stands_alone(policy: Policy) -> None:
     for policies in ((part,), (part, Fp16()), (Fp16(match="*LayerNorm*"), policy)):
         with pytest.raises(SpecError, match=f"{policy.type} is for all weights of a job or for none"):
             Rules(policies).check(NAMES)
+
+
+def test_stages_are_what_is_in_force_at_every_update() -> None:
+    topk = TopK(ratio=0.001, warmup_steps=10)
+    later = PowerSGD(match="*.weight", start_powerSGD_iter=4)
+    for rules in (Rules((NoCompression(),)), Rules((Fp16(),)), Rules((topk,)), Rules((later, Fp16()))):
+        stages = rules.stages()
+        for update in range(1, 15):
+            in_force = [found for start, found in stages if start <= update][-1]
+            assert in_force == rules.at(update), update
+        assert stages[-1][1] == rules
+        assert len(stages) == len({repr(found) for _, found in stages})

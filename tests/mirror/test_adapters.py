@@ -3,7 +3,7 @@
 Read from source, so neither framework is needed. The rule:
 
 - the packages hold the same modules, and the two job folders the same scripts; but `dropin` serves loops of
-  the user's own, which each framework writes in its own way;
+  the user's own, which each framework writes in its own way, and TensorFlow's two reducers share a driver;
 - a module binds the same public names: functions, classes, constants and aliases;
 - a function or method has the same parameters (names, order, kinds, defaults) and the same decorators;
 - an annotation is the same text, unless one of the two names a framework's type (`torch.…`, `tf.…`)
@@ -27,7 +27,7 @@ Function = ast.FunctionDef | ast.AsyncFunctionDef
 
 def modules(package: Path) -> set[str]:
     found = {file.relative_to(package) for file in package.rglob("*.py")}
-    return {str(file) for file in found if file.parts[0] != "dropin"}
+    return {str(file) for file in found if file.parts[0] not in ("dropin", "driver.py")}
 
 
 SHARED = sorted(modules(TORCH) & modules(TENSORFLOW))

@@ -36,6 +36,20 @@ class Rules:
         found = (p.at(update).model_copy(update={"match": p.match}) for p in self.policies)
         return Rules(tuple(found))
 
+    def stages(self) -> list[tuple[int, Rules]]:
+        """(first update, the rules in force from there on), ascending; the last are these themselves.
+
+        For one graph that serves all updates; not for a policy that is never in force as it is, as `local`.
+        """
+        found: list[tuple[int, Rules]] = []
+        update = 1
+        while not found or found[-1][1] != self:
+            now = self.at(update)
+            if not found or now != found[-1][1]:
+                found.append((update, now))
+            update += 1
+        return found
+
     @property
     def local(self) -> bool:
         """Whether ranks take updates of their own now; see `Policy.local`."""

@@ -1,6 +1,6 @@
 """Drop-in use, for loops of the user's own: what the wrappers' arguments mean, in either framework."""
 
-from hvdtrain.core.dropin.agreement import check_same, describe, digest
+from hvdtrain.core.dropin.agreement import check_gathered, check_same, describe, digest
 from hvdtrain.core.dropin.layout import Parameter, accumulator, lay_out
 from hvdtrain.core.dropin.sampling import share_length, share_of_epoch
 from hvdtrain.core.dropin.settings import Settings, make_settings
@@ -9,6 +9,7 @@ __all__ = [
     "Parameter",
     "Settings",
     "accumulator",
+    "check_gathered",
     "check_same",
     "describe",
     "digest",

@@ -54,7 +54,13 @@ def check_same(mine: bytes, gather: Callable[[bytes], Sequence[bytes]], advice: 
     # A few bytes first: descriptions of a large model on many ranks would be megabytes.
     hashes = gather(hashlib.blake2b(mine, digest_size=16).digest())
     if len(set(hashes)) > 1:
-        raise TrainingError(_difference([json.loads(each) for each in gather(mine)], advice))
+        check_gathered(gather(mine), advice)
+
+
+def check_gathered(descriptions: Sequence[bytes], advice: str) -> None:
+    """Compare what `describe` made on every rank, in the order of ranks; otherwise as `check_same`."""
+    if len(set(descriptions)) > 1:
+        raise TrainingError(_difference([json.loads(each) for each in descriptions], advice))
 
 
 def _difference(ranks: Sequence[dict[str, Any]], advice: str) -> str:

@@ -1,0 +1,137 @@
+"""What our callbacks do to a model that `fit` is about to train: ranks agree before its first step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import horovod.tensorflow as hvd
+import keras
+import tensorflow as tf
+
+from hvdtrain.core.errors import TrainingError
+from hvdtrain.keras.optimizer import Engine, engine_of
+from hvdtrain.tensorflow.dropin.agreement import check_structure, check_values, parameters_of
+from hvdtrain.tensorflow.dropin.messages import broadcast_variables
+from hvdtrain.tensorflow.dropin.session import require_init
+
+_ATTACHED = "_hvdtrain"
+
+
+class Attached:
+    """A model whose training step begins with ours; made by `attach`.
+
+    Attributes:
+        root_rank: the rank whose variables all take before the first step, if any.
+        agreed: whether ranks agree on what this `fit` starts from.
+        before_first_step: called once in a `fit`, when all variables hold their values.
+    """
+
+    def __init__(self, model: keras.Model) -> None:
+        """Put our step before the model's.
+
+        Args:
+            model: compiled.
+        """
+        self._model, self._step = model, model.train_step
+        self.root_rank: int | None = None
+        self.agreed = False
+        self.before_first_step: list[Callable[[], None]] = []
+        model.train_step = self._train_step
+        model.train_function = None
+
+    def start(self) -> None:
+        """Agree now, where the model's variables exist; else its first step does."""
+        if not self.agreed and _is_built(self._model):
+            self._agree()
+
+    def _train_step(self, data: Any) -> Any:
+        # Runs when TensorFlow traces; with run_eagerly in every step.
+        if not self.agreed:
+            with tf.init_scope():
+                _build(self._model, data)
+                self._agree()
+        samples = tf.shape(next(leaf for leaf in tf.nest.flatten(data) if leaf is not None))[0]
+        for engine in engines_of(self._model):
+            engine.optimizer.batch_samples = samples
+        return self._step(data)
+
+    def _agree(self) -> None:
+        self.agreed = True
+        weights = self._model.weights
+        optimizer = self._model.optimizer
+        if optimizer is not None and not optimizer.built:
+            optimizer.build(self._model.trainable_variables)
+        check_structure(parameters_of(weights))
+        if self.root_rank is not None:
+            state = [v for each in _optimizers(self._model) for v in each.variables]
+            broadcast_variables([*weights, *state], self.root_rank)
+        elif engines_of(self._model):
+            # Not those that each rank learns from its own batches, as batch normalisation does.
+            check_values(self._model.trainable_variables, "hvdtrain.values")
+        for engine in engines_of(self._model):
+            engine.compares_at_start = True
+        actions, self.before_first_step = self.before_first_step, []
+        for action in actions:
+            action()
+
+
+def attach(model: keras.Model) -> Attached:
+    """Make ranks agree before a model's next `fit` begins; the same object for the same model.
+
+    Raises:
+        TrainingError: `init` was not called, or the model is to be compiled by XLA.
+    """
+    require_init("fit with hvdtrain's callbacks")
+    found = getattr(model, _ATTACHED, None)
+    if found is None:
+        found = Attached(model)
+        # Not by Keras' own way of setting attributes, which would track it.
+        object.__setattr__(model, _ATTACHED, found)
+    found.agreed = False
+    if engines_of(model):
+        _switch_off_jit(model)
+    return found
+
+
+def engines_of(model: keras.Model) -> list[Engine]:
+    """Of the model's distributed optimizers."""
+    return [engine for each in _optimizers(model) if (engine := engine_of(each)) is not None]
+
+
+def _optimizers(model: keras.Model) -> list[keras.optimizers.Optimizer]:
+    # A model with a step of its own, such as a GAN, may have several.
+    found = [value for value in vars(model).values() if isinstance(value, keras.optimizers.Optimizer)]
+    return list({id(each): each for each in found}.values())
+
+
+def _is_built(model: keras.Model) -> bool:
+    inside = [layer for layer in model._flatten_layers() if layer is not model]
+    return bool(model.built or inside) and all(layer.built for layer in inside)
+
+
+def _build(model: keras.Model, data: Any) -> None:
+    if _is_built(model):
+        return
+    try:
+        model._symbolic_build(data_batch=data)
+    except Exception as error:
+        raise TrainingError(
+            "the model's variables cannot be made before its first step, so ranks cannot agree on them "
+            f"({error}): call the model on a batch before fit"
+        ) from error
+
+
+def _switch_off_jit(model: keras.Model) -> None:
+    """XLA has no Horovod operations. Keras does not tell its own choice of XLA from the user's."""
+    if not model.jit_compile:
+        return
+    if not model._resolve_auto_jit_compile():
+        raise TrainingError(
+            "jit_compile=True: XLA cannot compile Horovod's operations, which are in the training step; "
+            "compile the model with jit_compile=False"
+        )
+    model.jit_compile = False
+    model.train_function = None
+    if hvd.rank() == 0:
+        print("hvdtrain: jit_compile is off: XLA cannot compile Horovod's operations", flush=True)

@@ -1,0 +1,117 @@
+"""Runs a compression policy while TensorFlow traces: collectives go into the graph, data flow orders them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import horovod.tensorflow as hvd
+import tensorflow as tf
+
+from hvdtrain.core.buckets import Bucket
+from hvdtrain.core.compression.protocol import AdasumReduce, AllGather, AllReduce, Policy, Request, State
+from hvdtrain.tensorflow.ops import Ops
+
+
+@dataclass(frozen=True)
+class Driver:
+    """Sums buckets over ranks; called while TensorFlow traces, or eagerly.
+
+    Attributes:
+        ops: the array verbs, which know this rank's place.
+        prefix: in front of the names of collectives; different for those that may be under way together.
+        wire_bytes: an int64 scalar to which the bytes handed to collectives are added.
+    """
+
+    ops: Ops
+    prefix: str
+    wire_bytes: tf.Variable
+
+    def reduce(
+        self,
+        policy: Policy,
+        bucket: Bucket,
+        flat: tf.Tensor,
+        state: Mapping[str, tf.Tensor],
+        update: tf.Tensor,
+    ) -> tuple[tf.Tensor, State]:
+        """Sum one bucket.
+
+        Args:
+            policy: how.
+            bucket: its layout.
+            flat: this rank's gradients, (bucket.size,), in Keras' layout.
+            state: the policy's, by name.
+            update: number of the update, counted from 1, an int64 scalar.
+
+        Returns:
+            (the sum over ranks, the new state under the same names; what did not change is the same object).
+        """
+        if not policy.elementwise:
+            flat = swap_layout(bucket, flat, to_keras=False)
+        reduction = policy.reduce(self.ops, bucket, flat, dict(state), update)
+        reply, requests = None, 0
+        while True:
+            try:
+                request = reduction.send(reply)
+            except StopIteration as stop:
+                total, found = stop.value
+                break
+            reply = self._reply(
+                request, f"{self.prefix}{type(request).__name__}.bucket{bucket.index}.{requests}"
+            )
+            requests += 1
+        return total if policy.elementwise else swap_layout(bucket, total, to_keras=True), found
+
+    def not_constant(self, array: tf.Tensor) -> tf.Tensor:
+        """The same array, of at least one axis, which no optimisation of the graph takes for a constant.
+
+        When TensorFlow optimises a graph it computes what depends on constants alone, collectives among it:
+        this rank's would meet nobody where others do not trace, and its result would be that of all steps.
+        """
+        if tf.executing_eagerly():
+            return array
+        # All of it, from a place that a variable says: nothing is copied. A reshape would be optimised away.
+        zero = tf.cast(tf.minimum(self.wire_bytes, 0), tf.int32)
+        return tf.slice(array, tf.fill([array.shape.rank], zero), array.shape)
+
+    def _reply(self, request: Request, name: str) -> tf.Tensor:
+        # Horovod pairs tensors by name, and the scopes around an operation depend on who calls the function.
+        array = self.not_constant(request.array)
+        self.wire_bytes.assign_add(array.shape.num_elements() * array.dtype.size)
+        if isinstance(request, AllReduce):
+            total = hvd.allreduce(array, op=hvd.Sum, name=name, ignore_name_scope=True)
+            return tf.ensure_shape(total, array.shape)
+        if isinstance(request, AllGather):
+            every = hvd.allgather(array, name=name, ignore_name_scope=True)
+            return tf.reshape(every, [self.ops.ranks, *array.shape])
+        if isinstance(request, AdasumReduce):
+            # Horovod takes the dot products of each tensor by itself; its grouped_allreduce of TensorFlow's,
+            # unlike PyTorch's, fails with Adasum (0.28.1 asks for the device of a name it never bound).
+            parts = [part for part in tf.split(array, request.sizes) if part.shape[0]]
+            combined = [
+                hvd.allreduce(part, op=hvd.Adasum, name=f"{name}.{i}", ignore_name_scope=True)
+                for i, part in enumerate(parts)
+            ]
+            return tf.ensure_shape(tf.concat(combined, 0), array.shape)
+        return tf.ensure_shape(hvd.alltoall(array, name=name, ignore_name_scope=True), array.shape)
+
+
+def pack(bucket: Bucket, gradients: Mapping[str, tf.Tensor]) -> tf.Tensor:
+    """A bucket's gradients behind each other, sparse ones made dense."""
+    return tf.concat([tf.reshape(tf.convert_to_tensor(gradients[w.name]), [-1]) for w in bucket.weights], 0)
+
+
+def swap_layout(bucket: Bucket, flat: tf.Tensor, to_keras: bool) -> tf.Tensor:
+    """A flat bucket with its linear maps in Keras' layout, or in Hugging Face's."""
+    parts = tf.split(flat, bucket.sizes)
+    for i, weight in enumerate(bucket.weights):
+        if weight.transposed:
+            shape = weight.shape if to_keras else weight.shape[::-1]
+            parts[i] = tf.reshape(tf.transpose(tf.reshape(parts[i], shape)), [-1])
+    return tf.concat(parts, 0)
+
+
+def variables(state: State) -> State:
+    """Variables that start with a policy's state."""
+    return {name: tf.Variable(value, trainable=False) for name, value in state.items()}

@@ -1,0 +1,87 @@
+"""A gradient tape whose gradients are those of all ranks."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+from typing import Any
+
+import tensorflow as tf
+
+from hvdtrain.core.dropin import Settings
+from hvdtrain.core.errors import SpecError
+from hvdtrain.engine.cache import wire_types
+from hvdtrain.tensorflow.dropin.arguments import settings_of
+from hvdtrain.tensorflow.dropin.gradients import Gradients
+from hvdtrain.tensorflow.dropin.session import require_init
+
+# A tape is made anew in every step, and a step may be traced again: what is learnt stays with the variables.
+_known: dict[Hashable, Gradients] = {}
+
+
+@tf.autograph.experimental.do_not_convert
+def DistributedGradientTape(
+    gradtape: tf.GradientTape,
+    compression: Any = "none",
+    max_grad_norm: float | None = None,
+    average: str = "mean",
+    bucket_cap_mb: float = 25.0,
+    batch_samples: tf.Tensor | int | None = None,
+    **horovods: Any,
+) -> tf.GradientTape:
+    """Make a tape's `gradient` reduce what it finds over all ranks.
+
+    For gradients that add up over micro-batches, use `hvdtrain.keras.DistributedOptimizer` in the same loop.
+
+    Args:
+        gradtape: it is changed in place.
+        compression: a policy's name, its settings, or a list of them, as in a job spec; or of `Compression`.
+        max_grad_norm: gradients are scaled to at most this global L2 norm, after the reduction.
+        average: `mean` over ranks, `samples` (over all ranks' samples, exact for ragged batches) or `sum`.
+        bucket_cap_mb: largest flat bucket in MiB.
+        batch_samples: how many samples this rank's batch has, for `samples`.
+        **horovods: Horovod's own spelling: `op` and others.
+
+    Returns:
+        The same tape.
+
+    Raises:
+        SpecError: an argument is wrong.
+        TrainingError: `init` was not called.
+    """
+    require_init("DistributedGradientTape")
+    settings = settings_of(
+        "DistributedGradientTape",
+        horovods,
+        compression=compression,
+        gradient_accumulation_steps=1,
+        max_grad_norm=max_grad_norm,
+        average=average,
+        bucket_cap_mb=bucket_cap_mb,
+    )
+    if settings.gradient_accumulation_steps > 1:
+        raise SpecError(
+            "DistributedGradientTape: backward_passes_per_step: a tape does not know where a window ends: "
+            "leave it out, and use hvdtrain.keras.DistributedOptimizer"
+        )
+    if settings.by_samples and batch_samples is None:
+        raise SpecError("DistributedGradientTape: average='samples' needs batch_samples, as tf.shape(x)[0]")
+    settings.rules.check_wire(wire_types())
+    plain = gradtape.gradient
+
+    @tf.autograph.experimental.do_not_convert
+    def gradient(target: Any, sources: Any, *arguments: Any, **keywords: Any) -> Any:
+        found = tf.nest.flatten(plain(target, sources, *arguments, **keywords))
+        reduced: list[tf.Tensor | None] = []
+        gradients = _gradients_of(settings, tf.nest.flatten(sources))
+        gradients.micro_batch(found, batch_samples, reduced.extend)
+        return tf.nest.pack_sequence_as(sources, reduced)
+
+    gradtape.gradient = gradient
+    return gradtape
+
+
+def _gradients_of(settings: Settings, sources: list[tf.Variable]) -> Gradients:
+    key = settings, tuple(map(id, sources))
+    if key not in _known:
+        _known[key] = Gradients(settings, sources, f"tape{len(_known)}.")
+    return _known[key]

@@ -1,0 +1,147 @@
+"""Checks on two ranks: loss scale inside `fit`, saved models, and state on disk."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+
+import hvdtrain.keras as hvd
+from hvdtrain.keras import callbacks
+from hvdtrain.keras.optimizer import engine_of
+from tests.dropin import keras_cases as cases
+from tests.dropin.keras_cases import shares
+
+sgd = keras.optimizers.SGD
+
+
+def check_a_local_infinity_skips_every_ranks_update() -> None:
+    keras.config.set_dtype_policy("mixed_float16")
+    try:
+        for place in ("outside", "inside", "by compile"):
+            _skip_an_update(place)
+    finally:
+        keras.config.set_dtype_policy("float32")
+
+
+def _skip_an_update(place: str) -> None:
+    topk: dict[str, Any] = {"compression": {"type": "topk", "ratio": 0.2}}
+    scaled = keras.optimizers.LossScaleOptimizer
+    optimizer = {
+        "outside": lambda: scaled(hvd.DistributedOptimizer(sgd(0.1), **topk), initial_scale=256.0),
+        "inside": lambda: hvd.DistributedOptimizer(scaled(sgd(0.1), initial_scale=256.0), **topk),
+        "by compile": lambda: hvd.DistributedOptimizer(sgd(0.1), **topk),
+    }[place]()
+    made = keras.Sequential([keras.Input((cases.FEATURES,)), keras.layers.Dense(cases.CLASSES)])
+    made.set_weights([0.1 * np.ones(w.shape) for w in made.weights])
+    made.compile(optimizer, loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    first, second, third = shares(cases.batches([4] * 6, dtype="float32"))
+
+    def fit(x: np.ndarray, y: np.ndarray) -> None:
+        made.fit(x, y, verbose=0, batch_size=4, callbacks=[callbacks.MetricAverage()])
+
+    fit(*first)
+    hidden = made.optimizer
+    scale = float(hidden.dynamic_scale.numpy())
+    weights, residuals = made.get_weights(), engine_of(hidden).gradients.read()
+    bad = second[0].copy()
+    if hvd.rank() == 1:
+        bad[0, 0] = np.inf
+    fit(bad, second[1])
+    for before, after in zip(weights, made.get_weights(), strict=True):
+        np.testing.assert_array_equal(before, after)
+    for before, after in zip(residuals, engine_of(hidden).gradients.read(), strict=True):
+        np.testing.assert_array_equal(before["residual"], after["residual"])
+    assert float(hidden.dynamic_scale.numpy()) == scale / 2, place
+    fit(*third)
+    assert np.any(made.get_weights()[0] != weights[0])
+    every = hvd.allgather(made.get_weights()[0][None])
+    np.testing.assert_array_equal(every[0], every[1])
+
+
+def check_the_loss_scale_is_not_in_the_residuals() -> None:
+    parts = shares(cases.batches([4] * 2))
+    found = []
+    for scale in (None, 1024.0):
+        inner = hvd.DistributedOptimizer(sgd(0.1), compression={"type": "topk", "ratio": 0.3})
+        optimizer = keras.optimizers.LossScaleOptimizer(inner, initial_scale=scale) if scale else inner
+        cases.train(optimizer, parts)
+        found.append(engine_of(inner).gradients.read()[0]["residual"])
+    np.testing.assert_allclose(found[0], found[1], rtol=1e-12)
+
+
+LOAD = """
+import sys
+class Blocked:
+    def find_spec(self, name, *rest):
+        if name.partition(".")[0] in ("hvdtrain", "horovod"):
+            raise ImportError(name)
+sys.meta_path.insert(0, Blocked())
+import keras, numpy as np
+made = keras.models.load_model("trained.keras")
+data = np.load("next.npz")
+made.fit(data["x"], data["y"], batch_size=len(data["x"]), verbose=0)
+np.savez("after.npz", *made.get_weights())
+"""
+
+
+def check_a_saved_model_goes_on_without_hvdtrain() -> None:
+    parts = cases.batches([4] * 4)
+    adam = lambda: keras.optimizers.Adam(0.05, weight_decay=0.01)  # noqa: E731
+    optimizer = hvd.DistributedOptimizer(adam(), max_grad_norm=10.0)
+    assert type(optimizer) is keras.optimizers.Adam
+    own = optimizer.get_config()
+    assert own == adam().get_config() | {"name": own["name"]}
+    made, _ = cases.train(optimizer, shares(parts[:2]))
+    path = Path(f"trained{hvd.rank() or ''}.keras")
+    made.save(path)
+    x, y = cases.joined(parts[2:])
+    if hvd.rank() == 0:
+        np.savez("next.npz", x=x, y=y)
+        subprocess.run([sys.executable, "-c", LOAD], check=True, timeout=120, env=_plain_environment())
+    hvd.allgather_object("written")
+    # Loaded by us, it goes on with both ranks' shares, as the other process did with the whole.
+    loaded = hvd.load_model(path, max_grad_norm=10.0)
+    loaded.fit(
+        *shares(parts[2:])[0], batch_size=4, verbose=0, callbacks=[callbacks.BroadcastGlobalVariables(0)]
+    )
+    after = np.load("after.npz")
+    for name, weight in zip(after.files, loaded.get_weights(), strict=True):
+        np.testing.assert_allclose(weight, after[name], rtol=1e-12, atol=1e-12)
+
+
+def _plain_environment() -> dict[str, str]:
+    mpi = ("OMPI_", "PMIX_", "PMI_", "HOROVOD_")
+    return {name: value for name, value in os.environ.items() if not name.startswith(mpi)}
+
+
+def check_a_checkpoint_gives_the_same_next_loss() -> None:
+    parts = shares(cases.batches([4] * 6))
+
+    def run(directory: str | None, epochs: int) -> tuple[keras.Model, list[float]]:
+        optimizer = hvd.DistributedOptimizer(
+            keras.optimizers.Adam(0.05),
+            compression={"type": "topk", "ratio": 0.3},
+            gradient_accumulation_steps=2,
+        )
+        given = [callbacks.BroadcastGlobalVariables(0), callbacks.MetricAverage()]
+        if directory:
+            given.append(callbacks.Checkpoint(directory))
+        made, history = cases.train(
+            optimizer, parts, cases.model(seed=hvd.rank(), dropout=0.2), epochs=epochs, callbacks=given
+        )
+        return made, history["loss"]
+
+    whole, losses = run(None, 4)
+    # Three micro-batches an epoch, two a window: the checkpoint holds half a window.
+    _, first = run("state", 3)
+    resumed, rest = run("state", 4)
+    assert first + rest == losses
+    cases.assert_same(resumed, whole, 0.0)
+    files = {file.name for file in Path("state").iterdir()}
+    assert files == {"model.safetensors", "optimizer.safetensors", "ranks.safetensors", "state.json"}

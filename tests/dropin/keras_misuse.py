@@ -1,0 +1,98 @@
+"""Checks on two ranks: what is wrong is said, on every rank, before anything hangs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import keras
+import pytest
+import tensorflow as tf
+
+import hvdtrain.keras as hvd
+from hvdtrain.core.errors import HvdtrainError, SpecError, TrainingError
+from hvdtrain.keras import callbacks
+from hvdtrain.tensorflow import DistributedGradientTape
+from tests.dropin import keras_cases as cases
+from tests.dropin.keras_cases import shares
+
+sgd = keras.optimizers.SGD
+
+
+@contextmanager
+def raises(kind: type[BaseException], text: str) -> Iterator[None]:
+    with pytest.raises(kind) as caught:
+        yield
+    assert text in str(caught.value), str(caught.value)
+
+
+def check_weights_that_differ_are_told() -> None:
+    parts = shares(cases.batches([4] * 2))
+    told = "add hvdtrain.keras.callbacks.BroadcastGlobalVariables"
+    for given, kind in (([callbacks.MetricAverage()], TrainingError), ([], tf.errors.OpError)):
+        with raises(kind, told):
+            cases.train(
+                hvd.DistributedOptimizer(sgd(0.1)),
+                parts * 2,
+                cases.model(seed=hvd.rank()),
+                callbacks=given,
+            )
+
+
+def check_another_model_on_one_rank_is_told() -> None:
+    layers = [keras.layers.Dense(5 + hvd.rank(), dtype="float64"), keras.layers.Dense(3, dtype="float64")]
+    for given in ([callbacks.BroadcastGlobalVariables(0)], []):
+        made = keras.Sequential([keras.Input((cases.FEATURES,), dtype="float64"), *layers])
+        with raises(TrainingError, "every rank must build the same model"):
+            cases.train(
+                hvd.DistributedOptimizer(sgd(0.1)), shares(cases.batches([4] * 2)), made, callbacks=given
+            )
+
+
+def check_other_arguments_on_one_rank_are_told() -> None:
+    optimizer = hvd.DistributedOptimizer(sgd(0.1), max_grad_norm=1.0 + hvd.rank())
+    with raises(TrainingError, "max_grad_norm is 1.0 on rank 0, but 2.0 on rank 1"):
+        cases.train(optimizer, shares(cases.batches([4] * 2)))
+
+
+def check_wrong_arguments_are_told() -> None:
+    for arguments, told in (
+        ({"compression": "int7"}, "int8"),
+        ({"gradient_accumulation_steps": 0}, "gradient_accumulation_steps"),
+        ({"average": "median"}, "average"),
+        ({"max_grad_norm": -1.0}, "max_grad_norm"),
+        ({"accumulate": 2}, "unknown argument accumulate"),
+        ({"op": 99}, "op: expected Average, Sum or Adasum"),
+        ({"compression": "local_sgd"}, "exchanges weights between updates"),
+        ({"backward_passes_per_step": 2, "gradient_accumulation_steps": 2}, "mean the same"),
+    ):
+        with raises(SpecError, told):
+            hvd.DistributedOptimizer(sgd(0.1), **arguments)
+    with raises(SpecError, "added up twice"):
+        hvd.DistributedOptimizer(sgd(0.1, gradient_accumulation_steps=2), gradient_accumulation_steps=2)
+    optimizer = hvd.DistributedOptimizer(sgd(0.1))
+    with raises(SpecError, "wrap it once"):
+        hvd.DistributedOptimizer(optimizer)
+    with raises(SpecError, "backward_passes_per_step"):
+        DistributedGradientTape(tf.GradientTape(), backward_passes_per_step=2)
+
+
+def check_samples_that_are_not_known_are_told() -> None:
+    optimizer = hvd.DistributedOptimizer(sgd(0.1), average="samples")
+    with raises(TrainingError, "optimizer.batch_samples"):
+        cases.train(optimizer, shares(cases.batches([4] * 2)), callbacks=[])
+
+
+def check_xla_is_refused() -> None:
+    with raises(TrainingError, "jit_compile=False"):
+        cases.train(hvd.DistributedOptimizer(sgd(0.1)), shares(cases.batches([4] * 2)), jit_compile=True)
+
+
+def check_a_damaged_or_foreign_checkpoint_is_told() -> None:
+    parts = shares(cases.batches([4] * 2))
+    adam = lambda: hvd.DistributedOptimizer(keras.optimizers.Adam(0.05))  # noqa: E731
+    given = [callbacks.BroadcastGlobalVariables(0), callbacks.Checkpoint("foreign")]
+    cases.train(adam(), parts, callbacks=given)
+    wide = keras.Sequential([keras.Input((cases.FEATURES,)), keras.layers.Dense(9)])
+    with raises(HvdtrainError, "was saved with other weights"):
+        cases.train(adam(), parts, wide, epochs=2, callbacks=given)

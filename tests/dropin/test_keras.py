@@ -1,0 +1,51 @@
+"""Keras and its callbacks on 2 real ranks against one process; see the `keras_*` files."""
+
+from __future__ import annotations
+
+import ast
+import functools
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.jobs.runs import launch
+
+HERE = Path(__file__).parent
+QUICK = ("keras_arguments", "keras_fitting", "keras_callbacks", "keras_misuse")
+SLOW = ("keras_optimizers",)
+
+
+def checks(modules: tuple[str, ...]) -> list[str]:
+    trees = [ast.parse((HERE / f"{module}.py").read_text(encoding="utf-8")) for module in modules]
+    names = [node.name for tree in trees for node in tree.body if isinstance(node, ast.FunctionDef)]
+    return [name for name in names if name.startswith("check_")]
+
+
+@functools.cache
+def said(modules: tuple[str, ...], directory: Path) -> list[dict[str, str]]:
+    """What each rank says of each check, and of the launch."""
+    results = directory / modules[0]
+    names = [f"tests.dropin.{module}" for module in modules]
+    done = launch(2, ["-m", "tests.dropin.keras_worker", str(results), *names], timeout=300)
+    files = [Path(f"{results}.{rank}") for rank in range(2)]
+    found = [json.loads(file.read_text()) if file.exists() else {} for file in files]
+    return [{"launch": done.stdout[-5000:]} | each for each in found]
+
+
+@pytest.fixture(scope="module")
+def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("keras")
+
+
+@pytest.mark.parametrize("check", checks(QUICK))
+def test_on_two_ranks(check: str, directory: Path) -> None:
+    for rank, found in enumerate(said(QUICK, directory)):
+        assert found.get(check) == "", f"rank {rank}: {found.get(check) or found.get('launch')}"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("check", checks(SLOW))
+def test_slowly_on_two_ranks(check: str, directory: Path) -> None:
+    for rank, found in enumerate(said(SLOW, directory)):
+        assert found.get(check) == "", f"rank {rank}: {found.get(check) or found.get('launch')}"
