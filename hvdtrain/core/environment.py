@@ -49,7 +49,6 @@ def stall_environment() -> None:
     os.environ.setdefault("HOROVOD_STALL_CHECK_TIME_SECONDS", str(_STALL_WARNING_SECONDS))
     # Horovod's default is to wait for ever.
     os.environ.setdefault("HOROVOD_STALL_SHUTDOWN_TIME_SECONDS", str(_STALL_SHUTDOWN_SECONDS))
-    os.environ.setdefault("OMPI_MCA_mpi_yield_when_idle", "1")
 
 
 def usable_cores() -> int:

@@ -11,10 +11,10 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from hvdtrain.core.dropin import Settings
+from hvdtrain.core.dropin import Settings, settings_of
 from hvdtrain.core.errors import SpecError, TrainingError
 from hvdtrain.engine.cache import wire_types
-from hvdtrain.tensorflow.dropin.arguments import settings_of
+from hvdtrain.tensorflow.dropin.arguments import HOROVOD
 from hvdtrain.tensorflow.dropin.gradients import Gradients
 from hvdtrain.tensorflow.dropin.session import require_init
 
@@ -58,6 +58,7 @@ def DistributedOptimizer(
     require_init("DistributedOptimizer")
     settings = settings_of(
         "DistributedOptimizer",
+        HOROVOD,
         horovods,
         compression=compression,
         gradient_accumulation_steps=gradient_accumulation_steps,

@@ -12,7 +12,9 @@ from tests.dropin.digits import reference_curve
 from tests.jobs.runs import ROOT, launch
 
 
-@pytest.mark.parametrize("program", ["keras_digits.py", "keras_custom_loop.py"])
+@pytest.mark.parametrize(
+    "program", ["keras_digits.py", pytest.param("keras_custom_loop.py", marks=pytest.mark.slow)]
+)
 def test_its_curve_is_that_of_one_process_in_numpy(program: str, tmp_path: Path) -> None:
     curve = tmp_path / "curve.json"
     path = str(ROOT / "examples" / program)

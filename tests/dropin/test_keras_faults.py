@@ -38,7 +38,9 @@ def test_the_stall_guard_names_the_rank(how: str, told: str) -> None:
     "call",
     [
         "import hvdtrain.keras as hvd; hvd.DistributedOptimizer(None)",
-        "import hvdtrain.tensorflow as hvd; hvd.DistributedGradientTape(None)",
+        pytest.param(
+            "import hvdtrain.tensorflow as hvd; hvd.DistributedGradientTape(None)", marks=pytest.mark.slow
+        ),
     ],
 )
 def test_a_forgotten_init_is_named(call: str) -> None:

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from tests.dropin.digits import reference_curve
 from tests.jobs.runs import ROOT, launch
@@ -20,6 +21,7 @@ def test_its_curve_is_that_of_one_process_in_numpy(tmp_path: Path) -> None:
     np.testing.assert_allclose(json.loads(curve.read_text()), reference_curve(64), rtol=1e-9)
 
 
+@pytest.mark.slow
 def test_mixed_precision_learns_as_well(tmp_path: Path) -> None:
     curve = tmp_path / "curve.json"
     done = launch(2, [PROGRAM, "--amp", "--compression", "fp16", "--curve", str(curve)])

@@ -14,7 +14,8 @@ LEAVING = str(Path(__file__).with_name("torch_leaving.py"))
 
 
 @pytest.mark.parametrize(
-    ("how", "cause"), [("return", "another rank"), ("raise", "no space left for rank 1")]
+    ("how", "cause"),
+    [pytest.param("return", "another rank", marks=pytest.mark.slow), ("raise", "no space left for rank 1")],
 )
 def test_a_rank_that_leaves_early_ends_the_others(how: str, cause: str) -> None:
     done = launch(2, [LEAVING, how], timeout=60)

@@ -67,6 +67,7 @@ def test_scales_are_logged(runs: Runs, framework: str) -> None:
     assert {line["loss_scale"] for p in ("no", "bf16") for line in lines[p]} == {1.0}
 
 
+@pytest.mark.slow
 def test_a_scale_goes_on_in_the_other_framework(runs: Runs, tmp_path: Path) -> None:
     checkpoint = runs["torch"]["fp16"] / f"checkpoint-{UPDATES // 3}"
     saved = json.loads((checkpoint / "state.json").read_text())
@@ -79,7 +80,7 @@ def test_a_scale_goes_on_in_the_other_framework(runs: Runs, tmp_path: Path) -> N
     assert [x["loss"] for x in rest] == pytest.approx([x["loss"] for x in expected], rel=0.01)
 
 
-@pytest.mark.parametrize("framework", FRAMEWORKS)
+@pytest.mark.parametrize("framework", ["torch", pytest.param("tensorflow", marks=pytest.mark.slow)])
 def test_not_one_collective_more_than_in_float32(framework: str, tmp_path: Path) -> None:
     done = launch(2, [counting.__file__, framework, str(tmp_path), *PRECISIONS])
     assert done.returncode == 0, done.stdout[-5000:]

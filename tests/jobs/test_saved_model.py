@@ -17,7 +17,9 @@ SETTINGS = [*TINY, "max_steps=5", "checkpointing.save_steps=2"]
 SCRIPTS = {"torch": "torch_jobs/train_bert.py", "tensorflow": "tf_jobs/train_bert.py"}
 
 
-@pytest.mark.parametrize(("framework", "wire"), [("torch", "mpi"), ("tensorflow", "gloo")])
+@pytest.mark.parametrize(
+    ("framework", "wire"), [pytest.param("torch", "mpi", marks=pytest.mark.slow), ("tensorflow", "gloo")]
+)
 def test_job_script_leaves_a_hugging_face_model(framework: str, wire: str, tmp_path: Path) -> None:
     script = Path(__file__).parents[2] / SCRIPTS[framework]
     settings = [part for override in SETTINGS for part in ("--set", override)]

@@ -113,7 +113,7 @@ def test_stopping_leaves_no_process(launch: tuple[str, str], signum: signal.Sign
     assert [child for child in children if child.is_running()] == []
 
 
-@pytest.mark.parametrize("launch", [GLOO, MPI])
+@pytest.mark.parametrize("launch", [pytest.param(GLOO, marks=SLOW), MPI])
 def test_killing_the_driver_ends_the_ranks(launch: tuple[str, str], tmp_path: Path) -> None:
     job = Job(launch, tmp_path, "fault.py", "none", "0", str(tmp_path))
     wait_for((tmp_path / "working").exists)

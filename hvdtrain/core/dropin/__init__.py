@@ -4,8 +4,10 @@ from hvdtrain.core.dropin.agreement import check_gathered, check_same, describe,
 from hvdtrain.core.dropin.layout import Parameter, accumulator, lay_out
 from hvdtrain.core.dropin.sampling import share_length, share_of_epoch
 from hvdtrain.core.dropin.settings import Settings, make_settings
+from hvdtrain.core.dropin.spelling import Horovod, settings_of
 
 __all__ = [
+    "Horovod",
     "Parameter",
     "Settings",
     "accumulator",
@@ -15,6 +17,7 @@ __all__ = [
     "digest",
     "lay_out",
     "make_settings",
+    "settings_of",
     "share_length",
     "share_of_epoch",
 ]

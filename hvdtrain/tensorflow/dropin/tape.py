@@ -7,10 +7,10 @@ from typing import Any
 
 import tensorflow as tf
 
-from hvdtrain.core.dropin import Settings
+from hvdtrain.core.dropin import Settings, settings_of
 from hvdtrain.core.errors import SpecError
 from hvdtrain.engine.cache import wire_types
-from hvdtrain.tensorflow.dropin.arguments import settings_of
+from hvdtrain.tensorflow.dropin.arguments import HOROVOD
 from hvdtrain.tensorflow.dropin.gradients import Gradients
 from hvdtrain.tensorflow.dropin.session import require_init
 
@@ -51,6 +51,7 @@ def DistributedGradientTape(
     require_init("DistributedGradientTape")
     settings = settings_of(
         "DistributedGradientTape",
+        HOROVOD,
         horovods,
         compression=compression,
         gradient_accumulation_steps=1,

@@ -11,11 +11,11 @@ from typing import Any
 import horovod.torch as hvd
 import torch
 
-from hvdtrain.core.dropin import Settings
+from hvdtrain.core.dropin import Settings, settings_of
 from hvdtrain.core.errors import SpecError, TrainingError
 from hvdtrain.core.optimizers import CLIP_EPSILON
 from hvdtrain.engine.cache import wire_types
-from hvdtrain.torch.dropin.arguments import settings_of
+from hvdtrain.torch.dropin.arguments import HOROVOD
 from hvdtrain.torch.dropin.gradients import Gradients
 from hvdtrain.torch.dropin.session import require_init
 
@@ -57,7 +57,14 @@ def DistributedOptimizer(
     """
     require_init("DistributedOptimizer")
     settings = settings_of(
-        compression, gradient_accumulation_steps, max_grad_norm, average, bucket_cap_mb, horovod
+        "DistributedOptimizer",
+        HOROVOD,
+        horovod,
+        compression=compression,
+        gradient_accumulation_steps=gradient_accumulation_steps,
+        max_grad_norm=max_grad_norm,
+        average=average,
+        bucket_cap_mb=bucket_cap_mb,
     )
     if isinstance(optimizer, _Distributed):
         raise SpecError("DistributedOptimizer: this optimizer is wrapped already; wrap it once")

@@ -10,8 +10,9 @@ from typing import Any
 import horovod.torch as hvd
 import torch
 
-from hvdtrain.core.environment import launched_rank, stall_environment, usable_cores
+from hvdtrain.core.environment import horovod_environment, launched_rank, stall_environment, usable_cores
 from hvdtrain.core.errors import TrainingError
+from hvdtrain.core.sections import CommunicationSpec
 from hvdtrain.core.world import World
 
 
@@ -24,6 +25,7 @@ def init(*arguments: Any, **options: Any) -> None:
         *arguments: Horovod's.
         **options: Horovod's.
     """
+    horovod_environment(CommunicationSpec())
     stall_environment()
     hvd.init(*arguments, **options)
     if "OMP_NUM_THREADS" not in os.environ:
