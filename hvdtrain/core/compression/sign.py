@@ -28,7 +28,7 @@ class Sign(Policy):
 
     residuals: ClassVar[frozenset[str]] = frozenset({"residual"})
     type: Literal["sign"] = "sign"
-    block_size: Annotated[int, Field(ge=1)] = 256
+    block_size: Annotated[int, Field(ge=1)] = 64
     use_error_feedback: bool = True
 
     def init(self, ops: Ops, bucket: Bucket, dtype: str) -> State:
