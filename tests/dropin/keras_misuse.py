@@ -61,8 +61,8 @@ def check_wrong_arguments_are_told() -> None:
         ({"gradient_accumulation_steps": 0}, "gradient_accumulation_steps"),
         ({"average": "median"}, "average"),
         ({"max_grad_norm": -1.0}, "max_grad_norm"),
-        ({"accumulate": 2}, "unknown argument accumulate"),
-        ({"op": 99}, "op: expected Average, Sum or Adasum"),
+        ({"accumulate": 2}, "accumulate: unknown key"),
+        ({"op": 99}, "op: expected Average, Sum, Adasum"),
         ({"compression": "local_sgd"}, "exchanges weights between updates"),
         ({"backward_passes_per_step": 2, "gradient_accumulation_steps": 2}, "mean the same"),
     ):

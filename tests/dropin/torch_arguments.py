@@ -141,7 +141,7 @@ def check_bad_arguments_are_named() -> None:
         ({"gradient_accumulation_steps": 0}, ("gradient_accumulation_steps", "0")),
         ({"average": "median"}, ("average", "median")),
         ({"backwards_per_step": 2}, ("backwards_per_step",)),
-        ({"op": hvd.Max}, ("op", "Average, Sum or Adasum")),
+        ({"op": hvd.Max}, ("op", "Average, Sum, Adasum")),
         ({"op": hvd.Sum, "average": "samples"}, ("op", "samples")),
         ({"op": hvd.Adasum, "compression": "fp16"}, ("Adasum", "fp16")),
         ({"op": hvd.Sum, "gradient_predivide_factor": 2.0}, ("gradient_predivide_factor",)),

@@ -240,8 +240,8 @@ def test_gradients_of_1e_7_are_learnt_from_with_a_scale_alone(framework: str, tm
     lines = {name: read_metrics(tmp_path / name)[0] for name in precisions}
     largest = max(line["grad_norm"] for line in lines["fp32"])
     assert 1e-8 < largest < 1e-5, "gradients were meant to be small"
-    first, last = ({n: found[at]["loss"] for n, found in lines.items()} for at in (0, -1))
-    assert last["fp32"] < 0.95 * first["fp32"]
+    # Of the same batches, so that how hard they are does not matter.
+    last = {name: np.mean([line["loss"] for line in found[-8:]]) for name, found in lines.items()}
     assert last["scaled"] == pytest.approx(last["fp32"], rel=0.01)
-    # Below half of float16's smallest number all gradients are 0, and AdamW's steps with them.
-    assert last["unscaled"] > 0.99 * first["unscaled"]
+    # Below half of float16's smallest number gradients are 0, and AdamW's steps with them.
+    assert last["unscaled"] > 1.04 * last["fp32"]
