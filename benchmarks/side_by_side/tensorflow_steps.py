@@ -46,18 +46,12 @@ def stock(spec: JobSpec) -> tuple[int, Step]:
     _one_thread()
     work, model = _build(spec, hvd.rank())
     optimizer = _adamw(work, model)
-    variables = list(model.parameters.values())
-    hvd.broadcast_variables(variables, root_rank=0)
+    hvd.broadcast_variables(list(model.parameters.values()), root_rank=0)
 
-    @tf.function
-    def train(batch: Batch, inverse: tf.Tensor) -> tf.Tensor:
-        with tf.GradientTape() as tape:
-            loss = model.loss_sum(batch, training=True) * inverse
-        tape = hvd.DistributedGradientTape(tape, op=hvd.Sum, sparse_as_dense=True)
-        optimizer.apply(tape.gradient(loss, variables))
-        return loss
+    def reduced(tape: tf.GradientTape) -> tf.GradientTape:
+        return hvd.DistributedGradientTape(tape, op=hvd.Sum, sparse_as_dense=True)
 
-    return hvd.rank(), _step(work, train)
+    return hvd.rank(), _step(work, tf.function(_train(model, optimizer, reduced)))
 
 
 def wrapper(spec: JobSpec) -> tuple[int, Step]:
@@ -66,18 +60,12 @@ def wrapper(spec: JobSpec) -> tuple[int, Step]:
     tf.config.threading.set_inter_op_parallelism_threads(1)
     work, model = _build(spec, hvd.rank())
     optimizer = _adamw(work, model)
-    variables = list(model.parameters.values())
-    dropin.broadcast_variables(variables, root_rank=0)
+    dropin.broadcast_variables(list(model.parameters.values()), root_rank=0)
 
-    @tf.function
-    def train(batch: Batch, inverse: tf.Tensor) -> tf.Tensor:
-        with tf.GradientTape() as tape:
-            loss = model.loss_sum(batch, training=True) * inverse
-        tape = dropin.DistributedGradientTape(tape, average="sum")
-        optimizer.apply(tape.gradient(loss, variables))
-        return loss
+    def reduced(tape: tf.GradientTape) -> tf.GradientTape:
+        return dropin.DistributedGradientTape(tape, average="sum")
 
-    return hvd.rank(), _step(work, train)
+    return hvd.rank(), _step(work, tf.function(_train(model, optimizer, reduced)))
 
 
 def keras_wrapper(spec: JobSpec) -> tuple[int, Step]:
@@ -86,17 +74,8 @@ def keras_wrapper(spec: JobSpec) -> tuple[int, Step]:
     tf.config.threading.set_inter_op_parallelism_threads(1)
     work, model = _build(spec, hvd.rank())
     optimizer = DistributedOptimizer(_adamw(work, model), average="sum")
-    variables = list(model.parameters.values())
-    dropin.broadcast_variables(variables, root_rank=0)
-
-    @tf.function
-    def train(batch: Batch, inverse: tf.Tensor) -> tf.Tensor:
-        with tf.GradientTape() as tape:
-            loss = model.loss_sum(batch, training=True) * inverse
-        optimizer.apply(tape.gradient(loss, variables))
-        return loss
-
-    return hvd.rank(), _step(work, train)
+    dropin.broadcast_variables(list(model.parameters.values()), root_rank=0)
+    return hvd.rank(), _step(work, tf.function(_train(model, optimizer)))
 
 
 def mirrored(spec: JobSpec) -> tuple[int, Step]:
@@ -107,13 +86,7 @@ def mirrored(spec: JobSpec) -> tuple[int, Step]:
     with strategy.scope():
         work, model = _build(spec, rank)
         optimizer = _adamw(work, model)
-    variables = list(model.parameters.values())
-
-    def replica(batch: Batch, inverse: tf.Tensor) -> tf.Tensor:
-        with tf.GradientTape() as tape:
-            loss = model.loss_sum(batch, training=True) * inverse
-        optimizer.apply(tape.gradient(loss, variables))
-        return loss
+    replica = _train(model, optimizer)
 
     @tf.function
     def train(batch: Batch, inverse: tf.Tensor) -> tf.Tensor:
@@ -128,16 +101,7 @@ def alone(spec: JobSpec) -> tuple[int, Step]:
     rank = int(os.environ["RANK"])
     work, model = _build(spec, rank)
     optimizer = _adamw(work, model)
-    variables = list(model.parameters.values())
-
-    @tf.function
-    def train(batch: Batch, inverse: tf.Tensor) -> tf.Tensor:
-        with tf.GradientTape() as tape:
-            loss = model.loss_sum(batch, training=True) * inverse
-        optimizer.apply(tape.gradient(loss, variables))
-        return loss
-
-    return rank, _step(work, train)
+    return rank, _step(work, tf.function(_train(model, optimizer)))
 
 
 def _one_thread() -> None:
@@ -150,6 +114,23 @@ def _build(spec: JobSpec, rank: int) -> tuple[Work, MaskedLM]:
     model = MaskedLM(spec.model, work.weights)
     model.write(work.initial())
     return work, model
+
+
+def _train(
+    model: MaskedLM,
+    optimizer: keras.optimizers.Optimizer,
+    reduced: Callable[[tf.GradientTape], tf.GradientTape] = lambda tape: tape,
+) -> Callable[[Batch, tf.Tensor], tf.Tensor]:
+    """Forward, backward and update; `reduced` makes a tape's gradients those of all ranks."""
+    variables = list(model.parameters.values())
+
+    def train(batch: Batch, inverse: tf.Tensor) -> tf.Tensor:
+        with tf.GradientTape() as tape:
+            loss = model.loss_sum(batch, training=True) * inverse
+        optimizer.apply(reduced(tape).gradient(loss, variables))
+        return loss
+
+    return train
 
 
 def _step(work: Work, train: Callable[[Batch, tf.Tensor], tf.Tensor]) -> Step:

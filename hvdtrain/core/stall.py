@@ -155,6 +155,7 @@ class StallWatch:
                     rank = message["rank"]
                     self._standings[rank] = Standing(message["progress"], True, message["done"])
             except (OSError, ValueError, KeyError):
+                # A broken link, or a stranger's words: told below as a rank that cannot be heard any more.
                 pass
         if rank is not None and not self._standings[rank].done:
             self._standings[rank] = Standing(self._standings[rank].progress, connected=False)

@@ -24,9 +24,8 @@ def init(spec: JobSpec) -> World:
     horovod_environment(spec.communication)
     keep_freed_memory()
     hvd.init()
-    nccl = hvd.nccl_built() and tf.config.list_physical_devices("GPU")
-    mpi = hvd.mpi_enabled() and not nccl
-    world = World(hvd.rank(), hvd.size(), hvd.local_rank(), hvd.local_size(), usable_cores(), mpi)
+    cores, mpi = usable_cores(), reduces_over_mpi()
+    world = World(hvd.rank(), hvd.size(), hvd.local_rank(), hvd.local_size(), cores, mpi)
     threads = world.threads(spec.num_threads)
     tf.config.threading.set_intra_op_parallelism_threads(threads)
     tf.config.threading.set_inter_op_parallelism_threads(threads)
@@ -35,6 +34,12 @@ def init(spec: JobSpec) -> World:
         tf.config.set_visible_devices(gpus[world.local_rank % len(gpus)], "GPU")
     keras.utils.set_random_seed((spec.seed * world.size + world.rank) % 2**32)
     return world
+
+
+def reduces_over_mpi() -> bool:
+    """Whether MPI carries collectives: Horovod has joined with it, and NCCL has no GPU to take them over."""
+    nccl = hvd.nccl_built() and tf.config.list_physical_devices("GPU")
+    return bool(hvd.mpi_enabled()) and not nccl
 
 
 def device() -> str:

@@ -23,14 +23,19 @@ def init(spec: JobSpec) -> World:
     horovod_environment(spec.communication)
     keep_freed_memory()
     hvd.init()
-    nccl = hvd.nccl_built() and torch.cuda.is_available()
-    mpi = hvd.mpi_enabled() and not nccl
-    world = World(hvd.rank(), hvd.size(), hvd.local_rank(), hvd.local_size(), usable_cores(), mpi)
+    cores, mpi = usable_cores(), reduces_over_mpi()
+    world = World(hvd.rank(), hvd.size(), hvd.local_rank(), hvd.local_size(), cores, mpi)
     torch.set_num_threads(world.threads(spec.num_threads))
     if torch.cuda.is_available():
         torch.cuda.set_device(world.local_rank % torch.cuda.device_count())
     torch.manual_seed(spec.seed * world.size + world.rank)
     return world
+
+
+def reduces_over_mpi() -> bool:
+    """Whether MPI carries collectives: Horovod has joined with it, and NCCL has no GPU to take them over."""
+    nccl = hvd.nccl_built() and torch.cuda.is_available()
+    return bool(hvd.mpi_enabled()) and not nccl
 
 
 def device() -> torch.device:

@@ -17,6 +17,7 @@ from hvdtrain.core.optimizers import CLIP_EPSILON
 from hvdtrain.tensorflow.driver import Driver, pack, variables
 from hvdtrain.tensorflow.dropin.agreement import check_structure, check_values, parameters_of
 from hvdtrain.tensorflow.ops import Ops
+from hvdtrain.tensorflow.world import reduces_over_mpi
 
 _Gradients = Sequence[tf.Tensor | None]
 
@@ -45,7 +46,7 @@ class Gradients:
         check_structure(self._parameters, settings)
         rules = settings.rules
         rules.check([p.name for p in self._parameters])
-        rules.check_ranks(hvd.size(), hvd.mpi_enabled() and not tf.config.list_physical_devices("GPU"))
+        rules.check_ranks(hvd.size(), reduces_over_mpi())
         self.buckets = lay_out([_as_matrix(p) for p in self._parameters], settings)
         ops = Ops(hvd.size(), hvd.rank(), seed=0)
         with tf.init_scope():

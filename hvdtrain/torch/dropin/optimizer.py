@@ -18,6 +18,7 @@ from hvdtrain.engine.cache import wire_types
 from hvdtrain.torch.dropin.arguments import HOROVOD
 from hvdtrain.torch.dropin.gradients import Gradients
 from hvdtrain.torch.dropin.session import require_init
+from hvdtrain.torch.world import reduces_over_mpi
 
 _numbers = itertools.count()
 
@@ -74,8 +75,7 @@ def DistributedOptimizer(
     parameters = _named(optimizer, names)
     settings.rules.check([*parameters])
     settings.rules.check_wire(wire_types())
-    nccl = hvd.nccl_built() and torch.cuda.is_available()
-    settings.rules.check_ranks(hvd.size(), bool(hvd.mpi_enabled()) and not nccl)
+    settings.rules.check_ranks(hvd.size(), reduces_over_mpi())
     gradients = Gradients(settings, next(_numbers))
     gradients.add(parameters)
     kind = type(optimizer)
