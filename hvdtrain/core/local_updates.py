@@ -41,15 +41,15 @@ def local_updates(
     (policy,), last = trainer.spec.rules.policies, trainer.plan.max_steps
     assert isinstance(policy, Periodic)
     trainer.exchange(policy.opening())
-    applied, skipped, skipped_in_a_row = trainer.step, 0, 0
+    skipped, skipped_in_a_row = 0, 0
     while trainer.step < last:
         started, wired, waited = time.perf_counter(), trainer.wire_bytes, 0.0
         first, end = trainer.step, min(trainer.step // policy.period * policy.period + policy.period, last)
         sums, samples = np.zeros(len(_SUMS)), 0
         for _ in range(first, end):
             learning_rate = trainer.learning_rate()
-            found = _update(trainer, window, learning_rate, applied + 1)
-            applied += int(found[_APPLIED])
+            found = _update(trainer, window, learning_rate)
+            trainer.applied += int(found[_APPLIED])
             sums += found
             samples += window.samples_global
             trainer.samples_consumed, epoch = window.samples_consumed, window.epoch
@@ -83,12 +83,12 @@ _SUMS = ("loss", "weight", "grad_norm", "tokens", "applied", "skipped")
 _APPLIED = _SUMS.index("applied")
 
 
-def _update(trainer: BaseTrainer, window: Window, learning_rate: float, number: int) -> np.ndarray:
+def _update(trainer: BaseTrainer, window: Window, learning_rate: float) -> np.ndarray:
     """One local update, and what it adds to each of _SUMS; a skipped one's loss may not be a number."""
     if not window.weight:
         return np.array([0.0, 0.0, 0.0, window.tokens, 0.0, 0.0])
     scale = trainer.loss_scale
-    found = trainer.local_update(window, window.weight, learning_rate, number, scale.value)
+    found = trainer.local_update(window, window.weight, learning_rate, trainer.applied + 1, scale.value)
     if not found.applied:
         check_scale(trainer, window, window.weight, together=False)
     trainer.loss_scale = scale.after(found.applied)

@@ -18,6 +18,7 @@ from hvdtrain.core.state import (
     TrainingState,
     layout_of,
     load_state,
+    share_moments,
     share_out,
 )
 
@@ -26,10 +27,11 @@ if TYPE_CHECKING:
 
 
 def gather_state(trainer: BaseTrainer) -> TrainingState:
-    """Everything beside the weights, moments on rank 0 alone; a collective where ranks hold residuals."""
+    """Everything beside the weights, whole on rank 0 alone; a collective where ranks differ in some of it."""
     rules, buckets = trainer.spec.rules, trainer.plan.buckets
     states = zip(buckets, trainer.read_compression(), strict=True)
     scale = trainer.loss_scale
+    moments, applied = _gather_moments(trainer)
     return TrainingState(
         Position(
             trainer.step,
@@ -38,10 +40,11 @@ def gather_state(trainer: BaseTrainer) -> TrainingState:
             scale.value if scale.rule else 0.0,
             scale.good_updates,
         ),
-        trainer.read_moments() if trainer.world.is_chief else {},
+        moments,
         tuple(_gather(trainer, rules.policy(bucket), arrays) for bucket, arrays in states),
         layout_of(buckets, rules),
         _order(trainer),
+        applied,
     )
 
 
@@ -63,7 +66,7 @@ def resume(trainer: BaseTrainer, directory: Path) -> None:
     position = _from_chief(trainer, {"position": _numbers(state)})["position"]
     trainer.step, trainer.windows, trainer.samples_consumed, good_updates = (int(n) for n in position[:4])
     trainer.loss_scale = trainer.loss_scale.restored(float(position[4]), good_updates)
-    trainer.load_moments(_from_chief(trainer, state.moments if state else {}), trainer.step)
+    _load_moments(trainer, state)
     buckets = trainer.plan.buckets
     saved = [_from_chief(trainer, state.compression[b.index] if state else {}) for b in buckets]
     rank, size = trainer.world.rank, trainer.world.size
@@ -81,16 +84,41 @@ def _numbers(state: TrainingState | None) -> np.ndarray:
     return np.array([*counts, found.loss_scale], np.float64)
 
 
+def _gather_moments(trainer: BaseTrainer) -> tuple[Arrays, tuple[int, ...]]:
+    """The moments, and each rank's count of updates where the last one was local: there ranks differ."""
+    if not trainer.spec.rules.at(trainer.step).local:
+        return (trainer.read_moments() if trainer.world.is_chief else {}), ()
+    counts = np.zeros(trainer.world.size)
+    counts[trainer.world.rank] = trainer.applied
+    applied = tuple(int(n) for n in trainer.sum_over_ranks(counts))
+    return {name: _stack(trainer, array) for name, array in trainer.read_moments().items()}, applied
+
+
+def _load_moments(trainer: BaseTrainer, state: TrainingState | None) -> None:
+    rank, size = trainer.world.rank, trainer.world.size
+    shares = share_moments(state, trainer.spec.rules, size) if state else []
+    counts = _from_chief(trainer, {"applied": np.array([n for _, n in shares], np.int64)})["applied"]
+    # One rank's after the other, so that nobody but rank 0 holds those of all.
+    for index, count in enumerate(counts.tolist()):
+        moments = _from_chief(trainer, shares[index][0] if shares else {})
+        if len(counts) == 1 or index == rank:
+            trainer.applied = count
+            trainer.load_moments(moments, count)
+
+
 def _gather(trainer: BaseTrainer, policy: Policy, arrays: Arrays) -> Arrays:
     return {n: _stack(trainer, a) if n in policy.residuals else a for n, a in arrays.items()}
 
 
 def _stack(trainer: BaseTrainer, array: np.ndarray) -> np.ndarray:
+    """Every rank's array on rank 0; on the others their own, for nobody asks them for more."""
     rows = []
     for rank in range(trainer.world.size):
         mine = array if rank == trainer.world.rank else np.zeros_like(array)
-        rows.append(trainer.sum_over_ranks(mine.reshape(-1)).reshape(array.shape))
-    return np.stack(rows)
+        found = trainer.sum_over_ranks(mine.reshape(-1)).reshape(array.shape)
+        if trainer.world.is_chief:
+            rows.append(found)
+    return np.stack(rows) if rows else array
 
 
 def _from_chief(trainer: BaseTrainer, arrays: Arrays) -> Arrays:

@@ -55,10 +55,11 @@ class TrainingState:
 
     Attributes:
         position: where the run stands.
-        moments: the optimizer's, as `WEIGHT.exp_avg`.
+        moments: the optimizer's, as `WEIGHT.exp_avg`; with a first axis of ranks where they differ by rank.
         compression: one mapping a bucket. What differs by rank has a first axis of ranks.
         layout: a text that says which weights lie in which bucket, and how each travels.
         order: a text that says in which order which samples come.
+        applied: updates that each rank's optimizer has applied; empty where moments are alike on all ranks.
     """
 
     position: Position
@@ -66,6 +67,7 @@ class TrainingState:
     compression: tuple[Arrays, ...]
     layout: str
     order: str
+    applied: tuple[int, ...] = ()
 
 
 def save_state(directory: Path, state: TrainingState) -> None:
@@ -78,6 +80,8 @@ def save_state(directory: Path, state: TrainingState) -> None:
         "layout": state.layout,
         "order": state.order,
     }
+    if state.applied:
+        record["applied"] = list(state.applied)
     (directory / STATE_FILE).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
 
 
@@ -95,7 +99,8 @@ def load_state(directory: Path) -> TrainingState:
             index, name = key.split(".", 1)
             compression[int(index)][name] = array
         layout, order = record.pop("layout"), record.pop("order")
-        return TrainingState(Position(**record), moments, tuple(compression), layout, order)
+        applied = tuple(record.pop("applied", ()))
+        return TrainingState(Position(**record), moments, tuple(compression), layout, order, applied)
     except (OSError, SafetensorError, ValueError, KeyError, TypeError, IndexError) as error:
         raise CheckpointError(
             f"--resume {directory}: not a whole checkpoint-N directory of a run "
@@ -131,6 +136,31 @@ def share_out(policy: Policy, arrays: Mapping[str, np.ndarray], ranks: int) -> l
         for state, row in zip(found, rows, strict=True):
             state[name] = np.asarray(row)
     return found
+
+
+def share_moments(state: TrainingState, rules: Rules, ranks: int) -> list[tuple[Arrays, int]]:
+    """The saved moments for so many ranks, each with the number of updates its optimizer counts.
+
+    After local updates each rank gets its own again. Where the number of ranks has changed, or ranks update
+    together from here on and so need the same, every rank gets the mean over those that saved.
+
+    Args:
+        state: what was saved.
+        rules: by which the run goes on.
+        ranks: how many there are now.
+
+    Returns:
+        One pair a rank, or a single one that is for all.
+    """
+    applied, step = state.applied, state.position.step
+    if not applied:
+        return [(state.moments, step)]
+    # A policy goes by the number of a rank's own updates: it must be local for the rank with the fewest, too.
+    local = rules.at(min(applied) + 1).local
+    if local and len(applied) == ranks:
+        return [({n: a[rank] for n, a in state.moments.items()}, applied[rank]) for rank in range(ranks)]
+    means = {name: array.mean(axis=0) for name, array in state.moments.items()}
+    return [(means, sum(applied) // len(applied) if local else step)]
 
 
 def _rows(array: np.ndarray, ranks: int, counts: bool) -> Sequence[np.ndarray]:

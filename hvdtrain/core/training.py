@@ -61,6 +61,8 @@ class BaseTrainer(Adapter):
         self.output_dir = output_dir
         self._family = family
         self.step = 0
+        # Updates that this rank's optimizer has applied; steps are counted also where a rank skips its own.
+        self.applied = 0
         self.windows = 0
         self.samples_consumed = 0
         self.weights: tuple[Weight, ...] = family.weights(spec.model)
@@ -171,7 +173,7 @@ class BaseTrainer(Adapter):
             )
             self.windows, self.samples_consumed = self.windows + 1, window.samples_consumed
             if result.applied:
-                self.step, skipped_in_a_row = self.step + 1, 0
+                self.step, self.applied, skipped_in_a_row = self.step + 1, self.step + 1, 0
                 self.loss_scale = scale.after(True)
                 yield {
                     "step": self.step,

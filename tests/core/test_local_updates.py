@@ -61,7 +61,7 @@ class Trainer:
         self.world = SimpleNamespace(rank=rank, size=ranks.size)
         self.weights, self.loss_scale = (SimpleNamespace(name="w"),), scale
         self.plan = SimpleNamespace(max_steps=max_steps)
-        self.step = self.windows = self.samples_consumed = self.wire_bytes = 0
+        self.step = self.applied = self.windows = self.samples_consumed = self.wire_bytes = 0
         self.weight, self.calls, self.scales, self.exchanged_after = 0.0, [], [], []
         self._ranks, self._rank = ranks, rank
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from hvdtrain.core.compression import Fp16, TopK
+from hvdtrain.core.compression import Fp16, LocalSGD, NoCompression, TopK
+from hvdtrain.core.compression.protocol import Policy
 from hvdtrain.core.compression.rules import Rules
 from hvdtrain.core.errors import CheckpointError
 from hvdtrain.core.state import (
@@ -22,6 +24,7 @@ from hvdtrain.core.state import (
     layout_of,
     load_state,
     save_state,
+    share_moments,
     share_out,
 )
 from tests.conformance.cases import BUCKETS
@@ -29,7 +32,7 @@ from tests.conformance.cases import BUCKETS
 RANKS = st.integers(1, 7)
 
 
-def state() -> TrainingState:
+def state(applied: tuple[int, ...] = ()) -> TrainingState:
     return TrainingState(
         Position(step=7, windows=8, samples_consumed=64),
         {"w.exp_avg": np.arange(6.0).reshape(2, 3), "w.exp_avg_sq": np.ones((2, 3), np.float32)},
@@ -40,14 +43,17 @@ def state() -> TrainingState:
         ),
         "layout",
         "order",
+        applied,
     )
 
 
-def test_what_was_saved_is_what_is_read(tmp_path: Path) -> None:
-    saved = state()
+@pytest.mark.parametrize("applied", [(), (7, 5)])
+def test_what_was_saved_is_what_is_read(tmp_path: Path, applied: tuple[int, ...]) -> None:
+    saved = state(applied)
     save_state(tmp_path, saved)
     found = load_state(tmp_path)
     assert (found.position, found.layout, found.order) == (saved.position, "layout", "order")
+    assert found.applied == applied
     pairs = zip((saved.moments, *saved.compression), (found.moments, *found.compression), strict=True)
     for expected, arrays in pairs:
         assert arrays.keys() == expected.keys()
@@ -86,6 +92,50 @@ def test_counts_keep_their_sum_and_stay_whole_and_what_is_common_is_copied(
     assert sum(int(arrays["clips"]) for arrays in shared) == sum(saved)
     assert {float(arrays["maximum"]) for arrays in shared} == {2.5}
     assert all(arrays["clips"].dtype == np.int64 for arrays in shared)
+
+
+LOCAL = LocalSGD()
+
+
+def moments_of_three_ranks() -> TrainingState:
+    moments = {"w.exp_avg": np.array([[1.0, 2.0], [3.0, 4.0], [8.0, 0.0]]), "b.exp_avg": np.eye(3)}
+    return replace(state((7, 3, 6)), moments=moments)
+
+
+def test_after_local_updates_each_rank_gets_its_own_moments_and_count() -> None:
+    saved = moments_of_three_ranks()
+    shares = share_moments(saved, Rules((LOCAL,)), 3)
+    assert [count for _, count in shares] == [7, 3, 6]
+    for rank, (moments, _) in enumerate(shares):
+        assert moments.keys() == saved.moments.keys()
+        for name, array in moments.items():
+            np.testing.assert_array_equal(array, saved.moments[name][rank])
+
+
+# The mean count is 16 / 3. Ranks that update together count the steps of the run, 7.
+@pytest.mark.parametrize(
+    ("policy", "ranks", "count"),
+    [
+        pytest.param(LOCAL, 1, 5, id="one rank"),
+        pytest.param(LOCAL, 4, 5, id="more ranks"),
+        pytest.param(NoCompression(), 3, 7, id="together"),
+        pytest.param(NoCompression(), 2, 7, id="together on other ranks"),
+        # The second rank has applied 3: by its count, its next update would still be a common one.
+        pytest.param(LocalSGD(start_localSGD_iter=4), 3, 7, id="a later start"),
+    ],
+)
+def test_otherwise_all_get_the_mean(policy: Policy, ranks: int, count: int) -> None:
+    ((moments, found),) = share_moments(moments_of_three_ranks(), Rules((policy,)), ranks)
+    assert found == count
+    np.testing.assert_allclose(moments["w.exp_avg"], [4.0, 2.0], rtol=1e-15)
+    np.testing.assert_allclose(moments["b.exp_avg"], [1 / 3] * 3, rtol=1e-15)
+
+
+@pytest.mark.parametrize("policy", [LOCAL, NoCompression()])
+def test_moments_that_are_alike_on_all_ranks_are_for_all(policy: Policy) -> None:
+    ((moments, count),) = share_moments(state(), Rules((policy,)), 3)
+    assert count == 7
+    np.testing.assert_array_equal(moments["w.exp_avg"], np.arange(6.0).reshape(2, 3))
 
 
 def test_a_layout_tells_other_buckets_and_other_options_apart() -> None:

@@ -10,7 +10,7 @@ import pytest
 
 from hvdtrain.core.compression import TopK
 from hvdtrain.core.metrics import read_metrics
-from hvdtrain.core.state import load_state, share_out
+from hvdtrain.core.state import STATE_FILE, load_state, share_out
 from tests.jobs.runs import TINY, small_corpus, train_all
 
 SETTINGS = [
@@ -28,33 +28,70 @@ SCENARIOS = {
         "compression={type: topk, ratio: 0.05, momentum: 0.5}",
         "optimizer={type: sgd, momentum: 0.0, learning_rate: 0.1}",
     ],
+    # Windows so small that a rank has no share in some of them: ranks apply different numbers of updates.
+    "local": [
+        *SETTINGS,
+        "compression={type: local_sgd, sync_every: 2}",
+        "batch={per_device_train_batch_size: 4, target_tokens_per_update: 12}",
+    ],
 }
 MORE = {
     "powersgd": [*SETTINGS, "compression={type: powersgd, start_powerSGD_iter: 2}"],
     "fp16": [*SETTINGS, "compression={type: fp16}", "optimizer={type: sgd, learning_rate: 0.1}"],
-    "diloco": [
-        *SETTINGS,
-        "compression={type: diloco, sync_every: 2}",
-        "optimizer={type: sgd, momentum: 0.0}",
-    ],
+    "diloco": [*SETTINGS, "compression={type: diloco, sync_every: 2}"],
+    # Checkpoint 4 is of ranks that have updated together, checkpoint 8 of ranks that have not.
+    "post": [*SETTINGS, "compression={type: local_sgd, sync_every: 2, start_localSGD_iter: 6}"],
+}
+# With these ranks' weights are equal, and averaging after every update is summing gradients.
+LINEAR = [
+    *SETTINGS,
+    "batch={per_device_train_batch_size: 4, global_batch_size: 8}",
+    "task.normalize=example",
+    "optimizer={type: sgd, momentum: 0.9, learning_rate: 0.1}",
+    "max_grad_norm=null",
+]
+AVERAGED = {
+    "summed": [*LINEAR, "compression={type: none}"],
+    "averaged": [*LINEAR, "compression={type: local_sgd, sync_every: 1}"],
 }
 Runs = dict[str, dict[str, Path]]
 
 
-def stop_and_go(root: Path, scenarios: dict[str, list[str]]) -> Runs:
-    """Each scenario unbroken in torch, from update 4 on in TensorFlow, and from its update 8 on in torch."""
-    scenarios = {name: [*sets, *small_corpus(root)] for name, sets in scenarios.items()}
-    found = {"whole": train_all(root / "whole", "torch", 2, scenarios)}
+def stop_and_go(root: Path, scenarios: dict[str, list[str]], beside: dict[str, list[str]]) -> Runs:
+    """Each scenario unbroken in torch, from update 4 on in TensorFlow, and from its update 8 on in torch.
+
+    Those beside them are trained unbroken alone.
+    """
+    scenarios, beside = (with_corpus(root, each) for each in (scenarios, beside))
+    found = {"whole": train_all(root / "whole", "torch", 2, scenarios | beside)}
     saved = {name: run / "checkpoint-4" for name, run in found["whole"].items()}
     found["tensorflow"] = train_all(root / "tensorflow", "tensorflow", 2, scenarios, saved)
     again = {name: run / "checkpoint-8" for name, run in found["tensorflow"].items()}
+    if "local" in scenarios:
+        # Also without a change of framework.
+        scenarios, again = scenarios | {"stayed": scenarios["local"]}, again | {"stayed": saved["local"]}
     found["torch"] = train_all(root / "torch", "torch", 2, scenarios, again)
     return found
 
 
+def with_corpus(root: Path, scenarios: dict[str, list[str]]) -> dict[str, list[str]]:
+    return {name: [*sets, *small_corpus(root)] for name, sets in scenarios.items()}
+
+
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
-    return stop_and_go(tmp_path_factory.mktemp("resume"), SCENARIOS)
+    return stop_and_go(tmp_path_factory.mktemp("resume"), SCENARIOS, AVERAGED)
+
+
+@pytest.fixture(scope="module")
+def alone(runs: Runs, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Runs of two ranks that go on with one; the first where it was, so that its log goes on too."""
+    before, root = runs["tensorflow"]["plain"], tmp_path_factory.mktemp("alone")
+    shutil.copytree(before, root / "plain")
+    scenarios = with_corpus(before.parents[1], {"plain": SETTINGS} | AVERAGED)
+    averaged = runs["whole"]["averaged"] / "checkpoint-4"
+    places = dict.fromkeys(AVERAGED, averaged) | {"plain": before / "checkpoint-8"}
+    return train_all(root, "torch", 1, scenarios, places)
 
 
 def losses(run: Path) -> dict[int, float]:
@@ -79,20 +116,60 @@ def test_it_goes_on_as_if_it_had_not_stopped(runs: Runs, framework: str, first: 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", MORE)
 def test_so_do_other_policies(tmp_path: Path, name: str) -> None:
-    found = stop_and_go(tmp_path, {name: MORE[name]})
+    found = stop_and_go(tmp_path, {name: MORE[name]}, {})
     # powersgd's Q amplifies the rounding in which the frameworks differ.
     check(found, name, "tensorflow", 5, 1e-7)
     check(found, name, "torch", 9, 1e-7)
 
 
-def test_another_number_of_ranks_changes_nothing_and_the_log_goes_on(runs: Runs, tmp_path: Path) -> None:
-    before = runs["tensorflow"]["plain"]
-    shutil.copytree(before, tmp_path / "plain")
-    settings = {"plain": [*SETTINGS, *small_corpus(before.parents[1])]}
-    train_all(tmp_path, "torch", 1, settings, {"plain": before / "checkpoint-8"})
-    whole, found = losses(runs["whole"]["plain"]), losses(tmp_path / "plain")
+def test_another_number_of_ranks_changes_nothing_and_the_log_goes_on(
+    runs: Runs, alone: dict[str, Path]
+) -> None:
+    whole, found = losses(runs["whole"]["plain"]), losses(alone["plain"])
     assert list(found) == [*range(5, 13)]
     assert all(loss == pytest.approx(whole[step], rel=1e-9) for step, loss in found.items())
+
+
+@pytest.mark.parametrize("name", AVERAGED)
+def test_on_another_number_of_ranks_or_together_local_moments_go_on_by_their_mean(
+    runs: Runs, alone: dict[str, Path], name: str
+) -> None:
+    expected, found = losses(runs["whole"]["summed"]), losses(alone[name])
+    assert list(found) == [*range(5, 13)]
+    assert all(loss == pytest.approx(expected[step], rel=1e-11) for step, loss in found.items())
+
+
+def check_without_a_trace(whole: Path, again: Path) -> None:
+    expected, found = losses(whole), losses(again)
+    assert list(found) == [6, 8, 10, 12]
+    assert all(loss == pytest.approx(expected[step], rel=1e-12) for step, loss in found.items())
+    ours, theirs = (load_state(run / "checkpoint-12") for run in (whole, again))
+    assert ours.applied == theirs.applied
+    for name, array in ours.moments.items():
+        np.testing.assert_allclose(theirs.moments[name], array, rtol=1e-9, atol=1e-13, err_msg=name)
+
+
+def test_local_updates_go_on_without_a_trace(runs: Runs) -> None:
+    check_without_a_trace(runs["whole"]["local"], runs["torch"]["stayed"])
+
+
+@pytest.mark.slow
+def test_so_they_do_in_tensorflow(tmp_path: Path) -> None:
+    scenarios = with_corpus(tmp_path, {"local": SCENARIOS["local"]})
+    whole = train_all(tmp_path / "whole", "tensorflow", 2, scenarios)["local"]
+    places = {"local": whole / "checkpoint-4"}
+    check_without_a_trace(whole, train_all(tmp_path / "again", "tensorflow", 2, scenarios, places)["local"])
+
+
+def test_local_moments_are_saved_by_rank_and_others_are_not(runs: Runs) -> None:
+    shapes = {}
+    for name in ("plain", "local"):
+        state = load_state(runs["whole"][name] / "checkpoint-8")
+        shapes[name] = {moment: array.shape for moment, array in state.moments.items()}
+    assert shapes["local"] == {moment: (2, *shape) for moment, shape in shapes["plain"].items()}
+    assert all(np.any(array[0] != array[1]) for array in state.moments.values())
+    assert state.applied[0] > state.applied[1] > 0
+    assert "applied" not in (runs["whole"]["plain"] / "checkpoint-8" / STATE_FILE).read_text()
 
 
 def test_residuals_are_saved_by_rank_and_shared_out_by_their_sum(runs: Runs) -> None:
