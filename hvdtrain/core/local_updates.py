@@ -41,7 +41,7 @@ def local_updates(
     (policy,), last = trainer.spec.rules.policies, trainer.plan.max_steps
     assert isinstance(policy, Periodic)
     trainer.exchange(policy.opening())
-    skipped, skipped_in_a_row = 0, 0
+    skipped_in_a_row = 0
     while trainer.step < last:
         started, wired, waited = time.perf_counter(), trainer.wire_bytes, 0.0
         first, end = trainer.step, min(trainer.step // policy.period * policy.period + policy.period, last)
@@ -59,7 +59,7 @@ def local_updates(
             waited += time.perf_counter() - before
         trainer.exchange(policy)
         totals = dict(zip(_SUMS, _share(trainer, sums), strict=True))
-        skipped += int(totals["skipped"])
+        trainer.skipped_updates += int(totals["skipped"])
         skipped_in_a_row = 0 if totals["applied"] else skipped_in_a_row + end - first
         check_skips(trainer, skipped_in_a_row, math.nan)
         yield {
@@ -75,7 +75,7 @@ def local_updates(
             "data_wait_s": waited / (end - first),
             "wire_bytes": trainer.wire_bytes - wired,
             "loss_scale": trainer.loss_scale.value,
-            "skipped_updates": skipped,
+            "skipped_updates": trainer.skipped_updates,
         }
 
 

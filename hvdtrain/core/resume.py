@@ -39,6 +39,7 @@ def gather_state(trainer: BaseTrainer) -> TrainingState:
             trainer.samples_consumed,
             scale.value if scale.rule else 0.0,
             scale.good_updates,
+            trainer.skipped_updates,
         ),
         moments,
         tuple(_gather(trainer, rules.policy(bucket), arrays) for bucket, arrays in states),
@@ -64,8 +65,9 @@ def resume(trainer: BaseTrainer, directory: Path) -> None:
         _check(trainer, directory, state, weights)
     trainer.load_weights(_from_chief(trainer, weights))
     position = _from_chief(trainer, {"position": _numbers(state)})["position"]
-    trainer.step, trainer.windows, trainer.samples_consumed, good_updates = (int(n) for n in position[:4])
-    trainer.loss_scale = trainer.loss_scale.restored(float(position[4]), good_updates)
+    scale, counts = float(position[0]), (int(n) for n in position[1:])
+    trainer.step, trainer.windows, trainer.samples_consumed, good_updates, trainer.skipped_updates = counts
+    trainer.loss_scale = trainer.loss_scale.restored(scale, good_updates)
     _load_moments(trainer, state)
     buckets = trainer.plan.buckets
     saved = [_from_chief(trainer, state.compression[b.index] if state else {}) for b in buckets]
@@ -79,9 +81,9 @@ def resume(trainer: BaseTrainer, directory: Path) -> None:
 
 def _numbers(state: TrainingState | None) -> np.ndarray:
     found = state.position if state else Position(0, 0, 0)
-    counts = (found.step, found.windows, found.samples_consumed, found.good_updates)
+    counts = (found.step, found.windows, found.samples_consumed, found.good_updates, found.skipped_updates)
     # In float64 counts are exact up to 2^53.
-    return np.array([*counts, found.loss_scale], np.float64)
+    return np.array([found.loss_scale, *counts], np.float64)
 
 
 def _gather_moments(trainer: BaseTrainer) -> tuple[Arrays, tuple[int, ...]]:

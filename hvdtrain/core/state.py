@@ -40,6 +40,7 @@ class Position:
         samples_consumed: samples used up over all ranks.
         loss_scale: that of the next update; 0 where it never changes.
         good_updates: applied ones since it last changed.
+        skipped_updates: not applied because they were not finite; each rank's own after local updates.
     """
 
     step: int
@@ -47,6 +48,7 @@ class Position:
     samples_consumed: int
     loss_scale: float = 0.0
     good_updates: int = 0
+    skipped_updates: int = 0
 
 
 @dataclass(frozen=True)

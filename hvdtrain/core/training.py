@@ -64,6 +64,7 @@ class BaseTrainer(Adapter):
         # Updates that this rank's optimizer has applied; steps are counted also where a rank skips its own.
         self.applied = 0
         self.windows = 0
+        self.skipped_updates = 0
         self.samples_consumed = 0
         self.weights: tuple[Weight, ...] = family.weights(spec.model)
         self.loss_scale = LossScale.of_spec(spec)
@@ -157,7 +158,7 @@ class BaseTrainer(Adapter):
     def _joint_updates(self, windows: Iterator[Window]) -> Generator[dict[str, float], None, Window]:
         window = next(windows)
         divisor = float(self.sum_over_ranks(np.array([window.weight]))[0])
-        skipped_in_a_row = skipped = 0
+        skipped_in_a_row = 0
         while self.step < self.plan.max_steps:
             rules = self.spec.rules.at(self.step + 1)
             if rules.local:
@@ -188,10 +189,10 @@ class BaseTrainer(Adapter):
                     "data_wait_s": waited,
                     "wire_bytes": self.wire_bytes - wired,
                     "loss_scale": scale.value,
-                    "skipped_updates": skipped,
+                    "skipped_updates": self.skipped_updates,
                 }
             else:
-                skipped, skipped_in_a_row = skipped + 1, skipped_in_a_row + 1
+                self.skipped_updates, skipped_in_a_row = self.skipped_updates + 1, skipped_in_a_row + 1
                 check_scale(self, window, own_divisor, together=True)
                 check_skips(self, skipped_in_a_row, result.grad_norm)
                 self.loss_scale = scale.after(False)

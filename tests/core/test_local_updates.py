@@ -62,6 +62,7 @@ class Trainer:
         self.weights, self.loss_scale = (SimpleNamespace(name="w"),), scale
         self.plan = SimpleNamespace(max_steps=max_steps)
         self.step = self.applied = self.windows = self.samples_consumed = self.wire_bytes = 0
+        self.skipped_updates = 0
         self.weight, self.calls, self.scales, self.exchanged_after = 0.0, [], [], []
         self._ranks, self._rank = ranks, rank
 

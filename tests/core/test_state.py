@@ -34,7 +34,7 @@ RANKS = st.integers(1, 7)
 
 def state(applied: tuple[int, ...] = ()) -> TrainingState:
     return TrainingState(
-        Position(step=7, windows=8, samples_consumed=64),
+        Position(step=7, windows=8, samples_consumed=64, good_updates=3, skipped_updates=1),
         {"w.exp_avg": np.arange(6.0).reshape(2, 3), "w.exp_avg_sq": np.ones((2, 3), np.float32)},
         (
             {"residual": np.array([[1.0], [2.0]]), "clips": np.array([3, 4]), "maximum": np.array(0.5)},

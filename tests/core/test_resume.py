@@ -1,0 +1,133 @@
+"""Going on from a checkpoint without a framework: the loop and its files, around updates that do nothing."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from hvdtrain.core.compression.protocol import Policy
+from hvdtrain.core.data import Dataset, MicroBatch, Window, prepare
+from hvdtrain.core.metrics import read_metrics
+from hvdtrain.core.plan import make_plan
+from hvdtrain.core.results import UpdateResult
+from hvdtrain.core.spec import JobSpec, load_spec
+from hvdtrain.core.state import STATE_FILE, load_state
+from hvdtrain.core.training import BaseTrainer
+from hvdtrain.core.weights import Weight
+from hvdtrain.core.world import World
+from tests.jobs.runs import TINY, small_corpus
+
+# Counted from 0: what these bring is not finite.
+BAD_WINDOWS = {1, 6}
+WEIGHTS = (Weight("w", (2, 3), True, "normal"),)
+FAMILY = SimpleNamespace(
+    weights=lambda model: WEIGHTS,
+    hf_config=lambda model, pad: {},
+    activation_bytes=lambda *shapes: 0,
+    product_elements=lambda model: 0,
+)
+
+
+class Held:
+    """A model or an optimizer whose arrays are what they were set to."""
+
+    def __init__(self, *names: str) -> None:
+        self.arrays = {name: np.zeros((2, 3)) for name in names}
+        self.updates = 0
+
+    def read(self) -> dict[str, np.ndarray]:
+        return self.arrays
+
+    def write(self, arrays: dict[str, np.ndarray], updates: int = 0) -> None:
+        self.arrays, self.updates = arrays, updates
+
+
+class Trainer(BaseTrainer):
+    """One rank whose updates are applied or skipped by a script."""
+
+    def _build(self) -> None:
+        self._model, self._optimizer = Held("w"), Held("w.exp_avg", "w.exp_avg_sq")
+        self._reducer = SimpleNamespace(read=lambda: [{}], write=lambda states: None, wire_bytes=0)
+        self.numbers: list[int] = []
+
+    def update(
+        self,
+        window: Window,
+        divisor: float,
+        next_weight: float,
+        learning_rate: float,
+        update: int,
+        loss_scale: float,
+    ) -> UpdateResult:
+        self.numbers.append(update)
+        return UpdateResult(divisor, 1.0, self.windows not in BAD_WINDOWS, next_weight, window.tokens)
+
+    def local_update(
+        self, window: Window, divisor: float, learning_rate: float, update: int, loss_scale: float
+    ) -> UpdateResult:
+        return self.update(window, divisor, 0.0, learning_rate, update, loss_scale)
+
+    def find_nonfinite(self, window: Window, divisor: float, loss_scale: float) -> np.ndarray:
+        return np.array([False, True])
+
+    def exchange(self, policy: Policy) -> None:
+        pass
+
+    def loss_sum(self, batch: MicroBatch) -> float:
+        return batch.weight
+
+    def sum_over_ranks(self, values: np.ndarray) -> np.ndarray:
+        return values
+
+    def broadcast(self, values: np.ndarray) -> np.ndarray:
+        return values
+
+
+def train(directory: Path, spec: JobSpec, dataset: Dataset, resume: Path | None = None) -> Trainer:
+    plan = make_plan(
+        spec, WEIGHTS, size=1, threads=1, train_tokens=dataset.train.lengths, validation_samples=0
+    )
+    world = World(0, 1, 0, 1, 1)
+    family: Any = FAMILY
+    trainer = Trainer(spec, plan, world, dataset, family, directory, resume)
+    trainer.train()
+    return trainer
+
+
+def skipped(directory: Path) -> list[int]:
+    return [line["skipped_updates"] for line in read_metrics(directory)[0]]
+
+
+# A common update that is skipped does not count, and a rank's own does: it is one of its period's.
+@pytest.mark.parametrize(
+    ("compression", "whole", "rest", "numbers"),
+    [
+        ("{type: none}", [0, 1, 1, 1, 1, 2, 2, 2], [1, 2, 2, 2], [5, 6, 6, 7, 8]),
+        ("{type: local_sgd, sync_every: 2}", [1, 1, 1, 2], [1, 2], [4, 5, 6, 6]),
+    ],
+)
+def test_skips_are_counted_on_and_so_are_the_optimizers_updates(
+    tmp_path: Path, compression: str, whole: list[int], rest: list[int], numbers: list[int]
+) -> None:
+    sets = [f"compression={compression}", "max_steps=8", "checkpointing.save_steps=4"]
+    batch = "batch.per_device_train_batch_size=2"
+    spec = load_spec("bert", [*TINY, *small_corpus(tmp_path), batch, "model.dtype=float64", *sets])
+    dataset = prepare(spec.data, spec.model.vocab_size, spec.seed)
+    train(tmp_path / "whole", spec, dataset)
+    assert skipped(tmp_path / "whole") == whole
+    checkpoint = tmp_path / "whole" / "checkpoint-4"
+    assert load_state(checkpoint).position.skipped_updates == 1
+    found = train(tmp_path / "rest", spec, dataset, checkpoint)
+    assert skipped(tmp_path / "rest") == rest
+    assert found.numbers == numbers
+    # One that was saved before skips were.
+    record = json.loads((checkpoint / STATE_FILE).read_text())
+    del record["skipped_updates"]
+    (checkpoint / STATE_FILE).write_text(json.dumps(record))
+    train(tmp_path / "older", spec, dataset, checkpoint)
+    assert skipped(tmp_path / "older") == [count - 1 for count in rest]
