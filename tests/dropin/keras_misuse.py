@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import keras
 import pytest
@@ -75,6 +76,46 @@ def check_wrong_arguments_are_told() -> None:
         hvd.DistributedOptimizer(optimizer)
     with raises(SpecError, "backward_passes_per_step"):
         DistributedGradientTape(tf.GradientTape(), backward_passes_per_step=2)
+
+
+def check_a_tape_beside_a_loss_scale() -> None:
+    """By either kind of variable, clipped on the way or not; what nothing is kept of goes through."""
+    feedback = {"type": "topk", "ratio": 0.3}
+    waits = "waits in units of its loss scale, which LossScaleOptimizer changes: use a plain tape"
+    for arguments, told in (
+        ({"compression": feedback}, waits),
+        ({"max_grad_norm": 0.3}, "max_grad_norm: the tape clips gradients that still"),
+        ({"compression": feedback | {"use_error_feedback": False}}, None),
+        ({"compression": "fp16"}, None),
+    ):
+        for compiled in (True, False):
+            step = _scaled_step(arguments, compiled)
+            if told is None:
+                step()
+                continue
+            with raises(SpecError, told):
+                step()
+    # Without a scale both are what they are for.
+    _scaled_step({"compression": feedback, "max_grad_norm": 0.3}, True, sgd(0.1))()
+
+
+def _scaled_step(
+    arguments: dict[str, Any], compiled: bool, optimizer: keras.optimizers.Optimizer | None = None
+) -> Callable[[], None]:
+    made, measure = cases.model(), cases.loss()
+    ((x, y),) = shares(cases.batches([4] * 2))
+    optimizer = optimizer or keras.optimizers.LossScaleOptimizer(sgd(0.1))
+    # TensorFlow's own variables on one of the ways.
+    sources = [v.value for v in made.trainable_variables] if compiled else made.trainable_variables
+
+    def step() -> None:
+        with tf.GradientTape() as tape:
+            value = optimizer.scale_loss(measure(y, made(x, training=True)))
+        found = DistributedGradientTape(tape, **arguments).gradient(value, sources)
+        clipped, _ = tf.clip_by_global_norm(found, 1e6)
+        optimizer.apply_gradients(zip(clipped, made.trainable_variables, strict=True))
+
+    return tf.function(step) if compiled else step
 
 
 def check_samples_that_are_not_known_are_told() -> None:

@@ -2,6 +2,7 @@
 
 from hvdtrain.core.dropin.agreement import check_gathered, check_same, describe, digest
 from hvdtrain.core.dropin.layout import Parameter, accumulator, lay_out
+from hvdtrain.core.dropin.residuals import keeps_residuals, residuals_are_scaled
 from hvdtrain.core.dropin.sampling import share_length, share_of_epoch
 from hvdtrain.core.dropin.settings import Settings, make_settings
 from hvdtrain.core.dropin.spelling import Horovod, settings_of
@@ -15,8 +16,10 @@ __all__ = [
     "check_same",
     "describe",
     "digest",
+    "keeps_residuals",
     "lay_out",
     "make_settings",
+    "residuals_are_scaled",
     "settings_of",
     "share_length",
     "share_of_epoch",

@@ -12,7 +12,7 @@ import tensorflow as tf
 
 from hvdtrain.core.compression.protocol import State
 from hvdtrain.core.compression.rules import Rules
-from hvdtrain.core.dropin import Parameter, Settings, accumulator, lay_out
+from hvdtrain.core.dropin import Parameter, Settings, accumulator, keeps_residuals, lay_out
 from hvdtrain.core.optimizers import CLIP_EPSILON
 from hvdtrain.tensorflow.driver import Driver, pack, variables
 from hvdtrain.tensorflow.dropin.agreement import check_structure, check_values, parameters_of
@@ -96,6 +96,12 @@ class Gradients:
             self._micro.assign_add(1)
 
         tf.cond(tf.equal(self._micro, steps - 1), last, early)
+
+    @property
+    def keeps_residuals(self) -> bool:
+        """Whether any policy adds to an update what it did not send of the last one."""
+        policies = map(self.settings.rules.policy, self.buckets)
+        return keeps_residuals(zip(policies, self._states, strict=True))
 
     @property
     def wire_bytes(self) -> int:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+import functools
+from collections.abc import Hashable, Iterable
 from typing import Any
 
+import keras
 import tensorflow as tf
 
-from hvdtrain.core.dropin import Settings, settings_of
+from hvdtrain.core.dropin import Settings, residuals_are_scaled, settings_of
 from hvdtrain.core.errors import SpecError
 from hvdtrain.engine.cache import wire_types
 from hvdtrain.tensorflow.dropin.arguments import HOROVOD
@@ -30,7 +32,8 @@ def DistributedGradientTape(
 ) -> tf.GradientTape:
     """Make a tape's `gradient` reduce what it finds over all ranks.
 
-    For gradients that add up over micro-batches, use `hvdtrain.keras.DistributedOptimizer` in the same loop.
+    For gradients that add up over micro-batches, and with a loss scale beside error feedback or
+    `max_grad_norm`, use `hvdtrain.keras.DistributedOptimizer` in the same loop.
 
     Args:
         gradtape: it is changed in place.
@@ -86,3 +89,35 @@ def _gradients_of(settings: Settings, sources: list[tf.Variable]) -> Gradients:
     if key not in _known:
         _known[key] = Gradients(settings, sources, f"tape{len(_known)}.")
     return _known[key]
+
+
+def _refuse_what_a_loss_scale_spoils() -> None:
+    """A tape reduces before the optimizer takes the scale out, and only the optimizer knows that it will."""
+    plain = keras.optimizers.LossScaleOptimizer.apply
+
+    @functools.wraps(plain)
+    def apply(self: Any, grads: Any, trainable_variables: Any = None) -> None:
+        _check_unscaled(self._trainable_variables if trainable_variables is None else trainable_variables)
+        plain(self, grads, trainable_variables)
+
+    keras.optimizers.LossScaleOptimizer.apply = apply
+
+
+@tf.autograph.experimental.do_not_convert
+def _check_unscaled(variables: Iterable[Any]) -> None:
+    instead = "a plain tape and hvdtrain.keras.DistributedOptimizer, which takes the scale out first"
+    # Keras' variables and TensorFlow's own have their handle in common.
+    scaled = {id(variable.handle) for variable in variables}
+    for gradients in _known.values():
+        if scaled.isdisjoint(id(variable.handle) for variable in gradients.sources):
+            continue
+        if gradients.keeps_residuals:
+            raise residuals_are_scaled("LossScaleOptimizer", instead)
+        if gradients.settings.max_grad_norm is not None:
+            raise SpecError(
+                "DistributedGradientTape: max_grad_norm: the tape clips gradients that still have the scale "
+                f"of LossScaleOptimizer in them: use {instead}, or the clipping of the optimizer inside"
+            )
+
+
+_refuse_what_a_loss_scale_spoils()

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import horovod.torch as hvd
 import torch
 
-from hvdtrain.core.dropin import Settings, accumulator, lay_out
+from hvdtrain.core.dropin import Settings, accumulator, keeps_residuals, lay_out
 from hvdtrain.core.errors import TrainingError
 from hvdtrain.torch.dropin.agreement import compare_ranks, facts
 from hvdtrain.torch.dropin.backward import BACKWARD
@@ -153,11 +153,7 @@ class Gradients(Filling):
     @property
     def keeps_residuals(self) -> bool:
         """Whether any policy adds to an update what it did not send of the last one."""
-        return any(
-            (policy.residuals - policy.counters) & slot.state.keys()
-            for slot in self._slots
-            for policy in [self._rules.policy(slot.bucket)]
-        )
+        return keeps_residuals((self._rules.policy(slot.bucket), slot.state) for slot in self._slots)
 
     def _open(self) -> None:
         # The last window is being added to: its sums are kept, so what they left over must be as well.

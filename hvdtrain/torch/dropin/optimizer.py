@@ -11,7 +11,7 @@ from typing import Any
 import horovod.torch as hvd
 import torch
 
-from hvdtrain.core.dropin import Settings, settings_of
+from hvdtrain.core.dropin import Settings, residuals_are_scaled, settings_of
 from hvdtrain.core.errors import SpecError, TrainingError
 from hvdtrain.core.optimizers import CLIP_EPSILON
 from hvdtrain.engine.cache import wire_types
@@ -165,11 +165,7 @@ class _Distributed:
     def _step_supports_amp_scaling(self) -> bool:
         # GradScaler asks for it before each step, and nobody else does.
         if self._gradients.keeps_residuals:
-            raise SpecError(
-                "compression: what an update did not send waits in units of its loss scale, which GradScaler "
-                "changes: use autocast with bfloat16 and no GradScaler, or none, fp16, or a compression with "
-                "use_error_feedback: false"
-            )
+            raise residuals_are_scaled("GradScaler", "autocast with bfloat16 and no GradScaler")
         return bool(vars(self).get("_step_supports_amp_scaling", False))
 
     def _of_all_ranks(self, closure: Callable[[], Any]) -> Callable[[], Any]:
