@@ -153,14 +153,14 @@ class Ops:
         """`matrix` with a vector added to one of its rows."""
         return tf.tensor_scatter_nd_add(matrix, [[row]], values[None])
 
-    def pack_bits(self, bits: tf.Tensor) -> tf.Tensor:
-        """Eight booleans to a byte."""
-        padded = tf.pad(tf.cast(bits, tf.uint8), [[0, -bits.shape[0] % 8]])
+    def pack_signs(self, array: tf.Tensor) -> tf.Tensor:
+        """Whether each element is at least 0, eight to a byte."""
+        padded = tf.pad(tf.cast(array >= 0.0, tf.uint8), [[0, -array.shape[0] % 8]])
         octets = tf.bitcast(tf.reshape(padded, [-1, 8]), tf.int64)
         return tf.cast(tf.bitwise.right_shift(octets * GATHER, 56) & 255, tf.uint8)
 
     def unpack_signs(self, packed: tf.Tensor, count: int, dtype: str) -> tf.Tensor:
-        """The first `count` booleans of a vector of bytes, as 1 and -1."""
+        """What the first `count` bits of a vector of bytes say: 1 or -1."""
         octets = tf.gather(tf.constant(SIGNS, dtype), tf.cast(packed, tf.int32))
         return tf.reshape(octets, [-1])[:count]
 

@@ -164,8 +164,9 @@ class Reducer:
     def _arrived(self, slot: _Slot) -> None:
         if self._last_backward:
             slot.waiting -= 1
+            # With every gradient, not every bucket: the other ranks wait for what comes next of a policy.
+            self._resume_answered()
             if slot.waiting == 0:
-                self._resume_answered()
                 self._start(slot)
 
     def _start(self, slot: _Slot) -> None:

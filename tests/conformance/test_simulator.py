@@ -259,7 +259,7 @@ def test_powersgd_is_pytorchs_hook(rank: int) -> None:
     layout, ranks = bucket(0, (30, 20)), 3
     policy = PowerSGD(start_powerSGD_iter=0, matrix_approximation_rank=rank)
     simulator = Simulator(policy, layout, ranks)
-    q = simulator.states[0]["q"].reshape(20, rank)
+    q = simulator.states[0]["q"].reshape(rank, 20).T
     errors = np.zeros((ranks, 30, 20))
     for update in range(1, 5):
         given_ = gradients(update, ranks, layout.size)

@@ -1,4 +1,4 @@
-"""Eight booleans to a byte, for frameworks that have no verb for it."""
+"""Eight signs to a byte, for frameworks that have no verb for it."""
 
 from __future__ import annotations
 

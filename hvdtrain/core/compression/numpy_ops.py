@@ -145,12 +145,12 @@ class Ops:
         matrix[row] += values
         return matrix
 
-    def pack_bits(self, bits: _Array) -> _Array:
-        """Eight booleans to a byte."""
-        return np.packbits(bits)
+    def pack_signs(self, array: _Array) -> _Array:
+        """Whether each element is at least 0, eight to a byte."""
+        return np.packbits(array >= 0.0)
 
     def unpack_signs(self, packed: _Array, count: int, dtype: str) -> _Array:
-        """The first `count` booleans of a vector of bytes, as 1 and -1."""
+        """What the first `count` bits of a vector of bytes say: 1 or -1."""
         return np.where(np.unpackbits(packed, count=count), 1.0, -1.0).astype(dtype)
 
     def random_uniform(self, size: int, purpose: str, update: int, *indices: int) -> _Array:

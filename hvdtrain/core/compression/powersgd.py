@@ -18,7 +18,7 @@ class PowerSGD(Policy):
     """Sums each large matrix M as P Qᵀ; vectors and matrices not worth it travel as they are.
 
     Names and defaults are those of PyTorch's hook. With the sum instead of the mean over n ranks, a rank's
-    residual is M - P Qᵀ / n. State: `residual` (the compressed matrices behind each other) and `q` (their Q).
+    residual is M - P Qᵀ / n. State: `residual` (the compressed matrices behind each other) and `q` (each Qᵀ).
 
     Attributes:
         matrix_approximation_rank: columns of P and Q.
@@ -64,22 +64,20 @@ class PowerSGD(Policy):
             waiting = ops.split(state["residual"], [s.size for s in shapes])
             matrices = [iadd(part, rest) for part, rest in zip(matrices, waiting, strict=True)]
         ms = [ops.reshape(part, (s.rows, s.columns)) for part, s in zip(matrices, shapes, strict=True)]
-        qs = (
-            _unflat(ops, state["q"], [(s.columns, s.rank) for s in shapes])
-            if self.warm_start
-            else self._random_q(ops, bucket, update, dtype)
-        )
-        summed = yield AllReduce(_flat(ops, [*plain, *(m @ q for m, q in zip(ms, qs, strict=True))]))
-        *plain, ps = ops.split(summed, [*(p.shape[0] for p in plain), sum(s.rows * s.rank for s in shapes)])
-        ps = [ops.orthogonalise(p) for p in _unflat(ops, ps, [(s.rows, s.rank) for s in shapes])]
-        q = yield AllReduce(_flat(ops, [ops.transpose(m) @ p for m, p in zip(ms, ps, strict=True)]))
-        qs = _unflat(ops, q, [(s.columns, s.rank) for s in shapes])
-        lows = [p @ ops.transpose(q) for p, q in zip(ps, qs, strict=True)]
+        # Thin factors are made as their transposes: BLAS is several times slower the other way round.
+        tall, wide = [(s.rank, s.rows) for s in shapes], [(s.rank, s.columns) for s in shapes]
+        qs = _unflat(ops, state["q"], wide) if self.warm_start else self._random_q(ops, bucket, update, dtype)
+        ps = [q @ ops.transpose(m) for q, m in zip(qs, ms, strict=True)]
+        summed = yield AllReduce(_flat(ops, [*plain, *ps]))
+        *plain, p = ops.split(summed, [*(p.shape[0] for p in plain), sum(rows * k for k, rows in tall)])
+        ps = [ops.orthogonalise(ops.transpose(p)) for p in _unflat(ops, p, tall)]
+        q = yield AllReduce(_flat(ops, [ops.transpose(p) @ m for p, m in zip(ps, ms, strict=True)]))
+        qs = _unflat(ops, q, wide)
+        lows = [p @ q for p, q in zip(ps, qs, strict=True)]
         found: State = {}
         if self.use_error_feedback:
             sent = zip(ms, ps, qs, strict=True)
-            lost = [ops.minus_product(m, p, ops.transpose(q / ops.ranks)) for m, p, q in sent]
-            found["residual"] = _flat(ops, lost)
+            found["residual"] = _flat(ops, [ops.minus_product(m, p, q / ops.ranks) for m, p, q in sent])
         if self.warm_start:
             found["q"] = q
         return _merge(ops, chosen, plain, [ops.reshape(low, (-1,)) for low in lows], flat), found
@@ -106,10 +104,12 @@ class PowerSGD(Policy):
         return _Shape(shape[0], columns, rank)
 
     def _random_q(self, ops: Ops, bucket: Bucket, update: Array, dtype: str) -> list[Array]:
-        return [
-            ops.cast(ops.random_orthonormal(s.columns, s.rank, "powersgd", update, bucket.index, i), dtype)
+        """Qᵀ of each compressed matrix."""
+        drawn = (
+            ops.random_orthonormal(s.columns, s.rank, "powersgd", update, bucket.index, i)
             for i, s in enumerate(self._shapes(bucket))
-        ]
+        )
+        return [ops.transpose(ops.cast(q, dtype)) for q in drawn]
 
 
 @dataclass(frozen=True)

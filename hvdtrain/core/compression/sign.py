@@ -41,19 +41,19 @@ class Sign(Policy):
         if self.use_error_feedback:
             flat += state["residual"]
         excess = block * blocks - bucket.size
-        tail = ops.zeros((excess,), dtype)
-        padded = ops.reshape(ops.concat([flat, tail]), (blocks, block))
+        whole = ops.concat([flat, ops.zeros((excess,), dtype)]) if excess else flat
+        padded = ops.reshape(whole, (blocks, block))
         # A product with ones: the quickest sum along the last axis in either framework.
         means = ops.reshape(abs(padded) @ (ops.zeros((block, 1), dtype) + 1.0), (-1,))
         means /= ops.concat(
             [ops.zeros((blocks - 1,), dtype) + block, ops.zeros((1,), dtype) + (block - excess)]
         )
         # A scale that is not finite reaches every element of its block, so nothing is laundered.
-        bits = ops.pack_bits(ops.reshape(padded, (-1,)) >= 0.0)
+        bits = ops.pack_signs(whole)
         message = ops.concat([ops.to_bytes(ops.cast(means, "float32")), bits])
         gathered = yield AllGather(message)
-        total = ops.zeros((bucket.size,), dtype)
-        for rank in range(ops.ranks):
+        total = self._signed(ops, bucket, gathered[0], dtype)
+        for rank in range(1, ops.ranks):
             total += self._signed(ops, bucket, gathered[rank], dtype)
         if self.use_error_feedback:
             state = {"residual": flat - self._signed(ops, bucket, message, dtype)}

@@ -190,12 +190,12 @@ class StackedOps:
         rows[np.arange(count), row.rows] += values.rows
         return Stacked(rows)
 
-    def pack_bits(self, bits: Stacked) -> Stacked:
-        """Eight booleans to a byte."""
-        return Stacked(np.packbits(bits.rows, axis=1))
+    def pack_signs(self, array: Stacked) -> Stacked:
+        """Whether each element is at least 0, eight to a byte."""
+        return Stacked(np.packbits(array.rows >= 0.0, axis=1))
 
     def unpack_signs(self, packed: Stacked, count: int, dtype: str) -> Stacked:
-        """The first `count` booleans of a vector of bytes, as 1 and -1."""
+        """What the first `count` bits of a vector of bytes say: 1 or -1."""
         return Stacked(np.unpackbits(packed.rows, axis=1, count=count).astype(dtype) * 2 - 1)
 
     def random_uniform(self, size: int, purpose: str, update: int, *indices: int | Stacked) -> Stacked:

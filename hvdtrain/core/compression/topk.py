@@ -88,8 +88,9 @@ class TopK(Policy):
 
     def _step(self, ops: Ops, flat: Array, state: State) -> Array:
         if self.local_clipping is not None:
-            norm = ops.sum(flat * flat) ** 0.5
-            flat = flat * ops.clip(self.local_clipping / ops.ranks**0.5 / norm, 0.0, 1.0) + ops.poison(flat)
+            row = ops.reshape(flat, (1, -1))
+            norm = ops.reshape(row @ ops.transpose(row), ()) ** 0.5
+            flat = flat * ops.clip(self.local_clipping / ops.ranks**0.5 / norm, 0.0, 1.0)
         return flat + self.momentum * state["momentum"] if self.momentum else flat
 
 

@@ -149,12 +149,15 @@ class Ops(Protocol):
         """`matrix` with a vector added to one of its rows; may reuse the memory of `matrix`."""
         ...
 
-    def pack_bits(self, bits: Array) -> Array:
-        """Eight booleans to a byte, the first in the highest bit, padded with zeros: uint8."""
+    def pack_signs(self, array: Array) -> Array:
+        """Whether each element along the last axis is at least 0, eight to a byte: uint8.
+
+        The first is in the highest bit; the last byte is padded with zeros.
+        """
         ...
 
     def unpack_signs(self, packed: Array, count: int, dtype: str) -> Array:
-        """The first `count` booleans of a vector of bytes, as 1 where they hold, else -1."""
+        """What the first `count` bits of a vector of bytes say: 1 or -1."""
         ...
 
     def random_uniform(self, size: int, purpose: str, update: Array, *indices: int) -> Array:
