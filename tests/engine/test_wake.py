@@ -1,4 +1,4 @@
-"""The installed Horovod looks for tensors when they arrive, and not when its cycle says so."""
+"""The installed Horovod looks for tensors when they arrive, and who waits for one sleeps."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import pytest
 from tests.jobs.runs import launch
 
 WORKER = Path(__file__).with_name("wake_worker.py")
+SLEEPER = Path(__file__).with_name("sleep_worker.py")
 
 
 @pytest.mark.parametrize("wire", [pytest.param("gloo", marks=pytest.mark.slow), "mpi"])
@@ -16,4 +17,9 @@ def test_a_tensor_ends_the_sleep_of_a_cycle(wire: str, monkeypatch: pytest.Monke
     monkeypatch.setenv("HOROVOD_CYCLE_TIME", "5000")
     # Sleeping out each cycle, six collectives one after another would take longer; leaving takes one.
     done = launch(2, [str(WORKER)], wire=wire, timeout=30)
+    assert done.returncode == 0, done.stdout[-3000:]
+
+
+def test_a_rank_that_waits_leaves_its_core_to_others() -> None:
+    done = launch(2, [str(SLEEPER)], wire="gloo", timeout=60)
     assert done.returncode == 0, done.stdout[-3000:]

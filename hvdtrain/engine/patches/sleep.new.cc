@@ -1,0 +1,4 @@
+  {
+    py::gil_scoped_release release_python_gil;
+    handle_manager.Wait(handle);
+  }
