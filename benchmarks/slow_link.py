@@ -1,7 +1,8 @@
 """Step times of compression policies between two emulated hosts with a slow link between them.
 
-Beside each the time that cannot be beaten: computing, or sending the bytes at the link's rate, whichever is
-longer. Needs root, iproute2 and openssh-server. See docs/benchmarks.md.
+Beside each the time that cannot be beaten: computing alone, right before it, or sending the bytes as fast as
+a bare TCP connection does, whichever is longer. Needs root, iproute2 and openssh-server. See
+docs/benchmarks.md.
 """
 
 from __future__ import annotations
@@ -36,7 +37,8 @@ def slow_link(
     *,
     framework: Annotated[str, typer.Option(help="torch or tensorflow.")] = "torch",
     mbit: Annotated[float, typer.Option(min=1.0, help="Rate of each link, in 10^6 bits/s.")] = 100.0,
-    steps: Annotated[int, typer.Option(min=4, help="Timed updates.")] = 16,
+    rounds: Annotated[int, typer.Option(min=1, help="Runs of each policy, in turns.")] = 3,
+    steps: Annotated[int, typer.Option(min=4, help="Timed updates of a run.")] = 20,
     only: Annotated[list[str] | None, typer.Option(help="These policies alone.")] = None,
     set_: Annotated[list[str] | None, typer.Option("--set", help="Override: FIELD.PATH=VALUE.")] = None,
     json_file: Annotated[Path | None, typer.Option("--json", help="Write all figures here.")] = None,
@@ -45,52 +47,92 @@ def slow_link(
     console = Console()
     common = [f"max_steps={_FIRST + steps}", "evaluation.eval_steps=null", "num_threads=1", *(set_ or [])]
     names = [name for name in POLICIES if (not only or name in only) and name not in _NOT_EACH_UPDATE]
-    found: dict[str, Figures] = {}
+    found: dict[str, list[Figures]] = {name: [] for name in names}
     with emulated_hosts(2) as hosts:
-        compute = _compute(hosts, framework, [*common, "compression.type=none"])
-        _shape(hosts, mbit)
-        for name in names:
-            console.print(f"{framework}: {name} ...")
-            # Warmed up before the first timed update: what most of a run is like.
-            policy = POLICIES[name].replace("warmup_steps: 60", "warmup_steps: 8")
-            found[name] = _measure(hosts, framework, [*common, f"compression={policy}"], hosts.names)
-    table = Table(title=f"{framework}: 2 hosts at {mbit:g} Mbit/s, computing {compute * 1e3:.0f} ms")
-    for heading in ("policy", "bytes", "on the wire", "limit", "update", "ratio"):
-        table.add_column(heading, justify="left" if heading == "policy" else "right")
-    for name, run in found.items():
-        wire = run["bytes"] * 8 / (mbit * 1e6)
-        run |= {"wire": wire, "limit": max(compute, wire), "ratio": run["seconds"] / max(compute, wire)}
-        times = (f"{run[key] * 1e3:.0f} ms" for key in ("wire", "limit", "seconds"))
-        table.add_row(name, f"{run['bytes']:,.0f}", *times, f"{run['ratio']:.2f}")
-    console.print(table)
+        _separate(hosts, mbit)
+        link = _measure_link(hosts)
+        for turn in range(rounds):
+            console.print(f"{framework}: round {turn + 1} of {rounds} ...")
+            for name in names:
+                # Warmed up before the first timed update: what most of a run is like.
+                policy = POLICIES[name].replace("warmup_steps: 60", "warmup_steps: 8")
+                compute = _compute(hosts, framework, [*common, "compression.type=none"])
+                lines = _run(hosts, framework, [*common, f"compression={policy}"], hosts.names)
+                sent, seconds = (median(x[key] for x in lines) for key in ("wire_bytes", "step_time_s"))
+                wire = sent / link["rate"]
+                run = {"bytes": sent, "compute": compute, "wire": wire, "seconds": seconds}
+                found[name].append(run | {"ratio": seconds / max(compute, wire)})
+    console.print(_table(f"{framework}: 2 hosts at {mbit:g} Mbit/s", found))
+    console.print(
+        f"A bare TCP connection carries {link['rate'] * 8e-6:.1f} Mbit/s of payload; a round trip takes "
+        f"{link['round_trip'] * 1e3:.2f} ms."
+    )
     if json_file:
-        json_file.write_text(json.dumps({"mbit": mbit, "compute": compute, "runs": found}, indent=2) + "\n")
+        json_file.write_text(json.dumps({"mbit": mbit, "link": link, "runs": found}, indent=2) + "\n")
+
+
+def _table(title: str, found: dict[str, list[Figures]]) -> Table:
+    table = Table(title=title)
+    for heading in ("policy", "bytes", "computing", "on the wire", "update", "ratio", "in each round"):
+        table.add_column(heading, justify="left" if heading == "policy" else "right", no_wrap=True)
+    for name, runs in found.items():
+        mid = {key: median(run[key] for run in runs) for key in runs[0]}
+        times = (f"{mid[key] * 1e3:.0f} ms" for key in ("compute", "wire", "seconds"))
+        each = " ".join(f"{run['ratio']:.2f}" for run in runs)
+        table.add_row(name, f"{mid['bytes']:,.0f}", *times, f"{mid['ratio']:.2f}", each)
+    return table
 
 
 # Adasum has no Gloo; the others' updates differ among each other.
 _NOT_EACH_UPDATE = {"adasum", "local_sgd, 4 updates", "diloco, 20 updates"}
 
 
-def _compute(hosts: Cluster, framework: str, overrides: list[str]) -> float:
-    """An update of a job of one rank, while the other hosts run one of their own: all share this machine."""
-    with ThreadPoolExecutor() as pool:
-        alone = [pool.submit(_measure, hosts, framework, overrides, (name,)) for name in hosts.names]
-        return max(each.result()["seconds"] for each in alone)
-
-
-def _shape(hosts: Cluster, mbit: float) -> None:
-    for name in hosts.names:
+def _separate(hosts: Cluster, mbit: float) -> None:
+    """Give each host a core of its own, as far as there are so many, and a link of that rate."""
+    for i, name in enumerate(hosts.names):
+        os.sched_setaffinity(hosts.pids[name], {_core(i)})
         command = ["tc", "qdisc", "add", "dev", "eth0", "root", "tbf", "rate", f"{mbit}mbit"]
         inside = ["nsenter", "-t", str(hosts.pids[name]), "-n"]
         subprocess.run([*inside, *command, "burst", "128kb", "latency", "50ms"], check=True)
 
 
-def _measure(hosts: Cluster, framework: str, overrides: list[str], names: tuple[str, ...]) -> Figures:
+def _measure_link(hosts: Cluster) -> Figures:
+    probe, port = [sys.executable, str(Path(__file__).with_name("link.py"))], "9000"
+    with ThreadPoolExecutor() as pool:
+        serving = pool.submit(
+            hosts.run, hosts.names[1], [*probe, "serve", port], cwd=Path.cwd(), env=os.environ, timeout_s=60
+        )
+        command = [*probe, "measure", hosts.names[1], port]
+        status, output = hosts.run(hosts.names[0], command, cwd=Path.cwd(), env=os.environ, timeout_s=60)
+        serving.result()
+    if status:
+        sys.exit(f"error: {' '.join(command)} failed:\n{output}")
+    return json.loads(output)
+
+
+def _core(host: int) -> int:
+    cores = sorted(os.sched_getaffinity(0))
+    return cores[host % len(cores)]
+
+
+def _compute(hosts: Cluster, framework: str, overrides: list[str]) -> float:
+    """An update of jobs of one rank, one on each host at once: that of the slower, as in a job of both."""
+    with ThreadPoolExecutor() as pool:
+        alone = [pool.submit(_run, hosts, framework, overrides, (name,)) for name in hosts.names]
+        times = [[line["step_time_s"] for line in each.result()] for each in alone]
+    return median(max(together) for together in zip(*times, strict=True))
+
+
+def _run(
+    hosts: Cluster, framework: str, overrides: list[str], names: tuple[str, ...]
+) -> list[dict[str, float]]:
+    """Metric lines of the timed updates of a job with one rank on each of these hosts."""
     with tempfile.TemporaryDirectory() as folder:
         settings = [part for override in overrides for part in ("--set", override)]
         binaries = Path(sys.executable).parent
         where = ",".join(f"{name}:1" for name in names)
         command = [
+            *("taskset", "-c", str(_core(hosts.names.index(names[0])))),
             *(str(binaries / "horovodrun"), "-np", str(len(names)), "--gloo", "-H", where),
             # One rank alone is on its own host, which horovodrun looks for on lo.
             *("--network-interface", "eth0") * (len(names) > 1),
@@ -100,11 +142,7 @@ def _measure(hosts: Cluster, framework: str, overrides: list[str], names: tuple[
         status, output = hosts.run(names[0], command, cwd=Path.cwd(), env=env, timeout_s=600)
         if status:
             sys.exit(f"error: {' '.join(command)} failed:\n{output[-3000:]}")
-        lines = read_metrics(Path(folder))[0][_FIRST:]
-    return {
-        "seconds": median(x["step_time_s"] for x in lines),
-        "bytes": median(x["wire_bytes"] for x in lines),
-    }
+        return read_metrics(Path(folder))[0][_FIRST:]
 
 
 if __name__ == "__main__":
