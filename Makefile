@@ -25,8 +25,9 @@ setup:  ## .venv with both frameworks, and Horovod built for them (again only wh
 demo: setup  ## train the default BERT in PyTorch and in TensorFlow on 2 ranks, and compare the curves
 	@$(BIN)/hvdtrain demo
 
+# Two at a time: one test's ranks start while another's wait.
 test: setup  ## the tests
-	@$(BIN)/python -m pytest
+	@$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 test-all: export EMULATED_HOSTS := 1
 test-all: setup  ## the tests, those included that take many minutes (CUDA build)

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
+import tests.jobs.without_sklearn  # noqa: F401
 from hvdtrain.core.compression.protocol import Policy
 from hvdtrain.core.compression.rules import Rules
 from tests.conformance.cases import BUCKETS, COMBINING, POLICIES, gradients

@@ -14,6 +14,7 @@ import traceback
 from pathlib import Path
 
 import hvdtrain.keras as hvd
+import tests.jobs.without_sklearn  # noqa: F401
 
 
 def main(results: str, *modules: str) -> None:

@@ -14,6 +14,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import tests.jobs.without_sklearn  # noqa: F401
 from hvdtrain.core.job import Framework, run_job
 from tests.jobs.runs import TINY
 

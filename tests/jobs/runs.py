@@ -53,7 +53,8 @@ def launch(
         wire: `mpirun`; or `mpi` or `gloo`, by horovodrun.
         timeout: in seconds.
     """
-    placing = ["--oversubscribe", "--bind-to", "none"]
+    # Who waits yields: tests run beside each other.
+    placing = ["--oversubscribe", "--bind-to", "none", "--mca", "mpi_yield_when_idle", "1"]
     if wire == "mpirun":
         command = ["mpirun", "--allow-run-as-root", "--tag-output", *placing, "-np", str(np)]
     else:

@@ -13,6 +13,7 @@ import sys
 import traceback
 from pathlib import Path
 
+import tests.jobs.without_sklearn  # noqa: F401
 from hvdtrain.core.job import train_spec
 from hvdtrain.core.spec import load_spec
 
