@@ -8,7 +8,6 @@ import sys
 import time
 from typing import Any
 
-import tests.jobs.without_sklearn  # noqa: F401
 import keras
 
 import hvdtrain.keras as hvd

@@ -23,6 +23,7 @@ from typing import Any
 
 import numpy as np
 
+import tests.jobs.without_sklearn  # noqa: F401
 from hvdtrain.core.data import MicroBatch, Window
 from hvdtrain.core.job import Framework, train_spec
 from hvdtrain.core.spec import load_spec
@@ -161,9 +162,10 @@ def main() -> None:
     framework: Framework = importlib.import_module(f"hvdtrain.{name}.job")._load()
     module = importlib.import_module(f"hvdtrain.{name}.trainer")
     module.MaskedLM = MODELS[name]()  # type: ignore[attr-defined]
-    world = None
+    own_dtype, world = module.compute_dtype, None
     for scenario in json.loads(listing.read_text()):
         spec = load_spec("bert", scenario["set"])
+        module.compute_dtype = own_dtype  # type: ignore[attr-defined]
         if spec.model.dtype == "float64":
             # Which a spec is not allowed.
             spec = spec.model_copy(update={"mixed_precision": "fp16"})

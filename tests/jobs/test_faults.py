@@ -34,9 +34,9 @@ def test_a_raising_rank_ends_the_job_with_its_error(framework: str, wire: str, t
     assert not (tmp_path / "out" / "model").exists()
 
 
-@pytest.mark.parametrize(
-    ("framework", "wire"), [("torch", "mpi"), pytest.param("tensorflow", "gloo", marks=SLOW)]
-)
+# What ends the others is the launcher, as tests/launch/test_run.py tries with ranks that start sooner.
+@pytest.mark.slow
+@pytest.mark.parametrize(("framework", "wire"), [("torch", "mpi"), ("tensorflow", "gloo")])
 def test_a_killed_rank_ends_the_job(framework: str, wire: str, tmp_path: Path) -> None:
     done = fail(framework, "kill", wire, tmp_path / "out")
     assert done.returncode != 0

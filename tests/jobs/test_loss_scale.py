@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,6 @@ from tests.jobs.runs import FRAMEWORKS, TINY, launch
 
 Results = dict[str, list[dict[str, np.ndarray]]]
 ELEMENTS = 2 * spoilt.ROWS * spoilt.WIDTH
-SLOW = pytest.mark.slow
 
 
 def run(directory: Path, framework: str, ranks: int, scenarios: list[dict[str, Any]]) -> Results:
@@ -36,6 +36,24 @@ def run(directory: Path, framework: str, ranks: int, scenarios: list[dict[str, A
     assert done.returncode == 0, done.stdout[-5000:]
     names = [scenario["name"] for scenario in scenarios]
     return {n: [dict(np.load(directory / f"{n}-{rank}.npz")) for rank in range(ranks)] for n in names}
+
+
+class Runs(dict[str, Results]):
+    """All that the quick tests ask of a framework, on 2 ranks in one launch."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    def __missing__(self, framework: str) -> Results:
+        names = tuple(EVERY) if framework == "torch" else FEW
+        scenarios = [*scripted(), *unscripted(names, 2), *(tiny() if framework == "torch" else [])]
+        self[framework] = run(self.root / framework, framework, 2, scenarios)
+        return self[framework]
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
+    return Runs(tmp_path_factory.mktemp("scale"))
 
 
 COMMON = [
@@ -67,19 +85,25 @@ SCALES = [16.0, 16.0, 8.0, 8.0, 8.0, 4.0, 2.0, 2.0, 2.0, 4.0, 4.0, 4.0, 8.0, 8.0
 COMPRESSIONS = {"none": "{type: none}", "topk": "{type: topk, ratio: 0.02}"}
 
 
+def scripted() -> list[dict[str, Any]]:
+    return [
+        {"name": f"scripted {name}", "set": [*SCRIPTED, f"compression={text}"], "spoil": SPOILS}
+        for name, text in COMPRESSIONS.items()
+    ]
+
+
 @pytest.mark.parametrize("framework", FRAMEWORKS)
-def test_a_scripted_run_is_the_hand_written_one(framework: str, tmp_path: Path) -> None:
-    overrides = {name: [*SCRIPTED, f"compression={text}"] for name, text in COMPRESSIONS.items()}
-    scenarios = [{"name": name, "set": found, "spoil": SPOILS} for name, found in overrides.items()]
-    for name, ranks in run(tmp_path, framework, 2, scenarios).items():
-        weights, rates = reference(load_spec("bert", overrides[name]))
-        for found in ranks:
+def test_a_scripted_run_is_the_hand_written_one(runs: Runs, framework: str) -> None:
+    for scenario in scripted():
+        name, results = scenario["name"], runs[framework][scenario["name"]]
+        weights, rates = reference(load_spec("bert", scenario["set"]))
+        for found in results:
             assert found["scales"].tolist() == SCALES
             assert np.flatnonzero(~found["applied"]).tolist() == SKIPPED
             np.testing.assert_allclose(found["rates"], rates, rtol=1e-14)
             for weight, array in weights.items():
                 np.testing.assert_allclose(found[weight], array, rtol=1e-9, atol=1e-11, err_msg=name)
-        lines = read_metrics(tmp_path / name)[0]
+        lines = read_metrics(runs.root / framework / name)[0]
         assert [line["skipped_updates"] for line in lines] == [0, 1, 1, 3, 3, 3, 3, 3, 3, 3, 3, 4]
         assert [line["loss_scale"] for line in lines] == [
             scale for i, scale in enumerate(SCALES[:-1]) if i not in SKIPPED
@@ -171,20 +195,8 @@ def script(name: str, ranks: int) -> list[tuple[int, int, int, int, str]]:
     ]
 
 
-WORLDS = [
-    pytest.param("torch", 2, tuple(EVERY), id="torch-2"),
-    pytest.param("torch", 4, tuple(EVERY), id="torch-4", marks=SLOW),
-    pytest.param("tensorflow", 2, FEW, id="tensorflow-2-few"),
-    pytest.param("tensorflow", 2, tuple(EVERY), id="tensorflow-2", marks=SLOW),
-    pytest.param("tensorflow", 4, tuple(EVERY), id="tensorflow-4", marks=SLOW),
-]
-
-
-@pytest.mark.parametrize(("framework", "ranks", "names"), WORLDS)
-def test_no_sequence_of_infs_makes_ranks_disagree(
-    framework: str, ranks: int, names: tuple[str, ...], tmp_path: Path
-) -> None:
-    scenarios = [
+def unscripted(names: Iterable[str], ranks: int) -> list[dict[str, Any]]:
+    return [
         {
             "name": name,
             "set": [
@@ -196,7 +208,21 @@ def test_no_sequence_of_infs_makes_ranks_disagree(
         }
         for name in names
     ]
-    for name, found in run(tmp_path, framework, ranks, scenarios).items():
+
+
+@pytest.mark.parametrize("framework", FRAMEWORKS)
+def test_no_sequence_of_infs_makes_ranks_disagree(runs: Runs, framework: str) -> None:
+    check_agreement({name: found for name, found in runs[framework].items() if name in EVERY}, 2)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("framework", "ranks"), [("torch", 4), ("tensorflow", 2), ("tensorflow", 4)])
+def test_nor_whatever_the_policy_nor_among_four(framework: str, ranks: int, tmp_path: Path) -> None:
+    check_agreement(run(tmp_path, framework, ranks, unscripted(EVERY, ranks)), ranks)
+
+
+def check_agreement(results: Results, ranks: int) -> None:
+    for name, found in results.items():
         assert all(np.isfinite(result["decoder"]).all() for result in found)
         for key in ("embedding", "decoder", "step", "rates"):
             assert len({result[key].tobytes() for result in found}) == 1, (name, key)
@@ -222,22 +248,36 @@ def spoilt_windows(name: str, ranks: int) -> list[int]:
     return sorted({window for window, *_ in script(name, ranks)})
 
 
-@pytest.mark.parametrize("framework", ["torch", pytest.param("tensorflow", marks=pytest.mark.slow)])
-def test_gradients_of_1e_7_are_learnt_from_with_a_scale_alone(framework: str, tmp_path: Path) -> None:
+PRECISIONS = {
+    "fp32": ["mixed_precision=no"],
+    "scaled": ["mixed_precision=fp16"],
+    "unscaled": ["mixed_precision=fp16", "loss_scale.fixed=1.0"],
+}
+
+
+def tiny() -> list[dict[str, Any]]:
     settings = [
         *COMMON,
         "optimizer={learning_rate: 0.05, weight_decay: 0.0, adam_epsilon: 1e-20}",
         "max_grad_norm=null",
         "max_steps=40",
     ]
-    precisions = {
-        "fp32": ["mixed_precision=no"],
-        "scaled": ["mixed_precision=fp16"],
-        "unscaled": ["mixed_precision=fp16", "loss_scale.fixed=1.0"],
-    }
-    scenarios = [{"name": n, "set": [*settings, *p], "factor": 1e-6} for n, p in precisions.items()]
-    run(tmp_path, framework, 2, scenarios)
-    lines = {name: read_metrics(tmp_path / name)[0] for name in precisions}
+    return [{"name": n, "set": [*settings, *p], "factor": 1e-6} for n, p in PRECISIONS.items()]
+
+
+def test_gradients_of_1e_7_are_learnt_from_with_a_scale_alone(runs: Runs) -> None:
+    assert runs["torch"]
+    check_learning(runs.root / "torch")
+
+
+@pytest.mark.slow
+def test_so_they_are_in_tensorflow(tmp_path: Path) -> None:
+    run(tmp_path, "tensorflow", 2, tiny())
+    check_learning(tmp_path)
+
+
+def check_learning(directory: Path) -> None:
+    lines = {name: read_metrics(directory / name)[0] for name in PRECISIONS}
     largest = max(line["grad_norm"] for line in lines["fp32"])
     assert 1e-8 < largest < 1e-5, "gradients were meant to be small"
     # Of the same batches, so that how hard they are does not matter.

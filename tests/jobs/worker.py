@@ -1,7 +1,7 @@
 """worker.py FRAMEWORK SCENARIOS.json: trains several specs in one launch, so that tests pay start-up once.
 
 A scenario is {"name", "set": [overrides], "resume": a checkpoint, if any}; rank 0 leaves each run in a folder
-of its name beside the file.
+of its name beside the file. With HOROVOD_TIMELINE=DYNAMIC it leaves Horovod's timeline there too, NAME.json.
 """
 
 from __future__ import annotations
@@ -21,12 +21,17 @@ from hvdtrain.core.spec import load_spec
 def main() -> None:
     scenarios = Path(sys.argv[2])
     framework = importlib.import_module(f"hvdtrain.{sys.argv[1]}.job")._load()
-    world = None
+    hvd = importlib.import_module(f"horovod.{sys.argv[1]}")
+    timelines, world = os.environ.get("HOROVOD_TIMELINE") == "DYNAMIC", None
     for scenario in json.loads(scenarios.read_text()):
         spec = load_spec("bert", scenario["set"])
         world = world or framework.init(spec)
         resume = Path(scenario["resume"]) if scenario.get("resume") else None
+        if timelines:
+            hvd.start_timeline(str(scenarios.parent / f"{scenario['name']}.json"))
         train_spec(framework, world, spec, scenarios.parent / scenario["name"], resume)
+        if timelines:
+            hvd.stop_timeline()
     framework.shutdown()
 
 

@@ -14,10 +14,13 @@ from typer.testing import CliRunner
 
 from hvdtrain.core.errors import HvdtrainError, LaunchError, SpecError
 from hvdtrain.launch.command import run
+from tests.jobs.runs import TINY
 
 app = typer.Typer()
 app.command()(run)
-SHORT = ("--set", "max_steps=2", "--set", "schedule.warmup_steps=1")
+SHORT = tuple(
+    part for override in (*TINY, "max_steps=2", "schedule.warmup_steps=1") for part in ("--set", override)
+)
 
 
 def invoke(*arguments: str) -> tuple[int, str, str]:
