@@ -56,6 +56,8 @@ def test_a_full_disk_is_told_and_leaves_nothing(tmp_path: Path) -> None:
     assert left == {"metrics.jsonl", "spec.json", "plan.json"}
 
 
+# The quick one of a gradient that stays infinite is the next.
+@pytest.mark.slow
 def test_nan_on_one_rank_stops_every_rank(tmp_path: Path) -> None:
     done = fail("torch", "nan", "gloo", tmp_path / "out", "max_skipped_updates=20")
     assert done.returncode != 0

@@ -69,17 +69,13 @@ class Runs(dict[tuple[str, str], Path]):
 
     def __missing__(self, key: tuple[str, str]) -> Path:
         framework, name = key
-        # TensorFlow takes its time to trace: the quick tests ask for one scenario of it, the others for all.
-        names = [name] if key == QUICK_TENSORFLOW else [n for n in SCENARIOS if (framework, n) not in self]
-        found = train_all(
-            self._root / f"{framework}-{name}", framework, RANKS, {n: SCENARIOS[n] for n in names}
-        )
+        found = train_all(self._root / framework, framework, RANKS, SCENARIOS)
         self.update({(framework, n): run for n, run in found.items()})
-        return self[key]
+        return found[name]
 
 
-QUICK_TENSORFLOW = ("tensorflow", "diloco")
 SLOW = pytest.mark.slow
+# TensorFlow takes its time to trace; its local updates are quickly tested in test_resume.py, against torch's.
 BOTH = pytest.mark.parametrize("framework", ["torch", pytest.param("tensorflow", marks=SLOW)])
 
 
@@ -97,14 +93,8 @@ def losses(run: Path) -> np.ndarray:
     return np.array([line["loss"] for line in read_metrics(run)[0]])
 
 
-@pytest.mark.parametrize(
-    ("framework", "name"),
-    [
-        pytest.param(f, n, marks=[] if f == "torch" or (f, n) == QUICK_TENSORFLOW else SLOW, id=f"{n}-{f}")
-        for f in FRAMEWORKS
-        for n in REFERENCED
-    ],
-)
+@BOTH
+@pytest.mark.parametrize("name", REFERENCED)
 def test_ranks_do_what_the_emulation_does(
     runs: Runs, references: dict[str, tuple[np.ndarray, Arrays]], framework: str, name: str
 ) -> None:
@@ -116,7 +106,8 @@ def test_ranks_do_what_the_emulation_does(
     assert losses(run)[-1] < losses(run)[0] - 0.1
 
 
-@pytest.mark.parametrize("name", [pytest.param(n, marks=[] if n == "diloco" else SLOW) for n in SCENARIOS])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SCENARIOS)
 def test_the_frameworks_follow_one_curve(runs: Runs, name: str) -> None:
     ours, theirs = (losses(runs[framework, name]) for framework in FRAMEWORKS)
     np.testing.assert_allclose(ours, theirs, rtol=1e-7)
