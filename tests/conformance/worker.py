@@ -13,10 +13,10 @@ from pathlib import Path
 
 import numpy as np
 
-import tests.jobs.without_sklearn  # noqa: F401
 from hvdtrain.core.compression.protocol import Policy
 from hvdtrain.core.compression.rules import Rules
 from tests.conformance.cases import BUCKETS, COMBINING, POLICIES, gradients
+from tests.jobs.runs import start_sooner
 
 UPDATES, POISONED = 6, 5
 SEED = 11
@@ -144,6 +144,7 @@ def tensorflow_step() -> tuple[Callable[[Policy], Step], int, int]:
 
 
 if __name__ == "__main__":
+    start_sooner()
     try:
         main(sys.argv[1], Path(sys.argv[2]), sys.argv[3:])
     except BaseException:

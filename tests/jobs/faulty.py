@@ -14,9 +14,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import tests.jobs.without_sklearn  # noqa: F401
 from hvdtrain.core.job import Framework, run_job
-from tests.jobs.runs import TINY
+from tests.jobs.runs import TINY, start_sooner
 
 
 def main(name: str, fault: str, output_dir: str, *overrides: str) -> None:
@@ -64,4 +63,5 @@ def spoil(trainer: Any, fault: str) -> None:
 
 
 if __name__ == "__main__":
+    start_sooner()
     main(*sys.argv[1:])

@@ -23,11 +23,11 @@ from typing import Any
 
 import numpy as np
 
-import tests.jobs.without_sklearn  # noqa: F401
 from hvdtrain.core.data import MicroBatch, Window
 from hvdtrain.core.job import Framework, train_spec
 from hvdtrain.core.spec import load_spec
 from hvdtrain.core.weights import Weight
+from tests.jobs.runs import start_sooner
 
 WIDTH = 4
 ROWS = 512  # TINY's vocabulary
@@ -194,6 +194,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    start_sooner()
     try:
         main()
     except BaseException:

@@ -13,9 +13,9 @@ import sys
 import traceback
 from pathlib import Path
 
-import tests.jobs.without_sklearn  # noqa: F401
 from hvdtrain.core.job import train_spec
 from hvdtrain.core.spec import load_spec
+from tests.jobs.runs import start_sooner
 
 
 def main() -> None:
@@ -36,6 +36,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    start_sooner()
     try:
         main()
     except BaseException:
