@@ -45,7 +45,7 @@ def small_corpus(directory: Path) -> list[str]:
 def start_sooner() -> None:
     """Called by a rank before it imports a framework: hides scikit-learn from Keras and Transformers.
 
-    They import it where it is installed. Only the examples need it, and it is a quarter of TensorFlow's start.
+    They import it where it is installed. Only the examples need it; it is a quarter of TensorFlow's start.
     """
     sys.modules["sklearn"] = None  # type: ignore[assignment]
 
