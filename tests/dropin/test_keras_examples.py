@@ -12,9 +12,11 @@ from tests.dropin.digits import reference_curve
 from tests.jobs.runs import ROOT, launch
 
 
-@pytest.mark.parametrize(
-    "program", ["keras_digits.py", pytest.param("keras_custom_loop.py", marks=pytest.mark.slow)]
-)
+# Torch's example is quick, and what these use of Keras is quickly tested in test_keras.py.
+pytestmark = pytest.mark.slow
+
+
+@pytest.mark.parametrize("program", ["keras_digits.py", "keras_custom_loop.py"])
 def test_its_curve_is_that_of_one_process_in_numpy(program: str, tmp_path: Path) -> None:
     curve = tmp_path / "curve.json"
     path = str(ROOT / "examples" / program)
@@ -23,7 +25,6 @@ def test_its_curve_is_that_of_one_process_in_numpy(program: str, tmp_path: Path)
     np.testing.assert_allclose(json.loads(curve.read_text()), reference_curve(64), rtol=1e-9)
 
 
-@pytest.mark.slow
 def test_a_run_that_was_stopped_goes_on(tmp_path: Path) -> None:
     curve = tmp_path / "curve.json"
     path = str(ROOT / "examples" / "keras_digits.py")
