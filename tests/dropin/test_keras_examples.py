@@ -11,7 +11,6 @@ import pytest
 from tests.dropin.digits import reference_curve
 from tests.jobs.runs import ROOT, launch
 
-
 # Torch's example is quick, and what these use of Keras is quickly tested in test_keras.py.
 pytestmark = pytest.mark.slow
 

@@ -45,6 +45,8 @@ def test_a_killed_rank_ends_the_job(framework: str, wire: str, tmp_path: Path) -
     assert not (tmp_path / "out" / "model").exists()
 
 
+# tests/core/test_checkpoint.py fills the disk of one process.
+@pytest.mark.slow
 def test_a_full_disk_is_told_and_leaves_nothing(tmp_path: Path) -> None:
     done = fail("torch", "disk", "gloo", tmp_path / "out")
     assert done.returncode != 0

@@ -82,6 +82,8 @@ def test_refusals_start_nothing(arguments: tuple[str, ...], kind: type[Exception
         invoke(*arguments)
 
 
+# test_run.py has failing ranks that start sooner.
+@pytest.mark.slow
 def test_status_of_a_failing_job(tmp_path: Path) -> None:
     blocked = tmp_path / "file"
     blocked.write_text("in the way of a folder")
