@@ -1,7 +1,7 @@
-"""What a link between two hosts can carry: a bare TCP connection's rate of payload, and its round trip.
+"""What a link between two hosts can carry, measured with bare TCP and with Horovod.
 
-python benchmarks/link.py serve PORT          on one host
-python benchmarks/link.py measure HOST PORT   on the other; prints JSON
+`link.py serve PORT` on one host answers `link.py measure HOST PORT` on the other, which prints JSON;
+`link.py collective FILE` is for a rank on each.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import json
 import socket
 import sys
 import time
+from pathlib import Path
 from statistics import median
 
 _PAYLOAD = 12 * 2**20
@@ -43,6 +44,23 @@ def measure(host: str, port: int) -> dict[str, float]:
         return {"rate": _PAYLOAD / (time.perf_counter() - started), "round_trip": median(trips)}
 
 
+def collective(file: Path) -> None:
+    """Writes the median seconds of an allreduce of one number, on ranks that do nothing else."""
+    import horovod.torch as hvd
+    import torch
+
+    hvd.init()
+    times = []
+    for _ in range(_PINGS):
+        hvd.allreduce(torch.zeros(1), name="together")
+        started = time.perf_counter()
+        hvd.allreduce(torch.zeros(1), name="one number")
+        times.append(time.perf_counter() - started)
+    if hvd.rank() == 0:
+        file.write_text(str(median(times)))
+    hvd.shutdown()
+
+
 def _connected(host: str, port: int) -> socket.socket:
     deadline = time.monotonic() + 20.0
     while True:
@@ -60,5 +78,7 @@ if __name__ == "__main__":
             serve(int(port))
         case ["measure", host, port]:
             print(json.dumps(measure(host, int(port))))
+        case ["collective", file]:
+            collective(Path(file))
         case _:
             sys.exit(__doc__)

@@ -1,8 +1,8 @@
 """Step times of compression policies between two emulated hosts with a slow link between them.
 
 Beside each the time that cannot be beaten: computing alone, right before it, or sending the bytes as fast as
-a bare TCP connection does, whichever is longer. Needs root, iproute2 and openssh-server. See
-docs/benchmarks.md.
+a bare TCP connection does, whichever is longer. The latency of collectives that wait for each other is taken
+off first. Needs root, iproute2 and openssh-server. See docs/benchmarks.md.
 """
 
 from __future__ import annotations
@@ -52,7 +52,6 @@ def slow_link(
         _separate(hosts, mbit)
         link = _measure_link(hosts)
         for turn in range(rounds):
-            console.print(f"{framework}: round {turn + 1} of {rounds} ...")
             for name in names:
                 # Warmed up before the first timed update: what most of a run is like.
                 policy = POLICIES[name].replace("warmup_steps: 60", "warmup_steps: 8")
@@ -60,12 +59,17 @@ def slow_link(
                 lines = _run(hosts, framework, [*common, f"compression={policy}"], hosts.names)
                 sent, seconds = (median(x[key] for x in lines) for key in ("wire_bytes", "step_time_s"))
                 wire = sent / link["rate"]
+                latency = _IN_TURN.get(name, 1) * link["collective"]
                 run = {"bytes": sent, "compute": compute, "wire": wire, "seconds": seconds}
-                found[name].append(run | {"ratio": seconds / max(compute, wire)})
+                found[name].append(run | {"ratio": (seconds - latency) / max(compute, wire)})
+                console.print(
+                    f"{framework}, round {turn + 1} of {rounds}: {name}, computing {compute * 1e3:.0f} ms, "
+                    f"on the wire {wire * 1e3:.0f} ms, update {seconds * 1e3:.0f} ms"
+                )
     console.print(_table(f"{framework}: 2 hosts at {mbit:g} Mbit/s", found))
     console.print(
-        f"A bare TCP connection carries {link['rate'] * 8e-6:.1f} Mbit/s of payload; a round trip takes "
-        f"{link['round_trip'] * 1e3:.2f} ms."
+        f"A bare TCP connection carries {link['rate'] * 8e-6:.1f} Mbit/s of payload, a round trip takes "
+        f"{link['round_trip'] * 1e3:.2f} ms, an allreduce of one number {link['collective'] * 1e3:.1f} ms."
     )
     if json_file:
         json_file.write_text(json.dumps({"mbit": mbit, "link": link, "runs": found}, indent=2) + "\n")
@@ -85,6 +89,8 @@ def _table(title: str, found: dict[str, list[Figures]]) -> Table:
 
 # Adasum has no Gloo; the others' updates differ among each other.
 _NOT_EACH_UPDATE = {"adasum", "local_sgd, 4 updates", "diloco, 20 updates"}
+# Collectives of a bucket that wait for each other; one where nothing is said.
+_IN_TURN = {"int8": 2, "powersgd rank 4": 2}
 
 
 def _separate(hosts: Cluster, mbit: float) -> None:
@@ -107,7 +113,9 @@ def _measure_link(hosts: Cluster) -> Figures:
         serving.result()
     if status:
         sys.exit(f"error: {' '.join(command)} failed:\n{output}")
-    return json.loads(output)
+    with tempfile.TemporaryDirectory() as folder:
+        _launch(hosts, hosts.names, [probe[1], "collective", f"{folder}/seconds"])
+        return json.loads(output) | {"collective": float(Path(folder, "seconds").read_text())}
 
 
 def _core(host: int) -> int:
@@ -129,20 +137,25 @@ def _run(
     """Metric lines of the timed updates of a job with one rank on each of these hosts."""
     with tempfile.TemporaryDirectory() as folder:
         settings = [part for override in overrides for part in ("--set", override)]
-        binaries = Path(sys.executable).parent
-        where = ",".join(f"{name}:1" for name in names)
-        command = [
-            *("taskset", "-c", str(_core(hosts.names.index(names[0])))),
-            *(str(binaries / "horovodrun"), "-np", str(len(names)), "--gloo", "-H", where),
-            # One rank alone is on its own host, which horovodrun looks for on lo.
-            *("--network-interface", "eth0") * (len(names) > 1),
-            *(sys.executable, "-m", f"hvdtrain.{framework}.job", *settings, "--output-dir", folder),
-        ]
-        env = {**os.environ, "PATH": f"{binaries}:{os.environ['PATH']}", "TF_CPP_MIN_LOG_LEVEL": "3"}
-        status, output = hosts.run(names[0], command, cwd=Path.cwd(), env=env, timeout_s=600)
-        if status:
-            sys.exit(f"error: {' '.join(command)} failed:\n{output[-3000:]}")
+        _launch(hosts, names, ["-m", f"hvdtrain.{framework}.job", *settings, "--output-dir", folder])
         return read_metrics(Path(folder))[0][_FIRST:]
+
+
+def _launch(hosts: Cluster, names: tuple[str, ...], program: list[str]) -> None:
+    """Run a Python program on one rank of each of these hosts."""
+    binaries = Path(sys.executable).parent
+    where = ",".join(f"{name}:1" for name in names)
+    command = [
+        *("taskset", "-c", str(_core(hosts.names.index(names[0])))),
+        *(str(binaries / "horovodrun"), "-np", str(len(names)), "--gloo", "-H", where),
+        # One rank alone is on its own host, which horovodrun looks for on lo.
+        *("--network-interface", "eth0") * (len(names) > 1),
+        *(sys.executable, *program),
+    ]
+    env = {**os.environ, "PATH": f"{binaries}:{os.environ['PATH']}", "TF_CPP_MIN_LOG_LEVEL": "3"}
+    status, output = hosts.run(names[0], command, cwd=Path.cwd(), env=env, timeout_s=600)
+    if status:
+        sys.exit(f"error: {' '.join(command)} failed:\n{output[-3000:]}")
 
 
 if __name__ == "__main__":
