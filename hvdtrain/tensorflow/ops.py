@@ -147,7 +147,8 @@ class Ops:
 
     def scatter_add(self, target: tf.Tensor, indices: tf.Tensor, values: tf.Tensor) -> tf.Tensor:
         """`target` with each value, or row, added at its index."""
-        return tf.tensor_scatter_nd_add(target, indices[:, None], values)
+        # On a CPU several times faster than tensor_scatter_nd_add, which takes each index for a slice.
+        return target + tf.math.unsorted_segment_sum(values, indices, target.shape[0])
 
     def add_row(self, matrix: tf.Tensor, row: int, values: tf.Tensor) -> tf.Tensor:
         """`matrix` with a vector added to one of its rows."""
