@@ -19,7 +19,6 @@ RAGGED = [
     *TINY,
     "model.dtype=float64",
     "data.packing=false",
-    "data.validation_split=0.0",
     "batch.per_device_train_batch_size=1",
     "batch.global_batch_size=8",
     "batch.gradient_accumulation_steps=null",
