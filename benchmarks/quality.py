@@ -26,6 +26,7 @@ POLICIES = {
     "sign": "{type: sign}",
     "topk 1 %": "{type: topk, ratio: 0.01, warmup_steps: 60}",
     "topk 1 %, DGC": "{type: topk, ratio: 0.01, warmup_steps: 60, momentum: 0.9, local_clipping: 1.0}",
+    "randomk 1 %": "{type: randomk}",
     "randomk 10 %": "{type: randomk, ratio: 0.1}",
     "powersgd rank 4": "{type: powersgd, matrix_approximation_rank: 4, start_powerSGD_iter: 10}",
     "adasum": "{type: adasum}",

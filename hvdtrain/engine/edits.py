@@ -8,6 +8,7 @@ from pathlib import Path
 
 from hvdtrain.engine.codec_edits import CODEC_EDITS
 from hvdtrain.engine.edit import Edit, patch
+from hvdtrain.engine.gloo_edits import GLOO_EDITS
 from hvdtrain.engine.versions import Versions
 from hvdtrain.engine.wake_edits import WAKE_EDITS
 from hvdtrain.engine.wire_edits import WIRE_EDITS
@@ -136,4 +137,5 @@ EDITS = (
     *WIRE_EDITS,
     *CODEC_EDITS,
     *WAKE_EDITS,
+    *GLOO_EDITS,
 )

@@ -1,0 +1,5 @@
+  if (!lock) {
+    return;
+  }
+
+  // State must be <= CONNECTED.
