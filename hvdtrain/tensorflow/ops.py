@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ from horovod.tensorflow.mpi_ops import MPI_LIB
 
 from hvdtrain.core.compression import noise, selection
 from hvdtrain.core.compression.bits import GATHER, SIGNS
+from hvdtrain.core.compression.noise import Subsets
 
 
 @dataclass(frozen=True)
@@ -27,6 +29,10 @@ class Ops:
     ranks: int
     rank: int
     seed: int
+
+    @cached_property
+    def _subsets(self) -> Subsets:
+        return Subsets(self.seed)
 
     def cast(self, array: tf.Tensor, dtype: str, into: tf.Tensor | None = None) -> tf.Tensor:
         """`array` as `dtype`, rounded to nearest even."""
@@ -48,7 +54,7 @@ class Ops:
         shape = [*array.shape[:-1], array.shape[-1] // size]
         return tf.bitcast(tf.reshape(array, [*shape, size] if size > 1 else shape), dtype)
 
-    def zeros(self, shape: Sequence[int], dtype: str) -> tf.Tensor:
+    def zeros(self, shape: Sequence[int], dtype: str, into: tf.Tensor | None = None) -> tf.Tensor:
         """Zeros that nobody else refers to."""
         return tf.zeros(shape, dtype)
 
@@ -171,7 +177,7 @@ class Ops:
 
     def random_subset(self, size: int, k: int, purpose: str, update: tf.Tensor, *indices: int) -> tf.Tensor:
         """k different positions below `size`."""
-        return _draw(lambda u: noise.subset(size, k, self.seed, purpose, u, *indices), update, "int32", k)
+        return _draw(lambda u: self._subsets.draw(size, k, purpose, u, *indices), update, "int32", k)
 
     def random_orthonormal(
         self, rows: int, columns: int, purpose: str, update: tf.Tensor, *indices: int

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ from horovod.torch import mpi_lib_v2 as mpi_lib
 
 from hvdtrain.core.compression import noise, selection
 from hvdtrain.core.compression.bits import GATHER, SIGNS
+from hvdtrain.core.compression.noise import Subsets
 from hvdtrain.torch.world import device
 
 
@@ -28,6 +30,10 @@ class Ops:
     ranks: int
     rank: int
     seed: int
+
+    @cached_property
+    def _subsets(self) -> Subsets:
+        return Subsets(self.seed)
 
     def cast(self, array: torch.Tensor, dtype: str, into: torch.Tensor | None = None) -> torch.Tensor:
         """`array` as `dtype`, rounded to nearest even."""
@@ -46,8 +52,10 @@ class Ops:
         # A copy, because a slice need not lie where the dtype may lie.
         return array.clone(memory_format=torch.contiguous_format).view(getattr(torch, dtype))
 
-    def zeros(self, shape: Sequence[int], dtype: str) -> torch.Tensor:
+    def zeros(self, shape: Sequence[int], dtype: str, into: torch.Tensor | None = None) -> torch.Tensor:
         """Zeros that nobody else refers to."""
+        if into is not None:
+            return into.zero_()
         return torch.zeros(tuple(shape), dtype=getattr(torch, dtype), device=device())
 
     def reshape(self, array: torch.Tensor, shape: Sequence[int]) -> torch.Tensor:
@@ -76,14 +84,14 @@ class Ops:
 
     def magnitude(self, array: torch.Tensor) -> torch.Tensor:
         """The largest magnitude along the last axis."""
-        # One pass where there is a quick one: PyTorch's along an axis is many times slower than two passes.
-        low, high = torch.aminmax(array) if array.dim() == 1 else (array.amin(dim=-1), array.amax(dim=-1))
+        low, high = _extremes(array)
         return torch.maximum(-low, high)
 
     def poison(self, array: torch.Tensor) -> torch.Tensor:
         """0 where all elements along the last axis are finite, else NaN."""
-        # Exact, and one pass: a sum would overflow, and isfinite writes a mask of its own.
-        return (array.amax(dim=-1) * 0) + (array.amin(dim=-1) * 0)
+        # Exact, and no copy: a sum would overflow, and isfinite writes a mask of its own.
+        low, high = _extremes(array)
+        return low * 0 + high * 0
 
     def floor(self, array: torch.Tensor) -> torch.Tensor:
         """Rounded down."""
@@ -183,13 +191,19 @@ class Ops:
 
     def random_subset(self, size: int, k: int, purpose: str, update: int, *indices: int) -> torch.Tensor:
         """k different positions below `size`."""
-        return _tensor(noise.subset(size, k, self.seed, purpose, update, *indices))
+        return _tensor(self._subsets.draw(size, k, purpose, update, *indices))
 
     def random_orthonormal(
         self, rows: int, columns: int, purpose: str, update: int, *indices: int
     ) -> torch.Tensor:
         """Orthonormal columns."""
         return _tensor(noise.orthonormal(rows, columns, self.seed, purpose, update, *indices))
+
+
+def _extremes(array: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """The smallest and the largest element along the last axis."""
+    # One pass where there is a quick one: PyTorch's along an axis is many times slower than two passes.
+    return torch.aminmax(array) if array.dim() == 1 else (array.amin(dim=-1), array.amax(dim=-1))
 
 
 def _codec(name: str, flat: torch.Tensor) -> Callable[..., Any] | None:

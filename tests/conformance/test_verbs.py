@@ -162,6 +162,34 @@ def test_every_position_of_a_subset_has_an_equal_chance(k: int) -> None:
     assert np.abs(count - 30 * k).max() < 5 * np.sqrt(30 * k * (1 - k / 100))
 
 
+def test_subsets_drawn_together_are_those_drawn_one_by_one() -> None:
+    together = noise.Subsets(3)
+    # An update may be left out, be asked again, and ask for more or less.
+    for update, places in ((1, 2), (2, 2), (2, 2), (5, 3), (6, 1)):
+        for place in range(places):
+            found = together.draw(100, 7, "test", update, place)
+            np.testing.assert_array_equal(found, noise.subset(100, 7, 3, "test", update, place))
+
+
+def test_the_first_subset_of_an_update_draws_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    together = noise.Subsets(3)
+    for update in (1, 2):
+        together.draw(100, 7, "test", update, 0)
+    expected = noise.subset(100, 7, 3, "test", 3, 1)
+    together.draw(100, 7, "test", 2, 1)
+    together.draw(100, 7, "test", 3, 0)
+    monkeypatch.delattr(noise, "subset")
+    np.testing.assert_array_equal(together.draw(100, 7, "test", 3, 1), expected)
+
+
+def test_zeros_are_zeros_wherever_they_are_made(verbs: Verbs) -> None:
+    ops, there, back = verbs
+    for into in (None, there(np.array([1.0, np.nan, np.inf]))):
+        found = back(ops.zeros((3,), "float64", into=into))
+        assert found.dtype == np.float64
+        np.testing.assert_array_equal(found, np.zeros(3))
+
+
 def test_uniform_numbers_are_inside_the_unit_interval_and_centred() -> None:
     found = noise.uniform(100_001, 0, "test", 1)
     assert found.dtype == np.float32

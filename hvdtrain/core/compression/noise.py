@@ -38,6 +38,37 @@ def subset(size: int, k: int, seed: int, purpose: str, *indices: int) -> NDArray
     return np.concatenate([places[over:] - size, places[:over]], dtype=np.int32, casting="same_kind")
 
 
+class Subsets:
+    """`subset`s of one seed: all that an update will ask for are drawn together, when it asks for the first.
+
+    One at a time, between backward's other work, takes several times as long: caches hold none of it by then.
+    """
+
+    def __init__(self, seed: int) -> None:
+        """Draw nothing yet."""
+        self._seed, self._update = seed, 0
+        self._asked: set[_Key] = set()
+        self._drawn: dict[_Key, NDArray[np.int32]] = {}
+
+    def draw(self, size: int, k: int, purpose: str, update: int, *indices: int) -> NDArray[np.int32]:
+        """`subset(size, k, seed, purpose, update, *indices)`."""
+        if update != self._update:
+            self._update = update
+            self._drawn = {key: self._subset(update, *key) for key in self._asked}
+        key = size, k, purpose, indices
+        self._asked.add(key)
+        found = self._drawn.pop(key, None)
+        return self._subset(update, *key) if found is None else found
+
+    def _subset(
+        self, update: int, size: int, k: int, purpose: str, indices: tuple[int, ...]
+    ) -> NDArray[np.int32]:
+        return subset(size, k, self._seed, purpose, update, *indices)
+
+
+_Key = tuple[int, int, str, tuple[int, ...]]
+
+
 def orthonormal(rows: int, columns: int, seed: int, purpose: str, *indices: int) -> NDArray[np.float64]:
     """Orthonormal columns: float64 (rows, columns <= rows); the key is as `core.random.generator`'s."""
     words = random_words(rows * columns, seed, purpose, *indices)

@@ -46,7 +46,7 @@ class Ops:
         """The inverse of `to_bytes`."""
         return np.ascontiguousarray(array).view(dtype)
 
-    def zeros(self, shape: Sequence[int], dtype: str) -> _Array:
+    def zeros(self, shape: Sequence[int], dtype: str, into: _Array | None = None) -> _Array:
         """Zeros that nobody else refers to."""
         return np.zeros(shape, dtype)
 

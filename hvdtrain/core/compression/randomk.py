@@ -34,17 +34,17 @@ class RandomK(Policy):
     def reduce(self, ops: Ops, bucket: Bucket, flat: Array, state: State, update: Array) -> Reduction:
         """One allreduce of the chosen values: no positions travel."""
         count = self._count(bucket)
-        if self.use_error_feedback:
-            flat = flat + state["residual"]
+        waiting = flat + state["residual"] if self.use_error_feedback else flat
         indices = ops.random_subset(bucket.size, count, "randomk", update, bucket.index)
-        values = ops.take(flat, indices)
+        values = ops.take(waiting, indices)
         # An element that was not chosen may be the one that is not finite.
-        summed = yield AllReduce(values + ops.poison(flat))
+        summed = yield AllReduce(values + ops.poison(waiting))
         if self.use_error_feedback:
-            state = {"residual": ops.scatter_add(flat, indices, -values)}
+            state = {"residual": ops.scatter_add(waiting, indices, -values)}
         else:
             summed = summed * (bucket.size / count)
-        return ops.scatter_add(ops.zeros((bucket.size,), ops.dtype(flat)), indices, summed), state
+        total = ops.zeros((bucket.size,), ops.dtype(flat), into=flat)
+        return ops.scatter_add(total, indices, summed), state
 
     def wire_bytes(self, bucket: Bucket, itemsize: int, ranks: int) -> int:
         """The chosen elements."""

@@ -81,7 +81,7 @@ class StackedOps:
         """The inverse of `to_bytes`."""
         return Stacked(np.ascontiguousarray(array.rows).view(dtype))
 
-    def zeros(self, shape: Sequence[int], dtype: str) -> Stacked:
+    def zeros(self, shape: Sequence[int], dtype: str, into: Stacked | None = None) -> Stacked:
         """Zeros that nobody else refers to."""
         return Stacked(np.zeros((1, *shape), dtype))
 

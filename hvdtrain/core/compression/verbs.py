@@ -42,8 +42,8 @@ class Ops(Protocol):
         """The inverse of `to_bytes`."""
         ...
 
-    def zeros(self, shape: Sequence[int], dtype: str) -> Array:
-        """Zeros that nobody else refers to."""
+    def zeros(self, shape: Sequence[int], dtype: str, into: Array | None = None) -> Array:
+        """Zeros that nobody else refers to, or `into`, of that shape and dtype, overwritten with them."""
         ...
 
     def reshape(self, array: Array, shape: Sequence[int]) -> Array:
