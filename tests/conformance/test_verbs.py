@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -169,6 +170,17 @@ def test_subsets_drawn_together_are_those_drawn_one_by_one() -> None:
         for place in range(places):
             found = together.draw(100, 7, "test", update, place)
             np.testing.assert_array_equal(found, noise.subset(100, 7, 3, "test", update, place))
+
+
+def test_subsets_may_be_asked_for_by_several_threads_at_once() -> None:
+    together = noise.Subsets(3)
+    with ThreadPoolExecutor(8) as pool:
+        for update in range(1, 9):
+            draws = pool.map(
+                lambda place, update=update: together.draw(9999, 700, "test", update, place), range(16)
+            )
+            for place, found in enumerate(draws):
+                np.testing.assert_array_equal(found, noise.subset(9999, 700, 3, "test", update, place))
 
 
 def test_the_first_subset_of_an_update_draws_the_others(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from threading import Lock
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -49,15 +51,18 @@ class Subsets:
         self._seed, self._update = seed, 0
         self._asked: set[_Key] = set()
         self._drawn: dict[_Key, NDArray[np.int32]] = {}
+        # TensorFlow asks from several threads.
+        self._lock = Lock()
 
     def draw(self, size: int, k: int, purpose: str, update: int, *indices: int) -> NDArray[np.int32]:
         """`subset(size, k, seed, purpose, update, *indices)`."""
-        if update != self._update:
-            self._update = update
-            self._drawn = {key: self._subset(update, *key) for key in self._asked}
         key = size, k, purpose, indices
-        self._asked.add(key)
-        found = self._drawn.pop(key, None)
+        with self._lock:
+            if update != self._update:
+                self._update = update
+                self._drawn = {key: self._subset(update, *key) for key in self._asked}
+            self._asked.add(key)
+            found = self._drawn.pop(key, None)
         return self._subset(update, *key) if found is None else found
 
     def _subset(
