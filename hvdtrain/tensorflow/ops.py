@@ -13,7 +13,6 @@ from horovod.tensorflow.mpi_ops import MPI_LIB
 
 from hvdtrain.core.compression import noise, selection
 from hvdtrain.core.compression.bits import GATHER, SIGNS
-from hvdtrain.core.compression.noise import Subsets
 
 
 @dataclass(frozen=True)
@@ -31,8 +30,8 @@ class Ops:
     seed: int
 
     @cached_property
-    def _subsets(self) -> Subsets:
-        return Subsets(self.seed)
+    def _subsets(self) -> noise.Subsets:
+        return noise.Subsets(self.seed)
 
     def cast(self, array: tf.Tensor, dtype: str, into: tf.Tensor | None = None) -> tf.Tensor:
         """`array` as `dtype`, rounded to nearest even."""

@@ -13,7 +13,6 @@ from horovod.torch import mpi_lib_v2 as mpi_lib
 
 from hvdtrain.core.compression import noise, selection
 from hvdtrain.core.compression.bits import GATHER, SIGNS
-from hvdtrain.core.compression.noise import Subsets
 from hvdtrain.torch.world import device
 
 
@@ -32,8 +31,8 @@ class Ops:
     seed: int
 
     @cached_property
-    def _subsets(self) -> Subsets:
-        return Subsets(self.seed)
+    def _subsets(self) -> noise.Subsets:
+        return noise.Subsets(self.seed)
 
     def cast(self, array: torch.Tensor, dtype: str, into: torch.Tensor | None = None) -> torch.Tensor:
         """`array` as `dtype`, rounded to nearest even."""
