@@ -54,6 +54,8 @@ def plan_buckets(
 ) -> tuple[Bucket, ...]:
     """Fill buckets in reverse order of the forward pass, the order in which backward finishes gradients.
 
+    Embeddings and layers never share one: the layers' gradients would wait for the very end of backward.
+
     Args:
         weights: the model's weights in the order of the forward pass.
         itemsize: bytes of one gradient element.
@@ -65,18 +67,19 @@ def plan_buckets(
         Buckets in closing order; every weight is in exactly one.
     """
     closed: list[list[Weight]] = []
-    # Of each group the bucket being filled; the one that was filled last is the last.
-    filling: dict[int, list[Weight]] = {}
+    filling: dict[tuple[int, bool], list[Weight]] = {}
     for weight in reversed(weights):
         if touched_rows(weight) is not None:
             closed.append([weight])
             continue
-        members = filling.pop(group(weight.name), [])
+        kind = group(weight.name), weight.embedding
+        members = filling.pop(kind, [])
         if members and sum(w.size for w in (*members, weight)) * itemsize > cap_bytes:
             closed.append(members)
             members = []
-        filling[group(weight.name)] = [*members, weight]
-    closed += filling.values()
+        filling[kind] = [*members, weight]
+    place = {weight.name: i for i, weight in enumerate(weights)}
+    closed = sorted([*closed, *filling.values()], key=lambda members: -place[members[-1].name])
     return tuple(
         Bucket(i, tuple(sorted(m, key=lambda w: not w.decays)), touched_rows(m[0]))
         for i, m in enumerate(closed)

@@ -24,6 +24,7 @@ class Weight:
         initial: `normal` (mean 0, the model's `initializer_range`), `zeros` or `ones`.
         transposed: whether Keras holds the matrix the other way round, (in, out).
         lookup: whether tokens look rows up in it and nothing else uses it: other rows have no gradient.
+        embedding: whether it is used before the first layer, so that backward completes its gradient last.
     """
 
     name: str
@@ -32,6 +33,7 @@ class Weight:
     initial: Literal["normal", "zeros", "ones"]
     transposed: bool = False
     lookup: bool = False
+    embedding: bool = False
 
     @property
     def size(self) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -46,10 +47,11 @@ def weights(model: ModelSpec) -> tuple[Weight, ...]:
             True,
             "normal",
             lookup=rows == "vocab_size" and not model.tie_word_embeddings,
+            embedding=True,
         )
         for name, (_, rows) in _EMBEDDINGS.items()
     ]
-    found += _layer_norm("bert.embeddings.LayerNorm", hidden)
+    found += [replace(w, embedding=True) for w in _layer_norm("bert.embeddings.LayerNorm", hidden)]
     sizes = {"intermediate.dense": (inner, hidden), "output.dense": (hidden, inner)}
     for i in range(model.num_hidden_layers):
         for part in _LAYER:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -60,3 +61,24 @@ def test_sizes_and_shapes_are_those_of_the_members(weights: list[Weight], cap: f
         assert bucket.shapes == tuple(w.shape for w in bucket.weights)
         assert bucket.sizes == tuple(w.size for w in bucket.weights)
         assert sum(bucket.sizes) == bucket.size
+
+
+@given(WEIGHTS, st.integers(0, 30), CAPS)
+def test_embeddings_share_no_bucket_with_layers_and_come_last(
+    weights: list[Weight], embeddings: int, cap: float
+) -> None:
+    weights = [replace(w, embedding=i < embeddings) for i, w in enumerate(weights)]
+    kinds = [{w.embedding for w in bucket.weights} for bucket in plan_buckets(weights, 4, cap)]
+    assert all(len(kind) == 1 for kind in kinds)
+    late = [kind.pop() for kind in kinds]
+    assert late == sorted(late)
+
+
+@given(WEIGHTS, st.lists(st.integers(0, 2), min_size=30, max_size=30), CAPS)
+def test_buckets_of_several_groups_stand_in_the_order_in_which_their_last_gradient_comes(
+    weights: list[Weight], groups: list[int], cap: float
+) -> None:
+    order = {weight.name: i for i, weight in enumerate(weights)}
+    buckets = plan_buckets(weights, 4, cap, lambda name: groups[order[name]])
+    complete = [min(order[w.name] for w in bucket.weights) for bucket in buckets]
+    assert complete == sorted(complete, reverse=True)
