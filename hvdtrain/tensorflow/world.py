@@ -28,8 +28,8 @@ def init(spec: JobSpec) -> World:
     world = World(hvd.rank(), hvd.size(), hvd.local_rank(), hvd.local_size(), cores, mpi)
     threads = world.threads(spec.num_threads)
     tf.config.threading.set_intra_op_parallelism_threads(threads)
-    # What a collective makes ready stands behind the queue of TensorFlow's thread, what that thread itself makes
-    # ready before it: with no thread to spare, a policy's next collective would wait for all of backward.
+    # What a collective makes ready stands behind the queue of TensorFlow's thread, what that thread itself
+    # makes ready before it: with no thread to spare, a policy's next collective would wait for all of backward.
     tf.config.threading.set_inter_op_parallelism_threads(threads + 2)
     gpus = tf.config.list_physical_devices("GPU")
     if gpus:
