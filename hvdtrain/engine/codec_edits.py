@@ -1,4 +1,4 @@
-"""Codecs of 16-bit wires, each one pass over memory: tensor operations need a pass for each operation."""
+"""Codecs of 8 and 16 bits, each one pass over memory: tensor operations need a pass for each operation."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ CODEC_EDITS = (
         "codecs",
         "horovod/common/half.cc",
         "} // namespace common\n} // namespace horovod\n",
-        patch("half_codecs.cc"),
+        patch("int8_codecs.cc") + patch("half_codecs.cc"),
         _WHY,
     ),
     Edit(

@@ -12,7 +12,7 @@ import tensorflow as tf
 from horovod.tensorflow.mpi_ops import MPI_LIB
 
 from hvdtrain.core.compression import noise, selection
-from hvdtrain.core.compression.bits import GATHER, SIGNS
+from hvdtrain.core.compression.bits import GATHER, LARGEST, SIGNS
 
 
 @dataclass(frozen=True)
@@ -94,10 +94,6 @@ class Ops:
         finite = tf.reduce_all(tf.math.is_finite(array), -1)
         return tf.where(finite, tf.constant(0.0, array.dtype), tf.constant(np.nan, array.dtype))
 
-    def floor(self, array: tf.Tensor) -> tf.Tensor:
-        """Rounded down."""
-        return tf.floor(array)
-
     def clip(self, array: tf.Tensor, low: float, high: float) -> tf.Tensor:
         """Each element moved into [low, high]."""
         return tf.clip_by_value(array, tf.constant(low, array.dtype), tf.constant(high, array.dtype))
@@ -125,6 +121,22 @@ class Ops:
         whole = flat + residual
         sent = tf.cast(whole, tf.bfloat16)
         return sent, whole - tf.cast(sent, flat.dtype)
+
+    def quantise(self, numbers: tf.Tensor, noise: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+        """Each row as int8 multiples of a step, and what these do not stand for."""
+        if codec := _codec("quantise", numbers.dtype):
+            return codec(numbers, noise)
+        steps = tf.cast(self.magnitude(numbers) / LARGEST, tf.float32)
+        divisors = tf.cast(tf.where(steps > 0.0, steps, 1.0), numbers.dtype)
+        scaled = tf.floor(numbers / divisors[:, None] + tf.cast(noise, numbers.dtype))
+        multiples = tf.cast(self.clip(scaled, -LARGEST, LARGEST), tf.int8)
+        return steps, multiples, numbers - self.dequantise(steps, multiples, numbers.dtype.name)
+
+    def dequantise(self, steps: tf.Tensor, multiples: tf.Tensor, dtype: str) -> tf.Tensor:
+        """What `quantise` says."""
+        if codec := _codec("dequantise", tf.as_dtype(dtype)):
+            return codec(steps, multiples)
+        return tf.cast(multiples, dtype) * tf.cast(steps, dtype)[:, None]
 
     def power_of_two(self, array: tf.Tensor) -> tf.Tensor:
         """The largest power of two not above each element: its exponent bits alone."""

@@ -12,7 +12,7 @@ import torch
 from horovod.torch import mpi_lib_v2 as mpi_lib
 
 from hvdtrain.core.compression import noise, selection
-from hvdtrain.core.compression.bits import GATHER, SIGNS
+from hvdtrain.core.compression.bits import GATHER, LARGEST, SIGNS
 from hvdtrain.torch.world import device
 
 
@@ -92,10 +92,6 @@ class Ops:
         low, high = _extremes(array)
         return low * 0 + high * 0
 
-    def floor(self, array: torch.Tensor) -> torch.Tensor:
-        """Rounded down."""
-        return array.floor()
-
     def clip(self, array: torch.Tensor, low: float, high: float) -> torch.Tensor:
         """Each element moved into [low, high]."""
         return array.clamp(low, high)
@@ -136,6 +132,25 @@ class Ops:
         flat += residual
         sent = flat.bfloat16()
         return sent, flat - sent
+
+    def quantise(
+        self, numbers: torch.Tensor, noise: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Each row as int8 multiples of a step, and what these do not stand for."""
+        if codec := _codec("quantise", numbers):
+            return codec(numbers, noise)
+        steps = (self.magnitude(numbers) / LARGEST).float()
+        divisors = torch.where(steps > 0.0, steps, 1.0).to(numbers.dtype)
+        scaled = (numbers / divisors[:, None]).add_(noise)
+        multiples = scaled.floor_().clamp_(-LARGEST, LARGEST).to(torch.int8)
+        return steps, multiples, numbers.sub_(multiples * steps.to(numbers.dtype)[:, None])
+
+    def dequantise(self, steps: torch.Tensor, multiples: torch.Tensor, dtype: str) -> torch.Tensor:
+        """What `quantise` says."""
+        steps = self.cast(steps, dtype)
+        if codec := _codec("dequantise", steps):
+            return codec(steps, multiples)
+        return self.cast(multiples, dtype).mul_(steps[:, None])
 
     def power_of_two(self, array: torch.Tensor) -> torch.Tensor:
         """The largest power of two not above each element: its exponent bits alone."""

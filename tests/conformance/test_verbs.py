@@ -77,6 +77,33 @@ def test_what_shorten_sends_and_keeps_is_the_sum(verbs: Verbs, dtype: str, odd: 
         np.testing.assert_array_equal(back(lost), whole - expected)
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("odd", [0.0, 1e-43, 3e38, np.inf, -np.inf, np.nan])
+@pytest.mark.parametrize("length", [1, 7, 32, 33, 256, 1001])
+def test_what_quantise_says_and_keeps_is_the_numbers(
+    verbs: Verbs, dtype: str, odd: float, length: int
+) -> None:
+    ops, there, back = verbs
+    draws = np.random.default_rng(length)
+    numbers, noise = draws.normal(size=(5, length)).astype(dtype), draws.random((5, length), np.float32)
+    numbers[1], numbers[3, length // 2] = 0.0, odd
+    steps, multiples, lost = (back(a) for a in ops.quantise(there(numbers), there(noise)))
+    assert (steps.dtype, multiples.dtype, lost.dtype) == (np.float32, np.int8, dtype)
+    whole = np.isfinite(numbers).all(axis=1)
+    np.testing.assert_array_equal(np.isfinite(steps), whole)
+    numbers, noise, steps, lost = numbers[whole], noise[whole], steps[whole], lost[whole]
+    # TensorFlow takes numbers below float32's normal ones for 0.
+    tiny = float(np.finfo(np.float32).tiny)
+    np.testing.assert_allclose(steps, np.abs(numbers).max(1) / 127, rtol=1e-6, atol=tiny)
+    # By hand: the multiple below x / step + noise.
+    wide = np.where(steps > 0.0, steps, np.float32(1.0)).astype(dtype)
+    expected = np.floor(numbers / wide[:, None] + noise.astype(dtype))
+    np.testing.assert_array_equal(multiples[whole], np.clip(expected, -127, 127))
+    said = back(ops.dequantise(there(steps), there(multiples[whole]), dtype))
+    np.testing.assert_array_equal(said, multiples[whole].astype(dtype) * steps.astype(dtype)[:, None])
+    np.testing.assert_allclose(lost, numbers - said, rtol=0.0, atol=tiny)
+
+
 @pytest.mark.parametrize("size", [1, 8, 1003])
 def test_long_and_odd_vectors_are_narrowed_to_the_end(verbs: Verbs, size: int) -> None:
     ops, there, back = verbs

@@ -1,9 +1,11 @@
-"""Eight signs to a byte, for frameworks that have no verb for it."""
+"""Numbers in a byte: what implementations of the verbs have in common."""
 
 from __future__ import annotations
 
 import numpy as np
 
+# Of int8; -128 has no counterpart.
+LARGEST = 127
 # Eight booleans lie in one int64, the first in its lowest byte. `eight * GATHER >> 56` has them in its lowest
 # byte, the first highest: boolean i, at bit 8 i, is multiplied with bit 63 - 9 i, and no two products meet.
 # Signed, for int64 arithmetic wraps around.

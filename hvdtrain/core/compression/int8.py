@@ -10,7 +10,6 @@ from pydantic import Field
 from hvdtrain.core.buckets import Bucket
 from hvdtrain.core.compression.protocol import AllGather, AllToAll, Array, Ops, Policy, Reduction, State
 
-_LARGEST = 127
 _STEP_BYTES = 4
 
 
@@ -42,18 +41,16 @@ class Int8(Policy):
             flat += state["residual"]
         tail = ops.zeros((ops.ranks * wire.shard - bucket.size,), dtype)
         noise = ops.random_uniform(ops.ranks * wire.shard, "int8", update, bucket.index, ops.rank)
-        padded = ops.reshape(ops.concat([flat, tail]), (ops.ranks, wire.shard))
-        message = wire.quantise(ops, padded, noise)
+        message, lost = wire.quantise(ops, ops.concat([flat, tail]), noise)
         received = yield AllToAll(message)
         mine = ops.sum(wire.widen(ops, received, dtype))
         noise = ops.random_uniform(wire.shard, "int8 sum", update, bucket.index, ops.rank)
-        gathered = yield AllGather(ops.reshape(wire.quantise(ops, mine, noise), (-1,)))
-        sums = wire.widen(ops, gathered, dtype)
+        message, lost_of_sum = wire.quantise(ops, mine, noise)
+        gathered = yield AllGather(ops.reshape(message, (-1,)))
         if self.use_error_feedback:
-            padded -= wire.widen(ops, message, dtype)
-            padded = ops.add_row(padded, ops.rank, mine - sums[ops.rank])
-            state = {"residual": ops.reshape(padded, (-1,))[: bucket.size]}
-        return ops.reshape(sums, (-1,))[: bucket.size], state
+            lost = ops.add_row(lost, ops.rank, ops.reshape(lost_of_sum, (-1,)))
+            state = {"residual": ops.reshape(lost, (-1,))[: bucket.size]}
+        return ops.reshape(wire.widen(ops, gathered, dtype), (-1,))[: bucket.size], state
 
     def wire_bytes(self, bucket: Bucket, itemsize: int, ranks: int) -> int:
         """A byte an element and four a block, once in shards for all ranks and once for the own shard."""
@@ -67,7 +64,7 @@ class Int8(Policy):
 
 @dataclass(frozen=True)
 class _Wire:
-    """A shard on the wire: the steps of its blocks, then its integers."""
+    """A shard on the wire: the steps of its blocks, then their multiples."""
 
     block: int
     blocks: int
@@ -80,27 +77,21 @@ class _Wire:
     def message_bytes(self) -> int:
         return self.shard + _STEP_BYTES * self.blocks
 
-    def quantise(self, ops: Ops, flat: Array, noise: Array) -> Array:
-        """Shards behind each other, and noise in [0, 1) as many: uint8 (shards, message_bytes)."""
-        blocks = ops.reshape(flat, (-1, self.block))
-        noise = ops.cast(ops.reshape(noise, (-1, self.block)), ops.dtype(flat))
-        steps = ops.cast(ops.magnitude(blocks) / _LARGEST, "float32")
-        divisors = ops.cast(ops.where(steps > 0.0, steps, steps * 0.0 + 1.0), ops.dtype(flat))
-        scaled = blocks / ops.reshape(divisors, (-1, 1))
-        scaled += noise
-        integers = ops.cast(ops.clip(ops.floor(scaled), -_LARGEST, _LARGEST), "int8")
-        return ops.concat(
+    def quantise(self, ops: Ops, flat: Array, noise: Array) -> tuple[Array, Array]:
+        """Shards behind each other: as uint8 (shards, message_bytes), and what that lost (shards, shard)."""
+        blocks, noise = (ops.reshape(array, (-1, self.block)) for array in (flat, noise))
+        steps, multiples, lost = ops.quantise(blocks, noise)
+        message = ops.concat(
             [
                 ops.to_bytes(ops.reshape(steps, (-1, self.blocks))),
-                ops.to_bytes(ops.reshape(integers, (-1, self.shard))),
+                ops.to_bytes(ops.reshape(multiples, (-1, self.shard))),
             ]
         )
+        return message, ops.reshape(lost, (-1, self.shard))
 
     def widen(self, ops: Ops, messages: Array, dtype: str) -> Array:
         """The numbers that messages stand for: (shards, shard)."""
         head = _STEP_BYTES * self.blocks
-        steps = ops.cast(ops.from_bytes(messages[:, :head], "float32"), dtype)
-        integers = ops.cast(ops.from_bytes(messages[:, head:], "int8"), dtype)
-        numbers = ops.reshape(integers, (-1, self.block))
-        numbers *= ops.reshape(steps, (-1, 1))
-        return ops.reshape(numbers, (-1, self.shard))
+        steps = ops.reshape(ops.from_bytes(messages[:, :head], "float32"), (-1,))
+        multiples = ops.reshape(ops.from_bytes(messages[:, head:], "int8"), (-1, self.block))
+        return ops.reshape(ops.dequantise(steps, multiples, dtype), (-1, self.shard))

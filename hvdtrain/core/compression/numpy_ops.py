@@ -9,6 +9,7 @@ import ml_dtypes  # noqa: F401  # gives NumPy the dtype bfloat16
 import numpy as np
 
 from hvdtrain.core.compression import noise, selection
+from hvdtrain.core.compression.bits import LARGEST
 
 _Array = np.ndarray
 
@@ -82,10 +83,6 @@ class Ops:
         """0 where all elements along the last axis are finite, else NaN."""
         return np.where(np.isfinite(array).all(axis=-1), 0.0, np.nan).astype(array.dtype)
 
-    def floor(self, array: _Array) -> _Array:
-        """Rounded down."""
-        return np.floor(array)
-
     def clip(self, array: _Array, low: float, high: float) -> _Array:
         """Each element moved into [low, high]."""
         return np.clip(array, low, high)
@@ -113,6 +110,14 @@ class Ops:
         sent = self.cast(whole, "bfloat16")
         with np.errstate(all="ignore"):
             return sent, whole - self.cast(sent, self.dtype(flat))
+
+    def quantise(self, numbers: _Array, noise: _Array) -> tuple[_Array, _Array, _Array]:
+        """Each row as int8 multiples of a step, and what these do not stand for."""
+        return quantise(numbers, noise)
+
+    def dequantise(self, steps: _Array, multiples: _Array, dtype: str) -> _Array:
+        """What `quantise` says."""
+        return dequantise(steps, multiples, dtype)
 
     def power_of_two(self, array: _Array) -> _Array:
         """The largest power of two not above each element: its exponent bits alone."""
@@ -164,3 +169,18 @@ class Ops:
     def random_orthonormal(self, rows: int, columns: int, purpose: str, update: int, *indices: int) -> _Array:
         """Orthonormal columns."""
         return noise.orthonormal(rows, columns, self.seed, purpose, update, *indices)
+
+
+def quantise(numbers: _Array, noise: _Array) -> tuple[_Array, _Array, _Array]:
+    """`verbs.Ops.quantise` of rows along the last axis, whatever axes are before it."""
+    with np.errstate(all="ignore"):
+        steps = (np.max(np.abs(numbers), axis=-1) / LARGEST).astype(np.float32)
+        divisors = np.where(steps > 0.0, steps, 1.0).astype(numbers.dtype)[..., None]
+        scaled = np.floor(numbers / divisors + noise.astype(numbers.dtype))
+        multiples = np.clip(scaled, -LARGEST, LARGEST).astype(np.int8)
+        return steps, multiples, numbers - dequantise(steps, multiples, numbers.dtype.name)
+
+
+def dequantise(steps: _Array, multiples: _Array, dtype: str) -> _Array:
+    """`verbs.Ops.dequantise` of rows along the last axis, whatever axes are before it."""
+    return multiples.astype(dtype) * steps.astype(dtype)[..., None]

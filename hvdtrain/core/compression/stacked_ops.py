@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.lib.mixins import NDArrayOperatorsMixin
 
-from hvdtrain.core.compression import noise
+from hvdtrain.core.compression import noise, numpy_ops
 
 
 class Stacked(NDArrayOperatorsMixin):
@@ -120,10 +120,6 @@ class StackedOps:
         finite = np.isfinite(array.rows).all(axis=-1)
         return Stacked(np.where(finite, 0.0, np.nan).astype(array.rows.dtype))
 
-    def floor(self, array: Stacked) -> Stacked:
-        """Rounded down."""
-        return Stacked(np.floor(array.rows))
-
     def clip(self, array: Stacked, low: float, high: float) -> Stacked:
         """Each element moved into [low, high]."""
         return Stacked(np.clip(array.rows, low, high))
@@ -150,6 +146,15 @@ class StackedOps:
         sent = self.cast(whole, "bfloat16")
         with np.errstate(invalid="ignore"):
             return sent, whole - self.cast(sent, self.dtype(flat))
+
+    def quantise(self, numbers: Stacked, noise: Stacked) -> tuple[Stacked, Stacked, Stacked]:
+        """Each row as int8 multiples of a step, and what these do not stand for."""
+        steps, multiples, lost = numpy_ops.quantise(numbers.rows, noise.rows)
+        return Stacked(steps), Stacked(multiples), Stacked(lost)
+
+    def dequantise(self, steps: Stacked, multiples: Stacked, dtype: str) -> Stacked:
+        """What `quantise` says."""
+        return Stacked(numpy_ops.dequantise(steps.rows, multiples.rows, dtype))
 
     def power_of_two(self, array: Stacked) -> Stacked:
         """The largest power of two not above each element: its exponent bits alone."""

@@ -78,10 +78,6 @@ class Ops(Protocol):
         """0 where all elements along the last axis are finite, else NaN, in the dtype of `array`."""
         ...
 
-    def floor(self, array: Array) -> Array:
-        """Rounded down."""
-        ...
-
     def clip(self, array: Array, low: float, high: float) -> Array:
         """Each element moved into [low, high]; what becomes of NaN is left open."""
         ...
@@ -119,6 +115,23 @@ class Ops(Protocol):
 
     def shorten(self, flat: Array, residual: Array) -> tuple[Array, Array]:
         """`flat + residual` as bfloat16, and what its rounding took; may reuse the memory of `flat`."""
+        ...
+
+    def quantise(self, numbers: Array, noise: Array) -> tuple[Array, Array, Array]:
+        """Each row as int8 multiples of a step, in few passes; may reuse the memory of `numbers`.
+
+        Args:
+            numbers: (rows, length).
+            noise: float32 numbers in [0, 1) as many: a multiple is rounded down after one is added to it.
+
+        Returns:
+            The steps, float32 (rows,): a row's largest magnitude / 127, not finite where an element is not;
+            the multiples, int8 (rows, length); and what they do not stand for, as `numbers`.
+        """
+        ...
+
+    def dequantise(self, steps: Array, multiples: Array, dtype: str) -> Array:
+        """What `quantise` says: `multiples`, each row times its step, as `dtype` (rows, length)."""
         ...
 
     def power_of_two(self, array: Array) -> Array:

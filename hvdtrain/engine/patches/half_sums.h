@@ -25,7 +25,7 @@ struct BFloat16 {
 void SumFloat16(uint16_t* c, const uint16_t* a, const uint16_t* b, size_t n);
 void SumBFloat16(BFloat16* c, const BFloat16* a, const BFloat16* b, size_t n);
 
-// The codecs of 16-bit wires in one pass each. Callers cut vectors into pieces for their threads.
+// The codecs of 8 and 16 bits in one pass each. Callers cut vectors into pieces for their threads.
 
 // halves = flat * scale, rounded to nearest even; finite numbers beyond +-limit become the limit. Returns how many
 // exceeded it, infinities included.
@@ -36,6 +36,14 @@ uint16_t WidenFloat16(float* flat, const uint16_t* halves, float factor, size_t 
 
 // sent = flat + residual as bfloat16; lost = what rounding took from it.
 void ShortenBFloat16(BFloat16* sent, float* lost, const float* flat, const float* residual, size_t n);
+
+// Rows of so many numbers. step = a row's largest magnitude / 127; integers = row / step + noise, rounded down;
+// lost = what they do not stand for. The step of a row is not finite where one of its numbers is not.
+void QuantiseInt8(float* steps, int8_t* integers, float* lost, const float* numbers, const float* noise,
+                  size_t rows, size_t length);
+
+// numbers = steps * integers, row by row.
+void DequantiseInt8(float* numbers, const float* steps, const int8_t* integers, size_t rows, size_t length);
 
 #if HAVE_MPI
 void bfloat16_sum(void* invec, void* inoutvec, int* len, MPI_Datatype* datatype);

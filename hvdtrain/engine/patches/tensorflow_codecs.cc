@@ -1,11 +1,11 @@
-// Codecs of 16-bit wires, for float32 vectors on the CPU.
+// Codecs of 8 and 16 bits, for float32 vectors on the CPU.
 
 namespace {
 
 // Shares the elements among TensorFlow's threads; a nanosecond each is about what memory allows.
 void EachPiece(OpKernelContext* context, int64_t n,
-               const std::function<void(int64_t, int64_t)>& codec) {
-  context->device()->tensorflow_cpu_worker_threads()->workers->ParallelFor(n, 1, codec);
+               const std::function<void(int64_t, int64_t)>& codec, int64_t nanoseconds = 1) {
+  context->device()->tensorflow_cpu_worker_threads()->workers->ParallelFor(n, nanoseconds, codec);
 }
 
 } // namespace
@@ -69,6 +69,48 @@ public:
   }
 };
 
+class HorovodQuantiseOp : public OpKernel {
+public:
+  using OpKernel::OpKernel;
+
+  void Compute(OpKernelContext* context) override {
+    Tensor *steps, *integers, *lost;
+    auto& shape = context->input(0).shape();
+    auto rows = shape.dim_size(0), length = shape.dim_size(1);
+    OP_REQUIRES_OK(context, context->allocate_output(0, TensorShape({rows}), &steps));
+    OP_REQUIRES_OK(context, context->allocate_output(1, shape, &integers));
+    OP_REQUIRES_OK(context, context->allocate_output(2, shape, &lost));
+    auto numbers = context->input(0).flat<float>().data(), noise = context->input(1).flat<float>().data();
+    auto step = steps->flat<float>().data(), rest = lost->flat<float>().data();
+    auto whole = (int8_t*)integers->flat<int8>().data();
+    EachPiece(context, rows, [&](int64_t from, int64_t to) {
+      auto at = from * length;
+      common::QuantiseInt8(step + from, whole + at, rest + at, numbers + at, noise + at, to - from, length);
+    }, length);
+  }
+};
+
+class HorovodDequantiseOp : public OpKernel {
+public:
+  using OpKernel::OpKernel;
+
+  void Compute(OpKernelContext* context) override {
+    Tensor* numbers;
+    auto& shape = context->input(1).shape();
+    auto rows = shape.dim_size(0), length = shape.dim_size(1);
+    OP_REQUIRES_OK(context, context->allocate_output(0, shape, &numbers));
+    auto steps = context->input(0).flat<float>().data();
+    auto whole = (const int8_t*)context->input(1).flat<int8>().data();
+    auto out = numbers->flat<float>().data();
+    EachPiece(context, rows, [&](int64_t from, int64_t to) {
+      auto at = from * length;
+      common::DequantiseInt8(out + at, steps + from, whole + at, to - from, length);
+    }, length);
+  }
+};
+
+REGISTER_KERNEL_BUILDER(Name("HorovodQuantise").Device(DEVICE_CPU), HorovodQuantiseOp);
+REGISTER_KERNEL_BUILDER(Name("HorovodDequantise").Device(DEVICE_CPU), HorovodDequantiseOp);
 REGISTER_KERNEL_BUILDER(Name("HorovodNarrow").Device(DEVICE_CPU), HorovodNarrowOp);
 REGISTER_KERNEL_BUILDER(Name("HorovodWiden").Device(DEVICE_CPU), HorovodWidenOp);
 REGISTER_KERNEL_BUILDER(Name("HorovodShorten").Device(DEVICE_CPU), HorovodShortenOp);
@@ -104,6 +146,28 @@ REGISTER_OP("HorovodShorten")
     .SetShapeFn([](shape_inference::InferenceContext* c) {
       c->set_output(0, c->input(0));
       c->set_output(1, c->input(0));
+      return Status();
+    });
+
+REGISTER_OP("HorovodQuantise")
+    .Input("numbers: float32")
+    .Input("noise: float32")
+    .Output("steps: float32")
+    .Output("integers: int8")
+    .Output("lost: float32")
+    .SetShapeFn([](shape_inference::InferenceContext* c) {
+      c->set_output(0, c->Vector(c->Dim(c->input(0), 0)));
+      c->set_output(1, c->input(0));
+      c->set_output(2, c->input(0));
+      return Status();
+    });
+
+REGISTER_OP("HorovodDequantise")
+    .Input("steps: float32")
+    .Input("integers: int8")
+    .Output("numbers: float32")
+    .SetShapeFn([](shape_inference::InferenceContext* c) {
+      c->set_output(0, c->input(1));
       return Status();
     });
 
