@@ -53,7 +53,7 @@ class Ops:
         shape = [*array.shape[:-1], array.shape[-1] // size]
         return tf.bitcast(tf.reshape(array, [*shape, size] if size > 1 else shape), dtype)
 
-    def zeros(self, shape: Sequence[int], dtype: str, into: tf.Tensor | None = None) -> tf.Tensor:
+    def zeros(self, shape: Sequence[int], dtype: str) -> tf.Tensor:
         """Zeros that nobody else refers to."""
         return tf.zeros(shape, dtype)
 
@@ -164,8 +164,12 @@ class Ops:
 
     def scatter_add(self, target: tf.Tensor, indices: tf.Tensor, values: tf.Tensor) -> tf.Tensor:
         """`target` with each value, or row, added at its index."""
-        # On a CPU several times faster than tensor_scatter_nd_add, which takes each index for a slice.
-        return target + tf.math.unsorted_segment_sum(values, indices, target.shape[0])
+        return target + self.spread(indices, values, target)
+
+    def spread(self, indices: tf.Tensor, values: tf.Tensor, into: tf.Tensor) -> tf.Tensor:
+        """Zeros but for each value, or row, at its index."""
+        # On a CPU several times faster than scatter_nd, which takes each index for a slice.
+        return tf.math.unsorted_segment_sum(values, indices, into.shape[0])
 
     def add_row(self, matrix: tf.Tensor, row: int, values: tf.Tensor) -> tf.Tensor:
         """`matrix` with a vector added to one of its rows."""

@@ -51,10 +51,8 @@ class Ops:
         # A copy, because a slice need not lie where the dtype may lie.
         return array.clone(memory_format=torch.contiguous_format).view(getattr(torch, dtype))
 
-    def zeros(self, shape: Sequence[int], dtype: str, into: torch.Tensor | None = None) -> torch.Tensor:
+    def zeros(self, shape: Sequence[int], dtype: str) -> torch.Tensor:
         """Zeros that nobody else refers to."""
-        if into is not None:
-            return into.zero_()
         return torch.zeros(tuple(shape), dtype=getattr(torch, dtype), device=device())
 
     def reshape(self, array: torch.Tensor, shape: Sequence[int]) -> torch.Tensor:
@@ -177,6 +175,10 @@ class Ops:
     def scatter_add(self, target: torch.Tensor, indices: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
         """`target` with each value, or row, added at its index."""
         return target.index_add_(0, indices, values)
+
+    def spread(self, indices: torch.Tensor, values: torch.Tensor, into: torch.Tensor) -> torch.Tensor:
+        """Zeros but for each value, or row, at its index."""
+        return into.zero_().index_add_(0, indices, values)
 
     def add_row(self, matrix: torch.Tensor, row: int, values: torch.Tensor) -> torch.Tensor:
         """`matrix` with a vector added to one of its rows."""

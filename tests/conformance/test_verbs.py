@@ -34,6 +34,14 @@ def verbs(request: pytest.FixtureRequest) -> Verbs:
     return ops, importlib.import_module("tensorflow").constant, lambda a: a.numpy()
 
 
+@pytest.mark.parametrize("codec", ["narrow", "widen", "shorten", "quantise", "dequantise"])
+def test_the_engine_brings_the_codecs_without_which_verbs_are_slow(codec: str) -> None:
+    torch = importlib.import_module("horovod.torch.mpi_lib_v2")
+    tensorflow = importlib.import_module("horovod.tensorflow.mpi_ops").MPI_LIB
+    assert callable(getattr(torch, f"horovod_torch_{codec}"))
+    assert callable(getattr(tensorflow, f"horovod_{codec}"))
+
+
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("odd", [0.0, 3e4, -7e4, np.inf, -np.inf, np.nan])
 def test_narrow_clips_what_is_finite_and_counts_it(verbs: Verbs, dtype: str, odd: float) -> None:
@@ -221,12 +229,16 @@ def test_the_first_subset_of_an_update_draws_the_others(monkeypatch: pytest.Monk
     np.testing.assert_array_equal(together.draw(100, 7, "test", 3, 1), expected)
 
 
-def test_zeros_are_zeros_wherever_they_are_made(verbs: Verbs) -> None:
+@pytest.mark.parametrize("shape", [(5,), (5, 3)])
+def test_spread_leaves_nothing_of_what_was_there(verbs: Verbs, shape: tuple[int, ...]) -> None:
     ops, there, back = verbs
-    for into in (None, there(np.array([1.0, np.nan, np.inf]))):
-        found = back(ops.zeros((3,), "float64", into=into))
-        assert found.dtype == np.float64
-        np.testing.assert_array_equal(found, np.zeros(3))
+    values = np.arange(1.0, 1.0 + np.prod((2, *shape[1:]))).reshape(2, *shape[1:])
+    places, before = np.array([1, 4], np.int32), np.full(shape, np.nan)
+    found = back(ops.spread(there(places), there(values), into=there(before)))
+    expected = np.zeros(shape)
+    expected[places] = values
+    assert found.dtype == np.float64
+    np.testing.assert_array_equal(found, expected)
 
 
 def test_uniform_numbers_are_inside_the_unit_interval_and_centred() -> None:

@@ -47,7 +47,7 @@ class Ops:
         """The inverse of `to_bytes`."""
         return np.ascontiguousarray(array).view(dtype)
 
-    def zeros(self, shape: Sequence[int], dtype: str, into: _Array | None = None) -> _Array:
+    def zeros(self, shape: Sequence[int], dtype: str) -> _Array:
         """Zeros that nobody else refers to."""
         return np.zeros(shape, dtype)
 
@@ -144,6 +144,11 @@ class Ops:
         """`target` with each value, or row, added at its index."""
         target[indices] += values
         return target
+
+    def spread(self, indices: _Array, values: _Array, into: _Array) -> _Array:
+        """Zeros but for each value, or row, at its index."""
+        into.fill(0)
+        return self.scatter_add(into, indices, values)
 
     def add_row(self, matrix: _Array, row: int, values: _Array) -> _Array:
         """`matrix` with a vector added to one of its rows."""

@@ -43,8 +43,7 @@ class RandomK(Policy):
             state = {"residual": ops.scatter_add(waiting, indices, -values)}
         else:
             summed = summed * (bucket.size / count)
-        total = ops.zeros((bucket.size,), ops.dtype(flat), into=flat)
-        return ops.scatter_add(total, indices, summed), state
+        return ops.spread(indices, summed, into=flat), state
 
     def wire_bytes(self, bucket: Bucket, itemsize: int, ranks: int) -> int:
         """The chosen elements."""

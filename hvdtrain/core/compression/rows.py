@@ -26,7 +26,7 @@ class SparseRows(Policy):
         indices = ops.top_k(ops.magnitude(matrix), bucket.touched_rows)
         # Comparisons with NaN are arbitrary: its row might not be among the chosen.
         told = ops.take(matrix, indices) + ops.poison(flat)
-        total = yield from gather_and_sum(ops, told, indices, shape)
+        total = yield from gather_and_sum(ops, told, indices, into=matrix)
         return ops.reshape(total, (-1,)), state
 
     def wire_bytes(self, bucket: Bucket, itemsize: int, ranks: int) -> int:

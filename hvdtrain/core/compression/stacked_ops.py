@@ -81,7 +81,7 @@ class StackedOps:
         """The inverse of `to_bytes`."""
         return Stacked(np.ascontiguousarray(array.rows).view(dtype))
 
-    def zeros(self, shape: Sequence[int], dtype: str, into: Stacked | None = None) -> Stacked:
+    def zeros(self, shape: Sequence[int], dtype: str) -> Stacked:
         """Zeros that nobody else refers to."""
         return Stacked(np.zeros((1, *shape), dtype))
 
@@ -187,6 +187,11 @@ class StackedOps:
         rows = target.rows if len(target.rows) == count else _every(target.rows, count).copy()
         rows[np.arange(count)[:, None], indices.rows] += values.rows
         return Stacked(rows)
+
+    def spread(self, indices: Stacked, values: Stacked, into: Stacked) -> Stacked:
+        """Zeros but for each value, or row, at its index."""
+        zeros = self.zeros(into.shape, self.dtype(into))
+        return self.scatter_add(zeros, indices, values)
 
     def add_row(self, matrix: Stacked, row: Stacked, values: Stacked) -> Stacked:
         """`matrix` with a vector added to one of its rows."""

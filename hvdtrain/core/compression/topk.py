@@ -74,7 +74,7 @@ class TopK(Policy):
         values = ops.take(waiting, indices)
         # Comparisons with NaN are arbitrary: it might not be among the largest.
         told = values + ops.poison(waiting)
-        total = yield from gather_and_sum(ops, told, indices, (bucket.size,))
+        total = yield from gather_and_sum(ops, told, indices, into=flat)
         found: State = {}
         if self.momentum:
             found["momentum"] = ops.scatter_add(step, indices, -ops.take(step, indices))

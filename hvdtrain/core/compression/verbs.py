@@ -42,8 +42,8 @@ class Ops(Protocol):
         """The inverse of `to_bytes`."""
         ...
 
-    def zeros(self, shape: Sequence[int], dtype: str, into: Array | None = None) -> Array:
-        """Zeros that nobody else refers to, or `into`, of that shape and dtype, overwritten with them."""
+    def zeros(self, shape: Sequence[int], dtype: str) -> Array:
+        """Zeros that nobody else refers to."""
         ...
 
     def reshape(self, array: Array, shape: Sequence[int]) -> Array:
@@ -156,6 +156,10 @@ class Ops(Protocol):
 
     def scatter_add(self, target: Array, indices: Array, values: Array) -> Array:
         """`target` with each value, or row, added at its index, no index twice; may reuse its memory."""
+        ...
+
+    def spread(self, indices: Array, values: Array, into: Array) -> Array:
+        """Zeros but for each value, or row, at its index, no index twice: like `into`, or in its memory."""
         ...
 
     def add_row(self, matrix: Array, row: Array, values: Array) -> Array:
