@@ -29,8 +29,8 @@ def init(spec: JobSpec) -> World:
     threads = world.threads(spec.num_threads)
     tf.config.threading.set_intra_op_parallelism_threads(threads)
     # What a collective makes ready stands behind the queue of TensorFlow's thread, what that thread itself
-    # makes ready before it: with no thread to spare, a policy's next collective would wait for backward.
-    tf.config.threading.set_inter_op_parallelism_threads(threads + 2)
+    # makes ready before it: without one more, a policy's next collective would wait for backward.
+    tf.config.threading.set_inter_op_parallelism_threads(threads + 1)
     gpus = tf.config.list_physical_devices("GPU")
     if gpus:
         tf.config.set_visible_devices(gpus[world.local_rank % len(gpus)], "GPU")
