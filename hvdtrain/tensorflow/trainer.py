@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable
+from functools import partial
 from typing import Any
 
 import horovod.tensorflow as hvd
@@ -21,6 +22,8 @@ from hvdtrain.tensorflow.optimizers import Optimizer
 from hvdtrain.tensorflow.reducer import Reducer
 
 _Batch = dict[str, tf.Tensor]
+# No Python branch here hangs on a tensor: translating the code would take as long as tracing it.
+_compiled = partial(tf.function, autograph=False)
 
 
 class Trainer(BaseTrainer):
@@ -34,10 +37,10 @@ class Trainer(BaseTrainer):
         self._reducer = Reducer(
             self.spec.rules, self.plan.buckets, self._model.parameters, self.spec.seed, scaled
         )
-        self._compiled_accumulate = tf.function(self._accumulate)
+        self._compiled_accumulate = _compiled(self._accumulate)
         self._compiled_finishes: dict[Hashable, tf.types.experimental.PolymorphicFunction] = {}
         self._compiled_exchanges: dict[Policy, tf.types.experimental.PolymorphicFunction] = {}
-        self._compiled_evaluate = tf.function(lambda batch: self._model.loss_sum(batch, training=False))
+        self._compiled_evaluate = _compiled(lambda batch: self._model.loss_sum(batch, training=False))
 
     def update(
         self,
@@ -51,7 +54,7 @@ class Trainer(BaseTrainer):
         """One update; see `BaseTrainer.update`."""
         last, inverse, loss_sum = self._accumulate_early(window, divisor, update, loss_scale)
         others = tf.constant([next_weight, window.tokens], tf.float64)
-        finish = self._compiled(self._finish, update, window)
+        finish = self._compiled_finish(self._finish, update, window)
         sums, norm, finite = finish(
             last, inverse, loss_sum, others, self._scalar(learning_rate), self._scalar(update)
         )
@@ -63,7 +66,7 @@ class Trainer(BaseTrainer):
     ) -> UpdateResult:
         """One update of this rank alone; see `BaseTrainer.local_update`."""
         last, inverse, loss_sum = self._accumulate_early(window, divisor, update, loss_scale)
-        finish = self._compiled(self._finish_alone, update, window)
+        finish = self._compiled_finish(self._finish_alone, update, window)
         loss, norm, finite = finish(
             last, inverse, loss_sum, self._scalar(learning_rate), self._scalar(update)
         )
@@ -84,7 +87,7 @@ class Trainer(BaseTrainer):
     def exchange(self, policy: Policy) -> None:
         """Replace the weights by what ranks agree on; see `BaseTrainer.exchange`."""
         if policy not in self._compiled_exchanges:
-            self._compiled_exchanges[policy] = tf.function(lambda: self._exchange(policy))
+            self._compiled_exchanges[policy] = _compiled(lambda: self._exchange(policy))
         self._compiled_exchanges[policy]()
 
     def loss_sum(self, batch: MicroBatch) -> float:
@@ -99,13 +102,13 @@ class Trainer(BaseTrainer):
         """Rank 0's copy of a vector."""
         return world.broadcast(values, "broadcast")
 
-    def _compiled(
+    def _compiled_finish(
         self, finish: Callable[..., Any], update: int, window: Window
     ) -> tf.types.experimental.PolymorphicFunction:
         # Which collectives a graph holds, and whether there are totals, is fixed when it is traced.
         key = finish, self.spec.rules.at(update), len(window.micro_batches) > 1
         if key not in self._compiled_finishes:
-            self._compiled_finishes[key] = tf.function(finish)
+            self._compiled_finishes[key] = _compiled(finish)
         return self._compiled_finishes[key]
 
     def _accumulate_early(
