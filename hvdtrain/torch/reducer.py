@@ -198,7 +198,8 @@ class Reducer:
         except StopIteration as stop:
             total, slot.next_state = stop.value
             slot.request = None
-            if total is not slot.reduced:
+            # A policy may have summed into the bucket through a view of it.
+            if total.data_ptr() != slot.reduced.data_ptr():
                 slot.reduced.copy_(total)
             return
         # Ranks may launch in different orders: Horovod pairs collectives by name.

@@ -42,6 +42,22 @@ def mean_loss(model: torch.nn.Module, x: torch.Tensor, y: torch.Tensor) -> torch
     return functional.cross_entropy(model(x), y)
 
 
+def wrap(optimizer: torch.optim.Optimizer, model: Any, **arguments: Any) -> Any:
+    """The optimizer distributed, with the model's parameters by name."""
+    return hvd.DistributedOptimizer(optimizer, model.named_parameters(), **arguments)
+
+
+def own(model: Any, update: int, rows: int = 2, loss: Any = mean_loss) -> torch.Tensor:
+    """This rank's loss."""
+    return loss(model, *batch((update, hvd.rank(), 0), rows, next(model.parameters()).dtype))
+
+
+def every(model: Any, update: int, rows: int = 2, loss: Any = mean_loss) -> torch.Tensor:
+    """The mean of all ranks' losses."""
+    dtype = next(model.parameters()).dtype
+    return torch.stack([loss(model, *batch((update, r, 0), rows, dtype)) for r in range(hvd.size())]).mean()
+
+
 @dataclass
 class Trial:
     """How to train, and how many rows each micro-batch has.
