@@ -18,6 +18,7 @@ from tests.dropin.trial import (
     mlp,
     own,
     sgd,
+    step_both,
     twins,
     wrap,
 )
@@ -41,12 +42,7 @@ def check_it_is_still_the_users_optimizer() -> None:
     twin.load_state_dict(model.state_dict())
     optimizer.load_state_dict(copy.deepcopy(other.state_dict()))
     for update in (1, 2):
-        optimizer.zero_grad()
-        own(model, update).backward()
-        optimizer.step()
-        other.zero_grad()
-        every(twin, update).backward()
-        other.step()
+        step_both(optimizer, model, other, twin, update)
     assert_same(model, twin, 1e-12)
 
 

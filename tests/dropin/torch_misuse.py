@@ -9,7 +9,7 @@ import torch
 
 import hvdtrain.torch as hvd
 from hvdtrain.core.errors import HvdtrainError
-from tests.dropin.trial import batch, mean_loss, mlp, sgd
+from tests.dropin.trial import batch, mean_loss, mlp, own, sgd, wrap
 
 
 def told(words: tuple[str, ...], act: Callable[[], Any]) -> None:
@@ -23,11 +23,11 @@ def told(words: tuple[str, ...], act: Callable[[], Any]) -> None:
 
 
 def wrapped(model: torch.nn.Module, **arguments: Any) -> Any:
-    return hvd.DistributedOptimizer(sgd(model.parameters()), model.named_parameters(), **arguments)
+    return wrap(sgd(model.parameters()), model, **arguments)
 
 
 def backward(model: torch.nn.Module) -> None:
-    mean_loss(model, *batch((0, hvd.rank(), 0), 2, next(model.parameters()).dtype)).backward()
+    own(model, 0).backward()
 
 
 def check_step_without_backward() -> None:

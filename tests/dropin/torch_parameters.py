@@ -18,6 +18,7 @@ from tests.dropin.trial import (
     own,
     same_on_all_ranks,
     sgd,
+    step_both,
     twins,
     wrap,
 )
@@ -70,12 +71,7 @@ def check_freezing_and_thawing() -> None:
             for each in (model, twin):
                 each[0].requires_grad_(update == 2)
                 each[2].bias.requires_grad_(update == 4)
-        optimizer.zero_grad()
-        own(model, update).backward()
-        optimizer.step()
-        other.zero_grad()
-        every(twin, update).backward()
-        other.step()
+        step_both(optimizer, model, other, twin, update)
     assert_same(model, twin, 1e-12)
 
 
@@ -116,12 +112,7 @@ def check_a_second_wrapper_takes_the_parameters_over() -> None:
     for phase, make in enumerate((sgd, adamw)):
         optimizer, other = wrap(make(model.parameters()), model), make(twin.parameters())
         for update in range(2):
-            optimizer.zero_grad()
-            own(model, 5 * phase + update).backward()
-            optimizer.step()
-            other.zero_grad()
-            every(twin, 5 * phase + update).backward()
-            other.step()
+            step_both(optimizer, model, other, twin, 5 * phase + update)
     assert_same(model, twin, 1e-12)
 
 

@@ -58,6 +58,18 @@ def every(model: Any, update: int, rows: int = 2, loss: Any = mean_loss) -> torc
     return torch.stack([loss(model, *batch((update, r, 0), rows, dtype)) for r in range(hvd.size())]).mean()
 
 
+def step_both(
+    optimizer: torch.optim.Optimizer, model: Any, other: torch.optim.Optimizer, twin: Any, update: int
+) -> None:
+    """One update of the model by all ranks, and of its twin by this process alone."""
+    optimizer.zero_grad()
+    own(model, update).backward()
+    optimizer.step()
+    other.zero_grad()
+    every(twin, update).backward()
+    other.step()
+
+
 @dataclass
 class Trial:
     """How to train, and how many rows each micro-batch has.
@@ -84,9 +96,7 @@ class Trial:
     def together(self) -> torch.nn.Module:
         """The model that the ranks train."""
         model = self.model(self.dtype)
-        optimizer = hvd.DistributedOptimizer(
-            self.optimizer(model.parameters()), named_parameters=model.named_parameters(), **self.wrapper
-        )
+        optimizer = wrap(self.optimizer(model.parameters()), model, **self.wrapper)
         for update in range(self.updates):
             optimizer.zero_grad()
             for m, rows in enumerate(self._rows(update)[hvd.rank()]):
