@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
 from hvdtrain.core.weights import Weight
 
@@ -54,12 +55,14 @@ def plan_buckets(
 ) -> tuple[Bucket, ...]:
     """Fill buckets in reverse order of the forward pass, the order in which backward finishes gradients.
 
-    Embeddings and layers never share one: the layers' gradients would wait for the very end of backward.
+    Embeddings and layers never share one: the layers' gradients would wait for the very end of backward. The
+    layers that backward reaches last have a small one: nothing is left to compute while it travels.
 
     Args:
         weights: the model's weights in the order of the forward pass.
         itemsize: bytes of one gradient element.
-        cap_bytes: a bucket closes before it would exceed this; a larger weight has a bucket of its own.
+        cap_bytes: a bucket closes before it would exceed this, the last one of layers a quarter of this; a
+            larger weight has a bucket of its own.
         group: of a weight's name; weights of different groups never share a bucket.
         touched_rows: of a weight whose gradient travels by rows; it has a bucket of its own.
 
@@ -78,9 +81,17 @@ def plan_buckets(
             closed.append(members)
             members = []
         filling[kind] = [*members, weight]
+    for (_, embedding), members in filling.items():
+        closed += [members] if embedding else _last_apart(members, cap_bytes / 4 / itemsize)
     place = {weight.name: i for i, weight in enumerate(weights)}
-    closed = sorted([*closed, *filling.values()], key=lambda members: -place[members[-1].name])
+    closed.sort(key=lambda members: -place[members[-1].name])
     return tuple(
         Bucket(i, tuple(sorted(m, key=lambda w: not w.decays)), touched_rows(m[0]))
         for i, m in enumerate(closed)
     )
+
+
+def _last_apart(members: list[Weight], most: float) -> list[list[Weight]]:
+    """A bucket cut in two, the second of which has no more elements than this, or one weight."""
+    late = max(1, sum(size <= most for size in accumulate(w.size for w in reversed(members))))
+    return [part for part in (members[:-late], members[-late:]) if part]

@@ -35,9 +35,26 @@ def test_a_bucket_keeps_the_cap_and_closes_no_sooner_than_it_must(
     for bucket in buckets:
         assert bucket.size * itemsize <= cap or len(bucket.weights) == 1
     order = {weight.name: i for i, weight in enumerate(weights)}
-    for bucket, following in itertools.pairwise(buckets):
+    for bucket, following in itertools.pairwise(buckets[:-1]):
         first = max(following.weights, key=lambda w: order[w.name])
         assert (bucket.size + first.size) * itemsize > cap
+
+
+@given(WEIGHTS, st.sampled_from([2, 4, 8]), CAPS)
+def test_the_last_bucket_of_layers_is_a_quarter_and_no_smaller_than_it_must(
+    weights: list[Weight], itemsize: int, cap: float
+) -> None:
+    *before, last = plan_buckets(weights, itemsize, cap)
+    assert last.size * itemsize <= cap / 4 or len(last.weights) == 1
+    order = {weight.name: i for i, weight in enumerate(weights)}
+    for bucket in before[-1:]:
+        next_to_it = min(bucket.weights, key=lambda w: order[w.name])
+        assert (last.size + next_to_it.size) * itemsize > cap / 4
+
+
+def test_embeddings_complete_at_once_and_are_not_cut() -> None:
+    weights = [Weight(f"w{i}", (4,), True, "zeros", embedding=True) for i in range(6)]
+    assert [bucket.size for bucket in plan_buckets(weights, 4, 100)] == [24]
 
 
 @given(WEIGHTS, CAPS)
