@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from statistics import median
-from typing import Annotated
+from statistics import mean, median
+from typing import Annotated, Literal
 
 import typer
 from rich.console import Console
@@ -36,37 +37,42 @@ Figures = dict[str, float]
 def slow_link(
     *,
     framework: Annotated[str, typer.Option(help="torch or tensorflow.")] = "torch",
+    wire: Annotated[Literal["gloo", "mpi"], typer.Option(help="What the ranks talk over.")] = "gloo",
     mbit: Annotated[float, typer.Option(min=1.0, help="Rate of each link, in 10^6 bits/s.")] = 100.0,
     rounds: Annotated[int, typer.Option(min=1, help="Runs of each policy, in turns.")] = 3,
-    steps: Annotated[int, typer.Option(min=4, help="Timed updates of a run.")] = 20,
+    steps: Annotated[int, typer.Option(min=4, help="Timed updates of a run; whole cycles.")] = 20,
     only: Annotated[list[str] | None, typer.Option(help="These policies alone.")] = None,
     set_: Annotated[list[str] | None, typer.Option("--set", help="Override: FIELD.PATH=VALUE.")] = None,
     json_file: Annotated[Path | None, typer.Option("--json", help="Write all figures here.")] = None,
 ) -> None:
     """Measure an update of the default BERT by each policy, 1 rank on each of 2 hosts."""
+    # The hosts are taken away again also when a signal ends this.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("ended by SIGTERM"))
     console = Console()
-    common = [f"max_steps={_FIRST + steps}", "evaluation.eval_steps=null", "num_threads=1", *(set_ or [])]
-    names = [name for name in POLICIES if (not only or name in only) and name not in _NOT_EACH_UPDATE]
+    common = [f"max_steps={_FIRST + steps + 1}", "evaluation.eval_steps=null", "num_threads=1", *(set_ or [])]
+    # Gloo has no Adasum.
+    names = [n for n in POLICIES if (not only or n in only) and (n != "adasum" or wire == "mpi")]
     found: dict[str, list[Figures]] = {name: [] for name in names}
     with emulated_hosts(2) as hosts:
         _separate(hosts, mbit)
-        link = _measure_link(hosts)
+        link = _measure_link(hosts, wire)
         for turn in range(rounds):
             for name in names:
                 # Warmed up before the first timed update: what most of a run is like.
                 policy = POLICIES[name].replace("warmup_steps: 60", "warmup_steps: 8")
                 compute = _compute(hosts, framework, [*common, "compression.type=none"])
-                lines = _run(hosts, framework, [*common, f"compression={policy}"], hosts.names)
-                sent, seconds = (median(x[key] for x in lines) for key in ("wire_bytes", "step_time_s"))
-                wire = sent / link["rate"]
+                lines = _run(hosts, framework, [*common, f"compression={policy}"], hosts.names, wire)
+                middle = mean if name in _NOT_EACH_UPDATE else median
+                sent, seconds = (middle(x[key] for x in lines) for key in ("wire_bytes", "step_time_s"))
+                sending = sent / link["rate"]
                 latency = _IN_TURN.get(name, 1) * link["collective"]
-                run = {"bytes": sent, "compute": compute, "wire": wire, "seconds": seconds}
-                found[name].append(run | {"ratio": (seconds - latency) / max(compute, wire)})
+                run = {"bytes": sent, "compute": compute, "wire": sending, "seconds": seconds}
+                found[name].append(run | {"ratio": (seconds - latency) / max(compute, sending)})
                 console.print(
                     f"{framework}, round {turn + 1} of {rounds}: {name}, computing {compute * 1e3:.0f} ms, "
-                    f"on the wire {wire * 1e3:.0f} ms, update {seconds * 1e3:.0f} ms"
+                    f"on the wire {sending * 1e3:.0f} ms, update {seconds * 1e3:.0f} ms"
                 )
-    console.print(_table(f"{framework}: 2 hosts at {mbit:g} Mbit/s", found))
+    console.print(_table(f"{framework} over {wire}: 2 hosts at {mbit:g} Mbit/s", found))
     console.print(
         f"A bare TCP connection carries {link['rate'] * 8e-6:.1f} Mbit/s of payload, a round trip takes "
         f"{link['round_trip'] * 1e3:.2f} ms, an allreduce of one number {link['collective'] * 1e3:.1f} ms."
@@ -87,8 +93,8 @@ def _table(title: str, found: dict[str, list[Figures]]) -> Table:
     return table
 
 
-# Adasum has no Gloo; the others' updates differ among each other.
-_NOT_EACH_UPDATE = {"adasum", "local_sgd, 4 updates", "diloco, 20 updates"}
+# What updates take, exchange or none, is told by the mean of a number of cycles.
+_NOT_EACH_UPDATE = {"local_sgd, 4 updates", "diloco, 20 updates"}
 # Collectives of a bucket that wait for each other; one where nothing is said.
 _IN_TURN = {"int8": 2, "powersgd rank 4": 2}
 
@@ -102,7 +108,7 @@ def _separate(hosts: Cluster, mbit: float) -> None:
         subprocess.run([*inside, *command, "burst", "128kb", "latency", "50ms"], check=True)
 
 
-def _measure_link(hosts: Cluster) -> Figures:
+def _measure_link(hosts: Cluster, wire: str) -> Figures:
     probe, port = [sys.executable, str(Path(__file__).with_name("link.py"))], "9000"
     with ThreadPoolExecutor() as pool:
         serving = pool.submit(
@@ -114,7 +120,7 @@ def _measure_link(hosts: Cluster) -> Figures:
     if status:
         sys.exit(f"error: {' '.join(command)} failed:\n{output}")
     with tempfile.TemporaryDirectory() as folder:
-        _launch(hosts, hosts.names, [probe[1], "collective", f"{folder}/seconds"])
+        _launch(hosts, hosts.names, [probe[1], "collective", f"{folder}/seconds"], wire)
         return json.loads(output) | {"collective": float(Path(folder, "seconds").read_text())}
 
 
@@ -132,22 +138,23 @@ def _compute(hosts: Cluster, framework: str, overrides: list[str]) -> float:
 
 
 def _run(
-    hosts: Cluster, framework: str, overrides: list[str], names: tuple[str, ...]
+    hosts: Cluster, framework: str, overrides: list[str], names: tuple[str, ...], wire: str = "gloo"
 ) -> list[dict[str, float]]:
     """Metric lines of the timed updates of a job with one rank on each of these hosts."""
     with tempfile.TemporaryDirectory() as folder:
         settings = [part for override in overrides for part in ("--set", override)]
-        _launch(hosts, names, ["-m", f"hvdtrain.{framework}.job", *settings, "--output-dir", folder])
-        return read_metrics(Path(folder))[0][_FIRST:]
+        _launch(hosts, names, ["-m", f"hvdtrain.{framework}.job", *settings, "--output-dir", folder], wire)
+        # Periodic policies exchange once more after the last update.
+        return read_metrics(Path(folder))[0][_FIRST:-1]
 
 
-def _launch(hosts: Cluster, names: tuple[str, ...], program: list[str]) -> None:
+def _launch(hosts: Cluster, names: tuple[str, ...], program: list[str], wire: str) -> None:
     """Run a Python program on one rank of each of these hosts."""
     binaries = Path(sys.executable).parent
     where = ",".join(f"{name}:1" for name in names)
     command = [
         *("taskset", "-c", str(_core(hosts.names.index(names[0])))),
-        *(str(binaries / "horovodrun"), "-np", str(len(names)), "--gloo", "-H", where),
+        *(str(binaries / "horovodrun"), "-np", str(len(names)), f"--{wire}", "-H", where),
         # One rank alone is on its own host, which horovodrun looks for on lo.
         *("--network-interface", "eth0") * (len(names) > 1),
         *(sys.executable, *program),

@@ -30,6 +30,8 @@ def horovod_environment(communication: CommunicationSpec) -> None:
         os.environ["HOROVOD_FUSION_THRESHOLD"] = str(int(communication.fusion_threshold_mb * _MIB))
     # Open MPI 4.1 spins while it waits, which takes the core from a computing rank beside it.
     os.environ.setdefault("OMPI_MCA_mpi_yield_when_idle", "1")
+    # Over a slow TCP link the directions take turns otherwise (hvdtrain.launch.commands says why).
+    os.environ.setdefault("OMPI_MCA_btl_tcp_flags", "send,inplace")
 
 
 def keep_freed_memory() -> None:

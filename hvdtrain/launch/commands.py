@@ -15,8 +15,13 @@ from hvdtrain.launch.hosts import Host, format_hosts
 if TYPE_CHECKING:
     from hvdtrain.launch.facts import Facts
 
-# Idle ranks give their core to those that compute; with more ranks than cores this is three times faster.
-_YIELD = ("--mca", "mpi_yield_when_idle", "1")
+_TUNED = (
+    # Idle ranks give their core to those that compute; with more ranks than cores this is three times faster.
+    *("--mca", "mpi_yield_when_idle", "1"),
+    # Over TCP, Open MPI 4.1 else asks for each part ("put") behind all that it sends itself, and on a slow
+    # link the two directions take turns: half as long again.
+    *("--mca", "btl_tcp_flags", "send,inplace"),
+)
 _TRANSPORTS = ("--mca", "pml", "ob1", "--mca", "btl", "^openib")
 # What a rank on another host needs to find the same programs, libraries and settings.
 _EXPORTED = re.compile(
@@ -162,7 +167,7 @@ def _horovodrun(request: LaunchRequest, choice: LaunchChoice, facts: Facts) -> l
     if request.network_interface and not request.local:
         command += ["--network-interfaces", request.network_interface]
     if choice.wire is Wire.MPI and facts.open_mpi:
-        command.append("--mpi-args=" + " ".join(_YIELD))
+        command.append("--mpi-args=" + " ".join(_TUNED))
     return command + _python(request, choice.wire, facts)
 
 
@@ -172,7 +177,7 @@ def _mpirun(request: LaunchRequest, facts: Facts) -> list[str]:
     command += ["--bind-to", "none", "--map-by", "slot", "--tag-output", "-wdir", request.workdir]
     if facts.root:
         command.append("--allow-run-as-root")
-    command += [*_TRANSPORTS, *_YIELD]
+    command += [*_TRANSPORTS, *_TUNED]
     if request.network_interface and not request.local:
         for layer in ("btl", "oob"):
             command += ["--mca", f"{layer}_tcp_if_include", request.network_interface]
