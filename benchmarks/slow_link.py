@@ -15,7 +15,7 @@ import sys
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from statistics import mean, median
+from statistics import median
 from typing import Annotated, Literal
 
 import typer
@@ -40,7 +40,7 @@ def slow_link(
     wire: Annotated[Literal["gloo", "mpi"], typer.Option(help="What the ranks talk over.")] = "gloo",
     mbit: Annotated[float, typer.Option(min=1.0, help="Rate of each link, in 10^6 bits/s.")] = 100.0,
     rounds: Annotated[int, typer.Option(min=1, help="Runs of each policy, in turns.")] = 3,
-    steps: Annotated[int, typer.Option(min=4, help="Timed updates of a run; whole cycles.")] = 20,
+    steps: Annotated[int, typer.Option(min=4, help="Timed updates of a run.")] = 20,
     only: Annotated[list[str] | None, typer.Option(help="These policies alone.")] = None,
     set_: Annotated[list[str] | None, typer.Option("--set", help="Override: FIELD.PATH=VALUE.")] = None,
     json_file: Annotated[Path | None, typer.Option("--json", help="Write all figures here.")] = None,
@@ -49,7 +49,7 @@ def slow_link(
     # The hosts are taken away again also when a signal ends this.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("ended by SIGTERM"))
     console = Console()
-    common = [f"max_steps={_FIRST + steps + 1}", "evaluation.eval_steps=null", "num_threads=1", *(set_ or [])]
+    common = ["evaluation.eval_steps=null", "num_threads=1", *(set_ or [])]
     # Gloo has no Adasum.
     names = [n for n in POLICIES if (not only or n in only) and (n != "adasum" or wire == "mpi")]
     found: dict[str, list[Figures]] = {name: [] for name in names}
@@ -60,10 +60,12 @@ def slow_link(
             for name in names:
                 # Warmed up before the first timed update: what most of a run is like.
                 policy = POLICIES[name].replace("warmup_steps: 60", "warmup_steps: 8")
-                compute = _compute(hosts, framework, [*common, "compression.type=none"])
-                lines = _run(hosts, framework, [*common, f"compression={policy}"], hosts.names, wire)
-                middle = mean if name in _NOT_EACH_UPDATE else median
-                sent, seconds = (middle(x[key] for x in lines) for key in ("wire_bytes", "step_time_s"))
+                compute = _compute(hosts, framework, [*common, "compression.type=none"], steps)
+                each = _UPDATES.get(name, 1)
+                job = [*common, f"compression={policy}"]
+                lines = _run(hosts, framework, job, hosts.names, steps, each=each, wire=wire)
+                seconds = median(x["step_time_s"] for x in lines)
+                sent = median(x["wire_bytes"] for x in lines) / each
                 sending = sent / link["rate"]
                 latency = _IN_TURN.get(name, 1) * link["collective"]
                 run = {"bytes": sent, "compute": compute, "wire": sending, "seconds": seconds}
@@ -93,8 +95,8 @@ def _table(title: str, found: dict[str, list[Figures]]) -> Table:
     return table
 
 
-# What updates take, exchange or none, is told by the mean of a number of cycles.
-_NOT_EACH_UPDATE = {"local_sgd, 4 updates", "diloco, 20 updates"}
+# Updates that a line of metrics tells of, from one exchange to the next; one where nothing is said.
+_UPDATES = {"local_sgd, 4 updates": 4, "diloco, 20 updates": 20}
 # Collectives of a bucket that wait for each other; one where nothing is said.
 _IN_TURN = {"int8": 2, "powersgd rank 4": 2}
 
@@ -129,23 +131,31 @@ def _core(host: int) -> int:
     return cores[host % len(cores)]
 
 
-def _compute(hosts: Cluster, framework: str, overrides: list[str]) -> float:
+def _compute(hosts: Cluster, framework: str, overrides: list[str], steps: int) -> float:
     """An update of jobs of one rank, one on each host at once: that of the slower, as in a job of both."""
     with ThreadPoolExecutor() as pool:
-        alone = [pool.submit(_run, hosts, framework, overrides, (name,)) for name in hosts.names]
+        alone = [pool.submit(_run, hosts, framework, overrides, (name,), steps) for name in hosts.names]
         times = [[line["step_time_s"] for line in each.result()] for each in alone]
     return median(max(together) for together in zip(*times, strict=True))
 
 
 def _run(
-    hosts: Cluster, framework: str, overrides: list[str], names: tuple[str, ...], wire: str = "gloo"
+    hosts: Cluster,
+    framework: str,
+    overrides: list[str],
+    names: tuple[str, ...],
+    steps: int,
+    *,
+    each: int = 1,
+    wire: str = "gloo",
 ) -> list[dict[str, float]]:
-    """Metric lines of the timed updates of a job with one rank on each of these hosts."""
+    """Metric lines, `each` of so many updates, of a job with one rank on each of these hosts."""
     with tempfile.TemporaryDirectory() as folder:
         settings = [part for override in overrides for part in ("--set", override)]
-        _launch(hosts, names, ["-m", f"hvdtrain.{framework}.job", *settings, "--output-dir", folder], wire)
-        # Periodic policies exchange once more after the last update.
-        return read_metrics(Path(folder))[0][_FIRST:-1]
+        # The last line is left out: periodic policies exchange once more at the end.
+        settings += ["--set", f"max_steps={_FIRST + steps + each}", "--output-dir", folder]
+        _launch(hosts, names, ["-m", f"hvdtrain.{framework}.job", *settings], wire)
+        return [line for line in read_metrics(Path(folder))[0][:-1] if line["step"] - each >= _FIRST]
 
 
 def _launch(hosts: Cluster, names: tuple[str, ...], program: list[str], wire: str) -> None:
