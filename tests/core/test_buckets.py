@@ -49,7 +49,9 @@ def test_the_last_bucket_of_layers_is_a_quarter_and_no_smaller_than_it_must(
     order = {weight.name: i for i, weight in enumerate(weights)}
     for bucket in before[-1:]:
         next_to_it = min(bucket.weights, key=lambda w: order[w.name])
-        assert (last.size + next_to_it.size) * itemsize > cap / 4
+        first = max(last.weights, key=lambda w: order[w.name])
+        was_full = (bucket.size + first.size) * itemsize > cap
+        assert (last.size + next_to_it.size) * itemsize > cap / 4 or was_full
 
 
 def test_embeddings_complete_at_once_and_are_not_cut() -> None:
