@@ -153,7 +153,7 @@ def _run(
     with tempfile.TemporaryDirectory() as folder:
         settings = [part for override in overrides for part in ("--set", override)]
         # The last line is left out: periodic policies exchange once more at the end.
-        settings += ["--set", f"max_steps={_FIRST + steps + each}", "--output-dir", folder]
+        settings += ["--set", f"max_steps={_FIRST + max(steps, each) + each}", "--output-dir", folder]
         _launch(hosts, names, ["-m", f"hvdtrain.{framework}.job", *settings], wire)
         return [line for line in read_metrics(Path(folder))[0][:-1] if line["step"] - each >= _FIRST]
 
