@@ -1,6 +1,6 @@
 """Step times of compression policies between two emulated hosts with a slow link between them.
 
-Beside each the time that cannot be beaten: computing alone, right before it, or sending the bytes as fast as
+Beside each the time that cannot be beaten: computing alone, in turns with it, or sending the bytes as fast as
 a bare TCP connection does, whichever is longer. The latency of collectives that wait for each other is taken
 off first. Needs root, iproute2 and openssh-server. See docs/benchmarks.md.
 """
@@ -25,12 +25,15 @@ from rich.table import Table
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from quality import POLICIES
+from turns import Group, Line, started, take_turns
 
-from hvdtrain.core.metrics import read_metrics
 from tests.launch.cluster import Cluster, emulated_hosts
 
+_BINARIES = Path(sys.executable).parent
 # Updates before a policy runs as it will: traced graphs, PowerSGD's first iterations.
 _FIRST = 14
+# Whole updates of a turn: some 0.7 s of computing.
+_TURN = 5
 Figures = dict[str, float]
 
 
@@ -40,7 +43,7 @@ def slow_link(
     wire: Annotated[Literal["gloo", "mpi"], typer.Option(help="What the ranks talk over.")] = "gloo",
     mbit: Annotated[float, typer.Option(min=1.0, help="Rate of each link, in 10^6 bits/s.")] = 100.0,
     rounds: Annotated[int, typer.Option(min=1, help="Runs of each policy, in turns.")] = 3,
-    steps: Annotated[int, typer.Option(min=4, help="Timed updates of a run.")] = 20,
+    turns: Annotated[int, typer.Option(min=1, help="Turns of a run, of some 5 updates each.")] = 20,
     only: Annotated[list[str] | None, typer.Option(help="These policies alone.")] = None,
     set_: Annotated[list[str] | None, typer.Option("--set", help="Override: FIELD.PATH=VALUE.")] = None,
     json_file: Annotated[Path | None, typer.Option("--json", help="Write all figures here.")] = None,
@@ -48,6 +51,8 @@ def slow_link(
     """Measure an update of the default BERT by each policy, 1 rank on each of 2 hosts."""
     # The hosts are taken away again also when a signal ends this.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("ended by SIGTERM"))
+    os.environ["PATH"] = f"{_BINARIES}:{os.environ['PATH']}"
+    os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
     console = Console()
     common = ["evaluation.eval_steps=null", "num_threads=1", *(set_ or [])]
     # Gloo has no Adasum.
@@ -58,14 +63,13 @@ def slow_link(
         link = _measure_link(hosts, wire)
         for turn in range(rounds):
             for name in names:
+                each = _UPDATES.get(name, 1)
                 # Warmed up before the first timed update: what most of a run is like.
                 policy = POLICIES[name].replace("warmup_steps: 60", "warmup_steps: 8")
-                compute = _compute(hosts, framework, [*common, "compression.type=none"], steps)
-                each = _UPDATES.get(name, 1)
-                job = [*common, f"compression={policy}"]
-                lines = _run(hosts, framework, job, hosts.names, steps, each=each, wire=wire)
-                seconds = median(x["step_time_s"] for x in lines)
-                sent = median(x["wire_bytes"] for x in lines) / each
+                *alone, both = _measure(hosts, framework, wire, common, policy, turns, each)
+                compute = median(max(x["step_time_s"] for x in pair) for pair in zip(*alone, strict=True))
+                seconds = median(line["step_time_s"] for line in both)
+                sent = median(line["wire_bytes"] for line in both) / each
                 sending = sent / link["rate"]
                 latency = _IN_TURN.get(name, 1) * link["collective"]
                 run = {"bytes": sent, "compute": compute, "wire": sending, "seconds": seconds}
@@ -113,17 +117,20 @@ def _separate(hosts: Cluster, mbit: float) -> None:
 def _measure_link(hosts: Cluster, wire: str) -> Figures:
     probe, port = [sys.executable, str(Path(__file__).with_name("link.py"))], "9000"
     with ThreadPoolExecutor() as pool:
-        serving = pool.submit(
-            hosts.run, hosts.names[1], [*probe, "serve", port], cwd=Path.cwd(), env=os.environ, timeout_s=60
-        )
-        command = [*probe, "measure", hosts.names[1], port]
-        status, output = hosts.run(hosts.names[0], command, cwd=Path.cwd(), env=os.environ, timeout_s=60)
+        serving = pool.submit(_call, hosts, 1, [*probe, "serve", port])
+        output = _call(hosts, 0, [*probe, "measure", hosts.names[1], port])
         serving.result()
-    if status:
-        sys.exit(f"error: {' '.join(command)} failed:\n{output}")
     with tempfile.TemporaryDirectory() as folder:
-        _launch(hosts, hosts.names, [probe[1], "collective", f"{folder}/seconds"], wire)
+        command = _command(hosts, hosts.names, [probe[1], "collective", f"{folder}/seconds"], wire)
+        _call(hosts, 0, command)
         return json.loads(output) | {"collective": float(Path(folder, "seconds").read_text())}
+
+
+def _call(hosts: Cluster, at: int, command: list[str]) -> str:
+    status, output = hosts.run(hosts.names[at], command, cwd=Path.cwd(), env=os.environ, timeout_s=60)
+    if status:
+        sys.exit(f"error: {' '.join(command)} failed:\n{output[-3000:]}")
+    return output
 
 
 def _core(host: int) -> int:
@@ -131,48 +138,33 @@ def _core(host: int) -> int:
     return cores[host % len(cores)]
 
 
-def _compute(hosts: Cluster, framework: str, overrides: list[str], steps: int) -> float:
-    """An update of jobs of one rank, one on each host at once: that of the slower, as in a job of both."""
-    with ThreadPoolExecutor() as pool:
-        alone = [pool.submit(_run, hosts, framework, overrides, (name,), steps) for name in hosts.names]
-        times = [[line["step_time_s"] for line in each.result()] for each in alone]
-    return median(max(together) for together in zip(*times, strict=True))
-
-
-def _run(
-    hosts: Cluster,
-    framework: str,
-    overrides: list[str],
-    names: tuple[str, ...],
-    steps: int,
-    *,
-    each: int = 1,
-    wire: str = "gloo",
-) -> list[dict[str, float]]:
-    """Metric lines, `each` of so many updates, of a job with one rank on each of these hosts."""
+def _measure(
+    hosts: Cluster, framework: str, wire: str, common: list[str], policy: str, turns: int, each: int
+) -> list[list[Line]]:
+    """Metric lines of jobs of one rank on each host, which exchange nothing, and then of a job of both."""
     with tempfile.TemporaryDirectory() as folder:
-        settings = [part for override in overrides for part in ("--set", override)]
-        # The last line is left out: periodic policies exchange once more at the end.
-        settings += ["--set", f"max_steps={_FIRST + max(steps, each) + each}", "--output-dir", folder]
-        _launch(hosts, names, ["-m", f"hvdtrain.{framework}.job", *settings], wire)
-        return [line for line in read_metrics(Path(folder))[0][:-1] if line["step"] - each >= _FIRST]
+        jobs = [*(((name,), "{type: none}") for name in hosts.names), (hosts.names, policy)]
+        commands = {}
+        for at, (names, compression) in enumerate(jobs):
+            settings = [*common, f"compression={compression}", "max_steps=1000000"]
+            program = ["-m", f"hvdtrain.{framework}.job", "--output-dir", f"{folder}/{at}"]
+            program += [part for setting in settings for part in ("--set", setting)]
+            commands[Path(folder, str(at))] = names[0], _command(hosts, names, program, wire)
+        with started(hosts, commands) as (*alone, both):
+            groups = Group(alone, _FIRST, _TURN), Group([both], -(-_FIRST // each), max(1, _TURN // each))
+            return [lines for group in take_turns(groups, turns) for lines in group]
 
 
-def _launch(hosts: Cluster, names: tuple[str, ...], program: list[str], wire: str) -> None:
-    """Run a Python program on one rank of each of these hosts."""
-    binaries = Path(sys.executable).parent
-    where = ",".join(f"{name}:1" for name in names)
-    command = [
+def _command(hosts: Cluster, names: tuple[str, ...], program: list[str], wire: str) -> list[str]:
+    """A Python program on one rank of each of these hosts."""
+    return [
         *("taskset", "-c", str(_core(hosts.names.index(names[0])))),
-        *(str(binaries / "horovodrun"), "-np", str(len(names)), f"--{wire}", "-H", where),
+        *(str(_BINARIES / "horovodrun"), "-np", str(len(names)), f"--{wire}"),
+        *("-H", ",".join(f"{name}:1" for name in names)),
         # One rank alone is on its own host, which horovodrun looks for on lo.
         *("--network-interface", "eth0") * (len(names) > 1),
         *(sys.executable, *program),
     ]
-    env = {**os.environ, "PATH": f"{binaries}:{os.environ['PATH']}", "TF_CPP_MIN_LOG_LEVEL": "3"}
-    status, output = hosts.run(names[0], command, cwd=Path.cwd(), env=env, timeout_s=600)
-    if status:
-        sys.exit(f"error: {' '.join(command)} failed:\n{output[-3000:]}")
 
 
 if __name__ == "__main__":
