@@ -96,7 +96,7 @@ class Rules:
         return tuple(
             f"{self._field(index, 'type')}: {policy.type} would start after the last update, {update}"
             for index, (policy, found) in enumerate(zip(self.policies, now, strict=True))
-            if found.type != policy.type
+            if found.type != policy.type and not found.local
         )
 
     def check(self, names: Sequence[str]) -> None:
