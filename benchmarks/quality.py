@@ -31,6 +31,7 @@ POLICIES = {
     "powersgd rank 4": "{type: powersgd, matrix_approximation_rank: 4, start_powerSGD_iter: 10}",
     "adasum": "{type: adasum}",
     "local_sgd, 4 updates": "{type: local_sgd, sync_every: 4}",
+    "local_sgd, 4 updates, overlap": "{type: local_sgd, sync_every: 4, overlap: true}",
     "diloco, 20 updates": "{type: diloco, sync_every: 20}",
 }
 

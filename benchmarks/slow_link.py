@@ -100,7 +100,7 @@ def _table(title: str, found: dict[str, list[Figures]]) -> Table:
 
 
 # Updates that a line of metrics tells of, from one exchange to the next; one where nothing is said.
-_UPDATES = {"local_sgd, 4 updates": 4, "diloco, 20 updates": 20}
+_UPDATES = {"local_sgd, 4 updates": 4, "local_sgd, 4 updates, overlap": 4, "diloco, 20 updates": 20}
 # Collectives of a bucket that wait for each other; one where nothing is said.
 _IN_TURN = {"int8": 2, "powersgd rank 4": 2}
 

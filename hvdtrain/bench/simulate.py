@@ -145,10 +145,9 @@ class _Run:
 
     def step(self, update: int, last: int) -> bool:
         """One update; False when it was skipped."""
-        policy, now = self._job.rules.policies[0], self._job.rules.at(update)
+        now = self._job.rules.at(update)
         if now.local and not self._opened:
-            assert isinstance(policy, Periodic)
-            self._exchange(policy.opening())
+            self._exchange(self._periodic.opening())
             self._opened = True
         own = float(self._problem.examples)
         divisor = own if now.local else now.divisor(own, own * self._ranks)
@@ -156,12 +155,20 @@ class _Run:
             found = self._flatten(self._problem.gradients(self._named(self._flats), update))
             totals = [fleet.reduce(g / divisor, update) for fleet, g in zip(self.fleets, found, strict=True)]
             applied = self._apply(totals, update, last)
-        if now.local and (update % policy.period == 0 or update == last):
-            self._exchange(policy)
+        if now.local and (update % self._periodic.period == 0 or update == last):
+            in_between = self._periodic.background if update < last else None
+            for part in in_between or (self._periodic,):
+                self._exchange(part)
         return applied
 
     def mean_weights(self) -> Arrays:
         return self._named([flat.mean(axis=0, keepdims=True) for flat in self._flats])
+
+    @property
+    def _periodic(self) -> Periodic:
+        (policy,) = self._job.rules.policies
+        assert isinstance(policy, Periodic)
+        return policy
 
     def _apply(self, totals: list[np.ndarray], update: int, last: int) -> bool:
         norms = np.sqrt(sum(np.square(total, dtype=np.float64).sum(axis=1) for total in totals))

@@ -83,6 +83,18 @@ class Adapter(ABC):
         """
 
     @abstractmethod
+    def start_exchange(self, policy: Policy) -> None:
+        """Have a policy ask the other ranks while updates of this rank alone go on; weights stay as they are.
+
+        Args:
+            policy: one that shares its state with the spec's, and changes nothing else.
+        """
+
+    @abstractmethod
+    def finish_exchange(self) -> None:
+        """Wait for what `start_exchange` began, and keep the policy's new state."""
+
+    @abstractmethod
     def loss_sum(self, batch: MicroBatch) -> float:
         """The summed loss of one batch on this rank, without dropout."""
 

@@ -30,7 +30,8 @@ def local_updates(
     """Run all remaining updates, with an exchange after every one that the period divides and the last.
 
     Args:
-        trainer: on this rank; its weights are those of all ranks, and are so again at every line.
+        trainer: on this rank; its weights are those of all ranks, and are so again at every line, or with a
+            policy's `background` at every line where they are due.
         window: of the first update.
         windows: those after it.
 
@@ -41,9 +42,9 @@ def local_updates(
     (policy,), last = trainer.spec.rules.policies, trainer.plan.max_steps
     assert isinstance(policy, Periodic)
     trainer.exchange(policy.opening())
-    skipped_in_a_row = 0
+    skipped_in_a_row, wired, under_way = 0, trainer.wire_bytes, False
     while trainer.step < last:
-        started, wired, waited = time.perf_counter(), trainer.wire_bytes, 0.0
+        started, waited = time.perf_counter(), 0.0
         first, end = trainer.step, min(trainer.step // policy.period * policy.period + policy.period, last)
         sums, samples = np.zeros(len(_SUMS)), 0
         for _ in range(first, end):
@@ -57,12 +58,15 @@ def local_updates(
             before = time.perf_counter()
             window = next(windows)
             waited += time.perf_counter() - before
-        trainer.exchange(policy)
+        if under_way:
+            trainer.finish_exchange()
+        background = None if trainer.weights_are_due() else policy.background
+        trainer.exchange(background[0] if background else policy)
         totals = dict(zip(_SUMS, _share(trainer, sums), strict=True))
         trainer.skipped_updates += int(totals["skipped"])
         skipped_in_a_row = 0 if totals["applied"] else skipped_in_a_row + end - first
         check_skips(trainer, skipped_in_a_row, math.nan)
-        yield {
+        line = {
             "step": end,
             "epoch": epoch,
             "loss": _mean(totals["loss"], totals["weight"]),
@@ -77,6 +81,11 @@ def local_updates(
             "loss_scale": trainer.loss_scale.value,
             "skipped_updates": trainer.skipped_updates,
         }
+        wired = trainer.wire_bytes
+        # Last: what ranks ask each other from here on would wait for it.
+        if under_way := background is not None:
+            trainer.start_exchange(background[1])
+        yield line
 
 
 _SUMS = ("loss", "weight", "grad_norm", "tokens", "applied", "skipped")

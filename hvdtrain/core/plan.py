@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from hvdtrain.core.accumulation import Accumulation, Batch, batch_of, resolve_accumulation
 from hvdtrain.core.buckets import Bucket, plan_buckets
+from hvdtrain.core.compression.periodic import Periodic
 from hvdtrain.core.compression.rows import pays
 from hvdtrain.core.data.order import global_batches
 from hvdtrain.core.errors import SpecError
@@ -157,7 +158,7 @@ def make_plan(
         memory=predict_memory(spec, family, buckets, batch.per_device_train_batch_size, size),
         threads=threads,
         cycle_time_ms=spec.communication.cycle_time_ms or CYCLE_TIME_MS,
-        notes=(*rules.not_yet(max_steps), *cpu_notes(spec, cpu_flags)),
+        notes=(*rules.not_yet(max_steps), *_period_notes(spec), *cpu_notes(spec, cpu_flags)),
     )
 
 
@@ -194,16 +195,32 @@ def _most_tokens(accumulation: Accumulation, max_seq_length: int) -> int:
 
 def _check_period(spec: JobSpec) -> None:
     period = spec.rules.period
-    fields = {
-        "evaluation.eval_steps": spec.evaluation.eval_steps,
-        "checkpointing.save_steps": spec.checkpointing.save_steps,
-    }
-    for name, every in fields.items():
+    for name, every in _looks(spec).items():
         if every is not None and every % period:
             raise SpecError(
                 f"{name}: {every} is not a multiple of compression.sync_every {period}, and between "
                 "exchanges each rank has weights of its own: choose a multiple, or null for the end alone"
             )
+
+
+def _period_notes(spec: JobSpec) -> list[str]:
+    """Fields that leave an overlapping policy no exchange to overlap."""
+    policy = spec.rules.policies[0]
+    if not isinstance(policy, Periodic) or not policy.background:
+        return []
+    return [
+        f"compression.overlap: {name} {every} is compression.sync_every, so ranks wait for every exchange"
+        for name, every in _looks(spec).items()
+        if every == policy.period
+    ]
+
+
+def _looks(spec: JobSpec) -> dict[str, int | None]:
+    """Fields that say when weights are looked at."""
+    return {
+        "evaluation.eval_steps": spec.evaluation.eval_steps,
+        "checkpointing.save_steps": spec.checkpointing.save_steps,
+    }
 
 
 def warmup_updates(spec: JobSpec, max_steps: int) -> int:

@@ -150,6 +150,11 @@ class BaseTrainer(Adapter):
             self.spec.schedule.type, self.step, plan.warmup_steps, plan.max_steps
         )
 
+    def weights_are_due(self) -> bool:
+        """Whether weights are evaluated or saved after this update."""
+        every = self.spec.evaluation.eval_steps, self.spec.checkpointing.save_steps
+        return self.step == self.plan.max_steps or any(map(self._due, every))
+
     def _updates(self, windows: Iterator[Window]) -> Iterator[dict[str, float]]:
         window = yield from self._joint_updates(windows)
         if self.step < self.plan.max_steps:

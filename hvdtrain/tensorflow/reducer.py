@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
 
 import horovod.tensorflow as hvd
 import numpy as np
@@ -52,6 +54,8 @@ class Reducer:
         self._scaled, self._loss_scale = scaled, tf.Variable(1.0, dtype=dtype, trainable=False)
         self._states = [variables(rules.policy(b).init(ops, b, dtype)) for b in buckets]
         self._changes: list[State] = [{} for _ in buckets]
+        self._exchanges: dict[Policy, Callable[..., object]] = {}
+        self._exchanging: Future[None] = Future()
 
     def start_window(self, update: int, loss_scale: float = 1.0) -> None:
         """Forget the last window's gradients.
@@ -113,6 +117,23 @@ class Reducer:
         self.commit()
         return found
 
+    def start_exchange(self, policy: Policy, weights: Sequence[tf.Tensor]) -> None:
+        """Begin an exchange during which there may be windows whose policies leave its state alone.
+
+        Args:
+            policy: as in `exchange`, but one that gives the weights back as they are.
+            weights: as in `exchange`; called eagerly.
+        """
+        if policy not in self._exchanges:
+            exchange = tf.function(lambda *flats: self.exchange(policy, flats), autograph=False)
+            # Traced here: this object takes note of what is traced, for one function at a time.
+            self._exchanges[policy] = exchange.get_concrete_function(*weights)
+        self._exchanging = _in_background(lambda: self._exchanges[policy](*weights))
+
+    def finish_exchange(self) -> None:
+        """Wait for the exchange that has begun, and keep the policy's new state."""
+        self._exchanging.result()
+
     @property
     def wire_bytes(self) -> int:
         """Bytes this rank has handed to collectives so far."""
@@ -159,3 +180,20 @@ class Reducer:
         total, found = self._driver.reduce(policy, bucket, flat, before, tf.convert_to_tensor(self._update))
         self._changes[bucket.index] = {n: value for n, value in found.items() if value is not before[n]}
         return total
+
+
+def _in_background(call: Callable[[], object]) -> Future[None]:
+    """Makes a call on a thread of its own: TensorFlow's functions return when all is done."""
+    done: Future[None] = Future()
+
+    def work() -> None:
+        try:
+            call()
+        except BaseException as error:
+            done.set_exception(error)
+        else:
+            done.set_result(None)
+
+    # A daemon: a rank that has failed does not wait for the others to end.
+    threading.Thread(target=work, name="hvdtrain-exchange", daemon=True).start()
+    return done

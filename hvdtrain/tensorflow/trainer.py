@@ -90,6 +90,14 @@ class Trainer(BaseTrainer):
             self._compiled_exchanges[policy] = _compiled(lambda: self._exchange(policy))
         self._compiled_exchanges[policy]()
 
+    def start_exchange(self, policy: Policy) -> None:
+        """Ask the other ranks while updates go on; see `BaseTrainer.start_exchange`."""
+        self._reducer.start_exchange(policy, self._optimizer.read_weights())
+
+    def finish_exchange(self) -> None:
+        """Wait for the other ranks; see `BaseTrainer.finish_exchange`."""
+        self._reducer.finish_exchange()
+
     def loss_sum(self, batch: MicroBatch) -> float:
         """The summed loss of one batch; see `BaseTrainer.loss_sum`."""
         return float(self._compiled_evaluate(tensors(batch)))

@@ -10,17 +10,9 @@ import numpy as np
 import torch
 
 from hvdtrain.core.buckets import Bucket
-from hvdtrain.core.compression.protocol import (
-    AdasumReduce,
-    AllGather,
-    AllReduce,
-    Array,
-    Policy,
-    Reduction,
-    Request,
-    State,
-)
+from hvdtrain.core.compression.protocol import Array, Policy, State
 from hvdtrain.core.compression.rules import Rules
+from hvdtrain.torch.driver import Work, launch, wait
 from hvdtrain.torch.ops import Ops
 
 
@@ -52,6 +44,7 @@ class Reducer:
         self._scaled, self._loss_scale = scaled, 1.0
         self._rules, self._ops, self._prefix = rules, Ops(hvd.size(), hvd.rank(), seed), prefix
         self._slots: list[_Slot] = []
+        self._exchanging: list[Work] = []
         self._update, self._now = 0, rules
         self._last_backward = False
         self._wire_bytes = 0
@@ -71,7 +64,7 @@ class Reducer:
         for slot in self._slots:
             slot.unfilled = {w.name for w in slot.bucket.weights}
             slot.waiting = len(slot.bucket.weights)
-            slot.reduction = None
+            slot.work = None
 
     def backward(self, forward: Callable[[], torch.Tensor], last: bool) -> torch.Tensor:
         """Run one micro-batch and add its gradients to the window's.
@@ -97,9 +90,9 @@ class Reducer:
         """
         for slot in self._slots:
             # A parameter that this batch did not use leaves its bucket waiting.
-            if slot.reduction is None:
+            if slot.work is None:
                 self._start(slot)
-        self._wait()
+        self._wait(self._works())
         return [slot.flat for slot in self._slots]
 
     def exchange(self, policy: Policy, weights: Sequence[torch.Tensor]) -> list[torch.Tensor]:
@@ -112,11 +105,25 @@ class Reducer:
         Returns:
             The new weights, flat, one tensor a bucket.
         """
-        for slot, flat in zip(self._slots, weights, strict=True):
-            self._reduce(slot, policy, flat)
-        self._wait()
-        self.commit()
+        self.start_exchange(policy, weights)
+        self.finish_exchange()
         return list(weights)
+
+    def start_exchange(self, policy: Policy, weights: Sequence[torch.Tensor]) -> None:
+        """Begin an exchange during which there may be windows whose policies leave its state alone.
+
+        Args:
+            policy: as in `exchange`.
+            weights: as in `exchange`, unless the policy gives them back as they are.
+        """
+        slots = zip(self._slots, weights, strict=True)
+        self._exchanging = [self._reduce(slot, policy, flat) for slot, flat in slots]
+
+    def finish_exchange(self) -> None:
+        """Wait for the exchange that has begun, and keep the policy's new state."""
+        self._wait(self._exchanging)
+        for slot, work in zip(self._slots, self._exchanging, strict=True):
+            slot.state = work.next_state
 
     @property
     def wire_bytes(self) -> int:
@@ -126,7 +133,8 @@ class Reducer:
     def commit(self) -> None:
         """Keep the policy's new state: the update was applied."""
         for slot in self._slots:
-            slot.state = slot.next_state
+            if slot.work is not None:
+                slot.state = slot.work.next_state
 
     def read(self) -> list[dict[str, np.ndarray]]:
         """Copies of this rank's policy state, a mapping a bucket, in the Hugging Face layout."""
@@ -165,59 +173,54 @@ class Reducer:
         if self._last_backward:
             slot.waiting -= 1
             # With every gradient, not every bucket: the other ranks wait for what comes next of a policy.
-            self._resume_answered()
+            self._resume_answered(self._works())
             if slot.waiting == 0:
                 self._start(slot)
 
     def _start(self, slot: _Slot) -> None:
         for name in slot.unfilled:
             slot.places[name].zero_()
-        self._reduce(slot, self._now.policy(slot.bucket), slot.flat)
+        slot.work = self._reduce(slot, self._now.policy(slot.bucket), slot.flat)
 
-    def _reduce(self, slot: _Slot, policy: Policy, flat: torch.Tensor) -> None:
-        slot.reduction = policy.reduce(self._ops, slot.bucket, flat, slot.state, self._update)
-        slot.reduced = flat
-        slot.requests = 0
-        self._resume(slot, None)
+    def _reduce(self, slot: _Slot, policy: Policy, flat: torch.Tensor) -> Work:
+        reduction = policy.reduce(self._ops, slot.bucket, flat, slot.state, self._update)
+        work = Work(slot.bucket.index, flat, reduction)
+        self._resume(work, None)
+        return work
 
-    def _wait(self) -> None:
-        for slot in self._slots:
-            while slot.request is not None:
-                self._resume(slot, self._reply(slot))
-                self._resume_answered()
+    def _works(self) -> list[Work]:
+        return [slot.work for slot in self._slots if slot.work is not None]
 
-    def _resume_answered(self) -> None:
-        for slot in self._slots:
-            if slot.request is not None and hvd.poll(slot.handle):
-                self._resume(slot, self._reply(slot))
+    def _wait(self, works: Sequence[Work]) -> None:
+        for work in works:
+            while work.request is not None:
+                self._resume(work, self._reply(work))
+                self._resume_answered(works)
 
-    def _resume(self, slot: _Slot, reply: Array) -> None:
-        assert slot.reduction is not None
+    def _resume_answered(self, works: Sequence[Work]) -> None:
+        for work in works:
+            if work.request is not None and hvd.poll(work.handle):
+                self._resume(work, self._reply(work))
+
+    def _resume(self, work: Work, reply: Array) -> None:
         try:
-            slot.request = slot.reduction.send(reply)
+            work.request = work.reduction.send(reply)
         except StopIteration as stop:
-            total, slot.next_state = stop.value
-            slot.request = None
+            total, work.next_state = stop.value
+            work.request = None
             # A policy may have summed into the bucket through a view of it.
-            if total.data_ptr() != slot.reduced.data_ptr():
-                slot.reduced.copy_(total)
+            if total.data_ptr() != work.flat.data_ptr():
+                work.flat.copy_(total)
             return
         # Ranks may launch in different orders: Horovod pairs collectives by name.
-        name = f"{self._prefix}{type(slot.request).__name__}.bucket{slot.bucket.index}.{slot.requests}"
-        slot.requests += 1
-        self._wire_bytes += slot.request.array.nbytes
-        slot.handle = _launch(slot.request, name)
+        name = f"{self._prefix}{type(work.request).__name__}.bucket{work.bucket}.{work.requests}"
+        work.requests += 1
+        self._wire_bytes += work.request.array.nbytes
+        work.handle = launch(work.request, name)
 
-    def _reply(self, slot: _Slot) -> torch.Tensor:
-        reply = hvd.synchronize(slot.handle)
-        if isinstance(slot.request, AllReduce):
-            return reply
-        if isinstance(slot.request, AllGather):
-            return reply.view(self._ops.ranks, -1)
-        if isinstance(slot.request, AdasumReduce):
-            return torch.cat(reply)
-        received, _ = reply
-        return received
+    def _reply(self, work: Work) -> torch.Tensor:
+        assert work.request is not None
+        return wait(work.request, work.handle)
 
 
 @dataclass
@@ -227,27 +230,9 @@ class _Slot:
     # Where each weight's gradient lies in `flat`.
     places: dict[str, torch.Tensor]
     state: State
-    # What is being reduced: `flat`, or weights.
-    reduced: torch.Tensor = field(init=False)
-    next_state: State = field(default_factory=dict)
     unfilled: set[str] = field(default_factory=set)
     waiting: int = 0
-    reduction: Reduction | None = None
-    requests: int = 0
-    request: Request | None = None
-    handle: int = -1
-
-
-def _launch(request: Request, name: str) -> int:
-    array = request.array.contiguous()
-    if isinstance(request, AllReduce):
-        return hvd.allreduce_async_(array, op=hvd.Sum, name=name)
-    if isinstance(request, AdasumReduce):
-        # Horovod takes the dot products of each tensor of a group by itself.
-        parts = [part for part in array.split(request.sizes) if len(part)]
-        return hvd.grouped_allreduce_async_(parts, op=hvd.Adasum, name=name)
-    launch = hvd.allgather_async if isinstance(request, AllGather) else hvd.alltoall_async
-    return launch(array, name=name)
+    work: Work | None = None
 
 
 def _places(bucket: Bucket, flat: torch.Tensor) -> dict[str, torch.Tensor]:

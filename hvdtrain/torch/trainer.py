@@ -69,6 +69,14 @@ class Trainer(BaseTrainer):
         weights = self._reducer.exchange(policy, self._optimizer.read_weights())
         self._optimizer.write_weights(weights)
 
+    def start_exchange(self, policy: Policy) -> None:
+        """Ask the other ranks while updates go on; see `BaseTrainer.start_exchange`."""
+        self._reducer.start_exchange(policy, self._optimizer.read_weights())
+
+    def finish_exchange(self) -> None:
+        """Wait for the other ranks; see `BaseTrainer.finish_exchange`."""
+        self._reducer.finish_exchange()
+
     def loss_sum(self, batch: MicroBatch) -> float:
         """The summed loss of one batch; see `BaseTrainer.loss_sum`."""
         return float(self._model.loss_sum(tensors(batch), training=False))

@@ -99,6 +99,18 @@ def test_averaging_weights_after_every_sgd_update_is_summing_gradients(problem: 
     np.testing.assert_allclose(average.losses, run("none", 4, problem=problem).losses, rtol=1e-10)
 
 
+def test_an_overlapped_mean_comes_one_exchange_later_and_costs_the_same() -> None:
+    policies = (f"{{type: local_sgd, sync_every: 2, overlap: {overlap}}}" for overlap in ("false", "true"))
+    plain, late = (run(policy, 4, "optimizer.learning_rate=0.02") for policy in policies)
+    assert (
+        late.sent == plain.sent == [0, 0, *[plain.sent[2]] * 2, *[2 * plain.sent[2]] * 2, 3 * plain.sent[2]]
+    )
+    # Until the third update ranks' mean is the same: what they do meanwhile does not hang on it.
+    np.testing.assert_allclose(late.losses[:3], plain.losses[:3], rtol=1e-12)
+    assert late.losses[3] != pytest.approx(plain.losses[3], rel=1e-9)
+    assert late.losses[-1] == pytest.approx(plain.losses[-1], rel=0.1)
+
+
 def test_bytes_are_those_of_the_policies_to_the_byte() -> None:
     policies = "[{match: 'hidden*', type: topk, ratio: 0.1}, {type: powersgd, start_powerSGD_iter: 3}]"
     *_, candidate = candidates("bert", PLAIN, [policies], 8)

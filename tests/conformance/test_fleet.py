@@ -40,11 +40,12 @@ def test_a_fleet_is_the_simulator(policy: Policy, layout: Bucket, dtype: str) ->
         assert fleet.state_bytes == sum(array.nbytes for array in simulator.states[0].values())
 
 
-@pytest.mark.parametrize("policy", [LocalSGD(), DiLoCo()], ids=lambda policy: policy.type)
+@pytest.mark.parametrize("policy", [LocalSGD(), LocalSGD(overlap=True), DiLoCo()], ids=str)
 def test_a_fleet_exchanges_weights_as_the_simulator_does(policy: Periodic) -> None:
     layout, ranks = BUCKETS["mixed"], 4
     fleet, simulator = Fleet(policy, layout, ranks), Simulator(policy, layout, ranks)
-    for number, now in enumerate((policy.opening(), policy, policy)):
+    background = policy.background or ()
+    for number, now in enumerate((policy.opening(), policy, *background, *background, policy, policy)):
         weights = gradients(number, ranks, layout.size)
         found, expected = fleet.exchange(now, weights), simulator.exchange(now, list(weights))
         np.testing.assert_allclose(np.broadcast_to(found, weights.shape), np.stack(expected), rtol=1e-12)

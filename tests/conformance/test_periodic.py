@@ -14,7 +14,7 @@ from tests.conformance.cases import BUCKETS, gradients
 LAYOUT = BUCKETS["mixed"]
 
 
-@pytest.mark.parametrize("policy", [LocalSGD(), DiLoCo()], ids=lambda policy: policy.type)
+@pytest.mark.parametrize("policy", [LocalSGD(), LocalSGD(overlap=True), DiLoCo()], ids=str)
 @pytest.mark.parametrize("ranks", [1, 3])
 def test_gradients_stay_on_their_rank(policy: Periodic, ranks: int) -> None:
     simulator, given = Simulator(policy, LAYOUT, ranks), gradients(1, ranks, LAYOUT.size)
@@ -63,6 +63,44 @@ def test_an_outer_rate_of_one_without_momentum_is_local_sgd() -> None:
     np.testing.assert_allclose(
         simulator.exchange(policy, weights)[0], weights.mean(axis=0), rtol=1e-12, atol=1e-14
     )
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 5])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_an_overlapped_mean_counts_when_the_next_is_due(ranks: int, dtype: str) -> None:
+    """Each rank takes steps of its own; x(k+1, r) = mean over ranks of x(k, r) + what r did since."""
+    policy, size = LocalSGD(overlap=True), LAYOUT.size
+    assert policy.background is not None
+    join, average = policy.background
+    close = {"rtol": 1e-5, "atol": 1e-5} if dtype == "float32" else {"rtol": 1e-13, "atol": 1e-13}
+    simulator = Simulator(policy, LAYOUT, ranks, dtype=dtype)
+    expected = gradients(5, 1, size, dtype).repeat(ranks, axis=0)
+    weights = np.array(simulator.exchange(policy.opening(), expected))
+    mean = expected.copy()
+    for period in range(6):
+        moved = 0.1 * gradients(20 + period, ranks, size, dtype)
+        sent = sum(simulator.wire_bytes)
+        if period in (3, 5):
+            # Somebody looks: what ranks have come to is averaged, and they wait for it.
+            expected = mean + moved
+            expected = mean = expected.mean(axis=0, keepdims=True).repeat(ranks, axis=0)
+            found = simulator.exchange(policy, weights + moved)
+            assert {array.tobytes() for array in found} == {found[0].tobytes()}
+        else:
+            expected = mean + moved
+            found = simulator.exchange(join, weights + moved)
+            assert sum(simulator.wire_bytes) == sent
+            mean = expected.mean(axis=0, keepdims=True).repeat(ranks, axis=0)
+            left = simulator.exchange(average, found)
+            np.testing.assert_array_equal(left, found)
+        assert sum(simulator.wire_bytes) - sent == ranks * policy.wire_bytes(LAYOUT, expected.itemsize, ranks)
+        assert policy.wire_bytes(LAYOUT, 8, ranks) == average.wire_bytes(LAYOUT, 8, ranks)
+        np.testing.assert_allclose(found, expected, **close)
+        weights = np.array(found)
+
+
+def test_nothing_stands_for_an_exchange_unless_it_is_asked_for() -> None:
+    assert [policy.background for policy in (LocalSGD(), DiLoCo())] == [None, None]
 
 
 def test_post_local_sgd_sums_gradients_at_first() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import threading
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from types import SimpleNamespace
@@ -65,6 +66,13 @@ class Trainer:
         self.skipped_updates = 0
         self.weight, self.calls, self.scales, self.exchanged_after = 0.0, [], [], []
         self._ranks, self._rank = ranks, rank
+        # Updates after which the weights are looked at, beside the last.
+        self.due: set[int] = set()
+        self.sent = self.mean = 0.0
+        self.events: list[str] = []
+
+    def weights_are_due(self) -> bool:
+        return self.step in self.due or self.step == self.plan.max_steps
 
     def learning_rate(self) -> float:
         return 0.1 * (self.step + 1)
@@ -73,6 +81,7 @@ class Trainer:
         self, window: Window, divisor: float, learning_rate: float, update: int, loss_scale: float
     ) -> UpdateResult:
         self.calls.append((update, divisor, learning_rate))
+        self.events.append("update")
         self.scales.append(loss_scale)
         gradient = window.gradient / divisor
         if applied := math.isfinite(gradient):
@@ -80,13 +89,30 @@ class Trainer:
         return UpdateResult(2.0 * window.gradient, abs(gradient), applied, 0.0, window.tokens)
 
     def exchange(self, policy: Policy) -> None:
-        if (policy,) == self.spec.rules.policies:
+        (own,) = self.spec.rules.policies
+        if policy == own:
             self.exchanged_after.append(self.step)
-            self.weight = float(self._ranks.sum(self._rank, "exchange", np.array(self.weight)))
-            self.weight /= self._ranks.size
-            self.wire_bytes += 8
+            self.weight = self.sent = self.mean = self._average(self.weight + self.mean - self.sent)
+            self.events.append("exchange")
+        elif policy in (own.background or ()):
+            self.weight += self.mean - self.sent
+            self.sent = self.weight
+            self.events.append("join")
+
+    def start_exchange(self, policy: Policy) -> None:
+        assert policy == self.spec.rules.policies[0].background[1]
+        self.events.append("start")
+
+    def finish_exchange(self) -> None:
+        self.mean = self._average(self.sent)
+        self.events.append("finish")
+
+    def _average(self, value: float) -> float:
+        self.wire_bytes += 8
+        return float(self._ranks.sum(self._rank, "exchange", np.array(value))) / self._ranks.size
 
     def sum_over_ranks(self, values: np.ndarray) -> np.ndarray:
+        self.events.append("sum")
         return self._ranks.sum(self._rank, "sum", values)
 
     def find_nonfinite(self, window: Window, divisor: float, loss_scale: float) -> np.ndarray:
@@ -98,12 +124,16 @@ def run(
     weights: list[list[float]],
     sync_every: int,
     scale: LossScale = LossScale(),  # noqa: B008 - frozen
+    overlap: bool = False,
+    due: Sequence[int] = (),
 ) -> tuple[list[Trainer], list[list[dict[str, Any]]]]:
     """Train on one list of gradients and one of window weights for each rank."""
     size, steps = len(gradients), len(gradients[0])
     ranks = Ranks(size)
-    policy = LocalSGD(sync_every=sync_every)
+    policy = LocalSGD(sync_every=sync_every, overlap=overlap)
     trainers = [Trainer(ranks, rank, policy, steps, scale) for rank in range(size)]
+    for trainer in trainers:
+        trainer.due = set(due)
 
     def train(rank: int) -> list[dict[str, Any]]:
         own = zip(gradients[rank], weights[rank], strict=True)
@@ -136,6 +166,27 @@ def test_each_rank_takes_its_own_updates_and_weights_are_averaged_in_the_end_as_
         (5, pytest.approx(2 * (5 + 2) / 2), pytest.approx(0.5), 10, 8, 40, 8),
     ]
     assert lines[0][0]["grad_norm"] == pytest.approx((1 / 1 + 2 / 2 + 6 / 2 + 5 / 4) / 4)
+
+
+def test_an_exchange_overlaps_with_the_next_updates_until_the_weights_are_due() -> None:
+    gradients = [[1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0, 9.0], [6.0, 5.0, 4.0, 3.0, 2.0, 1.0, 0.0, 1.0, 2.0]]
+    trainers, (lines, _) = run(gradients, [[1.0] * 9] * 2, sync_every=2, overlap=True, due=[6])
+    period = ["update", "update"]
+    assert [trainer.events for trainer in trainers] == 2 * [
+        [
+            *(*period, "join", "sum", "start"),
+            *(*period, "finish", "join", "sum", "start"),
+            *(*period, "finish", "exchange", "sum"),
+            *(*period, "join", "sum", "start"),
+            *("update", "finish", "exchange", "sum"),
+        ]
+    ]
+    assert [trainer.exchanged_after for trainer in trainers] == [[6, 9]] * 2
+    # Means lose nothing of what ranks did: in the end it is the sum of all ranks' mean updates.
+    expected = -(0.1 * np.arange(1, 10) * np.array(gradients)).mean(axis=0).sum()
+    assert [trainer.weight for trainer in trainers] == [pytest.approx(expected, rel=1e-14)] * 2
+    # An exchange's bytes are told of with the updates that it ran beside.
+    assert [line["wire_bytes"] for line in lines] == [0, 8, 16, 0, 16]
 
 
 def test_a_rank_whose_gradient_is_not_finite_skips_its_own_update_and_nobody_waits() -> None:

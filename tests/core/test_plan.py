@@ -160,6 +160,15 @@ def test_weights_are_exchanged_once_a_period(type_: str, capsys: pytest.CaptureF
     shown = " ".join(capsys.readouterr().out.split())
     assert "1.00 MiB" in shown
     assert "8.00 MiB every 8 updates" in shown
+    assert found.notes == ()
+
+
+def test_an_overlap_without_anything_to_overlap_is_noted() -> None:
+    overlapped = "compression={type: local_sgd, sync_every: 8, overlap: true}"
+    (note,) = plan(overlapped, "checkpointing.save_steps=8", "evaluation.eval_steps=16").notes
+    assert note.startswith("compression.overlap: checkpointing.save_steps 8 is compression.sync_every, so ")
+    assert plan(overlapped, "checkpointing.save_steps=16").notes == ()
+    assert plan("compression={type: local_sgd, sync_every: 8}", "checkpointing.save_steps=8").notes == ()
 
 
 @pytest.mark.parametrize("field", ["evaluation.eval_steps", "checkpointing.save_steps"])
@@ -243,6 +252,8 @@ def test_a_policy_that_the_run_is_too_short_for_is_noted(capsys: pytest.CaptureF
     assert (
         "note: compression.type: powersgd would start after the last update, 100" in capsys.readouterr().out
     )
+    (post,) = plan("compression={type: local_sgd, start_localSGD_iter: 100}").notes
+    assert "local_sgd would start after the last update, 100" in post
     assert plan("compression={type: powersgd, start_powerSGD_iter: 99}").notes == ()
     assert plan("compression={type: fp16}").notes == ()
 

@@ -78,6 +78,12 @@ class Trainer(BaseTrainer):
     def exchange(self, policy: Policy) -> None:
         pass
 
+    def start_exchange(self, policy: Policy) -> None:
+        pass
+
+    def finish_exchange(self) -> None:
+        pass
+
     def loss_sum(self, batch: MicroBatch) -> float:
         return batch.weight
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -22,8 +23,8 @@ from hvdtrain.models import bert
 from tests.jobs.runs import FRAMEWORKS, TINY, WORKER, launch, train_all
 
 Arrays = dict[str, np.ndarray]
-# (every rank's weights) -> what all go on with.
-Exchange = Callable[[list[Arrays]], Arrays]
+# (every rank's weights, whether they are due) -> what each goes on with.
+Exchange = Callable[[list[Arrays], bool], list[Arrays]]
 
 RANKS, UPDATES, COMPARED = 2, 50, 8
 # Ragged: the ranks' weights differ.
@@ -50,6 +51,7 @@ LINEAR = [
 ]
 REFERENCED = {
     "local_sgd": "{type: local_sgd, sync_every: 4}",
+    "overlapped": "{type: local_sgd, sync_every: 4, overlap: true}",
     "diloco": "{type: diloco, sync_every: 4, outer_learning_rate: 0.7, outer_momentum: 0.9}",
     "adasum": "{type: adasum}",
 }
@@ -131,11 +133,15 @@ def test_bytes_are_those_of_the_plan_and_nothing_is_sent_between_exchanges(
     plan, lines = plan_of(spec), read_metrics(runs[framework, name])[0]
     steps = {
         "local_sgd": [*range(4, 50, 4), 50],
+        "overlapped": [*range(4, 50, 4), 50],
         "diloco": [*range(4, 50, 4), 50],
         "post": [1, 2, 3, 4, 6, 7],
     }
     assert [line["step"] for line in lines] == steps.get(name, [*range(1, (spec.max_steps or 0) + 1)])
-    assert {line["wire_bytes"] for line in lines} == {plan.wire_bytes_per_update} == {8 * plan.parameters}
+    assert plan.wire_bytes_per_update == 8 * plan.parameters
+    # An exchange under way when a line is written counts to the next; weights are due every 8 updates.
+    exchanges = [0, 2] * 6 + [1] if name == "overlapped" else [1] * len(lines)
+    assert [line["wire_bytes"] for line in lines] == [n * plan.wire_bytes_per_update for n in exchanges]
     samples = plan.batch.global_batch_size * (spec.max_steps or 0)
     assert sum(line["samples"] for line in lines) == samples
 
@@ -190,7 +196,7 @@ def reference(spec: JobSpec) -> tuple[np.ndarray, Arrays]:
         )
         ranks = [step(*work, spec, rate) for work in zip(optimizers, ranks, means, strict=True)]
         if update % plan.sync_every == 0 or update == UPDATES:
-            ranks = [exchange(ranks)] * RANKS
+            ranks = exchange(ranks, update % COMPARED == 0 or update == UPDATES)
             curve.append(loss_sum / weight)
             loss_sum = weight = 0.0
         compared = ranks[0] if update == COMPARED else compared
@@ -200,19 +206,40 @@ def reference(spec: JobSpec) -> tuple[np.ndarray, Arrays]:
 def exchange_of(spec: JobSpec, start: Arrays) -> Exchange:
     policy = spec.compression.model_dump()
     if policy["type"] == "adasum":
-        return lambda ranks: ranks[0]
-    if policy["type"] == "local_sgd":
-        return mean
+        return lambda ranks, due: ranks
+    if policy["type"] == "diloco":
+        return diloco(start, policy)
+    return overlapped(start) if policy["overlap"] else lambda ranks, due: [mean(ranks)] * RANKS
+
+
+def overlapped(start: Arrays) -> Exchange:
+    """What ranks had at the last exchange is their mean by now, and counts."""
+    sent, last = [start] * RANKS, start
+
+    def exchange(ranks: list[Arrays], due: bool) -> list[Arrays]:
+        nonlocal sent, last
+        ranks = [
+            {name: last[name] + (now[name] - then[name]) for name in start}
+            for now, then in zip(ranks, sent, strict=True)
+        ]
+        last = mean(ranks)
+        sent = [last] * RANKS if due else ranks
+        return sent
+
+    return exchange
+
+
+def diloco(start: Arrays, policy: dict[str, Any]) -> Exchange:
     outer = {name: torch.tensor(array.copy()) for name, array in start.items()}
     optimizer = torch.optim.SGD(
         outer.values(), lr=policy["outer_learning_rate"], momentum=policy["outer_momentum"], nesterov=True
     )
 
-    def exchange(ranks: list[Arrays]) -> Arrays:
+    def exchange(ranks: list[Arrays], due: bool) -> list[Arrays]:
         for name, array in mean(ranks).items():
             outer[name].grad = outer[name] - torch.tensor(array)
         optimizer.step()
-        return {name: tensor.numpy().copy() for name, tensor in outer.items()}
+        return [{name: tensor.numpy().copy() for name, tensor in outer.items()}] * RANKS
 
     return exchange
 

@@ -39,6 +39,7 @@ MORE = {
     "powersgd": [*SETTINGS, "compression={type: powersgd, start_powerSGD_iter: 2}"],
     "fp16": [*SETTINGS, "compression={type: fp16}", "optimizer={type: sgd, learning_rate: 0.1}"],
     "diloco": [*SETTINGS, "compression={type: diloco, sync_every: 2}"],
+    "overlapped": [*SETTINGS, "compression={type: local_sgd, sync_every: 2, overlap: true}"],
     # Checkpoint 4 is of ranks that have updated together, checkpoint 8 of ranks that have not.
     "post": [*SETTINGS, "compression={type: local_sgd, sync_every: 2, start_localSGD_iter: 6}"],
 }

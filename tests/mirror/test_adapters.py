@@ -3,7 +3,8 @@
 Read from source, so neither framework is needed. The rule:
 
 - the packages hold the same modules, and the two job folders the same scripts; but `dropin` serves loops of
-  the user's own, which each framework writes in its own way, and TensorFlow's two reducers share a driver;
+  the user's own, which each framework writes in its own way, and in `driver.py` PyTorch has requests
+  under way and TensorFlow a graph;
 - a module binds the same public names: functions, classes, constants and aliases;
 - a function or method has the same parameters (names, order, kinds, defaults) and the same decorators;
 - an annotation is the same text, unless one of the two names a framework's type (`torch.…`, `tf.…`)

@@ -43,6 +43,15 @@ class Periodic(Policy):
         """Updates from one exchange to the next."""
         return self.sync_every
 
+    @property
+    def background(self) -> tuple[Policy, Policy] | None:
+        """What stands for an exchange after which nobody looks at the weights; None where nothing does.
+
+        The first is given the weights, and sends nothing. Then the second sends while the next updates run;
+        it changes state alone, which nothing else reads before it is done.
+        """
+        return None
+
     def at(self, update: int) -> Policy:
         """Gradients stay on their rank."""
         return Local()

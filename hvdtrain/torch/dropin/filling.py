@@ -111,13 +111,13 @@ class Filling(Reducer):
             slot.flat.mul_(scale)
         super()._start(slot)
 
-    def _resume(self, slot: Any, reply: Any) -> None:
+    def _resume(self, work: Any, reply: Any) -> None:
         with waiting_for_ranks("gradients"):
-            super()._resume(slot, reply)
+            super()._resume(work, reply)
 
-    def _reply(self, slot: Any) -> torch.Tensor:
+    def _reply(self, work: Any) -> torch.Tensor:
         with waiting_for_ranks("gradients"):
-            return super()._reply(slot)
+            return super()._reply(work)
 
     def _uses(self) -> list[int]:
         """Of each parameter, whether this rank's window has a gradient of it, and whether a sparse one."""

@@ -116,16 +116,14 @@ class Gradients(Filling):
     def reduce_rest(self) -> None:
         """Start what no backward has started: buckets with a parameter that was not used."""
         for slot in self._slots:
-            if slot.reduction is None and any(
-                self._parameters[w.name].requires_grad for w in slot.bucket.weights
-            ):
+            if slot.work is None and any(self._parameters[w.name].requires_grad for w in slot.bucket.weights):
                 self._start(slot)
         self._counts = torch.tensor(self._uses(), dtype=torch.int32)
         self._counts_handle = hvd.allreduce_async_(self._counts, op=hvd.Sum, name=f"{self._prefix}used")
 
     def hand_out(self) -> None:
         """Wait for every bucket, and put its sums into `.grad`."""
-        self._wait()
+        self._wait(self._works())
         with waiting_for_ranks("gradients"):
             hvd.synchronize(self._counts_handle)
         self._show(self._counts.tolist())
@@ -161,13 +159,12 @@ class Gradients(Filling):
             self.commit()
         self.ready = False
         # What a failed backward has left behind must not meet this window's under the same names.
-        self._wait()
+        self._wait(self._works())
         if self._divisor_handle is not None and self._closing_scale is None:
             hvd.synchronize(self._divisor_handle)
         self._micro_batches = 0
         self.start_window(self._applied + 1)
         for slot in self._slots:
-            slot.next_state = slot.state
             slot.waiting = sum(self._parameters[w.name].requires_grad for w in slot.bucket.weights)
         self._forget()
         self._own_samples, self._divisor_handle = 0.0, None
