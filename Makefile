@@ -13,7 +13,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 SOURCES := hvdtrain torch_jobs tf_jobs tests benchmarks examples
 
-.PHONY: help setup demo test test-all check format bench clean
+.PHONY: help setup demo test test-all test-gpu check format bench clean
 .DEFAULT_GOAL := help
 
 help:  ## what can be made
@@ -31,7 +31,10 @@ test: setup  ## the tests
 
 test-all: export EMULATED_HOSTS := 1
 test-all: setup  ## the tests, those included that take many minutes (CUDA build)
-	@$(BIN)/python -m pytest -m ""
+	@$(BIN)/python -m pytest -m "not gpu"
+
+test-gpu: setup  ## the tests that need a GPU: NCCL, policies and jobs on GPUs (ranks share one)
+	@$(BIN)/python -m pytest -m gpu
 
 check: setup  ## style and types, in seconds
 	@$(BIN)/ruff check $(wildcard $(SOURCES))

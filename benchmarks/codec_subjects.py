@@ -25,15 +25,25 @@ def memcpy(gradients: np.ndarray) -> Timed:
     return lambda: _time(lambda: np.copyto(target, gradients))
 
 
+def gpu_memcpy(gradients: np.ndarray) -> Timed:
+    """The same in the memory of a GPU."""
+    import torch
+
+    source = torch.from_numpy(gradients).cuda()
+    target = source.clone()
+    return lambda: _torch_time(lambda: target.copy_(source))
+
+
 def torch_codec(policy: Policy, bucket: Bucket, gradients: np.ndarray) -> Timed:
-    """A policy as `hvdtrain.torch.reducer` drives it."""
+    """A policy as `hvdtrain.torch.reducer` drives it, on a GPU where there is one."""
     import torch
 
     from hvdtrain.torch.ops import Ops
+    from hvdtrain.torch.world import device
 
     torch.set_num_threads(1)
     ops = Ops(RANKS, 0, 0)
-    source = torch.from_numpy(gradients)
+    source = torch.from_numpy(gradients).to(device())
     flat, updates = source.clone(), itertools.count(FIRST_UPDATE)
     state = policy.init(ops, bucket, "float32")
 
@@ -48,7 +58,7 @@ def torch_codec(policy: Policy, bucket: Bucket, gradients: np.ndarray) -> Timed:
 
     def timed() -> float:
         flat.copy_(source)
-        return _time(lambda: reduce(next(updates)))
+        return _torch_time(lambda: reduce(next(updates)))
 
     reduce(1)
     return timed
@@ -91,13 +101,16 @@ def tensorflow_codec(policy: Policy, bucket: Bucket, gradients: np.ndarray) -> T
 
 
 def torch_hooks(bucket: Bucket, gradients: np.ndarray) -> dict[str, Timed]:
-    """PyTorch's hooks by the name of the policy that does the same, in a Gloo world of one rank."""
+    """PyTorch's hooks by the name of the policy that does the same, in a world of one rank."""
     import torch
     import torch.distributed as dist
     from torch.distributed.algorithms.ddp_comm_hooks import default_hooks, powerSGD_hook
 
-    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
-    source = torch.from_numpy(gradients)
+    from hvdtrain.torch.world import device
+
+    backend = "nccl" if torch.cuda.is_available() else "gloo"
+    dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
+    source = torch.from_numpy(gradients).to(device())
     state = powerSGD_hook.PowerSGDState(None, matrix_approximation_rank=1, start_powerSGD_iter=2)
 
     class Whole:
@@ -124,7 +137,7 @@ def torch_hooks(bucket: Bucket, gradients: np.ndarray) -> dict[str, Timed]:
 
         def timed() -> float:
             whole.flat.copy_(source)
-            return _time(lambda: hook(first, whole).wait())
+            return _torch_time(lambda: hook(first, whole).wait())
 
         return timed
 
@@ -142,6 +155,16 @@ def _drive(reduction: Reduction, answer: Callable[[Request], object]) -> tuple[o
             reply = answer(reduction.send(reply))
         except StopIteration as stop:
             return stop.value
+
+
+def _torch_time(work: Callable[[], object]) -> float:
+    """`_time`, which on a GPU ends when the GPU has done it."""
+    import torch
+
+    if not torch.cuda.is_available():
+        return _time(work)
+    torch.cuda.synchronize()
+    return _time(lambda: (work(), torch.cuda.synchronize()))
 
 
 def _time(work: Callable[[], object]) -> float:

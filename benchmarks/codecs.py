@@ -1,7 +1,7 @@
 """How fast policies compress and decompress, beside memcpy and the compression of PyTorch's DDP hooks.
 
 One process, one thread, no communication: collectives are answered at once as if there were two equal ranks.
-All take turns in one run. See docs/benchmarks.md.
+All take turns in one run. PyTorch is tried on a GPU where there is one. See docs/benchmarks.md.
 """
 
 from __future__ import annotations
@@ -20,7 +20,16 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 import numpy as np
 import typer
-from codec_subjects import FIRST_UPDATE, RANKS, Timed, memcpy, tensorflow_codec, torch_codec, torch_hooks
+from codec_subjects import (
+    FIRST_UPDATE,
+    RANKS,
+    Timed,
+    gpu_memcpy,
+    memcpy,
+    tensorflow_codec,
+    torch_codec,
+    torch_hooks,
+)
 from rich.console import Console
 from rich.table import Table
 
@@ -78,8 +87,10 @@ def codecs(
     bucket = bert_bucket(mib * _MIB)
     chosen = {name: one for name, one in _lossy(bucket).items() if not policy or one.type in policy}
     gradients = np.random.default_rng(0).normal(0.0, 1e-3, bucket.size).astype(np.float32)
-    timed: dict[tuple[str, str], Timed] = {("memcpy", "memcpy"): memcpy(gradients)}
-    for framework in [only] if only else list(Framework):
+    frameworks = [only] if only else list(Framework)
+    copy, where = _memory(frameworks)
+    timed: dict[tuple[str, str], Timed] = {("memcpy", "memcpy"): copy(gradients)}
+    for framework in frameworks:
         codec = {Framework.TORCH: torch_codec, Framework.TENSORFLOW: tensorflow_codec}[framework]
         for name, one in chosen.items():
             timed[name, framework.value] = codec(one, bucket, gradients)
@@ -95,10 +106,18 @@ def codecs(
         found = {**record, "results": [asdict(result) for result in results]}
         json_file.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
     noisy = f" Other programs were running (load {load:.1f} at the start)." if load > _BUSY else ""
-    console.print(
-        f"Measured: {rounds} turns of each, one thread, medians; torch {version('torch')}, "
-        f"tensorflow {version('tensorflow')}, NumPy {version('numpy')}.{noisy}"
-    )
+    versions = ", ".join(f"{name} {version(name)}" for name in (*frameworks, "numpy"))
+    console.print(f"Measured on {where}: {rounds} turns of each, one thread, medians; {versions}.{noisy}")
+
+
+def _memory(frameworks: list[Framework]) -> tuple[Callable[[np.ndarray], Timed], str]:
+    """How to copy in the memory that gradients lie in, and whose it is."""
+    if frameworks == [Framework.TORCH]:
+        import torch
+
+        if torch.cuda.is_available():
+            return gpu_memcpy, torch.cuda.get_device_name()
+    return memcpy, "the CPU"
 
 
 def bert_bucket(cap_bytes: float) -> Bucket:
@@ -151,7 +170,7 @@ def _as_table(results: list[Result], bucket: Bucket) -> Table:
         table.add_column(heading, justify="right", no_wrap=True)
     for r in sorted(results, key=lambda r: (r.framework != "memcpy", r.name)):
         hook = "-" if r.of_hook is None or r.framework == "hook" else f"{r.of_hook:.2f}"
-        table.add_row(r.name, r.framework, f"{r.ms:.1f} ms", f"{r.gb_per_s:.2f}", f"{r.of_memcpy:.2f}", hook)
+        table.add_row(r.name, r.framework, f"{r.ms:.3g} ms", f"{r.gb_per_s:.2f}", f"{r.of_memcpy:.2f}", hook)
     return table
 
 

@@ -91,11 +91,32 @@ EDITS = (
         lambda v: v.tensorflow_at_least("2.21") and v.with_nccl,
     ),
     Edit(
+        "string-header",
+        "horovod/common/group_table.h",
+        "#include <queue>\n",
+        "#include <queue>\n#include <string>\n",
+        "from gcc 13 on no other header brings it along",
+    ),
+    Edit(
+        "exceptions-header",
+        "horovod/common/common.h",
+        "#include <memory>\n#include <string>\n",
+        "#include <memory>\n#include <stdexcept>\n#include <string>\n",
+        "from gcc 13 on no other header brings it along",
+    ),
+    Edit(
         "nccl-soname",
         "cmake/Modules/FindNCCL.cmake",
         'set(NCCL_LIBNAME "nccl")',
         "set(NCCL_LIBNAME nccl libnccl.so.2)",
         "NCCL's pip package holds libnccl.so.2 and no libnccl.so",
+    ),
+    Edit(
+        "nccl-of-headers",
+        "cmake/Modules/FindNCCL.cmake",
+        "        NAMES ${NCCL_LIBNAME}\n",
+        "        NAMES ${NCCL_LIBNAME} NAMES_PER_DIR\n",
+        "a libnccl.so of the system's is found before the libnccl.so.2 that the headers belong to",
     ),
     Edit(
         "cuda-driver-soname",

@@ -33,9 +33,8 @@ class Ops:
     def _subsets(self) -> noise.Subsets:
         return noise.Subsets(self.seed)
 
-    def cast(self, array: tf.Tensor, dtype: str, into: tf.Tensor | None = None) -> tf.Tensor:
+    def cast(self, array: tf.Tensor, dtype: str) -> tf.Tensor:
         """`array` as `dtype`, rounded to nearest even."""
-        del into
         return tf.cast(array, dtype)
 
     def dtype(self, array: tf.Tensor) -> str:
@@ -121,6 +120,12 @@ class Ops:
         whole = flat + residual
         sent = tf.cast(whole, tf.bfloat16)
         return sent, whole - tf.cast(sent, flat.dtype)
+
+    def lengthen(self, sums: tf.Tensor, flat: tf.Tensor) -> tf.Tensor:
+        """bfloat16 numbers in the dtype of `flat`."""
+        if codec := _codec("lengthen", flat.dtype):
+            return codec(sums)
+        return tf.cast(sums, flat.dtype)
 
     def quantise(self, numbers: tf.Tensor, noise: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
         """Each row as int8 multiples of a step, and what these do not stand for."""

@@ -34,9 +34,9 @@ class Ops:
     def _subsets(self) -> noise.Subsets:
         return noise.Subsets(self.seed)
 
-    def cast(self, array: torch.Tensor, dtype: str, into: torch.Tensor | None = None) -> torch.Tensor:
+    def cast(self, array: torch.Tensor, dtype: str) -> torch.Tensor:
         """`array` as `dtype`, rounded to nearest even."""
-        return array.to(getattr(torch, dtype)) if into is None else into.copy_(array)
+        return array.to(getattr(torch, dtype))
 
     def dtype(self, array: torch.Tensor) -> str:
         """The name of the dtype of `array`."""
@@ -105,13 +105,14 @@ class Ops:
         if codec := _codec("narrow", flat):
             halves, clips = codec(flat, float(scale), limit)
             return halves, torch.tensor(clips)
-        scaled = flat.mul_(scale)
-        halves = scaled.half()
+        halves = flat.mul_(scale).half()
         # On a CPU looking is cheap, and hardly an update ever has anything to clip.
         if not halves.is_cuda and bool(self.magnitude(halves) < limit):
             return halves, torch.zeros((), dtype=torch.int64)
-        clipped = torch.where(scaled.isfinite(), halves.clamp(-limit, limit), halves)
-        return clipped, (scaled.abs() > limit).sum()
+        # On a GPU what counts is how many kernels are launched.
+        magnitudes = flat.abs_()
+        clipped = torch.where(magnitudes < torch.inf, halves.clamp(-limit, limit), halves)
+        return clipped, (magnitudes > limit).sum()
 
     def widen(
         self, halves: torch.Tensor, scale: torch.Tensor, flat: torch.Tensor
@@ -119,9 +120,9 @@ class Ops:
         """The inverse of `narrow`: `halves / scale` and its largest magnitude."""
         if codec := _codec("widen", flat):
             return flat, torch.tensor(codec(halves, 1.0 / float(scale), flat))
-        # Copying first and multiplying in place spares a temporary as large as the bucket.
-        wide = flat.copy_(halves).mul_(1.0 / scale)
-        return wide, self.magnitude(halves).float() / scale.float()
+        # Copying first and dividing in place spares a temporary as large as the bucket.
+        wide = flat.copy_(halves).div_(scale)
+        return wide, torch.linalg.vector_norm(halves, torch.inf).float() / scale.float()
 
     def shorten(self, flat: torch.Tensor, residual: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """`flat + residual` as bfloat16, and what its rounding took."""
@@ -130,6 +131,13 @@ class Ops:
         flat += residual
         sent = flat.bfloat16()
         return sent, flat - sent
+
+    def lengthen(self, sums: torch.Tensor, flat: torch.Tensor) -> torch.Tensor:
+        """bfloat16 numbers in the dtype of `flat`."""
+        if codec := _codec("lengthen", flat):
+            codec(sums, flat)
+            return flat
+        return flat.copy_(sums)
 
     def quantise(
         self, numbers: torch.Tensor, noise: torch.Tensor

@@ -73,6 +73,13 @@ def test_gloo_as_well(framework: str, ranks: int, tmp_path: Path) -> None:
         check(found, name)
 
 
+@pytest.mark.gpu
+def test_nccl_as_well(tmp_path: Path) -> None:
+    found = run("torch", 2, tmp_path, wire="nccl")
+    for name in POLICIES:
+        check(found, name)
+
+
 @pytest.mark.parametrize(
     ("framework", "ranks"),
     [

@@ -34,7 +34,7 @@ def verbs(request: pytest.FixtureRequest) -> Verbs:
     return ops, importlib.import_module("tensorflow").constant, lambda a: a.numpy()
 
 
-@pytest.mark.parametrize("codec", ["narrow", "widen", "shorten", "quantise", "dequantise"])
+@pytest.mark.parametrize("codec", ["narrow", "widen", "shorten", "lengthen", "quantise", "dequantise"])
 def test_the_engine_brings_the_codecs_without_which_verbs_are_slow(codec: str) -> None:
     torch = importlib.import_module("horovod.torch.mpi_lib_v2")
     tensorflow = importlib.import_module("horovod.tensorflow.mpi_ops").MPI_LIB
@@ -85,6 +85,19 @@ def test_what_shorten_sends_and_keeps_is_the_sum(verbs: Verbs, dtype: str, odd: 
         np.testing.assert_array_equal(back(lost), whole - expected)
 
 
+# The longest is written past the cache.
+@pytest.mark.parametrize("size", [1, 8, 1003, (1 << 20) + 3])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_lengthen_is_exact_wherever_a_vector_begins(verbs: Verbs, dtype: str, size: int) -> None:
+    ops, there, back = verbs
+    flat = np.random.default_rng(size).normal(size=size + 1).astype(dtype)
+    flat[size // 2] = np.nan
+    sums = ops.cast(there(flat), "bfloat16")[..., 1:]
+    found = back(ops.lengthen(sums, there(flat)[..., 1:]))
+    assert found.dtype == dtype
+    np.testing.assert_array_equal(found, flat.astype("bfloat16").astype(dtype)[1:])
+
+
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("odd", [0.0, 1e-43, 3e38, np.inf, -np.inf, np.nan])
 @pytest.mark.parametrize("length", [1, 7, 32, 33, 256, 1001])
@@ -112,7 +125,7 @@ def test_what_quantise_says_and_keeps_is_the_numbers(
     np.testing.assert_allclose(lost, numbers - said, rtol=0.0, atol=tiny)
 
 
-@pytest.mark.parametrize("size", [1, 8, 1003])
+@pytest.mark.parametrize("size", [1, 8, 1003, (1 << 20) + 3])
 def test_long_and_odd_vectors_are_narrowed_to_the_end(verbs: Verbs, size: int) -> None:
     ops, there, back = verbs
     flat = np.random.default_rng(size).normal(size=size).astype(np.float32)

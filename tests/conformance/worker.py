@@ -54,13 +54,14 @@ def torch_step() -> tuple[Callable[[Policy], Step], int, int]:
     import torch
 
     from hvdtrain.torch.reducer import Reducer
+    from hvdtrain.torch.world import device
 
     hvd.init()
     torch.set_num_threads(1)
 
     def make(policy: Policy) -> Step:
         parameters = {
-            w.name: torch.nn.Parameter(torch.ones(w.shape, dtype=torch.float64))
+            w.name: torch.nn.Parameter(torch.ones(w.shape, dtype=torch.float64, device=device()))
             for b in LAYOUT
             for w in b.weights
         }
@@ -72,7 +73,7 @@ def torch_step() -> tuple[Callable[[Policy], Step], int, int]:
                     (parameters[w.name].flatten() * part).sum()
                     for bucket, flat in zip(LAYOUT, mine, strict=True)
                     for w, part in zip(
-                        bucket.weights, torch.from_numpy(flat).split(bucket.sizes), strict=True
+                        bucket.weights, torch.from_numpy(flat).to(device()).split(bucket.sizes), strict=True
                     )
                 ]
                 return torch.stack(parts).sum()
@@ -82,7 +83,7 @@ def torch_step() -> tuple[Callable[[Policy], Step], int, int]:
             sums = reducer.finish()
             if all(bool(flat.isfinite().all()) for flat in sums):
                 reducer.commit()
-            return [flat.numpy().copy() for flat in sums], reducer.wire_bytes
+            return [flat.cpu().numpy().copy() for flat in sums], reducer.wire_bytes
 
         return step
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import json
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
@@ -20,19 +21,40 @@ def checks(module: str) -> list[str]:
     return [name for name in names if name.startswith("check_")]
 
 
-@pytest.fixture(scope="module")
-def results(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, str | None]]:
+Results = list[dict[str, str | None]]
+
+
+def said(path: Path, names: Iterable[str], wire: str = "mpirun") -> Results:
     """What each rank says of each check."""
-    path = tmp_path_factory.mktemp("torch") / "results"
-    modules = [f"tests.dropin.{module}" for module in MODULES]
-    done = launch(2, [str(HERE / "torch_worker.py"), str(path), *modules], timeout=200)
+    modules = [f"tests.dropin.{name}" for name in names]
+    done = launch(2, [str(HERE / "torch_worker.py"), str(path), *modules], wire, timeout=200)
     ranks = [Path(f"{path}.{rank}") for rank in range(2)]
     assert all(rank.exists() for rank in ranks), done.stdout[-5000:]
     return [json.loads(rank.read_text()) for rank in ranks]
 
 
+@pytest.fixture(scope="module")
+def results(tmp_path_factory: pytest.TempPathFactory) -> Results:
+    return said(tmp_path_factory.mktemp("torch") / "results", MODULES)
+
+
+@pytest.fixture(scope="module")
+def on_gpus(tmp_path_factory: pytest.TempPathFactory) -> Results:
+    return said(tmp_path_factory.mktemp("gpu") / "results", ["torch_gpu"], wire="nccl")
+
+
 @pytest.mark.parametrize("check", [name for module in MODULES for name in checks(module)])
-def test_on_two_ranks(check: str, results: list[dict[str, str | None]]) -> None:
+def test_on_two_ranks(check: str, results: Results) -> None:
+    passed(check, results)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("check", checks("torch_gpu"))
+def test_on_two_ranks_with_gpus(check: str, on_gpus: Results) -> None:
+    passed(check, on_gpus)
+
+
+def passed(check: str, results: Results) -> None:
     for rank, found in enumerate(results):
         assert check in found, f"rank {rank} did not come so far"
         assert found[check] is None, f"rank {rank}: {found[check]}"

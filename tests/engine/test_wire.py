@@ -30,6 +30,7 @@ WORLDS = [
     for wire in ("gloo", "mpi")
     for ranks in (2, 3)
 ]
+WORLDS.append(pytest.param(("torch", "nccl", 2), id="torch-nccl-2", marks=pytest.mark.gpu))
 # Stands in front of the installed Horovod and has no record of a build, as a released Horovod has none.
 PLAIN_HOROVOD = "from pkgutil import extend_path\n__path__ = extend_path(__path__, __name__)\n"
 

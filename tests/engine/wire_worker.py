@@ -64,13 +64,15 @@ def torch_arrays() -> tuple[Any, Wrap, Unwrap]:
     import horovod.torch as hvd
     import torch
 
+    from hvdtrain.torch.world import device
+
     hvd.init()
     torch.set_num_threads(1)
 
     def wrap(array: np.ndarray, dtype: str) -> torch.Tensor:
-        return torch.from_numpy(array.view(np.int16)).view(getattr(torch, dtype))
+        return torch.from_numpy(array.view(np.int16)).view(getattr(torch, dtype)).to(device())
 
-    return hvd, wrap, lambda tensor: tensor.view(torch.int16).numpy().view(np.uint16)
+    return hvd, wrap, lambda tensor: tensor.view(torch.int16).cpu().numpy().view(np.uint16)
 
 
 def tensorflow_arrays() -> tuple[Any, Wrap, Unwrap]:

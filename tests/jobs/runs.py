@@ -12,6 +12,7 @@ from pydoc_data.topics import topics
 FRAMEWORKS = ("torch", "tensorflow")
 ROOT = Path(__file__).resolve().parents[2]
 WORKER = Path(__file__).with_name("worker.py")
+ON_GPU = Path(__file__).with_name("on_gpu.py")
 # A BERT small enough that start-up is most of a test.
 TINY = (
     "model.vocab_size=512",
@@ -59,7 +60,8 @@ def launch(
     Args:
         np: how many.
         program: what Python runs.
-        wire: `mpirun`; or `mpi` or `gloo`, by horovodrun.
+        wire: `mpirun`; or `mpi`, `gloo` or `nccl`, by horovodrun. Ranks see GPUs with `nccl` alone, and share
+            them if need be.
         timeout: in seconds.
     """
     # Who waits yields: tests run beside each other.
@@ -67,7 +69,8 @@ def launch(
     if wire == "mpirun":
         command = ["mpirun", "--allow-run-as-root", "--tag-output", *placing, "-np", str(np)]
     else:
-        command = [str(Path(sys.executable).with_name("horovodrun")), "-np", str(np), f"--{wire}"]
+        command = [str(Path(sys.executable).with_name("horovodrun")), "-np", str(np)]
+        command += ["--mpi" if wire == "mpi" else "--gloo"]
         command += [f"--mpi-args={' '.join(placing)}"] * (wire == "mpi")
     env = os.environ | {
         "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
@@ -75,6 +78,10 @@ def launch(
         "PYTHONPATH": str(ROOT),
         "TF_CPP_MIN_LOG_LEVEL": "3",
     }
+    if wire == "nccl":
+        program = [str(ON_GPU), *program]
+    else:
+        env["CUDA_VISIBLE_DEVICES"] = ""
     return subprocess.run(
         [*command, sys.executable, *program],
         env=env,
@@ -93,6 +100,7 @@ def train_all(
     np: int,
     scenarios: dict[str, list[str]],
     resume: dict[str, Path] | None = None,
+    wire: str = "mpirun",
 ) -> dict[str, Path]:
     """Train each scenario (overrides by name) on np ranks in one launch; returns the output directories."""
     directory.mkdir(parents=True, exist_ok=True)
@@ -100,6 +108,6 @@ def train_all(
     places = {name: str(path) for name, path in (resume or {}).items()}
     found = [{"name": n, "set": sets, "resume": places.get(n)} for n, sets in scenarios.items()]
     listing.write_text(json.dumps(found))
-    done = launch(np, [str(WORKER), framework, str(listing)])
+    done = launch(np, [str(WORKER), framework, str(listing)], wire)
     assert done.returncode == 0, done.stdout[-5000:]
     return {name: directory / name for name in scenarios}

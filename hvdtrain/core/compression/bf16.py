@@ -39,7 +39,7 @@ class Bf16(Policy):
         else:
             sent = ops.cast(flat, "bfloat16")
         total = yield AllReduce(sent)
-        return ops.cast(total, ops.dtype(flat), into=flat), state
+        return ops.lengthen(total, flat), state
 
     def wire_bytes(self, bucket: Bucket, itemsize: int, ranks: int) -> int:
         """Two bytes an element."""

@@ -28,9 +28,8 @@ class Ops:
     rank: int
     seed: int
 
-    def cast(self, array: _Array, dtype: str, into: _Array | None = None) -> _Array:
+    def cast(self, array: _Array, dtype: str) -> _Array:
         """`array` as `dtype`, rounded to nearest even."""
-        del into
         # What is not finite, or too large, is the policies' to see.
         with np.errstate(all="ignore"):
             return np.asarray(array).astype(dtype)
@@ -110,6 +109,10 @@ class Ops:
         sent = self.cast(whole, "bfloat16")
         with np.errstate(all="ignore"):
             return sent, whole - self.cast(sent, self.dtype(flat))
+
+    def lengthen(self, sums: _Array, flat: _Array) -> _Array:
+        """bfloat16 numbers in the dtype of `flat`."""
+        return self.cast(sums, self.dtype(flat))
 
     def quantise(self, numbers: _Array, noise: _Array) -> tuple[_Array, _Array, _Array]:
         """Each row as int8 multiples of a step, and what these do not stand for."""

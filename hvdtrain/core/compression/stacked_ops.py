@@ -64,9 +64,8 @@ class StackedOps:
         """Each rank's own."""
         return Stacked(np.arange(self.ranks))
 
-    def cast(self, array: Stacked, dtype: str, into: Stacked | None = None) -> Stacked:
+    def cast(self, array: Stacked, dtype: str) -> Stacked:
         """`array` as `dtype`, rounded to nearest even."""
-        del into
         return Stacked(array.rows.astype(dtype))
 
     def dtype(self, array: Stacked) -> str:
@@ -146,6 +145,10 @@ class StackedOps:
         sent = self.cast(whole, "bfloat16")
         with np.errstate(invalid="ignore"):
             return sent, whole - self.cast(sent, self.dtype(flat))
+
+    def lengthen(self, sums: Stacked, flat: Stacked) -> Stacked:
+        """bfloat16 numbers in the dtype of `flat`."""
+        return self.cast(sums, self.dtype(flat))
 
     def quantise(self, numbers: Stacked, noise: Stacked) -> tuple[Stacked, Stacked, Stacked]:
         """Each row as int8 multiples of a step, and what these do not stand for."""

@@ -26,8 +26,8 @@ class Ops(Protocol):
         """Which of them this is, from 0: an index of rows and a key of random numbers, never a condition."""
         ...
 
-    def cast(self, array: Array, dtype: str, into: Array | None = None) -> Array:
-        """`array` as `dtype`, rounded to nearest even; may reuse the memory of `into`, which is like it."""
+    def cast(self, array: Array, dtype: str) -> Array:
+        """`array` as `dtype`, rounded to nearest even."""
         ...
 
     def dtype(self, array: Array) -> str:
@@ -115,6 +115,10 @@ class Ops(Protocol):
 
     def shorten(self, flat: Array, residual: Array) -> tuple[Array, Array]:
         """`flat + residual` as bfloat16, and what its rounding took; may reuse the memory of `flat`."""
+        ...
+
+    def lengthen(self, sums: Array, flat: Array) -> Array:
+        """bfloat16 numbers in the dtype of `flat`, whose memory may be reused."""
         ...
 
     def quantise(self, numbers: Array, noise: Array) -> tuple[Array, Array, Array]:

@@ -35,7 +35,18 @@ ShortenLoop(BFloat16* sent, float* lost, const float* flat, const float* residua
   }
 }
 
+void LengthenLoop(float* flat, const BFloat16* sums, size_t n) {
+  for (size_t i = 0; i < n; ++i) {
+    flat[i] = sums[i];
+  }
+}
+
 #if defined(__x86_64__)
+// How many of n floats come before the first that is aligned for a vector of eight.
+size_t Unaligned(const float* first, size_t n) {
+  return std::min(n, (size_t)(-(uintptr_t)first & 31) / sizeof(float));
+}
+
 __attribute__((target("avx2,f16c"))) int64_t
 NarrowInEights(uint16_t* halves, const float* flat, float scale, float limit, size_t n) {
   const __m256 scales = _mm256_set1_ps(scale), limits = _mm256_set1_ps(limit);
@@ -55,20 +66,39 @@ NarrowInEights(uint16_t* halves, const float* flat, float scale, float limit, si
   return clips + NarrowEach(halves + i, flat + i, scale, limit, n - i);
 }
 
+template <bool past_cache>
 __attribute__((target("avx2,f16c"))) uint16_t
 WidenInEights(float* flat, const uint16_t* halves, float factor, size_t n) {
   const __m256 factors = _mm256_set1_ps(factor);
   const __m128i magnitude = _mm_set1_epi16(0x7fff);
   __m128i top = _mm_setzero_si128();
-  size_t i = 0;
+  size_t i = Unaligned(flat, n);
+  uint16_t first = WidenEach(flat, halves, factor, i);
   for (; i + 8 <= n; i += 8) {
     __m128i x = _mm_loadu_si128((const __m128i*)(halves + i));
     top = _mm_max_epi16(top, _mm_and_si128(x, magnitude));
-    _mm256_storeu_ps(flat + i, _mm256_mul_ps(_mm256_cvtph_ps(x), factors));
+    __m256 wide = _mm256_mul_ps(_mm256_cvtph_ps(x), factors);
+    past_cache ? _mm256_stream_ps(flat + i, wide) : _mm256_store_ps(flat + i, wide);
   }
+  _mm_sfence();
   uint16_t tops[8];
   _mm_storeu_si128((__m128i*)tops, top);
-  return std::max(*std::max_element(tops, tops + 8), WidenEach(flat + i, halves + i, factor, n - i));
+  uint16_t last = WidenEach(flat + i, halves + i, factor, n - i);
+  return std::max({first, last, *std::max_element(tops, tops + 8)});
+}
+
+template <bool past_cache>
+__attribute__((target("avx2"))) void
+LengthenInEights(float* flat, const BFloat16* sums, size_t n) {
+  size_t i = Unaligned(flat, n);
+  LengthenLoop(flat, sums, i);
+  for (; i + 8 <= n; i += 8) {
+    __m256i x = _mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i*)(sums + i)));
+    __m256 wide = _mm256_castsi256_ps(_mm256_slli_epi32(x, 16));
+    past_cache ? _mm256_stream_ps(flat + i, wide) : _mm256_store_ps(flat + i, wide);
+  }
+  _mm_sfence();
+  LengthenLoop(flat + i, sums + i, n - i);
 }
 
 // Upper halves of sums, rounded, each in its upper half.
@@ -81,7 +111,7 @@ __attribute__((target("avx2"))) inline __m256i RoundedHalves(__m256 sums) {
 
 __attribute__((target("avx2"))) void
 ShortenAvx2(BFloat16* sent, float* lost, const float* flat, const float* residual, size_t n) {
-  size_t i = std::min(n, (size_t)(-(uintptr_t)lost & 31) / sizeof(float));
+  size_t i = Unaligned(lost, n);
   ShortenLoop(sent, lost, flat, residual, i);
   for (; i + 16 <= n; i += 16) {
     __m256 x = _mm256_add_ps(_mm256_loadu_ps(flat + i), _mm256_loadu_ps(residual + i));
@@ -113,10 +143,10 @@ int64_t NarrowFloat16(uint16_t* halves, const float* flat, float scale, float li
   return NarrowEach(halves, flat, scale, limit, n);
 }
 
-uint16_t WidenFloat16(float* flat, const uint16_t* halves, float factor, size_t n) {
+uint16_t WidenFloat16(float* flat, const uint16_t* halves, float factor, size_t n, bool past_cache) {
 #if defined(__x86_64__)
   if (HasAvx2()) {
-    return WidenInEights(flat, halves, factor, n);
+    return past_cache ? WidenInEights<true>(flat, halves, factor, n) : WidenInEights<false>(flat, halves, factor, n);
   }
 #endif
   return WidenEach(flat, halves, factor, n);
@@ -130,6 +160,16 @@ void ShortenBFloat16(BFloat16* sent, float* lost, const float* flat, const float
   }
 #endif
   ShortenLoop(sent, lost, flat, residual, n);
+}
+
+void LengthenBFloat16(float* flat, const BFloat16* sums, size_t n, bool past_cache) {
+#if defined(__x86_64__)
+  if (HasAvx2()) {
+    past_cache ? LengthenInEights<true>(flat, sums, n) : LengthenInEights<false>(flat, sums, n);
+    return;
+  }
+#endif
+  LengthenLoop(flat, sums, n);
 }
 
 } // namespace common

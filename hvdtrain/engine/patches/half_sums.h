@@ -31,11 +31,18 @@ void SumBFloat16(BFloat16* c, const BFloat16* a, const BFloat16* b, size_t n);
 // exceeded it, infinities included.
 int64_t NarrowFloat16(uint16_t* halves, const float* flat, float scale, float limit, size_t n);
 
+// Whether a vector of so many floats is better written past the cache: there is no room for what comes before its
+// reader, and memory need not be read before it is written.
+inline bool PastCache(size_t floats) { return floats >= (1 << 20); }
+
 // flat = halves * factor. Returns the largest bits of a magnitude: those of a NaN if there is one.
-uint16_t WidenFloat16(float* flat, const uint16_t* halves, float factor, size_t n);
+uint16_t WidenFloat16(float* flat, const uint16_t* halves, float factor, size_t n, bool past_cache);
 
 // sent = flat + residual as bfloat16; lost = what rounding took from it.
 void ShortenBFloat16(BFloat16* sent, float* lost, const float* flat, const float* residual, size_t n);
+
+// flat = sums.
+void LengthenBFloat16(float* flat, const BFloat16* sums, size_t n, bool past_cache);
 
 // Rows of so many numbers. step = a row's largest magnitude / 127; integers = row / step + noise, rounded down;
 // lost = what they do not stand for. The step of a row is not finite where one of its numbers is not.

@@ -42,8 +42,9 @@ public:
     auto factor = context->input(1).scalar<float>()();
     std::mutex mutex;
     uint16_t top = 0;
+    bool past_cache = common::PastCache(flat->NumElements());
     EachPiece(context, flat->NumElements(), [&](int64_t from, int64_t to) {
-      auto found = common::WidenFloat16(out + from, in + from, factor, to - from);
+      auto found = common::WidenFloat16(out + from, in + from, factor, to - from, past_cache);
       std::lock_guard<std::mutex> guard(mutex);
       top = std::max(top, found);
     });
@@ -65,6 +66,22 @@ public:
     auto rest = lost->flat<float>().data();
     EachPiece(context, sent->NumElements(), [&](int64_t from, int64_t to) {
       common::ShortenBFloat16(rounded + from, rest + from, flat + from, residual + from, to - from);
+    });
+  }
+};
+
+class HorovodLengthenOp : public OpKernel {
+public:
+  using OpKernel::OpKernel;
+
+  void Compute(OpKernelContext* context) override {
+    Tensor* flat;
+    OP_REQUIRES_OK(context, context->allocate_output(0, context->input(0).shape(), &flat));
+    auto sums = (const common::BFloat16*)context->input(0).flat<Eigen::bfloat16>().data();
+    auto out = flat->flat<float>().data();
+    bool past_cache = common::PastCache(flat->NumElements());
+    EachPiece(context, flat->NumElements(), [&](int64_t from, int64_t to) {
+      common::LengthenBFloat16(out + from, sums + from, to - from, past_cache);
     });
   }
 };
@@ -114,6 +131,7 @@ REGISTER_KERNEL_BUILDER(Name("HorovodDequantise").Device(DEVICE_CPU), HorovodDeq
 REGISTER_KERNEL_BUILDER(Name("HorovodNarrow").Device(DEVICE_CPU), HorovodNarrowOp);
 REGISTER_KERNEL_BUILDER(Name("HorovodWiden").Device(DEVICE_CPU), HorovodWidenOp);
 REGISTER_KERNEL_BUILDER(Name("HorovodShorten").Device(DEVICE_CPU), HorovodShortenOp);
+REGISTER_KERNEL_BUILDER(Name("HorovodLengthen").Device(DEVICE_CPU), HorovodLengthenOp);
 
 REGISTER_OP("HorovodNarrow")
     .Input("flat: float32")
@@ -146,6 +164,14 @@ REGISTER_OP("HorovodShorten")
     .SetShapeFn([](shape_inference::InferenceContext* c) {
       c->set_output(0, c->input(0));
       c->set_output(1, c->input(0));
+      return Status();
+    });
+
+REGISTER_OP("HorovodLengthen")
+    .Input("sums: bfloat16")
+    .Output("flat: float32")
+    .SetShapeFn([](shape_inference::InferenceContext* c) {
+      c->set_output(0, c->input(0));
       return Status();
     });
 

@@ -29,8 +29,9 @@ std::tuple<::torch::Tensor, int64_t> NarrowFloat16(::torch::Tensor flat, double 
 double WidenFloat16(::torch::Tensor halves, double factor, ::torch::Tensor flat) {
   std::mutex mutex;
   uint16_t top = 0;
+  bool past_cache = common::PastCache(flat.numel());
   EachPiece({flat}, {halves}, [&](char** data, int64_t n) {
-    auto found = common::WidenFloat16((float*)data[0], (const uint16_t*)data[1], factor, n);
+    auto found = common::WidenFloat16((float*)data[0], (const uint16_t*)data[1], factor, n, past_cache);
     std::lock_guard<std::mutex> guard(mutex);
     top = std::max(top, found);
   });
@@ -47,6 +48,13 @@ std::tuple<::torch::Tensor, ::torch::Tensor> ShortenBFloat16(::torch::Tensor fla
                             (const float*)data[2], (const float*)data[3], n);
   });
   return {sent, lost};
+}
+
+void LengthenBFloat16(::torch::Tensor sums, ::torch::Tensor flat) {
+  bool past_cache = common::PastCache(flat.numel());
+  EachPiece({flat}, {sums}, [&](char** data, int64_t n) {
+    common::LengthenBFloat16((float*)data[0], (const common::BFloat16*)data[1], n, past_cache);
+  });
 }
 
 // Rows are shared among threads too: a piece is one of their steps, which lie behind each other.
@@ -88,4 +96,5 @@ PYBIND11_MODULE(mpi_lib_v2, m) {
   m.def("horovod_torch_quantise", &QuantiseInt8, pybind11::call_guard<pybind11::gil_scoped_release>());
   m.def("horovod_torch_dequantise", &DequantiseInt8, pybind11::call_guard<pybind11::gil_scoped_release>());
   m.def("horovod_torch_shorten", &ShortenBFloat16, pybind11::call_guard<pybind11::gil_scoped_release>());
+  m.def("horovod_torch_lengthen", &LengthenBFloat16, pybind11::call_guard<pybind11::gil_scoped_release>());
 

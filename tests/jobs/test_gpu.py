@@ -1,0 +1,69 @@
+"""Jobs on GPUs, whose gradients travel by NCCL, against the same jobs on CPUs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from hvdtrain.core.metrics import read_metrics
+from tests.jobs.runs import train_all
+from tests.jobs.test_policies import POLICIES, SETTINGS
+
+pytestmark = pytest.mark.gpu
+
+EXACT = {name: [*SETTINGS, f"compression={found}"] for name, found in POLICIES.items()} | {
+    "none": [*SETTINGS, "checkpointing.save_steps=25"],
+    "bf16": [*SETTINGS, "compression.type=bf16"],
+    "rows": [*SETTINGS, "model.tie_word_embeddings=false", "model.vocab_size=8192"],
+    "local": [*SETTINGS, "compression={type: local_sgd, sync_every: 2}"],
+    "overlapped": [*SETTINGS, "compression={type: local_sgd, sync_every: 2, overlap: true}"],
+    "diloco": [*SETTINGS, "compression={type: diloco, sync_every: 5}"],
+}
+SHORT = [setting for setting in SETTINGS if not setting.startswith("model.dtype")]
+MIXED = {
+    f"mixed_precision={name}": [*SHORT, f"mixed_precision={name}", "compression.type=fp16"]
+    for name in ("no", "bf16", "fp16")
+}
+Runs = dict[str, Path]
+
+
+@pytest.fixture(scope="module")
+def cpu(tmp_path_factory: pytest.TempPathFactory) -> Runs:
+    return train_all(tmp_path_factory.mktemp("cpu"), "torch", 2, EXACT, wire="gloo")
+
+
+@pytest.fixture(scope="module")
+def gpu(tmp_path_factory: pytest.TempPathFactory) -> Runs:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HOROVOD_TIMELINE", "DYNAMIC")
+        return train_all(tmp_path_factory.mktemp("gpu"), "torch", 2, EXACT | MIXED, wire="nccl")
+
+
+def losses(run: Path) -> np.ndarray:
+    return np.array([line["loss"] for line in read_metrics(run)[0]])
+
+
+@pytest.mark.parametrize("name", EXACT)
+def test_a_gpu_follows_the_curve_of_a_cpu(name: str, cpu: Runs, gpu: Runs) -> None:
+    np.testing.assert_allclose(losses(gpu[name]), losses(cpu[name]), rtol=1e-7)
+    sent = [[line["wire_bytes"] for line in read_metrics(runs[name])[0]] for runs in (gpu, cpu)]
+    assert sent[0] == sent[1]
+
+
+def test_gradients_travel_by_nccl(gpu: Runs) -> None:
+    for name in EXACT:
+        assert "NCCL_" in gpu[name].with_name(f"{name}.json").read_text()
+
+
+def test_mixed_precision_learns_as_well(gpu: Runs) -> None:
+    plain, *mixed = (losses(gpu[name]) for name in MIXED)
+    for found in mixed:
+        np.testing.assert_allclose(found, plain, rtol=0.02)
+
+
+def test_a_gpus_checkpoint_goes_on_on_a_cpu(gpu: Runs, cpu: Runs, tmp_path: Path) -> None:
+    scenario = {"none": EXACT["none"]}
+    runs = train_all(tmp_path, "torch", 2, scenario, {"none": gpu["none"] / "checkpoint-25"}, wire="gloo")
+    np.testing.assert_allclose(losses(runs["none"]), losses(cpu["none"])[25:], rtol=1e-7)
