@@ -28,5 +28,5 @@ def test_few_bytes_are_summed_alike_on_all_ranks(ranks: int, tmp_path: Path) -> 
 
 
 def test_a_thread_that_receives_leaves_the_core_to_one_that_sends() -> None:
-    done = launch(2, [gloo_worker.__file__, "cpu"], wire="gloo", timeout=120)
+    done = launch(2, [gloo_worker.__file__, "core"], wire="gloo", timeout=120)
     assert done.returncode == 0, done.stdout[-3000:]

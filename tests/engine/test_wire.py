@@ -19,7 +19,7 @@ from tests.jobs.runs import FRAMEWORKS, ROOT, launch
 KINDS = {"bfloat16": ml_dtypes.bfloat16, "float16": np.float16}
 QUIET = {"bfloat16": 0x0040, "float16": 0x0200}
 # TensorFlow takes long to start, and calls the same sums.
-QUICK = [("torch", "gloo", 2), ("torch", "mpi", 2)]
+QUICK = [("torch", "gloo", 2), ("torch", "mpirun", 2)]
 WORLDS = [
     pytest.param(
         (framework, wire, ranks),
@@ -27,7 +27,7 @@ WORLDS = [
         marks=[] if (framework, wire, ranks) in QUICK else [pytest.mark.slow],
     )
     for framework in FRAMEWORKS
-    for wire in ("gloo", "mpi")
+    for wire in ("gloo", "mpirun")
     for ranks in (2, 3)
 ]
 WORLDS.append(pytest.param(("torch", "nccl", 2), id="torch-nccl-2", marks=pytest.mark.gpu))

@@ -13,6 +13,11 @@ FRAMEWORKS = ("torch", "tensorflow")
 ROOT = Path(__file__).resolve().parents[2]
 WORKER = Path(__file__).with_name("worker.py")
 ON_GPU = Path(__file__).with_name("on_gpu.py")
+# horovodrun, which asks the first framework that it can import what Horovod was built with: torch comes sooner.
+HOROVODRUN = (
+    "import sys; sys.modules['tensorflow'] = None; "
+    "from horovod.runner.launch import run_commandline; run_commandline()"
+)
 # A BERT small enough that start-up is most of a test.
 TINY = (
     "model.vocab_size=512",
@@ -69,8 +74,7 @@ def launch(
     if wire == "mpirun":
         command = ["mpirun", "--allow-run-as-root", "--tag-output", *placing, "-np", str(np)]
     else:
-        command = [str(Path(sys.executable).with_name("horovodrun")), "-np", str(np)]
-        command += ["--mpi" if wire == "mpi" else "--gloo"]
+        command = [sys.executable, "-c", HOROVODRUN, "-np", str(np), "--mpi" if wire == "mpi" else "--gloo"]
         command += [f"--mpi-args={' '.join(placing)}"] * (wire == "mpi")
     env = os.environ | {
         "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",

@@ -19,6 +19,7 @@ from hvdtrain.launch.run import run_command
 
 HERE = Path(__file__).parent
 GLOO, MPI_BY_HOROVOD, MPI = ("horovodrun", "gloo"), ("horovodrun", "mpi"), ("mpirun", "mpi")
+_PATHS = (str(HERE.parents[1]), str(HERE / "without_tensorflow"))
 # The ranks that do not fail would go on for hours; 30 s to end them, the rest to start on a busy machine.
 HANG_S = 90.0
 
@@ -32,7 +33,7 @@ class Job:
         self.process = subprocess.Popen(
             [sys.executable, str(HERE / "drive.py"), "2", "localhost:4", *launch, script, *program[1:]],
             cwd=folder,
-            env={**os.environ, "PYTHONPATH": str(HERE.parents[1]), "OMP_NUM_THREADS": "1"},
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(_PATHS), "OMP_NUM_THREADS": "1"},
             text=True,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
