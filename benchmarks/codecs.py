@@ -82,7 +82,8 @@ def codecs(
 ) -> None:
     """Measure every policy's codec, taking turns."""
     keep_freed_memory()
-    console = Console()
+    # As wide as its table, also where the output goes into a file.
+    console = Console(width=100)
     load = os.getloadavg()[0]
     bucket = bert_bucket(mib * _MIB)
     chosen = {name: one for name, one in _lossy(bucket).items() if not policy or one.type in policy}
@@ -166,11 +167,12 @@ def _as_table(results: list[Result], bucket: Bucket) -> Table:
     table = Table(title=f"compress + decompress, {size}", title_justify="left")
     for heading in ("codec", "in"):
         table.add_column(heading, no_wrap=True)
-    for heading in ("time", "GB/s", "of memcpy's rate", "of the hook's time"):
+    for heading in ("time", "GB/s", "of memcpy's rate", "of hook's time"):
         table.add_column(heading, justify="right", no_wrap=True)
     for r in sorted(results, key=lambda r: (r.framework != "memcpy", r.name)):
         hook = "-" if r.of_hook is None or r.framework == "hook" else f"{r.of_hook:.2f}"
-        table.add_row(r.name, r.framework, f"{r.ms:.3g} ms", f"{r.gb_per_s:.2f}", f"{r.of_memcpy:.2f}", hook)
+        time = f"{r.ms:.2g} ms" if r.ms < 10 else f"{r.ms:.0f} ms"
+        table.add_row(r.name, r.framework, time, f"{r.gb_per_s:.2f}", f"{r.of_memcpy:.2f}", hook)
     return table
 
 

@@ -162,6 +162,10 @@ class Ops:
         """The largest power of two not above each element: its exponent bits alone."""
         return (array.float().view(torch.int32) & 0x7F800000).view(torch.float32)
 
+    def matmul(self, left: torch.Tensor, right: torch.Tensor, transpose_right: bool = False) -> torch.Tensor:
+        """`left @ right` of matrices, or `left @ right.T`."""
+        return left @ (right.t() if transpose_right else right)
+
     def minus_product(self, matrix: torch.Tensor, left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
         """`matrix - left @ right`."""
         return matrix.addmm_(left, right, alpha=-1.0)

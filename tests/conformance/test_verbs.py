@@ -71,7 +71,7 @@ def test_widen_undoes_the_scale_and_finds_the_largest(verbs: Verbs, dtype: str, 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("odd", [0.0, 1e-40, 3e38, np.inf, -np.inf, np.nan])
-@pytest.mark.parametrize("size", [1, 7, 16, 1001])
+@pytest.mark.parametrize("size", [1, 7, 16, 1001, (1 << 20) + 19])
 def test_what_shorten_sends_and_keeps_is_the_sum(verbs: Verbs, dtype: str, odd: float, size: int) -> None:
     ops, there, back = verbs
     flat, residual = np.random.default_rng(size).normal(size=(2, size)).astype(dtype)
@@ -167,6 +167,14 @@ def test_a_row_is_added_and_a_product_taken_away(verbs: Verbs) -> None:
     np.testing.assert_array_equal(found, matrix + np.array([[0.0], [1.0]]) * right)
     found = back(ops.minus_product(there(matrix), there(left), there(right)))
     np.testing.assert_array_equal(found, matrix - left @ right)
+
+
+def test_matmul_takes_a_right_factor_as_it_is_or_transposed(verbs: Verbs) -> None:
+    ops, there, back = verbs
+    left, right = np.arange(6.0).reshape(2, 3), np.arange(12.0).reshape(3, 4)
+    np.testing.assert_array_equal(back(ops.matmul(there(left), there(right))), left @ right)
+    found = ops.matmul(there(left), there(right.T), transpose_right=True)
+    np.testing.assert_array_equal(back(found), left @ right)
 
 
 @pytest.mark.parametrize("size", [5, 100, 30_000])

@@ -10,8 +10,8 @@ import numpy as np
 
 # At and beyond what is exchanged instead of passed around a ring, in float32, by 2 ranks and by more.
 SIZES = (1, 3, 4096, 4097, 65536, 65537)
-# How many times the CPU of the thread that sends the one that receives may take. They take about the same; where
-# the receiving one asks for a held lock without pause it takes four to nine times as much.
+# How many times the CPU of the thread that sends the one that receives may take. They take about the same;
+# where the receiving one asks for a held lock without pause it takes four to nine times as much.
 MOST = 2.0
 
 

@@ -13,7 +13,7 @@ FRAMEWORKS = ("torch", "tensorflow")
 ROOT = Path(__file__).resolve().parents[2]
 WORKER = Path(__file__).with_name("worker.py")
 ON_GPU = Path(__file__).with_name("on_gpu.py")
-# horovodrun, which asks the first framework that it can import what Horovod was built with: torch comes sooner.
+# horovodrun, which asks the first framework it can import what Horovod was built with: torch comes sooner.
 HOROVODRUN = (
     "import sys; sys.modules['tensorflow'] = None; "
     "from horovod.runner.launch import run_commandline; run_commandline()"

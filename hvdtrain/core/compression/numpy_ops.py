@@ -126,6 +126,10 @@ class Ops:
         """The largest power of two not above each element: its exponent bits alone."""
         return (np.asarray(array, np.float32).view(np.int32) & 0x7F800000).view(np.float32)
 
+    def matmul(self, left: _Array, right: _Array, transpose_right: bool = False) -> _Array:
+        """`left @ right` of matrices, or `left @ right.T`."""
+        return left @ (right.T if transpose_right else right)
+
     def minus_product(self, matrix: _Array, left: _Array, right: _Array) -> _Array:
         """`matrix - left @ right`."""
         matrix -= left @ right

@@ -67,13 +67,15 @@ class PowerSGD(Policy):
         # Thin factors are made as their transposes: BLAS is several times slower the other way round.
         tall, wide = [(s.rank, s.rows) for s in shapes], [(s.rank, s.columns) for s in shapes]
         qs = _unflat(ops, state["q"], wide) if self.warm_start else self._random_q(ops, bucket, update, dtype)
-        ps = [q @ ops.transpose(m) for q, m in zip(qs, ms, strict=True)]
+        ps = [ops.matmul(q, m, transpose_right=True) for q, m in zip(qs, ms, strict=True)]
         summed = yield AllReduce(_flat(ops, [*plain, *ps]))
         *plain, p = ops.split(summed, [*(p.shape[0] for p in plain), sum(rows * k for k, rows in tall)])
         ps = [ops.orthogonalise(ops.transpose(p)) for p in _unflat(ops, p, tall)]
-        q = yield AllReduce(_flat(ops, [ops.transpose(p) @ m for p, m in zip(ps, ms, strict=True)]))
+        q = yield AllReduce(
+            _flat(ops, [ops.matmul(ops.transpose(p), m) for p, m in zip(ps, ms, strict=True)])
+        )
         qs = _unflat(ops, q, wide)
-        lows = [p @ q for p, q in zip(ps, qs, strict=True)]
+        lows = [ops.matmul(p, q) for p, q in zip(ps, qs, strict=True)]
         found: State = {}
         if self.use_error_feedback:
             sent = zip(ms, ps, qs, strict=True)

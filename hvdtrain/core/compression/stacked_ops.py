@@ -163,6 +163,10 @@ class StackedOps:
         """The largest power of two not above each element: its exponent bits alone."""
         return Stacked((array.rows.astype(np.float32).view(np.int32) & 0x7F800000).view(np.float32))
 
+    def matmul(self, left: Stacked, right: Stacked, transpose_right: bool = False) -> Stacked:
+        """`left @ right` of matrices, or `left @ right.T`."""
+        return left @ (self.transpose(right) if transpose_right else right)
+
     def minus_product(self, matrix: Stacked, left: Stacked, right: Stacked) -> Stacked:
         """`matrix - left @ right`."""
         return matrix - left @ right

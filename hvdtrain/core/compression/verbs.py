@@ -142,6 +142,10 @@ class Ops(Protocol):
         """The largest power of two not above each element: float32, of positive normal float32 numbers."""
         ...
 
+    def matmul(self, left: Array, right: Array, transpose_right: bool = False) -> Array:
+        """`left @ right` of matrices, or `left @ right.T`; as quick where one of them is thin."""
+        ...
+
     def minus_product(self, matrix: Array, left: Array, right: Array) -> Array:
         """`matrix - left @ right`; may reuse the memory of `matrix`."""
         ...

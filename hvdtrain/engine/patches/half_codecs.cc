@@ -109,6 +109,7 @@ __attribute__((target("avx2"))) inline __m256i RoundedHalves(__m256 sums) {
   return _mm256_and_si256(up, _mm256_set1_epi32(0xffff0000));
 }
 
+template <bool past_cache>
 __attribute__((target("avx2"))) void
 ShortenAvx2(BFloat16* sent, float* lost, const float* flat, const float* residual, size_t n) {
   size_t i = Unaligned(lost, n);
@@ -122,8 +123,16 @@ ShortenAvx2(BFloat16* sent, float* lost, const float* flat, const float* residua
     }
     __m256i a = RoundedHalves(x), b = RoundedHalves(y);
     __m256i both = _mm256_packus_epi32(_mm256_srli_epi32(a, 16), _mm256_srli_epi32(b, 16));
-    _mm256_storeu_si256((__m256i*)(sent + i), _mm256_permute4x64_epi64(both, 0xd8));
-    // Past the cache: the residual is not read before the next update.
+    both = _mm256_permute4x64_epi64(both, 0xd8);
+    if (past_cache) {
+      _mm256_stream_si256((__m256i*)(sent + i), both);
+      // Nor does what is read once stay in it.
+      _mm_prefetch((const char*)(flat + i + 128), _MM_HINT_NTA);
+      _mm_prefetch((const char*)(residual + i + 128), _MM_HINT_NTA);
+    } else {
+      _mm256_storeu_si256((__m256i*)(sent + i), both);
+    }
+    // Past the cache in any case: the residual is not read before the next update.
     _mm256_stream_ps(lost + i, _mm256_sub_ps(x, _mm256_castsi256_ps(a)));
     _mm256_stream_ps(lost + i + 8, _mm256_sub_ps(y, _mm256_castsi256_ps(b)));
   }
@@ -152,10 +161,13 @@ uint16_t WidenFloat16(float* flat, const uint16_t* halves, float factor, size_t 
   return WidenEach(flat, halves, factor, n);
 }
 
-void ShortenBFloat16(BFloat16* sent, float* lost, const float* flat, const float* residual, size_t n) {
+void ShortenBFloat16(BFloat16* sent, float* lost, const float* flat, const float* residual, size_t n,
+                     bool past_cache) {
 #if defined(__x86_64__)
   if (HasAvx2()) {
-    ShortenAvx2(sent, lost, flat, residual, n);
+    // Streams want both vectors aligned where the first of them is.
+    bool streams = past_cache && ((uintptr_t)(sent + Unaligned(lost, n)) & 31) == 0;
+    streams ? ShortenAvx2<true>(sent, lost, flat, residual, n) : ShortenAvx2<false>(sent, lost, flat, residual, n);
     return;
   }
 #endif

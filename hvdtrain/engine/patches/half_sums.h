@@ -39,7 +39,8 @@ inline bool PastCache(size_t floats) { return floats >= (1 << 20); }
 uint16_t WidenFloat16(float* flat, const uint16_t* halves, float factor, size_t n, bool past_cache);
 
 // sent = flat + residual as bfloat16; lost = what rounding took from it.
-void ShortenBFloat16(BFloat16* sent, float* lost, const float* flat, const float* residual, size_t n);
+void ShortenBFloat16(BFloat16* sent, float* lost, const float* flat, const float* residual, size_t n,
+                     bool past_cache);
 
 // flat = sums.
 void LengthenBFloat16(float* flat, const BFloat16* sums, size_t n, bool past_cache);

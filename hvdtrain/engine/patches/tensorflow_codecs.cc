@@ -64,8 +64,9 @@ public:
     auto flat = context->input(0).flat<float>().data(), residual = context->input(1).flat<float>().data();
     auto rounded = (common::BFloat16*)sent->flat<Eigen::bfloat16>().data();
     auto rest = lost->flat<float>().data();
+    bool past_cache = common::PastCache(sent->NumElements());
     EachPiece(context, sent->NumElements(), [&](int64_t from, int64_t to) {
-      common::ShortenBFloat16(rounded + from, rest + from, flat + from, residual + from, to - from);
+      common::ShortenBFloat16(rounded + from, rest + from, flat + from, residual + from, to - from, past_cache);
     });
   }
 };

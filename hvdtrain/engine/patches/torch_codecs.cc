@@ -43,9 +43,10 @@ double WidenFloat16(::torch::Tensor halves, double factor, ::torch::Tensor flat)
 std::tuple<::torch::Tensor, ::torch::Tensor> ShortenBFloat16(::torch::Tensor flat, ::torch::Tensor residual) {
   auto sent = ::torch::empty(flat.sizes(), flat.options().dtype(::torch::kBFloat16));
   auto lost = ::torch::empty_like(flat);
+  bool past_cache = common::PastCache(flat.numel());
   EachPiece({sent, lost}, {flat, residual}, [&](char** data, int64_t n) {
     common::ShortenBFloat16((common::BFloat16*)data[0], (float*)data[1],
-                            (const float*)data[2], (const float*)data[3], n);
+                            (const float*)data[2], (const float*)data[3], n, past_cache);
   });
   return {sent, lost};
 }
