@@ -28,6 +28,7 @@ POLICIES: dict[str, Policy] = {
     "topk dgc": TopK(ratio=0.02, momentum=0.9, local_clipping=5.0, warmup_steps=4),
     "randomk": RandomK(ratio=0.1),
     "randomk without feedback": RandomK(ratio=0.1, use_error_feedback=False),
+    "randomk dgc": RandomK(ratio=0.02, momentum=0.9, local_clipping=5.0, warmup_steps=4),
     "powersgd": PowerSGD(start_powerSGD_iter=2),
     "powersgd rank 4": PowerSGD(start_powerSGD_iter=0, matrix_approximation_rank=4, min_compression_rate=1.0),
     "powersgd cold": PowerSGD(start_powerSGD_iter=0, warm_start=False, use_error_feedback=False),

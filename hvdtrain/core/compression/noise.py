@@ -59,8 +59,9 @@ class Subsets:
         key = size, k, purpose, indices
         with self._lock:
             if update != self._update:
-                self._update = update
-                self._drawn = {key: self._subset(update, *key) for key in self._asked}
+                # What the last update asked for: during a warm-up that changes.
+                self._update, last, self._asked = update, self._asked, set()
+                self._drawn = {key: self._subset(update, *key) for key in last}
             self._asked.add(key)
             found = self._drawn.pop(key, None)
         return self._subset(update, *key) if found is None else found
