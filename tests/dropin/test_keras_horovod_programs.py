@@ -34,6 +34,8 @@ def outcome(np: int, programs: list[Path]) -> dict[str, float]:
 NAMES = ("keras_fit", "keras_schedules", "tensorflow_loop")
 
 
+# The quick ones are torch's.
+@pytest.mark.slow
 def test_three_programs_after_changing_only_the_import(tmp_path: Path) -> None:
     found = outcome(2, [changed(name, tmp_path) for name in NAMES])
     assert len(found) == 2 * (3 + 5 + 2)
