@@ -214,6 +214,7 @@ def test_a_ratio_warms_up_by_factors_of_four(policy: type[TopK] | type[RandomK])
 def test_dgc_by_the_paper_on_one_rank(policy: type[TopK] | type[RandomK]) -> None:
     simulator = Simulator(policy(ratio=0.1, momentum=0.9, local_clipping=2.0), bucket(0, (20,)), 1)
     u = v = np.zeros(20)
+    sent = 0
     for update in range(1, 8):
         given_ = gradients(update, 1, 20)[0]
         clipped = given_ * min(1.0, 2.0 / np.linalg.norm(given_))
@@ -222,9 +223,12 @@ def test_dgc_by_the_paper_on_one_rank(policy: type[TopK] | type[RandomK]) -> Non
         found = simulator.reduce([given_], update)[0]
         mask = np.abs(v) >= np.sort(np.abs(v))[-2] if policy is TopK else found != 0.0
         assert np.count_nonzero(mask) <= 2
+        sent += np.count_nonzero(mask)
         np.testing.assert_allclose(found, np.where(mask, v, 0.0), rtol=1e-12)
         simulator.commit()
         u, v = np.where(mask, 0.0, u), np.where(mask, 0.0, v)
+    # Two an update, but for what happened to be 0.
+    assert sent > 7
 
 
 @pytest.mark.parametrize(
