@@ -45,7 +45,7 @@ def quality(
     json_file: Annotated[Path | None, typer.Option("--json", help="Write all figures here.")] = None,
 ) -> None:
     """Train once by each policy and compare what came of it."""
-    console, found = Console(), {}
+    console, found = Console(width=100), {}
     names = [name for name in POLICIES if name == "none" or not only or name in only]
     for name in names:
         console.print(f"{framework}: {name} ...")

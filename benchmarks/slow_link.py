@@ -53,7 +53,7 @@ def slow_link(
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("ended by SIGTERM"))
     os.environ["PATH"] = f"{_BINARIES}:{os.environ['PATH']}"
     os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
-    console = Console()
+    console = Console(width=110)
     common = ["evaluation.eval_steps=null", "num_threads=1", *(set_ or [])]
     # Gloo has no Adasum.
     names = [n for n in POLICIES if (not only or n in only) and (n != "adasum" or wire == "mpi")]
