@@ -46,8 +46,7 @@ class Work:
 
     def initial(self) -> dict[str, np.ndarray]:
         """The initial weights by name, those that the Trainer starts from."""
-        model = self.spec.model
-        return initial_weights(self.weights, self.spec.seed, model.initializer_range, model.dtype)
+        return initial_weights(self.weights, self.spec.seed, self.spec.model.dtype)
 
     def window(self, step: int) -> tuple[Window, float]:
         """This rank's batches and the divisor of an update, counted from 0."""

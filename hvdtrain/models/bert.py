@@ -7,8 +7,9 @@ from typing import Any
 
 import numpy as np
 
+from hvdtrain.core.initializers import ONES, ZEROS, Normal
 from hvdtrain.core.sections import ModelSpec
-from hvdtrain.core.weights import Weight
+from hvdtrain.core.weights import TRANSPOSED, Weight
 
 # Hugging Face module -> Keras layer path, and the kind of weights it has.
 _EMBEDDINGS = {
@@ -40,12 +41,13 @@ def weights(model: ModelSpec) -> tuple[Weight, ...]:
         The weights under the names that `transformers.BertForMaskedLM` saves.
     """
     hidden, inner = model.hidden_size, model.intermediate_size
+    normal = Normal(model.initializer_range)
     found = [
         Weight(
             f"{name}.weight",
             (getattr(model, rows), hidden),
             True,
-            "normal",
+            normal,
             lookup=rows == "vocab_size" and not model.tie_word_embeddings,
             embedding=True,
         )
@@ -59,13 +61,13 @@ def weights(model: ModelSpec) -> tuple[Weight, ...]:
             if part.endswith("LayerNorm"):
                 found += _layer_norm(name, hidden)
             else:
-                found += _linear(name, *sizes.get(part, (hidden, hidden)))
-    found += _linear("cls.predictions.transform.dense", hidden, hidden)
+                found += _linear(name, *sizes.get(part, (hidden, hidden)), normal)
+    found += _linear("cls.predictions.transform.dense", hidden, hidden, normal)
     found += _layer_norm("cls.predictions.transform.LayerNorm", hidden)
     if model.tie_word_embeddings:
-        found.append(Weight(_TIED_BIAS, (model.vocab_size,), False, "zeros"))
+        found.append(Weight(_TIED_BIAS, (model.vocab_size,), False, ZEROS))
     else:
-        found += _linear(_DECODER, model.vocab_size, hidden)
+        found += _linear(_DECODER, model.vocab_size, hidden, normal)
     return tuple(found)
 
 
@@ -116,14 +118,14 @@ def product_elements(model: ModelSpec) -> int:
     )
 
 
-def keras_paths(model: ModelSpec) -> dict[str, str]:
+def keras_paths(model: ModelSpec) -> dict[str, tuple[str, ...]]:
     """Where each weight lives in `keras_hub`'s `BertBackbone` + `MaskedLMHead` (named `mlm_head`).
 
     Args:
         model: the hyper-parameters.
 
     Returns:
-        Keras variable path by Hugging Face name.
+        The paths of the Keras variables that hold a weight, by its Hugging Face name.
     """
     layers = {hf: keras for hf, (keras, _) in _EMBEDDINGS.items()}
     layers["bert.embeddings.LayerNorm"] = "embeddings_layer_norm"
@@ -142,19 +144,7 @@ def keras_paths(model: ModelSpec) -> dict[str, str]:
         if weight.name not in paths:
             module, leaf = weight.name.rsplit(".", 1)
             paths[weight.name] = f"{layers[module]}/{_keras_leaf(module, leaf)}"
-    return paths
-
-
-def to_keras(weight: Weight, array: np.ndarray, keras_shape: tuple[int, ...]) -> np.ndarray:
-    """Turn an array of the Hugging Face layout into Keras' (linear maps (in, out), attention by head)."""
-    return (array.T if weight.transposed else array).reshape(keras_shape)
-
-
-def from_keras(weight: Weight, array: np.ndarray) -> np.ndarray:
-    """Turn an array of Keras' layout into the Hugging Face layout; the inverse of `to_keras`."""
-    if weight.transposed:
-        return np.ascontiguousarray(array.reshape(weight.shape[::-1]).T)
-    return array.reshape(weight.shape)
+    return {name: (path,) for name, path in paths.items()}
 
 
 def hf_config(model: ModelSpec, pad_token_id: int) -> dict[str, Any]:
@@ -175,15 +165,15 @@ def hf_config(model: ModelSpec, pad_token_id: int) -> dict[str, Any]:
     }
 
 
-def _linear(name: str, rows: int, columns: int) -> list[Weight]:
+def _linear(name: str, rows: int, columns: int, initial: Normal) -> list[Weight]:
     return [
-        Weight(f"{name}.weight", (rows, columns), True, "normal", transposed=True),
-        Weight(f"{name}.bias", (rows,), False, "zeros"),
+        Weight(f"{name}.weight", (rows, columns), True, initial, TRANSPOSED),
+        Weight(f"{name}.bias", (rows,), False, ZEROS),
     ]
 
 
 def _layer_norm(name: str, size: int) -> list[Weight]:
-    return [Weight(f"{name}.weight", (size,), False, "ones"), Weight(f"{name}.bias", (size,), False, "zeros")]
+    return [Weight(f"{name}.weight", (size,), False, ONES), Weight(f"{name}.bias", (size,), False, ZEROS)]
 
 
 def _keras_leaf(module: str, leaf: str) -> str:

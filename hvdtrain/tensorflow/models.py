@@ -14,6 +14,7 @@ from hvdtrain.core.data import MicroBatch
 from hvdtrain.core.sections import ModelSpec
 from hvdtrain.core.weights import Weight
 from hvdtrain.models import bert
+from hvdtrain.tensorflow.weights import read, write
 
 
 def _in_float32(activation: Callable[[tf.Tensor], tf.Tensor]) -> Callable[[tf.Tensor], tf.Tensor]:
@@ -80,7 +81,9 @@ class MaskedLM:
             _mix(self._compute_dtype, self._backbone, self._head)
         found = {v.path: v.value for v in [*self._backbone.variables, *self._head.variables]}
         self.weights = weights
-        self.parameters = {name: found[path] for name, path in bert.keras_paths(model).items()}
+        self.parameters = {
+            name: tuple(found[path] for path in paths) for name, paths in bert.keras_paths(model).items()
+        }
 
     def loss_sum(self, batch: dict[str, tf.Tensor], training: bool) -> tf.Tensor:
         """The weighted sum of cross-entropies in nats over a batch's masked positions.
@@ -118,7 +121,7 @@ class MaskedLM:
 
     def read(self) -> dict[str, np.ndarray]:
         """Copies of the weights by name."""
-        return {w.name: bert.from_keras(w, self.parameters[w.name].numpy()) for w in self.weights}
+        return {w.name: read(w, self.parameters[w.name]) for w in self.weights}
 
     def write(self, arrays: dict[str, np.ndarray]) -> None:
         """Set every weight.
@@ -127,8 +130,7 @@ class MaskedLM:
             arrays: by weight name, in the Hugging Face layout.
         """
         for weight in self.weights:
-            variable = self.parameters[weight.name]
-            variable.assign(bert.to_keras(weight, arrays[weight.name], tuple(variable.shape)))
+            write(weight, self.parameters[weight.name], arrays[weight.name])
 
 
 def tensors(batch: MicroBatch) -> dict[str, tf.Tensor]:

@@ -81,7 +81,8 @@ class Trainer(BaseTrainer):
                 loss = self._model.loss_sum(tensors(batch), training=True) / divisor
                 scaled = loss * loss_scale
             gradients = tape.gradient(scaled, weights)
-            found |= [not np.isfinite(tf.convert_to_tensor(a)).all() for a in (loss, *gradients)]
+            parts = [[loss], *gradients]
+            found |= [not all(np.isfinite(tf.convert_to_tensor(a)).all() for a in part) for part in parts]
         return found
 
     def exchange(self, policy: Policy) -> None:

@@ -10,6 +10,7 @@ from transformers import BertConfig, BertForMaskedLM
 from hvdtrain.core.data import MicroBatch
 from hvdtrain.core.sections import ModelSpec
 from hvdtrain.core.weights import Weight
+from hvdtrain.torch.weights import read, write
 from hvdtrain.torch.world import device
 
 
@@ -69,7 +70,7 @@ class MaskedLM:
 
     def read(self) -> dict[str, np.ndarray]:
         """Copies of the weights by name."""
-        return {name: p.detach().cpu().numpy().copy() for name, p in self.parameters.items()}
+        return {w.name: read(w, self.parameters[w.name]) for w in self.weights}
 
     def write(self, arrays: dict[str, np.ndarray]) -> None:
         """Set every weight.
@@ -77,9 +78,8 @@ class MaskedLM:
         Args:
             arrays: by weight name, in the Hugging Face layout.
         """
-        with torch.no_grad():
-            for name, parameter in self.parameters.items():
-                parameter.copy_(torch.from_numpy(arrays[name]))
+        for weight in self.weights:
+            write(weight, self.parameters[weight.name], arrays[weight.name])
 
 
 def tensors(batch: MicroBatch) -> dict[str, torch.Tensor]:

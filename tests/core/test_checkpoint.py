@@ -51,7 +51,7 @@ def tokenizer(tmp_path: Path) -> Path:
 
 
 def arrays(seed: int = 0, dtype: str = "float32") -> Arrays:
-    return initial_weights(bert.weights(SPEC), seed, 0.5, dtype)
+    return initial_weights(bert.weights(SPEC), seed, dtype)
 
 
 def save(directory: Path, tokenizer: Path, weights: Arrays) -> None:

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from hvdtrain.core.accumulation import Accumulation, Batch, resolve_batch
 from hvdtrain.core.errors import SpecError
+from hvdtrain.core.initializers import ONES, ZEROS, Normal
 from hvdtrain.core.plan import Plan, make_plan
 from hvdtrain.core.plan_table import print_plan
 from hvdtrain.core.sections import BatchSpec
@@ -24,10 +25,10 @@ from hvdtrain.core.weights import Weight
 
 COUNTS = st.integers(1, 64)
 WEIGHTS = (
-    Weight("embedding", (100, 8), True, "normal"),
-    Weight("norm", (8,), False, "ones"),
-    Weight("kernel", (8, 8), True, "normal"),
-    Weight("bias", (8,), False, "zeros"),
+    Weight("embedding", (100, 8), True, Normal(0.02)),
+    Weight("norm", (8,), False, ONES),
+    Weight("kernel", (8, 8), True, Normal(0.02)),
+    Weight("bias", (8,), False, ZEROS),
 )
 ELEMENTS, DECAYED = 880, 864
 SPEC: dict[str, Any] = {

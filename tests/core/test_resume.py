@@ -12,6 +12,7 @@ import pytest
 
 from hvdtrain.core.compression.protocol import Policy
 from hvdtrain.core.data import Dataset, MicroBatch, Window, prepare
+from hvdtrain.core.initializers import Normal
 from hvdtrain.core.metrics import read_metrics
 from hvdtrain.core.plan import make_plan
 from hvdtrain.core.results import UpdateResult
@@ -24,7 +25,7 @@ from tests.jobs.runs import TINY, small_corpus
 
 # Counted from 0: what these bring is not finite.
 BAD_WINDOWS = {1, 6}
-WEIGHTS = (Weight("w", (2, 3), True, "normal"),)
+WEIGHTS = (Weight("w", (2, 3), True, Normal(0.02)),)
 FAMILY = SimpleNamespace(
     weights=lambda model: WEIGHTS,
     hf_config=lambda model, pad: {},

@@ -49,7 +49,7 @@ def reference_update(spec: JobSpec) -> tuple[float, float, dict[str, np.ndarray]
     everything = next(global_batches(spec.seed, dataset.train.lengths, whole)).indices
     recipe = Recipe.of(dataset, spec.task, spec.seed)
     weights = bert.weights(spec.model)
-    arrays = initial_weights(weights, spec.seed, spec.model.initializer_range, "float64")
+    arrays = initial_weights(weights, spec.seed, "float64")
     model = _hugging_face(spec, arrays)
     loss_sum, weight = 0.0, 0.0
     for indices in np.array_split(everything, len(everything) // 16):

@@ -24,6 +24,7 @@ from typing import Any
 import numpy as np
 
 from hvdtrain.core.data import MicroBatch, Window
+from hvdtrain.core.initializers import Normal
 from hvdtrain.core.job import Framework, train_spec
 from hvdtrain.core.spec import load_spec
 from hvdtrain.core.weights import Weight
@@ -32,8 +33,8 @@ from tests.jobs.runs import start_sooner
 WIDTH = 4
 ROWS = 512  # TINY's vocabulary
 WEIGHTS = (
-    Weight("embedding", (ROWS, WIDTH), True, "normal"),
-    Weight("decoder", (ROWS, WIDTH), False, "normal"),
+    Weight("embedding", (ROWS, WIDTH), True, Normal(0.3)),
+    Weight("decoder", (ROWS, WIDTH), False, Normal(0.3)),
 )
 FAMILY = SimpleNamespace(
     weights=lambda model: WEIGHTS,
@@ -93,10 +94,10 @@ def tensorflow_model() -> type:
     class Model:
         def __init__(self, model: Any, weights: tuple[Weight, ...], compute_dtype: str) -> None:
             self._dtype, self._compute = model.dtype, compute_dtype
-            self.parameters = {w.name: tf.Variable(tf.zeros(w.shape, self._dtype)) for w in weights}
+            self.parameters = {w.name: (tf.Variable(tf.zeros(w.shape, self._dtype)),) for w in weights}
 
         def loss_sum(self, batch: dict[str, Any], training: bool) -> Any:
-            embedding, decoder = self.parameters.values()
+            (embedding,), (decoder,) = self.parameters.values()
             tokens = tf.gather(batch["input_ids"], batch["masked_positions"], batch_dims=1)
             hidden = tf.cast(tf.gather(embedding, tokens), self._compute)
             logits = tf.tensordot(hidden, tf.cast(decoder, self._compute), [[2], [1]])
@@ -112,10 +113,10 @@ def tensorflow_model() -> type:
             )
 
         def read(self) -> dict[str, np.ndarray]:
-            return {name: variable.numpy() for name, variable in self.parameters.items()}
+            return {name: variable.numpy() for name, (variable,) in self.parameters.items()}
 
         def write(self, arrays: dict[str, np.ndarray]) -> None:
-            for name, variable in self.parameters.items():
+            for name, (variable,) in self.parameters.items():
                 variable.assign(arrays[name])
 
     return Model

@@ -186,7 +186,7 @@ def reference(spec: JobSpec, updates: int) -> tuple[np.ndarray, Arrays]:
         )
         for rank in range(RANKS)
     ]
-    start = initial_weights(weights, spec.seed, spec.model.initializer_range, "float64")
+    start = initial_weights(weights, spec.seed, "float64")
     optimizers = [
         {w.name: ReferenceOptimizer(spec.optimizer, w.decays) for w in weights} for _ in range(RANKS)
     ]
