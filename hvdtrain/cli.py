@@ -52,12 +52,12 @@ def plan(
 ) -> None:
     """Print every number that training SPEC on -np ranks would use; prepares the data, starts nothing."""
     from hvdtrain.core.environment import usable_cores
+    from hvdtrain.core.families import family_of
     from hvdtrain.core.job import plan_job, prepare_data
     from hvdtrain.core.plan_table import print_plan
     from hvdtrain.core.spec import load_spec
     from hvdtrain.core.world import World
     from hvdtrain.engine.cache import wire_types
-    from hvdtrain.models import family_of
 
     job = load_spec(spec, set_ or ())
     job.rules.check_wire(wire_types())

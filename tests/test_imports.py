@@ -54,7 +54,7 @@ def test_a_drop_in_package_imports_its_framework_when_a_name_is_used(framework: 
 
 
 def test_nothing_outside_the_adapters_imports_a_framework() -> None:
-    names = [*module_names("core", "models", "launch", "engine", "bench"), "hvdtrain.cli"]
+    names = [*module_names("core", "launch", "engine", "bench"), "hvdtrain.cli"]
     # probe.py is a program: `doctor` runs it in a process of its own, to try the frameworks there.
     names.remove("hvdtrain.engine.probe")
     assert not top_level_modules_after(*names) & FRAMEWORKS
@@ -81,8 +81,7 @@ def test_an_adapter_imports_nothing_of_the_other(adapter: str, stranger: set[str
 @pytest.mark.parametrize(
     ("package", "forbidden"),
     [
-        ("core", {"models", "torch", "tensorflow", "keras", "launch", "engine", "bench", "cli"}),
-        ("models", {"torch", "tensorflow", "keras", "launch", "engine", "bench", "cli"}),
+        ("core", {"torch", "tensorflow", "keras", "launch", "engine", "bench", "cli"}),
         ("torch", {"tensorflow", "keras", "launch", "engine", "bench", "cli"}),
         ("tensorflow", {"torch", "keras", "launch", "engine", "bench", "cli"}),
         ("keras", {"torch", "launch", "bench", "cli"}),

@@ -8,11 +8,12 @@ from itertools import islice
 import numpy as np
 
 from hvdtrain.core.data import Dataset, MicroBatch, Window, train_windows
+from hvdtrain.core.families import family_of
+from hvdtrain.core.families.family import Family
 from hvdtrain.core.job import plan_job, prepare_data
 from hvdtrain.core.plan import Plan
 from hvdtrain.core.spec import JobSpec
-from hvdtrain.core.weights import ModelFamily, Weight, initial_weights
-from hvdtrain.models import family_of
+from hvdtrain.core.weights import Weight, initial_weights
 from side_by_side.competitors import RANKS
 
 # Batches are used again after so many steps: making them is not what is measured.
@@ -35,7 +36,7 @@ class Work:
     spec: JobSpec
     plan: Plan
     dataset: Dataset
-    family: ModelFamily
+    family: Family
     windows: tuple[Window, ...]
     divisors: tuple[float, ...]
 

@@ -16,12 +16,12 @@ from typing import Protocol
 from hvdtrain.core.data import Dataset, prepare
 from hvdtrain.core.environment import cpu_flags, launched_rank
 from hvdtrain.core.errors import CheckpointError, HvdtrainError
+from hvdtrain.core.families.family import Family
 from hvdtrain.core.plan import Plan, make_plan
 from hvdtrain.core.plan_table import print_plan
 from hvdtrain.core.results import TrainingResult
 from hvdtrain.core.sections import ModelSpec
 from hvdtrain.core.spec import JobSpec, load_spec
-from hvdtrain.core.weights import ModelFamily
 from hvdtrain.core.world import World
 
 # Every rank meets a bad spec; the others wait for rank 0's message to end the job before they repeat it.
@@ -51,8 +51,8 @@ class Framework:
 
     name: str
     init: Callable[[JobSpec], World]
-    family: Callable[[ModelSpec], ModelFamily]
-    trainer: Callable[[JobSpec, Plan, World, Dataset, ModelFamily, Path, Path | None], Trains]
+    family: Callable[[ModelSpec], Family]
+    trainer: Callable[[JobSpec, Plan, World, Dataset, Family, Path, Path | None], Trains]
     shutdown: Callable[[], None]
     wire_types: frozenset[str]
 
@@ -82,7 +82,7 @@ def prepare_data(spec: JobSpec, announce: Callable[[str], None]) -> Dataset:
     return prepare(spec.data, spec.model.vocab_size, spec.seed, announce=announce)
 
 
-def plan_job(spec: JobSpec, family: ModelFamily, dataset: Dataset, size: int, threads: int) -> Plan:
+def plan_job(spec: JobSpec, family: Family, dataset: Dataset, size: int, threads: int) -> Plan:
     """The plan of a spec whose data is prepared."""
     return make_plan(
         spec,

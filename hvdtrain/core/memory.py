@@ -9,10 +9,10 @@ import numpy as np
 
 from hvdtrain.core.buckets import Bucket
 from hvdtrain.core.data.masking import max_predictions
+from hvdtrain.core.families.family import Family
 from hvdtrain.core.precision import compute_itemsize
 from hvdtrain.core.spec import JobSpec
 from hvdtrain.core.state import MOMENTS
-from hvdtrain.core.weights import ModelFamily
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class Memory:
 
 
 def predict_memory(
-    spec: JobSpec, family: ModelFamily | None, buckets: Sequence[Bucket], rows: int, size: int
+    spec: JobSpec, family: Family | None, buckets: Sequence[Bucket], rows: int, size: int
 ) -> Memory:
     """What a rank of a job keeps at the end of a forward pass.
 

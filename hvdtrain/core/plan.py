@@ -16,11 +16,12 @@ from hvdtrain.core.compression.periodic import Periodic
 from hvdtrain.core.compression.rows import pays
 from hvdtrain.core.data.order import global_batches
 from hvdtrain.core.errors import SpecError
+from hvdtrain.core.families.family import Family
 from hvdtrain.core.memory import Memory, predict_memory
 from hvdtrain.core.precision import compute_dtype, cpu_notes
 from hvdtrain.core.sections import OptimizerSpec
 from hvdtrain.core.spec import JobSpec
-from hvdtrain.core.weights import ModelFamily, Weight
+from hvdtrain.core.weights import Weight
 
 # Horovod negotiates every cycle, also while idle: its default of 1 ms takes a tenth of two busy cores.
 CYCLE_TIME_MS = 10.0
@@ -98,7 +99,7 @@ def make_plan(
     threads: int,
     train_tokens: NDArray[np.int64],
     validation_samples: int,
-    family: ModelFamily | None = None,
+    family: Family | None = None,
     cpu_flags: Collection[str] = (),
 ) -> Plan:
     """Compute every number of a run.

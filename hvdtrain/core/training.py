@@ -13,6 +13,7 @@ import numpy as np
 from hvdtrain.core.adapter import Adapter
 from hvdtrain.core.checkpoint import save_model
 from hvdtrain.core.data import Dataset, MicroBatch, Prefetcher, Window, eval_batches, train_windows
+from hvdtrain.core.families.family import Family
 from hvdtrain.core.local_updates import local_updates
 from hvdtrain.core.metrics import MetricLog
 from hvdtrain.core.plan import Plan
@@ -25,7 +26,7 @@ from hvdtrain.core.skips import check_scale, check_skips
 from hvdtrain.core.spec import JobSpec
 from hvdtrain.core.start import check_data, common_weights
 from hvdtrain.core.state import TrainingState, save_state
-from hvdtrain.core.weights import ModelFamily, Weight
+from hvdtrain.core.weights import Weight
 from hvdtrain.core.world import World
 
 
@@ -38,7 +39,7 @@ class BaseTrainer(Adapter):
         plan: Plan,
         world: World,
         dataset: Dataset,
-        family: ModelFamily,
+        family: Family,
         output_dir: Path,
         resume_from: Path | None = None,
     ) -> None:

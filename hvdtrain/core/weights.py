@@ -5,13 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
 
 import numpy as np
 
 from hvdtrain.core.initializers import Initializer
 from hvdtrain.core.random import generator
-from hvdtrain.core.sections import ModelSpec
 
 
 @dataclass(frozen=True)
@@ -85,36 +83,6 @@ class Weight:
     def size(self) -> int:
         """How many elements the weight has."""
         return math.prod(self.shape)
-
-
-class ModelFamily(Protocol):
-    """What the core asks of a model family; a module of `hvdtrain.models` is one."""
-
-    def weights(self, model: ModelSpec) -> tuple[Weight, ...]:
-        """Every trainable weight in the order of the forward pass."""
-        ...
-
-    def activation_bytes(
-        self, model: ModelSpec, rows: int, length: int, predictions: int, itemsize: int
-    ) -> int:
-        """What the forward pass of a micro-batch saves for its backward pass, in bytes.
-
-        Args:
-            model: the hyper-parameters.
-            rows: sequences.
-            length: tokens of each.
-            predictions: most predictions of each.
-            itemsize: bytes of one element in matrix products.
-        """
-        ...
-
-    def product_elements(self, model: ModelSpec) -> int:
-        """Elements of all weights and biases that are used in matrix products."""
-        ...
-
-    def hf_config(self, model: ModelSpec, pad_token_id: int) -> dict[str, Any]:
-        """The content of `config.json`."""
-        ...
 
 
 def initial_weights(weights: Sequence[Weight], seed: int, dtype: str) -> dict[str, np.ndarray]:

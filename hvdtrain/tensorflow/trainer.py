@@ -17,7 +17,7 @@ from hvdtrain.core.precision import compute_dtype
 from hvdtrain.core.results import UpdateResult
 from hvdtrain.core.training import BaseTrainer
 from hvdtrain.tensorflow import world
-from hvdtrain.tensorflow.models import MaskedLM, tensors
+from hvdtrain.tensorflow.model import Model, tensors
 from hvdtrain.tensorflow.optimizers import Optimizer
 from hvdtrain.tensorflow.reducer import Reducer
 
@@ -30,7 +30,7 @@ class Trainer(BaseTrainer):
     """Trains a job spec in TensorFlow."""
 
     def _build(self) -> None:
-        self._model = MaskedLM(self.spec.model, self.weights, compute_dtype(self.spec))
+        self._model = Model(self.spec.model, self.weights, compute_dtype(self.spec))
         self._dtype = tf.as_dtype(self.spec.model.dtype)
         self._optimizer = Optimizer(self.spec.optimizer, self.plan.buckets, self._model.parameters)
         scaled = self.spec.mixed_precision == "fp16"

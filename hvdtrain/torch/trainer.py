@@ -13,7 +13,7 @@ from hvdtrain.core.precision import compute_dtype
 from hvdtrain.core.results import UpdateResult
 from hvdtrain.core.training import BaseTrainer
 from hvdtrain.torch import world
-from hvdtrain.torch.models import MaskedLM, tensors
+from hvdtrain.torch.model import Model, tensors
 from hvdtrain.torch.optimizers import Optimizer
 from hvdtrain.torch.reducer import Reducer
 
@@ -22,7 +22,7 @@ class Trainer(BaseTrainer):
     """Trains a job spec in PyTorch."""
 
     def _build(self) -> None:
-        self._model = MaskedLM(self.spec.model, self.weights, compute_dtype(self.spec))
+        self._model = Model(self.spec.model, self.weights, compute_dtype(self.spec))
         self._optimizer = Optimizer(self.spec.optimizer, self.plan.buckets, self._model.parameters)
         scaled = self.spec.mixed_precision == "fp16"
         self._reducer = Reducer(

@@ -19,9 +19,9 @@ from transformers import AutoModelForMaskedLM, AutoTokenizer
 
 from hvdtrain.core.checkpoint import WEIGHTS_FILE, load_model, save_model
 from hvdtrain.core.errors import CheckpointError
+from hvdtrain.core.families import bert
 from hvdtrain.core.sections import ModelSpec
 from hvdtrain.core.weights import initial_weights
-from hvdtrain.models import bert
 
 VOCABULARY = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"abcdefghijklmno", *(f"##{c}" for c in "abcd")]
 SPEC = ModelSpec(

@@ -12,11 +12,11 @@ from hvdtrain.core.compression import NoCompression, Sign
 from hvdtrain.core.compression.rows import SparseRows, pays
 from hvdtrain.core.compression.rules import Rules
 from hvdtrain.core.compression.simulator import Simulator
+from hvdtrain.core.families import bert
 from hvdtrain.core.initializers import ZEROS
 from hvdtrain.core.plan import Plan, make_plan
 from hvdtrain.core.spec import load_spec
 from hvdtrain.core.weights import Weight
-from hvdtrain.models import bert
 
 WORDS = "bert.embeddings.word_embeddings.weight"
 

@@ -12,11 +12,11 @@ from transformers import BertForMaskedLM
 from hvdtrain.core.accumulation import Accumulation
 from hvdtrain.core.checkpoint import load_model
 from hvdtrain.core.data import Recipe, collate, global_batches, prepare
+from hvdtrain.core.families import bert
 from hvdtrain.core.metrics import read_metrics
 from hvdtrain.core.optimizers import ReferenceOptimizer, clip_factor
 from hvdtrain.core.spec import JobSpec, load_spec
 from hvdtrain.core.weights import initial_weights
-from hvdtrain.models import bert
 from tests.jobs.runs import TINY
 
 SETTINGS = [

@@ -162,7 +162,7 @@ def main() -> None:
     name, listing = sys.argv[1], Path(sys.argv[2])
     framework: Framework = importlib.import_module(f"hvdtrain.{name}.job")._load()
     module = importlib.import_module(f"hvdtrain.{name}.trainer")
-    module.MaskedLM = MODELS[name]()  # type: ignore[attr-defined]
+    module.Model = MODELS[name]()  # type: ignore[attr-defined]
     own_dtype, world = module.compute_dtype, None
     for scenario in json.loads(listing.read_text()):
         spec = load_spec("bert", scenario["set"])

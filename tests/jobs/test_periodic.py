@@ -14,13 +14,13 @@ from transformers import BertConfig, BertForMaskedLM
 
 from hvdtrain.core.checkpoint import load_model
 from hvdtrain.core.data import Window, prepare, train_windows
+from hvdtrain.core.families import bert
 from hvdtrain.core.metrics import read_metrics
 from hvdtrain.core.optimizers import ReferenceOptimizer, clip_factor
 from hvdtrain.core.plan import make_plan
 from hvdtrain.core.schedules import schedule_factor
 from hvdtrain.core.spec import JobSpec, load_spec
 from hvdtrain.core.weights import initial_weights
-from hvdtrain.models import bert
 from tests.jobs.runs import FRAMEWORKS, TINY, WORKER, launch, train_all
 
 Arrays = dict[str, np.ndarray]

@@ -11,12 +11,12 @@ import torch
 from transformers import BertConfig, BertForMaskedLM
 
 from hvdtrain.core.data import MicroBatch
+from hvdtrain.core.families import bert, family_of
 from hvdtrain.core.initializers import Normal
 from hvdtrain.core.sections import ModelSpec
 from hvdtrain.core.weights import Weight, initial_weights
-from hvdtrain.models import bert, family_of
-from hvdtrain.tensorflow import models as tensorflow_models
-from hvdtrain.torch import models as torch_models
+from hvdtrain.tensorflow import model as tensorflow_model
+from hvdtrain.torch import model as torch_model
 
 SMALL = ModelSpec(
     vocab_size=97,
@@ -106,8 +106,8 @@ def test_the_family_of_a_spec_is_found() -> None:
 
 
 def test_the_table_covers_every_weight_of_keras_hub_but_the_pooler_once() -> None:
-    model = tensorflow_models.MaskedLM(SMALL, bert.weights(SMALL))
-    every = {v.path for v in [*model._backbone.variables, *model._head.variables]}
+    model = tensorflow_model.Model(SMALL, bert.weights(SMALL))
+    every = {v.path for v in [*model.network._backbone.variables, *model.network._head.variables]}
     paths = bert.keras_paths(SMALL)
     used = [path for parts in paths.values() for path in parts]
     assert len(set(used)) == len(used)
@@ -116,9 +116,9 @@ def test_the_table_covers_every_weight_of_keras_hub_but_the_pooler_once() -> Non
     assert set(used) <= every
 
 
-@pytest.mark.parametrize("adapter", [torch_models, tensorflow_models], ids=["torch", "tensorflow"])
+@pytest.mark.parametrize("adapter", [torch_model, tensorflow_model], ids=["torch", "tensorflow"])
 def test_a_model_gives_back_the_weights_it_was_given(adapter) -> None:  # type: ignore[no-untyped-def]
-    model, arrays = adapter.MaskedLM(SMALL, bert.weights(SMALL)), weights_far_from_initial(SMALL)
+    model, arrays = adapter.Model(SMALL, bert.weights(SMALL)), weights_far_from_initial(SMALL)
     model.write(arrays)
     found = model.read()
     assert found.keys() == arrays.keys()
@@ -148,12 +148,12 @@ def test_both_frameworks_compute_the_loss_of_transformers(activation: str, train
         ).loss
     expected = float(mean) * batch.weight
 
-    ours = torch_models.MaskedLM(spec, bert.weights(spec))
+    ours = torch_model.Model(spec, bert.weights(spec))
     ours.write(arrays)
-    theirs = tensorflow_models.MaskedLM(spec, bert.weights(spec))
+    theirs = tensorflow_model.Model(spec, bert.weights(spec))
     theirs.write(arrays)
-    torch_loss = ours.loss_sum(torch_models.tensors(batch), training=training).item()
-    tensorflow_loss = float(theirs.loss_sum(tensorflow_models.tensors(batch), training=training))
+    torch_loss = ours.loss_sum(torch_model.tensors(batch), training=training).item()
+    tensorflow_loss = float(theirs.loss_sum(tensorflow_model.tensors(batch), training=training))
     assert torch_loss == pytest.approx(expected, rel=1e-13)
     assert tensorflow_loss == pytest.approx(torch_loss, rel=1e-13)
 
@@ -162,12 +162,12 @@ def test_both_frameworks_compute_the_loss_of_transformers(activation: str, train
 def test_both_frameworks_compute_the_same_gradients(activation: str) -> None:
     spec = SMALL.model_copy(update={"hidden_act": activation})
     arrays, batch, table = weights_far_from_initial(spec), ragged_batch(spec), bert.weights(spec)
-    ours, theirs = torch_models.MaskedLM(spec, table), tensorflow_models.MaskedLM(spec, table)
+    ours, theirs = torch_model.Model(spec, table), tensorflow_model.Model(spec, table)
     ours.write(arrays)
     theirs.write(arrays)
-    ours.loss_sum(torch_models.tensors(batch), training=True).backward()
+    ours.loss_sum(torch_model.tensors(batch), training=True).backward()
     with tf.GradientTape() as tape:
-        loss = theirs.loss_sum(tensorflow_models.tensors(batch), training=True)
+        loss = theirs.loss_sum(tensorflow_model.tensors(batch), training=True)
     found = tape.gradient(loss, theirs.parameters)
     for weight in table:
         torch_gradient = ours.parameters[weight.name].grad.numpy()
@@ -196,7 +196,7 @@ def test_activations_are_what_autograd_saves(shape: str, compute: str, itemsize:
     spec = ModelSpec(
         **SMALL.model_dump() | SHAPES[shape] | {"dtype": "float32", "max_position_embeddings": 64}
     )
-    model = torch_models.MaskedLM(spec, bert.weights(spec), compute)
+    model = torch_model.Model(spec, bert.weights(spec), compute)
     rows, length, predictions = 4, 64, 9
     random = np.random.default_rng(0)
     ids, positions, labels = (
@@ -204,8 +204,8 @@ def test_activations_are_what_autograd_saves(shape: str, compute: str, itemsize:
         for shape in ((rows, length), (rows, predictions), (rows, predictions))
     )
     batch = MicroBatch(ids, ids * 0 + 1, ids * 0, positions, labels, labels * 1.0, 1.0, 1, rows)
-    inputs = torch_models.tensors(batch)
-    own = {t.untyped_storage().data_ptr() for t in (*model._module.parameters(), *inputs.values())}
+    inputs = torch_model.tensors(batch)
+    own = {t.untyped_storage().data_ptr() for t in (*model.network._module.parameters(), *inputs.values())}
     saved: dict[int, torch.UntypedStorage] = {}
 
     def keep(tensor: torch.Tensor) -> torch.Tensor:
@@ -235,15 +235,15 @@ def test_products_alone_are_computed_in_16_bits(compute: str, dropout: float, ti
     )
     table, batch = bert.weights(spec), ragged_batch(spec)
     arrays = {n: (0.3 * a).astype(np.float32) for n, a in weights_far_from_initial(spec).items()}
-    exact, ours = torch_models.MaskedLM(spec, table), torch_models.MaskedLM(spec, table, compute)
-    theirs = tensorflow_models.MaskedLM(spec, table, compute)
+    exact, ours = torch_model.Model(spec, table), torch_model.Model(spec, table, compute)
+    theirs = tensorflow_model.Model(spec, table, compute)
     for model in (exact, ours, theirs):
         model.write(arrays)
     # Evaluation computes as training does.
     losses = [
-        float(exact.loss_sum(torch_models.tensors(batch), training=False)),
-        float(ours.loss_sum(torch_models.tensors(batch), training=False)),
-        float(theirs.loss_sum(tensorflow_models.tensors(batch), training=False)),
+        float(exact.loss_sum(torch_model.tensors(batch), training=False)),
+        float(ours.loss_sum(torch_model.tensors(batch), training=False)),
+        float(theirs.loss_sum(tensorflow_model.tensors(batch), training=False)),
     ]
     rounding = {"bfloat16": 2.0**-8, "float16": 2.0**-11}[compute]
     assert losses[1:] == pytest.approx([losses[0]] * 2, rel=rounding)
@@ -251,9 +251,9 @@ def test_products_alone_are_computed_in_16_bits(compute: str, dropout: float, ti
     if dropout:
         return
     for model in (exact, ours):
-        model.loss_sum(torch_models.tensors(batch), training=True).backward()
+        model.loss_sum(torch_model.tensors(batch), training=True).backward()
     with tf.GradientTape() as tape:
-        loss = theirs.loss_sum(tensorflow_models.tensors(batch), training=True)
+        loss = theirs.loss_sum(tensorflow_model.tensors(batch), training=True)
     found = tape.gradient(loss, theirs.parameters)
     for weight in table:
         expected = exact.parameters[weight.name].grad.numpy()

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+from hvdtrain.core.families import bert
+from hvdtrain.core.families.family import Family
 from hvdtrain.core.sections import ModelSpec
-from hvdtrain.core.weights import ModelFamily
-from hvdtrain.models import bert
 
-_FAMILIES: dict[str, ModelFamily] = {"bert": bert}
+_FAMILIES: dict[str, Family] = {"bert": bert}
 
 
-def family_of(model: ModelSpec) -> ModelFamily:
+def family_of(model: ModelSpec) -> Family:
     """The family a spec's model belongs to."""
     return _FAMILIES[model.model_type]

@@ -1,0 +1,71 @@
+"""What a model family supplies: facts for the core, and a network in each framework."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+from hvdtrain.core.sections import ModelSpec
+from hvdtrain.core.weights import Weight
+
+
+class Family(Protocol):
+    """What the core asks of a model family; the other modules of this package are some."""
+
+    def weights(self, model: ModelSpec) -> tuple[Weight, ...]:
+        """Every trainable weight in the order of the forward pass."""
+        ...
+
+    def activation_bytes(
+        self, model: ModelSpec, rows: int, length: int, predictions: int, itemsize: int
+    ) -> int:
+        """What the forward pass of a micro-batch saves for its backward pass, in bytes.
+
+        Args:
+            model: the hyper-parameters.
+            rows: sequences.
+            length: tokens of each.
+            predictions: most predictions of each.
+            itemsize: bytes of one element in matrix products.
+        """
+        ...
+
+    def product_elements(self, model: ModelSpec) -> int:
+        """Elements of all weights and biases that are used in matrix products."""
+        ...
+
+    def hf_config(self, model: ModelSpec, pad_token_id: int) -> dict[str, Any]:
+        """The content of `config.json`."""
+        ...
+
+
+class Network(Protocol):
+    """A family's model in one framework; class `Network` of `hvdtrain.torch.families.<family>` is one.
+
+    Attributes:
+        parameters: what holds each weight, by its Hugging Face name. Values are arbitrary until they are set.
+    """
+
+    parameters: Mapping[str, Any]
+
+    def __init__(self, model: ModelSpec, compute_dtype: str) -> None:
+        """Build the model.
+
+        Args:
+            model: the hyper-parameters.
+            compute_dtype: of matrix products.
+        """
+        ...
+
+    def features(self, inputs: Mapping[str, Any], training: bool) -> Any:
+        """What the head takes, where predictions are asked for: (..., features).
+
+        Args:
+            inputs: a batch's tensors by name.
+            training: whether dropout is on.
+        """
+        ...
+
+    def logits(self, features: Any) -> Any:
+        """The head's output, (..., classes), of the weights' dtype or narrower."""
+        ...
