@@ -7,7 +7,7 @@ from itertools import islice
 
 import numpy as np
 
-from hvdtrain.core.data import Dataset, MicroBatch, Window, train_windows
+from hvdtrain.core.data import Batch, Dataset, Window, train_windows
 from hvdtrain.core.families import family_of
 from hvdtrain.core.families.family import Family
 from hvdtrain.core.job import plan_job, prepare_data
@@ -54,7 +54,7 @@ class Work:
         index = step % len(self.windows)
         return self.windows[index], self.divisors[index]
 
-    def batch(self, step: int) -> tuple[MicroBatch, float]:
+    def batch(self, step: int) -> tuple[Batch, float]:
         """As `window`, for those who take its only micro-batch."""
         window, divisor = self.window(step)
         return window.micro_batches[0], divisor

@@ -12,7 +12,7 @@ import numpy as np
 
 from hvdtrain.core.adapter import Adapter
 from hvdtrain.core.checkpoint import save_model
-from hvdtrain.core.data import Dataset, MicroBatch, Prefetcher, Window, eval_batches, train_windows
+from hvdtrain.core.data import Batch, Dataset, Prefetcher, Window, eval_batches, train_windows
 from hvdtrain.core.families.family import Family
 from hvdtrain.core.local_updates import local_updates
 from hvdtrain.core.metrics import MetricLog
@@ -117,7 +117,7 @@ class BaseTrainer(Adapter):
             return {}
         sums = np.zeros(3)
         for batch in self._eval_batches():
-            sums += (self.loss_sum(batch), batch.weight, batch.samples)
+            sums += (self.loss_sum(batch), batch.weight, batch.counts["samples"])
         loss, weight, samples = self.sum_over_ranks(sums)
         mean = float(loss / weight)
         return {
@@ -216,7 +216,7 @@ class BaseTrainer(Adapter):
             start_update=self.windows + 1,
         )
 
-    def _eval_batches(self) -> Iterator[MicroBatch]:
+    def _eval_batches(self) -> Iterator[Batch]:
         return eval_batches(
             self.dataset,
             self.spec.task,

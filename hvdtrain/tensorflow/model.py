@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import tensorflow as tf
 
-from hvdtrain.core.data import MicroBatch
+from hvdtrain.core.data import Batch
 from hvdtrain.core.sections import ModelSpec
 from hvdtrain.core.weights import Weight
 from hvdtrain.tensorflow.families import network_of
@@ -42,7 +42,7 @@ class Model:
             A scalar.
         """
         logits = self.network.logits(self.network.features(batch, training))
-        return cross_entropy(tf.cast(logits, self._dtype), batch["masked_labels"], batch["masked_weights"])
+        return cross_entropy(tf.cast(logits, self._dtype), batch["targets"], batch["loss_weights"])
 
     def read(self) -> dict[str, np.ndarray]:
         """Copies of the weights by name, in the Hugging Face layout."""
@@ -58,6 +58,6 @@ class Model:
             write(weight, self.parameters[weight.name], arrays[weight.name])
 
 
-def tensors(batch: MicroBatch) -> dict[str, tf.Tensor]:
+def tensors(batch: Batch) -> dict[str, tf.Tensor]:
     """A micro-batch's arrays as tensors by field name, on this rank's device."""
     return {name: tf.convert_to_tensor(array) for name, array in batch.arrays().items()}

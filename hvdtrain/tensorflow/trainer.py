@@ -11,7 +11,7 @@ import numpy as np
 import tensorflow as tf
 
 from hvdtrain.core.compression import Policy
-from hvdtrain.core.data import MicroBatch, Window
+from hvdtrain.core.data import Batch, Window
 from hvdtrain.core.optimizers import CLIP_EPSILON
 from hvdtrain.core.precision import compute_dtype
 from hvdtrain.core.results import UpdateResult
@@ -99,7 +99,7 @@ class Trainer(BaseTrainer):
         """Wait for the other ranks; see `BaseTrainer.finish_exchange`."""
         self._reducer.finish_exchange()
 
-    def loss_sum(self, batch: MicroBatch) -> float:
+    def loss_sum(self, batch: Batch) -> float:
         """The summed loss of one batch; see `BaseTrainer.loss_sum`."""
         return float(self._compiled_evaluate(tensors(batch)))
 

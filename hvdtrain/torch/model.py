@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from hvdtrain.core.data import MicroBatch
+from hvdtrain.core.data import Batch
 from hvdtrain.core.sections import ModelSpec
 from hvdtrain.core.weights import Weight
 from hvdtrain.torch.families import network_of
@@ -46,7 +46,7 @@ class Model:
         with torch.set_grad_enabled(training):
             with self._mixed():
                 logits = self.network.logits(self.network.features(batch, training))
-            return cross_entropy(logits.to(self._dtype), batch["masked_labels"], batch["masked_weights"])
+            return cross_entropy(logits.to(self._dtype), batch["targets"], batch["loss_weights"])
 
     def read(self) -> dict[str, np.ndarray]:
         """Copies of the weights by name, in the Hugging Face layout."""
@@ -67,7 +67,7 @@ class Model:
         return torch.autocast(device().type, self._compute_dtype if mixed else None, enabled=mixed)
 
 
-def tensors(batch: MicroBatch) -> dict[str, torch.Tensor]:
+def tensors(batch: Batch) -> dict[str, torch.Tensor]:
     """A micro-batch's arrays as tensors by field name, on this rank's device."""
     found = {name: torch.from_numpy(array) for name, array in batch.arrays().items()}
     # PyTorch's cross-entropy and indexing take int64 alone.

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from hvdtrain.core.compression.protocol import Policy
-from hvdtrain.core.data import Dataset, MicroBatch, Window, prepare
+from hvdtrain.core.data import Batch, Dataset, Window, prepare
 from hvdtrain.core.initializers import Normal
 from hvdtrain.core.metrics import read_metrics
 from hvdtrain.core.plan import make_plan
@@ -85,7 +85,7 @@ class Trainer(BaseTrainer):
     def finish_exchange(self) -> None:
         pass
 
-    def loss_sum(self, batch: MicroBatch) -> float:
+    def loss_sum(self, batch: Batch) -> float:
         return batch.weight
 
     def sum_over_ranks(self, values: np.ndarray) -> np.ndarray:

@@ -55,13 +55,13 @@ def reference_update(spec: JobSpec) -> tuple[float, float, dict[str, np.ndarray]
     for indices in np.array_split(everything, len(everything) // 16):
         batch = collate(dataset.train, indices, 0, len(indices), recipe)
         logits = model(
-            input_ids=torch.from_numpy(batch.input_ids).long(),
-            attention_mask=torch.from_numpy(batch.attention_mask),
+            input_ids=torch.from_numpy(batch.inputs["input_ids"]).long(),
+            attention_mask=torch.from_numpy(batch.inputs["attention_mask"]),
         ).logits
         rows = torch.arange(len(indices))[:, None]
-        log_p = torch.log_softmax(logits[rows, torch.from_numpy(batch.masked_positions).long()], -1)
-        picked = log_p.gather(-1, torch.from_numpy(batch.masked_labels).long()[..., None])[..., 0]
-        loss = -(picked * torch.from_numpy(batch.masked_weights)).sum()
+        log_p = torch.log_softmax(logits[rows, torch.from_numpy(batch.inputs["masked_positions"]).long()], -1)
+        picked = log_p.gather(-1, torch.from_numpy(batch.targets).long()[..., None])[..., 0]
+        loss = -(picked * torch.from_numpy(batch.loss_weights)).sum()
         loss.backward()
         loss_sum, weight = loss_sum + loss.item(), weight + batch.weight
     gradients = {n: p.grad.numpy() / weight for n, p in model.named_parameters() if p.grad is not None}

@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 
-from hvdtrain.core.data import MicroBatch, Window
+from hvdtrain.core.data import Window
 from hvdtrain.core.initializers import Normal
 from hvdtrain.core.job import Framework, train_spec
 from hvdtrain.core.spec import load_spec
@@ -45,13 +45,6 @@ FAMILY = SimpleNamespace(
 Spoils = Sequence[tuple[int, int, int, int, str]]
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class SpoiltBatch(MicroBatch):
-    """A micro-batch and what is added to its gradient, float64 (elements of all weights,)."""
-
-    spoil: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros(2 * ROWS * WIDTH))
-
-
 def torch_model() -> type:
     import torch
     from torch.nn import functional
@@ -69,9 +62,9 @@ def torch_model() -> type:
                 hidden = embedding[batch["input_ids"].gather(1, batch["masked_positions"])]
                 logits = (hidden.to(self._compute) @ decoder.to(self._compute).T).to(self._dtype)
                 losses = functional.cross_entropy(
-                    logits.flatten(0, 1), batch["masked_labels"].flatten(), reduction="none"
+                    logits.flatten(0, 1), batch["targets"].flatten(), reduction="none"
                 )
-                loss = losses @ batch["masked_weights"].flatten().to(self._dtype)
+                loss = losses @ batch["loss_weights"].flatten().to(self._dtype)
                 if "spoil" in batch:
                     both = torch.cat([embedding.flatten(), decoder.flatten()])
                     loss = loss + (both * batch["spoil"].to(self._dtype)).sum()
@@ -102,9 +95,9 @@ def tensorflow_model() -> type:
             hidden = tf.cast(tf.gather(embedding, tokens), self._compute)
             logits = tf.tensordot(hidden, tf.cast(decoder, self._compute), [[2], [1]])
             losses = tf.nn.sparse_softmax_cross_entropy_with_logits(
-                batch["masked_labels"], tf.cast(logits, self._dtype)
+                batch["targets"], tf.cast(logits, self._dtype)
             )
-            loss = tf.reduce_sum(losses * tf.cast(batch["masked_weights"], self._dtype))
+            loss = tf.reduce_sum(losses * tf.cast(batch["loss_weights"], self._dtype))
             both = tf.concat([tf.reshape(embedding, [-1]), tf.reshape(decoder, [-1])], 0)
             return (
                 loss + tf.reduce_sum(both * tf.cast(batch["spoil"], self._dtype))
@@ -126,14 +119,15 @@ MODELS = {"torch": torch_model, "tensorflow": tensorflow_model}
 
 
 def spoilt(window: Window, number: int, rank: int, spoils: Spoils, factor: float) -> Window:
-    """A window whose micro-batches bring what the script adds."""
+    """A window whose micro-batches bring what the script adds to their gradients, as one more input."""
     batches = []
     for i, batch in enumerate(window.micro_batches):
-        found = SpoiltBatch(**vars(batch) | {"masked_weights": factor * batch.masked_weights})
+        spoil = np.zeros(2 * ROWS * WIDTH)
         for at, whose, micro_batch, element, value in spoils:
             if (at, whose, micro_batch) == (number, rank, i):
-                found.spoil[element] += float(value)
-        batches.append(found)
+                spoil[element] += float(value)
+        inputs = {**batch.inputs, "spoil": spoil}
+        batches.append(dataclasses.replace(batch, inputs=inputs, loss_weights=factor * batch.loss_weights))
     return dataclasses.replace(window, micro_batches=tuple(batches))
 
 

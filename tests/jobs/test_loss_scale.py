@@ -12,7 +12,7 @@ import pytest
 
 from hvdtrain.core.compression import Adasum, DiLoCo, LocalSGD
 from hvdtrain.core.compression.simulator import Simulator
-from hvdtrain.core.data import MicroBatch, prepare, train_windows
+from hvdtrain.core.data import Batch, prepare, train_windows
 from hvdtrain.core.metrics import read_metrics
 from hvdtrain.core.optimizers import ReferenceOptimizer, clip_factor
 from hvdtrain.core.plan import make_plan
@@ -148,15 +148,15 @@ def reference(spec: JobSpec) -> tuple[dict[str, np.ndarray], list[float]]:
     return weights, rates
 
 
-def gradient(embedding: np.ndarray, decoder: np.ndarray, batch: MicroBatch) -> np.ndarray:
+def gradient(embedding: np.ndarray, decoder: np.ndarray, batch: Batch) -> np.ndarray:
     """That of the summed cross-entropy, flat."""
-    rows = np.arange(len(batch.input_ids))[:, None]
-    tokens = batch.input_ids[rows, batch.masked_positions].ravel()
+    rows = np.arange(len(batch.inputs["input_ids"]))[:, None]
+    tokens = batch.inputs["input_ids"][rows, batch.inputs["masked_positions"]].ravel()
     logits = embedding[tokens] @ decoder.T
     p = np.exp(logits - logits.max(axis=1, keepdims=True))
     p /= p.sum(axis=1, keepdims=True)
-    p[np.arange(len(p)), batch.masked_labels.ravel()] -= 1.0
-    p *= batch.masked_weights.reshape(-1, 1)
+    p[np.arange(len(p)), batch.targets.ravel()] -= 1.0
+    p *= batch.loss_weights.reshape(-1, 1)
     by_token = np.zeros_like(embedding)
     np.add.at(by_token, tokens, p @ decoder)
     return np.concatenate([by_token.ravel(), (p.T @ embedding[tokens]).ravel()])

@@ -280,15 +280,15 @@ def backward(model: BertForMaskedLM, arrays: Arrays, window: Window) -> tuple[fl
     total = 0.0
     for batch in window.micro_batches:
         logits = model(
-            input_ids=torch.from_numpy(batch.input_ids).long(),
-            attention_mask=torch.from_numpy(batch.attention_mask),
+            input_ids=torch.from_numpy(batch.inputs["input_ids"]).long(),
+            attention_mask=torch.from_numpy(batch.inputs["attention_mask"]),
         ).logits
         log_p = torch.log_softmax(logits, -1)
         rows = torch.arange(len(logits))[:, None]
         positions, labels = (
-            torch.from_numpy(a).long() for a in (batch.masked_positions, batch.masked_labels)
+            torch.from_numpy(a).long() for a in (batch.inputs["masked_positions"], batch.targets)
         )
-        loss = -(log_p[rows, positions, labels] * torch.from_numpy(batch.masked_weights)).sum()
+        loss = -(log_p[rows, positions, labels] * torch.from_numpy(batch.loss_weights)).sum()
         loss.backward()
         total += loss.item()
     return total, {n: p.grad.numpy().copy() for n, p in model.named_parameters() if n in arrays}

@@ -45,16 +45,16 @@ def evaluate_with_transformers(directory: Path) -> float:
     model = AutoModelForMaskedLM.from_pretrained(directory).eval()
     loss, count = 0.0, 0
     for batch in eval_batches(dataset, spec.task, seed=spec.seed, per_device=8, rank=0, size=1):
-        labels = torch.full(batch.input_ids.shape, -100)
+        labels = torch.full(batch.inputs["input_ids"].shape, -100)
         for row, (positions, tokens, weights) in enumerate(
-            zip(batch.masked_positions, batch.masked_labels, batch.masked_weights, strict=True)
+            zip(batch.inputs["masked_positions"], batch.targets, batch.loss_weights, strict=True)
         ):
             real = weights > 0
             labels[row, positions[real]] = torch.from_numpy(tokens[real]).long()
         with torch.no_grad():
             found = model(
-                input_ids=torch.from_numpy(batch.input_ids).long(),
-                attention_mask=torch.from_numpy(batch.attention_mask),
+                input_ids=torch.from_numpy(batch.inputs["input_ids"]).long(),
+                attention_mask=torch.from_numpy(batch.inputs["attention_mask"]),
                 labels=labels,
             )
         predictions = int((labels != -100).sum())

@@ -10,7 +10,7 @@ import tensorflow as tf
 import torch
 from transformers import BertConfig, BertForMaskedLM
 
-from hvdtrain.core.data import MicroBatch
+from hvdtrain.core.data import Batch
 from hvdtrain.core.families import bert, family_of
 from hvdtrain.core.initializers import Normal
 from hvdtrain.core.sections import ModelSpec
@@ -50,7 +50,7 @@ def weights_far_from_initial(model: ModelSpec) -> dict[str, np.ndarray]:
     return initial_weights(drawn, seed=3, dtype="float64")
 
 
-def ragged_batch(model: ModelSpec) -> MicroBatch:
+def ragged_batch(model: ModelSpec) -> Batch:
     """Four rows of 12, 7, 3 and no real tokens; the last row and some predictions have weight 0."""
     random = np.random.default_rng(5)
     lengths, predictions, width, most = (12, 7, 3, 0), (4, 2, 1, 0), 12, 4
@@ -66,7 +66,9 @@ def ragged_batch(model: ModelSpec) -> MicroBatch:
         weights[row, :count] = 1.0
     types = np.zeros_like(tokens)
     types[0, 6:] = 1
-    return MicroBatch(tokens, mask, types, positions, labels, weights, weights.sum(), sum(lengths), 3)
+    inputs = {"input_ids": tokens, "attention_mask": mask, "token_type_ids": types}
+    counts = {"tokens": sum(lengths), "samples": 3}
+    return Batch(inputs | {"masked_positions": positions}, labels, weights, weights.sum(), counts)
 
 
 def test_names_and_shapes_are_those_of_transformers() -> None:
@@ -136,14 +138,14 @@ def test_both_frameworks_compute_the_loss_of_transformers(activation: str, train
     arrays, batch = weights_far_from_initial(spec), ragged_batch(spec)
     oracle = hugging_face(spec).double()
     oracle.load_state_dict({n: torch.from_numpy(a) for n, a in arrays.items()}, strict=False)
-    labels = np.full(batch.input_ids.shape, -100)
-    for row, column in zip(*np.nonzero(batch.masked_weights), strict=True):
-        labels[row, batch.masked_positions[row, column]] = batch.masked_labels[row, column]
+    labels = np.full(batch.inputs["input_ids"].shape, -100)
+    for row, column in zip(*np.nonzero(batch.loss_weights), strict=True):
+        labels[row, batch.inputs["masked_positions"][row, column]] = batch.targets[row, column]
     with torch.no_grad():
         mean = oracle(
-            input_ids=torch.from_numpy(batch.input_ids).long(),
-            attention_mask=torch.from_numpy(batch.attention_mask).long(),
-            token_type_ids=torch.from_numpy(batch.token_type_ids).long(),
+            input_ids=torch.from_numpy(batch.inputs["input_ids"]).long(),
+            attention_mask=torch.from_numpy(batch.inputs["attention_mask"]).long(),
+            token_type_ids=torch.from_numpy(batch.inputs["token_type_ids"]).long(),
             labels=torch.from_numpy(labels),
         ).loss
     expected = float(mean) * batch.weight
@@ -203,9 +205,10 @@ def test_activations_are_what_autograd_saves(shape: str, compute: str, itemsize:
         random.integers(5, 64, shape, dtype=np.int32)
         for shape in ((rows, length), (rows, predictions), (rows, predictions))
     )
-    batch = MicroBatch(ids, ids * 0 + 1, ids * 0, positions, labels, labels * 1.0, 1.0, 1, rows)
-    inputs = torch_model.tensors(batch)
-    own = {t.untyped_storage().data_ptr() for t in (*model.network._module.parameters(), *inputs.values())}
+    inputs = {"input_ids": ids, "attention_mask": ids * 0 + 1, "token_type_ids": ids * 0}
+    batch = Batch(inputs | {"masked_positions": positions}, labels, labels * 1.0, 1.0, {})
+    tensors = torch_model.tensors(batch)
+    own = {t.untyped_storage().data_ptr() for t in (*model.network._module.parameters(), *tensors.values())}
     saved: dict[int, torch.UntypedStorage] = {}
 
     def keep(tensor: torch.Tensor) -> torch.Tensor:
@@ -215,7 +218,7 @@ def test_activations_are_what_autograd_saves(shape: str, compute: str, itemsize:
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        model.loss_sum(inputs, training=True)
+        model.loss_sum(tensors, training=True)
     copies = itemsize * bert.product_elements(spec) if compute != "float32" else 0
     predicted = bert.activation_bytes(spec, rows, length, predictions, itemsize) + copies
     assert predicted == pytest.approx(sum(s.nbytes() for s in saved.values()), rel=0.03)

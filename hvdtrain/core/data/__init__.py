@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from hvdtrain.core.data.batches import (
-    MicroBatch,
+    Batch,
     Recipe,
     Window,
     collate,
@@ -24,8 +24,8 @@ from hvdtrain.core.data.prefetch import Prefetcher
 from hvdtrain.core.data.tokenizer import TokenIds
 
 __all__ = [
+    "Batch",
     "Dataset",
-    "MicroBatch",
     "Position",
     "Prefetcher",
     "Recipe",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -20,38 +20,29 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, eq=False)
-class MicroBatch:
-    """What one forward and backward pass takes: always b rows of S tokens with M predictions at most.
+class Batch:
+    """What one forward and backward pass takes: always the same number of rows, whatever data is left.
 
-    Rows beyond the data are [PAD] with weight 0; their attention mask is 1 everywhere, because a softmax over
-    nothing is NaN in some attention kernels, and NaN times weight 0 is NaN.
+    Rows beyond the data have weight 0 in the loss.
 
     Attributes:
-        input_ids: int32 (b, S).
-        attention_mask: 1 on tokens, 0 on padding, int32 (b, S).
-        token_type_ids: zeros, int32 (b, S).
-        masked_positions: where to predict, int32 (b, M).
-        masked_labels: the right tokens, int32 (b, M).
-        masked_weights: factor of each prediction's loss in the sum, 0 beyond the predictions, float64 (b, M).
-            By token: 1. By example: 1 / number of predictions in the row.
-        weight: w(r, m), what the divisor of the update counts: predictions, or examples with a prediction.
-        tokens: real tokens, with [CLS] and [SEP].
-        samples: real rows.
+        inputs: what the model takes, by name, (rows, ...).
+        targets: the right answers, one a prediction, (rows, predictions).
+        loss_weights: factor of each prediction's loss in the sum, 0 beyond the predictions, float64
+            (rows, predictions).
+        weight: w(r, m), what the divisor of the update counts.
+        counts: of real rows (`samples`), and of what the task counts beside them (`tokens`).
     """
 
-    input_ids: NDArray[np.int32]
-    attention_mask: NDArray[np.int32]
-    token_type_ids: NDArray[np.int32]
-    masked_positions: NDArray[np.int32]
-    masked_labels: NDArray[np.int32]
-    masked_weights: NDArray[np.float64]
+    inputs: Mapping[str, NDArray[Any]]
+    targets: NDArray[Any]
+    loss_weights: NDArray[np.float64]
     weight: float
-    tokens: int
-    samples: int
+    counts: Mapping[str, int]
 
     def arrays(self) -> dict[str, NDArray[Any]]:
-        """The arrays a model takes, by field name."""
-        return {name: value for name, value in vars(self).items() if isinstance(value, np.ndarray)}
+        """Every array by name: the inputs, `targets` and `loss_weights`."""
+        return {**self.inputs, "targets": self.targets, "loss_weights": self.loss_weights}
 
 
 @dataclass(frozen=True)
@@ -65,7 +56,7 @@ class Window:
         samples_consumed: samples used by the whole job once this update is done.
     """
 
-    micro_batches: tuple[MicroBatch, ...]
+    micro_batches: tuple[Batch, ...]
     epoch: int
     samples_global: int
     samples_consumed: int
@@ -78,12 +69,12 @@ class Window:
     @property
     def tokens(self) -> int:
         """This rank's real tokens."""
-        return sum(batch.tokens for batch in self.micro_batches)
+        return sum(batch.counts["tokens"] for batch in self.micro_batches)
 
     @property
     def samples(self) -> int:
         """This rank's real rows."""
-        return sum(batch.samples for batch in self.micro_batches)
+        return sum(batch.counts["samples"] for batch in self.micro_batches)
 
 
 @dataclass(frozen=True)
@@ -102,7 +93,7 @@ class Recipe:
         return cls(dataset.max_seq_length, task.mlm_probability, task.normalize, seed, dataset.token_ids)
 
 
-def collate(sequences: Sequences, indices: Indices, epoch: int, rows: int, recipe: Recipe) -> MicroBatch:
+def collate(sequences: Sequences, indices: Indices, epoch: int, rows: int, recipe: Recipe) -> Batch:
     """Make a micro-batch.
 
     Args:
@@ -113,7 +104,12 @@ def collate(sequences: Sequences, indices: Indices, epoch: int, rows: int, recip
         recipe: S, M and the task.
 
     Returns:
-        Arrays of `rows` rows.
+        Inputs of b = `rows` rows of S tokens: `input_ids`, `attention_mask` (1 on tokens, 0 on padding),
+        `token_type_ids` (zeros), all int32 (b, S), and `masked_positions`, where to predict, int32 (b, M).
+        Targets are the right tokens, int32 (b, M). Loss weights by token are 1, by example 1 / number of
+        predictions in the row; the weight counts predictions, or examples with one. `tokens` counts [CLS]
+        and [SEP] as well. Rows beyond the data are [PAD]; their attention mask is 1 everywhere, because a
+        softmax over nothing is NaN in some attention kernels, and NaN times weight 0 is NaN.
     """
     ids = recipe.token_ids
     tokens = np.full((rows, recipe.max_seq_length), ids.pad, dtype=np.int32)
@@ -129,16 +125,17 @@ def collate(sequences: Sequences, indices: Indices, epoch: int, rows: int, recip
     predictions = masked.valid.sum(axis=1)
     by_token = recipe.normalize == "token"
     share = np.ones(rows) if by_token else 1.0 / np.maximum(predictions, 1)
-    return MicroBatch(
-        input_ids=masked.input_ids,
-        attention_mask=attention,
-        token_type_ids=np.zeros_like(tokens),
-        masked_positions=masked.positions,
-        masked_labels=masked.labels,
-        masked_weights=np.where(masked.valid, share[:, None], 0.0),
+    return Batch(
+        inputs={
+            "input_ids": masked.input_ids,
+            "attention_mask": attention,
+            "token_type_ids": np.zeros_like(tokens),
+            "masked_positions": masked.positions,
+        },
+        targets=masked.labels,
+        loss_weights=np.where(masked.valid, share[:, None], 0.0),
         weight=float(predictions.sum() if by_token else np.count_nonzero(predictions)),
-        tokens=int(attention[: len(indices)].sum()),
-        samples=len(indices),
+        counts={"tokens": int(attention[: len(indices)].sum()), "samples": len(indices)},
     )
 
 
@@ -179,7 +176,7 @@ def train_windows(
 
 def eval_batches(
     dataset: Dataset, task: TaskSpec, *, seed: int, per_device: int, rank: int, size: int
-) -> Iterator[MicroBatch]:
+) -> Iterator[Batch]:
     """One rank's part of an evaluation, the same questions each time.
 
     Each validation sequence comes once over all ranks, and every rank gets `eval_rounds` batches, the last of

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from hvdtrain.core.accumulation import Accumulation
 from hvdtrain.core.data.batches import (
-    MicroBatch,
+    Batch,
     Recipe,
     Window,
     collate,
@@ -29,14 +29,6 @@ from hvdtrain.core.sections import TaskSpec
 
 IDS = TokenIds(size=500, pad=0, cls=2, sep=3, mask=4, special=(0, 1, 2, 3, 4))
 WIDTH = 24
-ARRAYS = (
-    "input_ids",
-    "attention_mask",
-    "token_type_ids",
-    "masked_positions",
-    "masked_labels",
-    "masked_weights",
-)
 
 
 def dataset(train: int, validation: int = 0) -> Dataset:
@@ -49,12 +41,12 @@ def dataset(train: int, validation: int = 0) -> Dataset:
     return Dataset(*views, Path("tokenizer.json"), IDS, WIDTH, "")
 
 
-def rows_of(batches: Sequence[MicroBatch]) -> list[tuple[Any, ...]]:
+def rows_of(batches: Sequence[Batch]) -> list[tuple[Any, ...]]:
     """Every real row with all that belongs to it, in an order of its own."""
     return sorted(
-        tuple(getattr(batch, name)[row].tobytes() for name in ARRAYS)
+        tuple(array[row].tobytes() for array in batch.arrays().values())
         for batch in batches
-        for row in range(batch.samples)
+        for row in range(batch.counts["samples"])
     )
 
 
@@ -75,49 +67,53 @@ def test_full_and_short_and_empty_batches_have_the_same_shapes() -> None:
     places = max_predictions(0.15, WIDTH)
     for count in (4, 3, 0):
         batch = collate(data.train, np.arange(count), 0, 4, recipe)
-        assert {name: (getattr(batch, name).shape, getattr(batch, name).dtype.name) for name in ARRAYS} == {
+        assert {name: (array.shape, array.dtype.name) for name, array in batch.arrays().items()} == {
             "input_ids": ((4, WIDTH), "int32"),
             "attention_mask": ((4, WIDTH), "int32"),
             "token_type_ids": ((4, WIDTH), "int32"),
             "masked_positions": ((4, places), "int32"),
-            "masked_labels": ((4, places), "int32"),
-            "masked_weights": ((4, places), "float64"),
+            "targets": ((4, places), "int32"),
+            "loss_weights": ((4, places), "float64"),
         }
-        assert batch.samples == count
-        assert batch.tokens == data.train.lengths[:count].sum()
-        assert not batch.token_type_ids.any()
-        np.testing.assert_array_equal(batch.attention_mask[:count].sum(axis=1), data.train.lengths[:count])
+        assert batch.counts["samples"] == count
+        assert batch.counts["tokens"] == data.train.lengths[:count].sum()
+        assert not batch.inputs["token_type_ids"].any()
+        np.testing.assert_array_equal(
+            batch.inputs["attention_mask"][:count].sum(axis=1), data.train.lengths[:count]
+        )
 
 
 def test_rows_beyond_the_data_weigh_nothing_and_attend_to_something() -> None:
     data = dataset(5)
     batch = collate(data.train, np.arange(2), 0, 4, Recipe.of(data, TaskSpec(), 0))
-    assert (batch.input_ids[2:] == IDS.pad).all()
-    assert (batch.attention_mask[2:] == 1).all()
-    assert not batch.masked_weights[2:].any()
+    assert (batch.inputs["input_ids"][2:] == IDS.pad).all()
+    assert (batch.inputs["attention_mask"][2:] == 1).all()
+    assert not batch.loss_weights[2:].any()
 
 
 def test_weights_by_token_count_the_predictions() -> None:
     data = dataset(6)
     batch = collate(data.train, np.arange(6), 0, 8, Recipe.of(data, TaskSpec(normalize="token"), 0))
     expected = [max(1, round(0.15 * (length - 2))) for length in data.train.lengths]
-    assert batch.masked_weights.sum(axis=1).tolist() == [*expected, 0, 0]
-    assert set(np.unique(batch.masked_weights)) == {0.0, 1.0}
+    assert batch.loss_weights.sum(axis=1).tolist() == [*expected, 0, 0]
+    assert set(np.unique(batch.loss_weights)) == {0.0, 1.0}
     assert batch.weight == sum(expected)
 
 
 def test_weights_by_example_count_the_rows() -> None:
     data = dataset(6)
     batch = collate(data.train, np.arange(6), 0, 8, Recipe.of(data, TaskSpec(normalize="example"), 0))
-    np.testing.assert_allclose(batch.masked_weights.sum(axis=1), [1] * 6 + [0] * 2, rtol=1e-15)
+    np.testing.assert_allclose(batch.loss_weights.sum(axis=1), [1] * 6 + [0] * 2, rtol=1e-15)
     assert batch.weight == 6.0
 
 
 def test_padding_is_masked_out_of_real_rows() -> None:
     data = dataset(6)
     batch = collate(data.train, np.arange(6), 0, 6, Recipe.of(data, TaskSpec(), 0))
-    assert (batch.input_ids[batch.attention_mask == 0] == IDS.pad).all()
-    assert (batch.input_ids[batch.attention_mask == 1] != IDS.pad).sum() >= batch.tokens - batch.weight
+    assert (batch.inputs["input_ids"][batch.inputs["attention_mask"] == 0] == IDS.pad).all()
+    assert (batch.inputs["input_ids"][batch.inputs["attention_mask"] == 1] != IDS.pad).sum() >= batch.counts[
+        "tokens"
+    ] - batch.weight
 
 
 @pytest.mark.parametrize(
@@ -166,7 +162,7 @@ def test_evaluation_asks_every_sample_once_with_equal_rounds(n: int, size: int, 
     ]
     assert {len(batches) for batches in ranks} == {eval_rounds(n, per_device, size)}
     assert rows_of([batch for batches in ranks for batch in batches]) == rows_of(whole)
-    assert sum(batch.samples for batches in ranks for batch in batches) == n
+    assert sum(batch.counts["samples"] for batches in ranks for batch in batches) == n
 
 
 def test_every_evaluation_asks_the_same() -> None:
