@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -12,11 +10,11 @@ from transformers import BertConfig, BertForMaskedLM
 
 from hvdtrain.core.data import Batch
 from hvdtrain.core.families import bert, family_of
-from hvdtrain.core.initializers import Normal
 from hvdtrain.core.sections import ModelSpec
-from hvdtrain.core.weights import Weight, initial_weights
+from hvdtrain.core.weights import initial_weights
 from hvdtrain.tensorflow import model as tensorflow_model
 from hvdtrain.torch import model as torch_model
+from tests.models.support import as_hugging_face, bytes_saved, far_from_initial
 
 SMALL = ModelSpec(
     vocab_size=97,
@@ -37,17 +35,6 @@ SMALL = ModelSpec(
 def hugging_face(model: ModelSpec) -> BertForMaskedLM:
     """What Transformers builds from the `config.json` of a saved model."""
     return BertForMaskedLM(BertConfig(**bert.hf_config(model, pad_token_id=0))).eval()
-
-
-def as_hugging_face(weight: Weight, gradients: tuple[Any, ...]) -> np.ndarray:
-    """The gradients of a weight's Keras variables as one array in the Hugging Face layout."""
-    return weight.layout.join([tf.convert_to_tensor(g).numpy() for g in gradients], weight.shape)
-
-
-def weights_far_from_initial(model: ModelSpec) -> dict[str, np.ndarray]:
-    """Every weight drawn, biases and layer norms too, so that none can be mistaken for another."""
-    drawn = [Weight(w.name, w.shape, w.decays, Normal(0.3)) for w in bert.weights(model)]
-    return initial_weights(drawn, seed=3, dtype="float64")
 
 
 def ragged_batch(model: ModelSpec) -> Batch:
@@ -120,7 +107,7 @@ def test_the_table_covers_every_weight_of_keras_hub_but_the_pooler_once() -> Non
 
 @pytest.mark.parametrize("adapter", [torch_model, tensorflow_model], ids=["torch", "tensorflow"])
 def test_a_model_gives_back_the_weights_it_was_given(adapter) -> None:  # type: ignore[no-untyped-def]
-    model, arrays = adapter.Model(SMALL, bert.weights(SMALL)), weights_far_from_initial(SMALL)
+    model, arrays = adapter.Model(SMALL, bert.weights(SMALL)), far_from_initial(bert.weights(SMALL))
     model.write(arrays)
     found = model.read()
     assert found.keys() == arrays.keys()
@@ -135,7 +122,7 @@ def test_a_model_gives_back_the_weights_it_was_given(adapter) -> None:  # type: 
 @pytest.mark.parametrize("training", [False, True])
 def test_both_frameworks_compute_the_loss_of_transformers(activation: str, training: bool) -> None:
     spec = SMALL.model_copy(update={"hidden_act": activation})
-    arrays, batch = weights_far_from_initial(spec), ragged_batch(spec)
+    arrays, batch = far_from_initial(bert.weights(spec)), ragged_batch(spec)
     oracle = hugging_face(spec).double()
     oracle.load_state_dict({n: torch.from_numpy(a) for n, a in arrays.items()}, strict=False)
     labels = np.full(batch.inputs["input_ids"].shape, -100)
@@ -163,7 +150,7 @@ def test_both_frameworks_compute_the_loss_of_transformers(activation: str, train
 @pytest.mark.parametrize("activation", ["gelu", "gelu_new"])
 def test_both_frameworks_compute_the_same_gradients(activation: str) -> None:
     spec = SMALL.model_copy(update={"hidden_act": activation})
-    arrays, batch, table = weights_far_from_initial(spec), ragged_batch(spec), bert.weights(spec)
+    arrays, batch, table = far_from_initial(bert.weights(spec)), ragged_batch(spec), bert.weights(spec)
     ours, theirs = torch_model.Model(spec, table), tensorflow_model.Model(spec, table)
     ours.write(arrays)
     theirs.write(arrays)
@@ -208,20 +195,11 @@ def test_activations_are_what_autograd_saves(shape: str, compute: str, itemsize:
     inputs = {"input_ids": ids, "attention_mask": ids * 0 + 1, "token_type_ids": ids * 0}
     batch = Batch(inputs | {"masked_positions": positions}, labels, labels * 1.0, 1.0, {})
     tensors = torch_model.tensors(batch)
-    own = {t.untyped_storage().data_ptr() for t in (*model.network._module.parameters(), *tensors.values())}
-    saved: dict[int, torch.UntypedStorage] = {}
-
-    def keep(tensor: torch.Tensor) -> torch.Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in own and tensor.is_floating_point():
-            saved[storage.data_ptr()] = storage
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        model.loss_sum(tensors, training=True)
+    own = (*model.network._module.parameters(), *tensors.values())
+    saved = bytes_saved(lambda: model.loss_sum(tensors, training=True), own)
     copies = itemsize * bert.product_elements(spec) if compute != "float32" else 0
     predicted = bert.activation_bytes(spec, rows, length, predictions, itemsize) + copies
-    assert predicted == pytest.approx(sum(s.nbytes() for s in saved.values()), rel=0.03)
+    assert predicted == pytest.approx(saved, rel=0.03)
 
 
 @pytest.mark.parametrize("compute", ["bfloat16", "float16"])
@@ -237,7 +215,7 @@ def test_products_alone_are_computed_in_16_bits(compute: str, dropout: float, ti
         }
     )
     table, batch = bert.weights(spec), ragged_batch(spec)
-    arrays = {n: (0.3 * a).astype(np.float32) for n, a in weights_far_from_initial(spec).items()}
+    arrays = {n: (0.3 * a).astype(np.float32) for n, a in far_from_initial(bert.weights(spec)).items()}
     exact, ours = torch_model.Model(spec, table), torch_model.Model(spec, table, compute)
     theirs = tensorflow_model.Model(spec, table, compute)
     for model in (exact, ours, theirs):
