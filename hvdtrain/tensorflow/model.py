@@ -26,7 +26,7 @@ class Model:
             weights: the model's weights.
             compute_dtype: of matrix products; None: that of the weights.
         """
-        self._dtype = model.dtype
+        self._dtype = tf.as_dtype(model.dtype)
         self.network = network_of(model)(model, compute_dtype or model.dtype)
         self.weights = tuple(weights)
         self.parameters: Parameters = {w.name: self.network.parameters[w.name] for w in weights}
@@ -41,8 +41,8 @@ class Model:
         Returns:
             A scalar.
         """
-        logits = self.network.logits(self.network.features(batch, training))
-        return cross_entropy(tf.cast(logits, self._dtype), batch["targets"], batch["loss_weights"])
+        features = self.network.features(batch, training)
+        return cross_entropy(self.network, features, batch["targets"], batch["loss_weights"], self._dtype)
 
     def read(self) -> dict[str, np.ndarray]:
         """Copies of the weights by name, in the Hugging Face layout."""

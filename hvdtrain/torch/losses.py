@@ -4,18 +4,39 @@ from __future__ import annotations
 
 import torch
 from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
+
+from hvdtrain.core.families.family import Network
+from hvdtrain.core.losses import chunks
 
 
-def cross_entropy(logits: torch.Tensor, targets: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+def cross_entropy(
+    network: Network, features: torch.Tensor, targets: torch.Tensor, weights: torch.Tensor, dtype: torch.dtype
+) -> torch.Tensor:
     """The weighted sum of cross-entropies, in nats.
 
+    Where the logits of all predictions would be many, they are computed chunk by chunk, and again for the
+    backward pass.
+
     Args:
-        logits: (..., classes).
-        targets: the right classes, (...).
-        weights: factor of each prediction's loss, (...).
+        network: whose head gives logits.
+        features: what the head takes, (rows, predictions, features).
+        targets: the right classes, (rows, predictions).
+        weights: factor of each prediction's loss, (rows, predictions).
+        dtype: in which softmax and sum are taken.
 
     Returns:
-        A scalar of the logits' dtype.
+        A scalar of that dtype.
     """
-    losses = functional.cross_entropy(logits.flatten(0, -2), targets.flatten(), reduction="none")
-    return losses @ weights.flatten().to(losses.dtype)
+
+    def loss_sum(part: torch.Tensor, classes: torch.Tensor, factors: torch.Tensor) -> torch.Tensor:
+        logits = network.logits(part).flatten(0, -2).to(dtype)
+        losses = functional.cross_entropy(logits, classes.flatten(), reduction="none")
+        return losses @ factors.flatten().to(dtype)
+
+    sizes = chunks(targets.numel(), network.classes)
+    if len(sizes) == 1:
+        return loss_sum(features, targets, weights)
+    flat = features.flatten(0, -2), targets.flatten(), weights.flatten()
+    parts = zip(*(array.split(sizes) for array in flat), strict=True)
+    return torch.stack([checkpoint(loss_sum, *part, use_reentrant=False) for part in parts]).sum()

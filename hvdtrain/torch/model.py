@@ -43,10 +43,9 @@ class Model:
         Returns:
             A scalar; gradients flow when `training`.
         """
-        with torch.set_grad_enabled(training):
-            with self._mixed():
-                logits = self.network.logits(self.network.features(batch, training))
-            return cross_entropy(logits.to(self._dtype), batch["targets"], batch["loss_weights"])
+        with torch.set_grad_enabled(training), self._mixed():
+            features = self.network.features(batch, training)
+            return cross_entropy(self.network, features, batch["targets"], batch["loss_weights"], self._dtype)
 
     def read(self) -> dict[str, np.ndarray]:
         """Copies of the weights by name, in the Hugging Face layout."""

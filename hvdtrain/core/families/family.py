@@ -44,9 +44,11 @@ class Network(Protocol):
 
     Attributes:
         parameters: what holds each weight, by its Hugging Face name. Values are arbitrary until they are set.
+        classes: logits of one prediction.
     """
 
     parameters: Mapping[str, Any]
+    classes: int
 
     def __init__(self, model: ModelSpec, compute_dtype: str) -> None:
         """Build the model.

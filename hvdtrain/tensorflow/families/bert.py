@@ -41,6 +41,7 @@ class Network:
         self._head.build((None, None, model.hidden_size))
         self._obey()
         found = {v.path: v.value for v in [*self._backbone.variables, *self._head.variables]}
+        self.classes = model.vocab_size
         self.parameters: Parameters = {
             name: tuple(found[path] for path in paths) for name, paths in bert.keras_paths(model).items()
         }

@@ -37,6 +37,7 @@ class Network:
             self._head.build((None, None, model.n_embd))
             layers.append(self._head)
         found = {v.path: v.value for layer in layers for v in layer.variables}
+        self.classes = model.vocab_size
         self.parameters: Parameters = {
             name: tuple(found[path] for path in paths) for name, paths in gpt2.keras_paths(model).items()
         }

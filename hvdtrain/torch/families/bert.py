@@ -21,6 +21,7 @@ class Network:
         self._module = BertForMaskedLM(config).to(dtype=getattr(torch, model.dtype), device=device())
         # Hugging Face freezes row 0 of the word embeddings through padding_idx; the definition here does not.
         self._module.bert.embeddings.word_embeddings.padding_idx = None
+        self.classes = model.vocab_size
         self.parameters = dict(self._module.named_parameters())
 
     def features(self, inputs: Mapping[str, torch.Tensor], training: bool) -> torch.Tensor:

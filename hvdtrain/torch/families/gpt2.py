@@ -30,6 +30,7 @@ class Network:
         # Transformers' gelu_new is a chain of Python operations; this is one kernel with the same formula.
         for block in self._module.transformer.h:
             block.mlp.act = _ACTIVATIONS[model.activation_function]()
+        self.classes = model.vocab_size
         self.parameters = dict(self._module.named_parameters())
 
     def features(self, inputs: Mapping[str, torch.Tensor], training: bool) -> torch.Tensor:
