@@ -8,6 +8,7 @@ import numpy as np
 import tensorflow as tf
 
 from hvdtrain.core.environment import horovod_environment, keep_freed_memory, usable_cores
+from hvdtrain.core.random import framework_seed
 from hvdtrain.core.spec import JobSpec
 from hvdtrain.core.world import World
 
@@ -34,7 +35,7 @@ def init(spec: JobSpec) -> World:
     gpus = tf.config.list_physical_devices("GPU")
     if gpus:
         tf.config.set_visible_devices(gpus[world.local_rank % len(gpus)], "GPU")
-    keras.utils.set_random_seed((spec.seed * world.size + world.rank) % 2**32)
+    keras.utils.set_random_seed(framework_seed(spec.seed, world.rank))
     return world
 
 

@@ -7,6 +7,7 @@ import numpy as np
 import torch
 
 from hvdtrain.core.environment import horovod_environment, keep_freed_memory, usable_cores
+from hvdtrain.core.random import framework_seed
 from hvdtrain.core.spec import JobSpec
 from hvdtrain.core.world import World
 
@@ -28,7 +29,7 @@ def init(spec: JobSpec) -> World:
     torch.set_num_threads(world.threads(spec.num_threads))
     if torch.cuda.is_available():
         torch.cuda.set_device(world.local_rank % torch.cuda.device_count())
-    torch.manual_seed(spec.seed * world.size + world.rank)
+    torch.manual_seed(framework_seed(spec.seed, world.rank))
     return world
 
 
