@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import sys
 import time
@@ -13,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from hvdtrain.core import strict_json
 from hvdtrain.core.data import Dataset, prepare
 from hvdtrain.core.environment import cpu_flags, launched_rank
 from hvdtrain.core.errors import CheckpointError, HvdtrainError
@@ -161,7 +161,9 @@ def _write_records(output_dir: Path, spec: JobSpec, plan: Plan) -> None:
     try:
         output_dir.mkdir(parents=True, exist_ok=True)
         (output_dir / "spec.json").write_text(spec.model_dump_json(indent=2) + "\n", encoding="utf-8")
-        (output_dir / "plan.json").write_text(json.dumps(plan.as_dict(), indent=2) + "\n", encoding="utf-8")
+        (output_dir / "plan.json").write_text(
+            strict_json.dumps(plan.as_dict(), indent=2) + "\n", encoding="utf-8"
+        )
     except OSError as error:
         raise CheckpointError(f"--output-dir {output_dir}: cannot be written: {error.strerror}") from None
 
