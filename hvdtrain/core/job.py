@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import sys
 import time
@@ -16,9 +17,10 @@ from hvdtrain.core import strict_json
 from hvdtrain.core.data import Dataset, prepare
 from hvdtrain.core.environment import cpu_flags, launched_rank
 from hvdtrain.core.errors import CheckpointError, HvdtrainError
+from hvdtrain.core.metrics import METRICS_FILE
 from hvdtrain.core.plan import Plan, make_plan
 from hvdtrain.core.plan_table import print_plan
-from hvdtrain.core.results import TrainingResult
+from hvdtrain.core.results import TrainingResult, describe_skips
 from hvdtrain.core.sections import ModelSpec
 from hvdtrain.core.spec import JobSpec, load_spec
 from hvdtrain.core.weights import ModelFamily
@@ -122,10 +124,8 @@ def train_spec(
     if world.is_chief:
         print_plan(plan, f"{framework.name}: what this run will do")
     result = trainer.train()
-    evaluated = "" if result.eval_loss is None else f", validation loss {result.eval_loss:.4f}"
     say(
-        f"done: {result.steps} updates in {result.seconds:.1f} s, loss {result.loss:.4f}{evaluated}; "
-        f"model in {result.model_dir}, metrics in {output_dir / 'metrics.jsonl'}"
+        f"done: {_closing(result, plan)}; model in {result.model_dir}, metrics in {output_dir / METRICS_FILE}"
     )
     return result
 
@@ -166,6 +166,19 @@ def _write_records(output_dir: Path, spec: JobSpec, plan: Plan) -> None:
         )
     except OSError as error:
         raise CheckpointError(f"--output-dir {output_dir}: cannot be written: {error.strerror}") from None
+
+
+def _closing(result: TrainingResult, plan: Plan) -> str:
+    told = [f"{result.steps} updates in {result.seconds:.1f} s"]
+    if result.skipped_updates:
+        told.append(describe_skips(result.skipped_updates, result.empty_updates))
+    if not math.isnan(result.loss):
+        told.append(f"loss {result.loss:.4f}")
+    if result.eval_loss is not None:
+        told.append(f"validation loss {result.eval_loss:.4f}")
+    elif plan.validation_samples:
+        told.append("no validation loss, for that split has nothing to predict")
+    return ", ".join(told)
 
 
 def _say(text: str) -> None:

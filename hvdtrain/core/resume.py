@@ -40,6 +40,7 @@ def gather_state(trainer: BaseTrainer) -> TrainingState:
             scale.value if scale.rule else 0.0,
             scale.good_updates,
             trainer.skipped_updates,
+            trainer.empty_updates,
         ),
         moments,
         tuple(_gather(trainer, rules.policy(bucket), arrays) for bucket, arrays in states),
@@ -65,8 +66,9 @@ def resume(trainer: BaseTrainer, directory: Path) -> None:
         _check(trainer, directory, state, weights)
     trainer.load_weights(_from_chief(trainer, weights))
     position = _from_chief(trainer, {"position": _numbers(state)})["position"]
-    scale, counts = float(position[0]), (int(n) for n in position[1:])
-    trainer.step, trainer.windows, trainer.samples_consumed, good_updates, trainer.skipped_updates = counts
+    scale, good_updates, *counts = float(position[0]), *(int(n) for n in position[1:])
+    trainer.step, trainer.windows, trainer.samples_consumed, *skips = counts
+    trainer.skipped_updates, trainer.empty_updates = skips
     trainer.loss_scale = trainer.loss_scale.restored(scale, good_updates)
     _load_moments(trainer, state)
     buckets = trainer.plan.buckets
@@ -81,9 +83,10 @@ def resume(trainer: BaseTrainer, directory: Path) -> None:
 
 def _numbers(state: TrainingState | None) -> np.ndarray:
     found = state.position if state else Position(0, 0, 0)
-    counts = (found.step, found.windows, found.samples_consumed, found.good_updates, found.skipped_updates)
+    place = (found.step, found.windows, found.samples_consumed)
     # In float64 counts are exact up to 2^53.
-    return np.array([found.loss_scale, *counts], np.float64)
+    skips = (found.skipped_updates, found.empty_updates)
+    return np.array([found.loss_scale, found.good_updates, *place, *skips], np.float64)
 
 
 def _gather_moments(trainer: BaseTrainer) -> tuple[Arrays, tuple[int, ...]]:
