@@ -23,6 +23,7 @@ from hvdtrain.core.plan_table import print_plan
 from hvdtrain.core.results import TrainingResult, describe_skips
 from hvdtrain.core.sections import ModelSpec
 from hvdtrain.core.spec import JobSpec, load_spec
+from hvdtrain.core.start import check_command, check_data, check_plan
 from hvdtrain.core.weights import ModelFamily
 from hvdtrain.core.world import World
 
@@ -48,6 +49,9 @@ class Framework:
         family: the model family of a spec's model.
         trainer: builds this rank's trainer.
         shutdown: leaves the job in good order.
+        gather: gives every rank's bytes, which may differ in length, in the order of ranks: (bytes, a name);
+            between ranks of different frameworks, too.
+        packages: distributions whose versions must be the same on every rank, the framework's own first.
         wire_types: dtypes that Horovod's wire has beyond those of its releases, by NumPy's names.
     """
 
@@ -56,6 +60,8 @@ class Framework:
     family: Callable[[ModelSpec], ModelFamily]
     trainer: Callable[[JobSpec, Plan, World, Dataset, ModelFamily, Path, Path | None], Trains]
     shutdown: Callable[[], None]
+    gather: Callable[[bytes, str], Sequence[bytes]]
+    packages: tuple[str, ...]
     wire_types: frozenset[str]
 
 
@@ -112,12 +118,22 @@ def train_spec(
 
     Returns:
         What was produced; rank 0 has said it too.
+
+    Raises:
+        TrainingError: ranks differ in what they were started with, or in what they have made of it.
     """
     say = _say if world.is_chief else _keep_silent
+
+    def gather(data: bytes) -> Sequence[bytes]:
+        return framework.gather(data, "agreement")
+
+    check_command(framework, world, spec, resume_from, gather)
     dataset = prepare_data(spec, announce=_say if world.local_rank == 0 else _keep_silent)
+    check_data(dataset, gather)
     family = framework.family(spec.model)
     spec.rules.check_ranks(world.size, world.mpi)
     plan = plan_job(spec, family, dataset, world.size, world.threads(spec.num_threads))
+    check_plan(plan, gather)
     if world.is_chief:
         _write_records(output_dir, spec, plan)
     trainer = framework.trainer(spec, plan, world, dataset, family, output_dir, resume_from)

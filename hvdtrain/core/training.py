@@ -23,7 +23,7 @@ from hvdtrain.core.results import TrainingResult
 from hvdtrain.core.resume import gather_state, resume
 from hvdtrain.core.schedules import schedule_factor
 from hvdtrain.core.spec import JobSpec
-from hvdtrain.core.start import check_data, common_weights
+from hvdtrain.core.start import common_weights
 from hvdtrain.core.state import TrainingState, save_state
 from hvdtrain.core.weights import ModelFamily, Weight
 from hvdtrain.core.world import World
@@ -54,7 +54,6 @@ class BaseTrainer(Adapter):
             resume_from: a `checkpoint-N` directory that rank 0 can read.
 
         Raises:
-            TrainingError: the nodes' data differ.
             CheckpointError: the checkpoint is damaged or does not fit the spec.
         """
         self.spec, self.plan, self.world, self.dataset = spec, plan, world, dataset
@@ -68,7 +67,6 @@ class BaseTrainer(Adapter):
         self.samples_consumed = 0
         self.weights: tuple[Weight, ...] = family.weights(spec.model)
         self.loss_scale = LossScale.of_spec(spec)
-        check_data(self)
         self._build()
         if resume_from is None:
             self.load_weights(common_weights(self, self.weights))

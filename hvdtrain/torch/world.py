@@ -66,6 +66,18 @@ def broadcast(values: np.ndarray, name: str) -> np.ndarray:
     return hvd.broadcast(torch.from_numpy(values), root_rank=0, name=name).numpy()
 
 
+def gather_bytes(data: bytes, name: str) -> list[bytes]:
+    """Every rank's bytes, in the order of ranks; ranks of the other framework may take part.
+
+    Args:
+        data: of any length above 0.
+        name: the same on every rank.
+    """
+    own = torch.frombuffer(bytearray(data), dtype=torch.uint8)
+    lengths = hvd.allgather(torch.tensor([len(own)]), name=f"{name}.lengths").tolist()
+    return [part.numpy().tobytes() for part in hvd.allgather(own, name=name).split(lengths)]
+
+
 def shutdown() -> None:
     """Leave the job in good order; every rank calls it."""
     hvd.shutdown()

@@ -7,6 +7,7 @@ import json
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from hvdtrain.core.agreement import gather_where_different, name_ranks, odd_ranks, who_has_what
 from hvdtrain.core.dropin.layout import Parameter
 from hvdtrain.core.dropin.settings import Settings
 from hvdtrain.core.errors import TrainingError
@@ -51,10 +52,7 @@ def check_same(mine: bytes, gather: Callable[[bytes], Sequence[bytes]], advice: 
     Raises:
         TrainingError: on every rank alike, naming the first difference and the ranks.
     """
-    # A few bytes first: descriptions of a large model on many ranks would be megabytes.
-    hashes = gather(hashlib.blake2b(mine, digest_size=16).digest())
-    if len(set(hashes)) > 1:
-        check_gathered(gather(mine), advice)
+    check_gathered(gather_where_different(mine, gather), advice)
 
 
 def check_gathered(descriptions: Sequence[bytes], advice: str) -> None:
@@ -66,39 +64,27 @@ def check_gathered(descriptions: Sequence[bytes], advice: str) -> None:
 def _difference(ranks: Sequence[dict[str, Any]], advice: str) -> str:
     for field in ranks[0]["settings"]:
         values = [each["settings"].get(field) for each in ranks]
-        if _odd(values):
+        if odd_ranks(values):
             return f"{field} {_who(values)}: give every rank the same arguments"
     same_model = "every rank must build the same model and give the same parameters"
     rows = [each["parameters"] for each in ranks]
     for index in range(max(map(len, rows))):
         names = [row[index][0] if index < len(row) else None for row in rows]
-        if _odd(names):
+        if odd_ranks(names):
             return f"parameter {index} {_who(names)}: {same_model}"
         kinds = [row[index][1] for row in rows]
-        if _odd(kinds):
+        if odd_ranks(kinds):
             return f"parameter {names[0]!r} {_who(kinds)}: {same_model}"
     for index, (name, *_) in enumerate(rows[0]):
-        odd = _odd([row[index][2] for row in rows])
+        odd = odd_ranks([row[index][2] for row in rows])
         if odd:
-            return f"parameter {name!r} has other values on {_ranks(odd)} than on rank 0: {advice}"
+            return f"parameter {name!r} has other values on {name_ranks(odd)} than on rank 0: {advice}"
     return "ranks differ"
 
 
-def _odd(values: Sequence[Any]) -> list[int]:
-    """The ranks whose value is not rank 0's."""
-    return [rank for rank, value in enumerate(values) if value != values[0]]
-
-
 def _who(values: Sequence[Any]) -> str:
-    odd = _odd(values)
-    alike = [rank for rank in odd if values[rank] == values[odd[0]]]
-    return f"is {_show(values[0])} on rank 0, but {_show(values[odd[0]])} on {_ranks(alike)}"
+    return who_has_what([_show(value) for value in values])
 
 
 def _show(value: Any) -> str:
     return "missing" if value is None else value if str(value).startswith("shape ") else repr(value)
-
-
-def _ranks(ranks: Sequence[int]) -> str:
-    shown = ", ".join(map(str, ranks[:8])) + (", ..." if len(ranks) > 8 else "")
-    return f"rank{'s' * (len(ranks) > 1)} {shown}"
