@@ -101,6 +101,8 @@ def plan_job(spec: JobSpec, family: ModelFamily, dataset: Dataset, size: int, th
         validation_samples=len(dataset.validation),
         family=family,
         cpu_flags=cpu_flags(),
+        tokenizer_size=dataset.vocab_size,
+        unknown_share=dataset.unknown_share,
     )
 
 

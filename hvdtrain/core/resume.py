@@ -11,6 +11,7 @@ from safetensors.numpy import load, save
 
 from hvdtrain.core.checkpoint import load_model
 from hvdtrain.core.compression.protocol import Policy
+from hvdtrain.core.data.store import fingerprint_with
 from hvdtrain.core.errors import CheckpointError
 from hvdtrain.core.state import (
     Arrays,
@@ -135,8 +136,22 @@ def _from_chief(trainer: BaseTrainer, arrays: Arrays) -> Arrays:
     return dict(load(trainer.broadcast(message.copy()).tobytes()))
 
 
-def _order(trainer: BaseTrainer) -> str:
-    return json.dumps({"seed": trainer.spec.seed, "data": trainer.dataset.fingerprint})
+def _order(trainer: BaseTrainer, fingerprint: str | None = None) -> str:
+    return json.dumps({"seed": trainer.spec.seed, "data": fingerprint or trainer.dataset.fingerprint})
+
+
+def _same_tokens(trainer: BaseTrainer, directory: Path, state: TrainingState) -> bool:
+    """Whether a checkpoint's run had the same tokens, from a tokenizer file that only says it otherwise."""
+    try:
+        fingerprint = fingerprint_with(
+            trainer.dataset,
+            directory / "tokenizer.json",
+            trainer.spec.data.validation_split,
+            trainer.spec.seed,
+        )
+    except OSError:
+        return False
+    return state.order == _order(trainer, fingerprint)
 
 
 def _check(trainer: BaseTrainer, directory: Path, state: TrainingState, weights: Arrays) -> None:
@@ -147,7 +162,7 @@ def _check(trainer: BaseTrainer, directory: Path, state: TrainingState, weights:
                 f"--resume {directory}: {weight.name} has shape {shapes.get(weight.name)} there and "
                 f"{weight.shape} in the spec: resume with the model section it was trained with"
             )
-    if state.order != _order(trainer):
+    if state.order != _order(trainer) and not _same_tokens(trainer, directory, state):
         raise CheckpointError(
             f"--resume {directory}: its run had another seed or other data ({state.order}; now "
             f"{_order(trainer)}): samples would be repeated or left out; take its spec.json"

@@ -14,7 +14,8 @@ import pytest
 
 from hvdtrain.core.compression.protocol import Policy
 from hvdtrain.core.data import Dataset, MicroBatch, Window, prepare
-from hvdtrain.core.errors import TrainingError
+from hvdtrain.core.data.store import fingerprint_with
+from hvdtrain.core.errors import CheckpointError, TrainingError
 from hvdtrain.core.metrics import METRICS_FILE, read_metrics
 from hvdtrain.core.plan import make_plan
 from hvdtrain.core.results import UpdateResult
@@ -191,3 +192,28 @@ def test_updates_that_are_never_applied_end_the_run_by_their_reason_and_are_logg
     assert {line["step"] for line in lines} == {1}
     assert np.all(np.diff([line["samples_consumed"] for line in lines]) > 0)
     assert not any("loss" in line for line in lines)
+
+
+
+def test_a_checkpoint_of_the_same_tokens_goes_on_whatever_its_tokenizer_file_looks_like(
+    tmp_path: Path,
+) -> None:
+    sets = ["max_steps=8", "checkpointing.save_steps=4", "batch.per_device_train_batch_size=2"]
+    spec = load_spec("bert", [*TINY, *small_corpus(tmp_path), "model.dtype=float64", *sets])
+    dataset = prepare(spec.data, spec.model.vocab_size, spec.seed)
+    train(tmp_path / "whole", spec, dataset)
+    checkpoint = tmp_path / "whole" / "checkpoint-4"
+    # An earlier version wrote null for false, and its fingerprint covers the file.
+    file = checkpoint / "tokenizer.json"
+    file.write_text(file.read_text().replace('"strip_accents": false', '"strip_accents": null'))
+    record = json.loads((checkpoint / STATE_FILE).read_text())
+    split, seed = spec.data.validation_split, spec.seed
+    older = fingerprint_with(dataset, file, split, seed)
+    assert older != dataset.fingerprint == fingerprint_with(dataset, dataset.tokenizer_path, split, seed)
+    record["order"] = record["order"].replace(dataset.fingerprint, older)
+    (checkpoint / STATE_FILE).write_text(json.dumps(record))
+    assert train(tmp_path / "rest", spec, dataset, checkpoint).step == 8
+    record["order"] = record["order"].replace(older, "0" * 32)
+    (checkpoint / STATE_FILE).write_text(json.dumps(record))
+    with pytest.raises(CheckpointError, match="another seed or other data"):
+        train(tmp_path / "other", spec, dataset, checkpoint)
