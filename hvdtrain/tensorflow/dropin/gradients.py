@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+import weakref
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 import horovod.tensorflow as hvd
 import numpy as np
@@ -29,21 +31,30 @@ class Gradients:
     same order.
     """
 
-    def __init__(self, settings: Settings, sources: Sequence[tf.Variable], prefix: str) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        sources: Sequence[tf.Variable],
+        prefix: str,
+        options: Mapping[str, Any] | None = None,
+    ) -> None:
         """Lay out the buckets, and compare them with the other ranks'; every rank calls it.
 
         Args:
             settings: the wrapper's arguments.
             sources: whose gradients come, in this order; TensorFlow's or Keras' variables.
             prefix: of the names of collectives, different for every object.
+            options: whatever else must be equal on all ranks, by the names that errors give.
 
         Raises:
             SpecError: the settings do not fit the model or the job.
             TrainingError: ranks differ in their settings, or in their models.
         """
-        self.settings, self.sources = settings, list(sources)
-        self._parameters = parameters_of(self.sources)
-        check_structure(self._parameters, settings)
+        self.settings = settings
+        # Weak: what is known of a tape's model must not keep the model.
+        self._sources = [weakref.ref(source) for source in sources]
+        self._parameters = parameters_of(sources)
+        check_structure(self._parameters, settings, options)
         rules = settings.rules
         rules.check([p.name for p in self._parameters])
         rules.check_ranks(hvd.size(), reduces_over_mpi())
@@ -65,7 +76,9 @@ class Gradients:
                 for b, dtype in zip(self.buckets, self._dtypes, strict=True)
                 if settings.gradient_accumulation_steps > 1
             ]
+        # Whether the sources, and what else, are compared when the second window begins.
         self.compare_values_at_second_window = True
+        self.compared_besides: list[tf.Variable] = []
 
     def micro_batch(
         self, gradients: _Gradients, samples: tf.Tensor | None, then: Callable[[_Gradients], None]
@@ -96,6 +109,11 @@ class Gradients:
             self._micro.assign_add(1)
 
         tf.cond(tf.equal(self._micro, steps - 1), last, early)
+
+    @property
+    def sources(self) -> list[tf.Variable]:
+        """The variables whose gradients come, in their order; those that are no more are left out."""
+        return [found for source in self._sources if (found := source()) is not None]
 
     @property
     def keeps_residuals(self) -> bool:
@@ -150,7 +168,8 @@ class Gradients:
             # The first may come before the broadcast, as in Horovod's own examples.
             name = f"{self._driver.prefix}values"
             second = tf.equal(self._windows, 1)
-            compared = tf.cond(second, lambda: check_values(self.sources, name), lambda: tf.constant(0))
+            values = [*self.compared_besides, *self.sources]
+            compared = tf.cond(second, lambda: check_values(values, name), lambda: tf.constant(0))
             with tf.control_dependencies([compared]):
                 own, flats = tf.identity(own), [tf.identity(flat) for flat in flats]
         self._windows.assign_add(1)
