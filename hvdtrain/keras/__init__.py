@@ -35,6 +35,7 @@ _NAMES = LazyNames(
         "allreduce": "hvdtrain.keras.values",
         "broadcast": "hvdtrain.keras.values",
         "broadcast_variables": "hvdtrain.tensorflow.dropin.messages",
+        "join": "hvdtrain.tensorflow.dropin.joining",
         "init": "hvdtrain.tensorflow.dropin.session",
         "load_model": "hvdtrain.keras.optimizer",
     },

@@ -214,6 +214,35 @@ def check_a_constant_gradient_is_reduced_in_every_step() -> None:
         np.testing.assert_array_equal(step(tf.zeros(rows[hvd.rank()])), [1.5, 1.5])
 
 
+def check_ranks_with_fewer_batches_join() -> None:
+    sizes = [4, 3, 2, 5, 4]
+    parts = cases.batches(sizes)
+    for compression, tolerance in (("none", 1e-12), ("fp16", 2e-3), ("bf16", 2e-2)):
+        made, measure = cases.model(), cases.loss()
+        optimizer = hvd.DistributedOptimizer(sgd(0.1), average="samples", compression=compression)
+
+        def step(x: tf.Tensor, y: tf.Tensor, made=made, optimizer=optimizer, measure=measure) -> None:  # type: ignore[no-untyped-def]
+            with tf.GradientTape() as tape:
+                value = measure(y, made(x, training=True))
+            optimizer.batch_samples = tf.shape(x)[0]
+            gradients = tape.gradient(value, made.trainable_variables)
+            optimizer.apply_gradients(zip(gradients, made.trainable_variables, strict=True))
+
+        run = tf.function(step, reduce_retracing=True)
+        # Three on rank 0, two on rank 1.
+        for x, y in shares(parts):
+            run(tf.constant(x), tf.constant(y))
+        assert hvd.join() == 0
+        hvd.broadcast_variables([*made.weights, *optimizer.variables], 0)
+        cases.assert_same(made, cases.train_alone(sgd(0.1), windows(parts, 2)), tolerance)
+        # The wire's scale, which all ranks must have alike, as well.
+        run(*map(tf.constant, shares(cases.batches([4, 4], seed=5))[0]))
+        every = hvd.allgather(np.concatenate([w.reshape(-1) for w in made.get_weights()])[None])
+        np.testing.assert_array_equal(every[0], every[1])
+        states = [s["maximum"] for s in engine_of(optimizer).gradients.read() if "maximum" in s]
+        assert [*hvd.allgather(np.array(states))] == states * 2
+
+
 def check_no_model_is_kept_for_ever() -> None:
     """Not by a tape, compiled or not, nor by `fit` and its callbacks."""
 

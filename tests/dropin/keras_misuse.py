@@ -182,6 +182,33 @@ def _scaled_step(
     return tf.function(step) if compiled else step
 
 
+def check_a_compression_that_no_rank_can_leave_is_told_at_join() -> None:
+    """Where Horovod would crash, or fail in one rank."""
+    parts = shares(cases.batches([4] * 6))
+    for compression, told in (
+        ("int8", "join(): compression int8 needs every rank"),
+        ({"type": "topk", "ratio": 0.3}, "join(): compression topk needs every rank"),
+        ("sign", "join(): compression sign needs every rank"),
+        ([{"type": "powersgd", "match": "*kernel"}, {"type": "fp16"}], "join(): compression powersgd needs"),
+    ):
+        optimizer = hvd.DistributedOptimizer(sgd(0.1), compression=compression)
+        made, _ = cases.train(optimizer, parts)
+        with raises(SpecError, told):
+            hvd.join()
+        del made, optimizer
+    step, made = _scaled_step({"compression": "int8"}, True, sgd(0.1)), None
+    step()
+    with raises(SpecError, "join(): compression int8 needs every rank"):
+        hvd.join()
+    step = _scaled_step({}, True, sgd(0.1))
+    step()
+    with raises(SpecError, "in the first 2 updates, and this one leaves after 1"):
+        hvd.join()
+    step()
+    del made
+    assert hvd.join() in (0, 1)
+
+
 def check_samples_that_are_not_known_are_told() -> None:
     optimizer = hvd.DistributedOptimizer(sgd(0.1), average="samples")
     with raises(TrainingError, "optimizer.batch_samples"):

@@ -104,8 +104,8 @@ def _summed(model: keras.Model) -> list[keras.metrics.Metric]:
         object.__setattr__(model, _TOLD, left)
         warnings.warn(
             f"MetricAverage: {', '.join(map(repr, left))}: each rank keeps its own value, so nothing that "
-            "ranks must do alike may follow it. Ranks' variables can be added up only where update_state does "
-            "nothing but v.assign_add(x) or v.assign(v + x), with x of the batch alone",
+            "ranks must do alike may follow it. Ranks' variables can be added up only where update_state "
+            "does nothing but v.assign_add(x) or v.assign(v + x), with x of the batch alone",
             stacklevel=2,
         )
     return [metric for metric in metrics if adds_up(metric)]

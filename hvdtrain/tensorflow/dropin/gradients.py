@@ -18,10 +18,14 @@ from hvdtrain.core.dropin import Parameter, Settings, accumulator, keeps_residua
 from hvdtrain.core.optimizers import CLIP_EPSILON
 from hvdtrain.tensorflow.driver import Driver, pack, variables
 from hvdtrain.tensorflow.dropin.agreement import check_structure, check_values, parameters_of
+from hvdtrain.tensorflow.dropin.messages import broadcast_variables
 from hvdtrain.tensorflow.ops import Ops
 from hvdtrain.tensorflow.world import reduces_over_mpi
 
 _Gradients = Sequence[tf.Tensor | None]
+
+
+_live: weakref.WeakSet[Gradients] = weakref.WeakSet()
 
 
 class Gradients:
@@ -50,7 +54,7 @@ class Gradients:
             SpecError: the settings do not fit the model or the job.
             TrainingError: ranks differ in their settings, or in their models.
         """
-        self.settings = settings
+        self.settings, self.prefix = settings, prefix
         # Weak: what is known of a tape's model must not keep the model.
         self._sources = [weakref.ref(source) for source in sources]
         self._parameters = parameters_of(sources)
@@ -76,6 +80,7 @@ class Gradients:
                 for b, dtype in zip(self.buckets, self._dtypes, strict=True)
                 if settings.gradient_accumulation_steps > 1
             ]
+        _live.add(self)
         # Whether the sources, and what else, are compared when the second window begins.
         self.compare_values_at_second_window = True
         self.compared_besides: list[tf.Variable] = []
@@ -125,6 +130,38 @@ class Gradients:
     def wire_bytes(self) -> int:
         """Bytes of gradients this rank has handed to collectives so far."""
         return int(self._driver.wire_bytes.numpy())
+
+    @property
+    def applied(self) -> int:
+        """How many updates there have been."""
+        return int(self._updates.numpy())
+
+    @property
+    def windows(self) -> int:
+        """How many windows have been reduced."""
+        return int(self._windows.numpy())
+
+    @property
+    def compared_windows(self) -> int:
+        """In how many windows, the first ones, all ranks must take part."""
+        return 2 if self.compare_values_at_second_window else 1
+
+    @property
+    def may_fall_behind(self) -> bool:
+        """Whether compression has state that ranks change alike with each update."""
+        return bool(self._known_to_all())
+
+    def catch_up(self, root_rank: int) -> None:
+        """Take over from a rank what all that took part in its updates know of compression."""
+        broadcast_variables([self._updates, self._windows, *self._known_to_all()], root_rank)
+
+    def _known_to_all(self) -> list[tf.Variable]:
+        return [
+            variable
+            for bucket, state in zip(self.buckets, self._states, strict=True)
+            for name, variable in state.items()
+            if name not in self.settings.rules.policy(bucket).residuals
+        ]
 
     def read(self) -> list[dict[str, np.ndarray]]:
         """Copies of this rank's policy state, a mapping a bucket."""
@@ -244,6 +281,11 @@ def _as_matrix(parameter: Parameter) -> Parameter:
     # A convolution's kernel is (height, width, in, out): to a policy of matrices, a map of its last axis.
     *first, last = parameter.shape or (1,)
     return replace(parameter, shape=(math.prod(first), last)) if len(first) > 1 else parameter
+
+
+def gradients_in_use() -> list[Gradients]:
+    """Those of all distributed optimizers and tapes that have taken a step."""
+    return sorted(_live, key=lambda each: each.prefix)
 
 
 def _counter() -> tf.Variable:
