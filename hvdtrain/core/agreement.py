@@ -36,10 +36,16 @@ def agree(fields: Mapping[str, Any], gather: Gather, advice: str, optional: Coll
         raise TrainingError(f"ranks of this job differ:{lines}\n{advice}")
 
 
-def gather_where_different(mine: bytes, gather: Gather) -> Sequence[bytes]:
-    """Every rank's bytes, in the order of ranks, or none where all are equal."""
+def gather_where_different(mine: bytes, gather: Gather, compared: bytes | None = None) -> Sequence[bytes]:
+    """Every rank's bytes, in the order of ranks, or none where all are equal.
+
+    Args:
+        mine: this rank's.
+        gather: between all ranks.
+        compared: the part of them that must be equal; None: all.
+    """
     # A few bytes first: descriptions of a large model on many ranks would be megabytes.
-    hashes = gather(hashlib.blake2b(mine, digest_size=16).digest())
+    hashes = gather(hashlib.blake2b(mine if compared is None else compared, digest_size=16).digest())
     return gather(mine) if len(set(hashes)) > 1 else ()
 
 

@@ -23,6 +23,8 @@ def _check() -> None:
             f"hvdtrain.keras needs Keras on TensorFlow (found {found}): set KERAS_BACKEND=tensorflow before "
             "keras is imported; for PyTorch there is hvdtrain.torch"
         )
+    # Also where a program only calls `init` and trains a model that it has unpickled.
+    import_module("hvdtrain.keras.plain")
 
 
 _NAMES = LazyNames(
@@ -33,6 +35,7 @@ _NAMES = LazyNames(
         "allreduce": "hvdtrain.keras.values",
         "broadcast": "hvdtrain.keras.values",
         "broadcast_variables": "hvdtrain.tensorflow.dropin.messages",
+        "join": "hvdtrain.tensorflow.dropin.joining",
         "init": "hvdtrain.tensorflow.dropin.session",
         "load_model": "hvdtrain.keras.optimizer",
     },

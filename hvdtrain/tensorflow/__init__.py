@@ -21,6 +21,7 @@ _NAMES = LazyNames(
         "init": "hvdtrain.tensorflow.dropin.session",
         "DistributedGradientTape": "hvdtrain.tensorflow.dropin.tape",
         "broadcast_variables": "hvdtrain.tensorflow.dropin.messages",
+        "join": "hvdtrain.tensorflow.dropin.joining",
     },
     "horovod.tensorflow",
     # A Horovod for another TensorFlow would crash when it is imported.

@@ -194,7 +194,6 @@ def test_updates_that_are_never_applied_end_the_run_by_their_reason_and_are_logg
     assert not any("loss" in line for line in lines)
 
 
-
 def test_a_checkpoint_of_the_same_tokens_goes_on_whatever_its_tokenizer_file_looks_like(
     tmp_path: Path,
 ) -> None:
