@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
@@ -63,10 +62,8 @@ class Outcome:
     seconds: float = 0.0
 
     def as_dict(self) -> dict[str, Any]:
-        """JSON-ready; what is not a number is null."""
-        found = asdict(self)
-        found["losses"] = [loss if math.isfinite(loss) else None for loss in self.losses]
-        return found
+        """JSON-ready, but for what is not a number."""
+        return asdict(self)
 
 
 def simulate(

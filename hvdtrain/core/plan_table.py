@@ -33,6 +33,11 @@ def _rows(plan: Plan) -> list[tuple[str, str, str]]:
             f"{plan.validation_samples} sequences",
             f"{plan.per_device_eval_batch_size} per device",
         ),
+        (
+            "tokenizer",
+            f"{plan.tokenizer_size:,} of {plan.vocab_size:,} tokens",
+            f"{plan.unknown_share:.2%} of the text is [UNK]",
+        ),
         ("parameters", f"{plan.parameters:,}", f"{plan.decayed_parameters:,} with weight decay"),
         ("gradient buckets", str(len(plan.buckets)), "one reduction each"),
         ("wire per update", *_wire(plan)),

@@ -40,7 +40,9 @@ class Position:
         samples_consumed: samples used up over all ranks.
         loss_scale: that of the next update; 0 where it never changes.
         good_updates: applied ones since it last changed.
-        skipped_updates: not applied because they were not finite; each rank's own after local updates.
+        skipped_updates: not applied, whatever the reason; where they were not finite in local updates, each
+            rank's own.
+        empty_updates: those of them in which no rank had anything to predict.
     """
 
     step: int
@@ -49,6 +51,7 @@ class Position:
     loss_scale: float = 0.0
     good_updates: int = 0
     skipped_updates: int = 0
+    empty_updates: int = 0
 
 
 @dataclass(frozen=True)

@@ -18,10 +18,12 @@ _NAMES = LazyNames(
         "broadcast_parameters": "hvdtrain.torch.dropin.state",
         "broadcast_optimizer_state": "hvdtrain.torch.dropin.state",
         "DistributedSampler": "hvdtrain.torch.dropin.sampler",
+        "SyncBatchNorm": "hvdtrain.torch.dropin.sync_batch_norm",
     },
     "horovod.torch",
     # A Horovod for another PyTorch would crash when it is imported.
     lambda: require_fit("torch"),
+    modules=("elastic",),
 )
 
 

@@ -7,6 +7,7 @@ import numpy as np
 import torch
 
 from hvdtrain.core.environment import horovod_environment, keep_freed_memory, usable_cores
+from hvdtrain.core.random import framework_seed
 from hvdtrain.core.spec import JobSpec
 from hvdtrain.core.world import World
 
@@ -28,7 +29,7 @@ def init(spec: JobSpec) -> World:
     torch.set_num_threads(world.threads(spec.num_threads))
     if torch.cuda.is_available():
         torch.cuda.set_device(world.local_rank % torch.cuda.device_count())
-    torch.manual_seed(spec.seed * world.size + world.rank)
+    torch.manual_seed(framework_seed(spec.seed, world.rank))
     return world
 
 
@@ -63,6 +64,18 @@ def sum_over_ranks(values: np.ndarray, name: str) -> np.ndarray:
 def broadcast(values: np.ndarray, name: str) -> np.ndarray:
     """Rank 0's copy of an array; arguments as `sum_over_ranks`."""
     return hvd.broadcast(torch.from_numpy(values), root_rank=0, name=name).numpy()
+
+
+def gather_bytes(data: bytes, name: str) -> list[bytes]:
+    """Every rank's bytes, in the order of ranks; ranks of the other framework may take part.
+
+    Args:
+        data: of any length above 0.
+        name: the same on every rank.
+    """
+    own = torch.frombuffer(bytearray(data), dtype=torch.uint8)
+    lengths = hvd.allgather(torch.tensor([len(own)]), name=f"{name}.lengths").tolist()
+    return [part.numpy().tobytes() for part in hvd.allgather(own, name=name).split(lengths)]
 
 
 def shutdown() -> None:

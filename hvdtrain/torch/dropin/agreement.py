@@ -10,7 +10,8 @@ import numpy as np
 import torch
 
 from hvdtrain.core.dropin import Parameter, Settings, check_same, describe, digest
-from hvdtrain.torch.dropin.session import gather_bytes, waiting_for_ranks
+from hvdtrain.torch.dropin.session import waiting_for_ranks
+from hvdtrain.torch.world import gather_bytes
 
 _ADVICE = (
     "they were not broadcast: call hvdtrain.torch.broadcast_parameters(model.state_dict(), root_rank=0) "
