@@ -13,7 +13,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hvdtrain.core.data.dataset import Dataset
+from hvdtrain.core.data.corpus import Corpus
 from hvdtrain.core.data.hashing import Contents, hash_contents, hash_texts
 from hvdtrain.core.data.packing import pack, split
 from hvdtrain.core.data.sources import Changed, documents, file_digest
@@ -39,7 +39,7 @@ def _silent(message: str) -> None:
     pass
 
 
-def prepare(data: DataSpec, vocab_size: int, seed: int, announce: Callable[[str], None] = _silent) -> Dataset:
+def prepare(data: DataSpec, vocab_size: int, seed: int, announce: Callable[[str], None] = _silent) -> Corpus:
     """Open the corpus as token sequences; tokenise and pack it first if this node has not done so.
 
     The cache is named by a hash of the sources' bytes, the tokenizer, the sequence length and the packing, so
@@ -72,7 +72,7 @@ def prepare(data: DataSpec, vocab_size: int, seed: int, announce: Callable[[str]
     if not dataset.train.has_other_tokens(dataset.token_ids.special):
         raise DataError(
             f"{_source(data)}: nothing to predict, all of the training split is [UNK]: the tokenizer has "
-            f"{dataset.vocab_size:,} tokens and knows none of its words; give a larger model.vocab_size (now "
+            f"{dataset.token_ids.size:,} tokens and knows none of its words; give a larger model.vocab_size (now "
             f"{vocab_size:,}), a data.tokenizer_file for this text, or other text"
         )
     return dataset

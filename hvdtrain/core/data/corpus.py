@@ -49,8 +49,8 @@ class Sequences:
 
 
 @dataclass(frozen=True, eq=False)
-class Dataset:
-    """A corpus ready for training.
+class Corpus:
+    """Text as tokens, ready for a task.
 
     Attributes:
         train: the sequences to train on.
@@ -69,11 +69,6 @@ class Dataset:
     max_seq_length: int
     fingerprint: str
     unknown_share: float = 0.0
-
-    @property
-    def vocab_size(self) -> int:
-        """The tokenizer's number of tokens; the model's may be larger."""
-        return self.token_ids.size
 
 
 def split_members(

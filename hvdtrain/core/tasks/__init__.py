@@ -1,0 +1,1 @@
+"""Tasks: how samples become batches, one file a task."""
