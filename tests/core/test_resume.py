@@ -29,6 +29,7 @@ BAD_WINDOWS = {1, 6}
 WEIGHTS = (Weight("w", (2, 3), True, "normal"),)
 FAMILY = SimpleNamespace(
     weights=lambda model: WEIGHTS,
+    untrained=lambda model: (),
     hf_config=lambda model, pad: {},
     activation_bytes=lambda *shapes: 0,
     product_elements=lambda model: 0,
