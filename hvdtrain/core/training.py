@@ -25,7 +25,7 @@ from hvdtrain.core.schedules import schedule_factor
 from hvdtrain.core.spec import JobSpec
 from hvdtrain.core.start import common_weights
 from hvdtrain.core.state import TrainingState, save_state
-from hvdtrain.core.weights import ModelFamily, Weight
+from hvdtrain.core.weights import ModelFamily, Weight, initial_weights
 from hvdtrain.core.world import World
 
 
@@ -134,7 +134,9 @@ class BaseTrainer(Adapter):
             state: what `--resume` needs beside it.
         """
         if self.world.is_chief:
-            config = self._family.hf_config(self.spec.model, self.dataset.token_ids.pad)
+            model = self.spec.model
+            config = self._family.hf_config(model, self.dataset.token_ids.pad)
+            untrained = self._family.untrained(model)
             save_model(
                 directory,
                 self.read_weights(),
@@ -142,6 +144,7 @@ class BaseTrainer(Adapter):
                 self.dataset.tokenizer_path,
                 self.spec.data.max_seq_length,
                 also=(lambda into: save_state(into, state)) if state else lambda into: None,
+                untrained=initial_weights(untrained, self.spec.seed, model.initializer_range, model.dtype),
             )
 
     def learning_rate(self) -> float:

@@ -33,6 +33,7 @@ EMPTY_WINDOWS = {2, 8}
 WEIGHTS = (Weight("w", (2, 3), True, "normal"),)
 FAMILY = SimpleNamespace(
     weights=lambda model: WEIGHTS,
+    untrained=lambda model: (),
     hf_config=lambda model, pad: {},
     activation_bytes=lambda *shapes: 0,
     product_elements=lambda model: 0,

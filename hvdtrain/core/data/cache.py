@@ -165,7 +165,7 @@ def _tokenise(inputs: _Inputs, directory: Path) -> None:
         tokenizer = train_tokenizer(texts, vocab_size, data.lowercase, data.strip_accents)
         ids = token_ids(tokenizer, vocab_size, f"the tokenizer trained for model.vocab_size {vocab_size}")
     else:
-        tokenizer = tokenizer_from(inputs.tokenizer, data.tokenizer_file)
+        tokenizer = tokenizer_from(inputs.tokenizer, f"{data.tokenizer_file}")
         ids = token_ids(tokenizer, vocab_size, f"data.tokenizer_file {data.tokenizer_file}")
     arrange = pack if data.packing else split
     sequences = arrange(encoder(tokenizer)(texts()), data.max_seq_length, ids.cls, ids.sep)

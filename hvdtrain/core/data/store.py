@@ -86,16 +86,16 @@ def write_store(
         for sequence in sequences:
             file.write(sequence.astype(dtype).tobytes())
             offsets.append(offsets[-1] + len(sequence))
-            text_tokens += len(sequence) - np.count_nonzero((sequence == ids.cls) | (sequence == ids.sep))
-            unknown_tokens += 0 if unknown is None else np.count_nonzero(sequence == unknown)
+            text_tokens += int(np.count_nonzero((sequence != ids.cls) & (sequence != ids.sep)))
+            unknown_tokens += int(np.count_nonzero(sequence == unknown)) if unknown is not None else 0
     (directory / "offsets.bin").write_bytes(np.asarray(offsets, dtype="<i8").tobytes())
     (directory / "tokenizer.json").write_text(tokenizer, encoding="utf-8")
     meta = {
         "dtype": dtype,
         "token_ids": asdict(ids),
         "files": {name: _describe(directory / name) for name in _FILES},
-        "text_tokens": int(text_tokens),
-        "unknown_tokens": int(unknown_tokens),
+        "text_tokens": text_tokens,
+        "unknown_tokens": unknown_tokens,
     }
     (directory / _META).write_text(json.dumps(meta, indent=1), encoding="utf-8")
     for path in [*(directory / name for name in (*_FILES, _META)), directory]:
