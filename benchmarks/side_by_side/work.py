@@ -80,8 +80,7 @@ def make_work(spec: JobSpec, rank: int) -> Work:
 
 def _windows(spec: JobSpec, plan: Plan, dataset: Dataset, rank: int) -> tuple[Window, ...]:
     windows = train_windows(
-        dataset,
-        spec.task,
+        dataset.train,
         seed=spec.seed,
         accumulation=plan.accumulation,
         rank=rank,

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Protocol
 
 from hvdtrain.core import strict_json
-from hvdtrain.core.data import Dataset, prepare
+from hvdtrain.core.data import Dataset
 from hvdtrain.core.environment import cpu_flags, launched_rank
 from hvdtrain.core.errors import CheckpointError, HvdtrainError
 from hvdtrain.core.families.family import Family
@@ -25,6 +25,7 @@ from hvdtrain.core.results import TrainingResult, describe_skips
 from hvdtrain.core.sections import ModelSpec
 from hvdtrain.core.spec import JobSpec, load_spec
 from hvdtrain.core.start import check_command, check_data, check_plan
+from hvdtrain.core.tasks import masked_lm
 from hvdtrain.core.world import World
 
 # Every rank meets a bad spec; the others wait for rank 0's message to end the job before they repeat it.
@@ -87,7 +88,7 @@ def run_job(load: Callable[[], Framework], default_spec: str, arguments: Sequenc
 
 def prepare_data(spec: JobSpec, announce: Callable[[str], None]) -> Dataset:
     """Prepare a spec's data on this node, or open what was prepared before."""
-    return prepare(spec.data, spec.model.vocab_size, spec.seed, announce=announce)
+    return masked_lm.prepare(spec, announce)
 
 
 def plan_job(spec: JobSpec, family: Family, dataset: Dataset, size: int, threads: int) -> Plan:
@@ -97,11 +98,11 @@ def plan_job(spec: JobSpec, family: Family, dataset: Dataset, size: int, threads
         family.weights(spec.model),
         size=size,
         threads=threads,
-        train_tokens=dataset.train.lengths,
+        train_tokens=dataset.train.costs,
         validation_samples=len(dataset.validation),
         family=family,
         cpu_flags=cpu_flags(),
-        tokenizer_size=dataset.vocab_size,
+        tokenizer_size=dataset.tokenizer_size,
         unknown_share=dataset.unknown_share,
     )
 

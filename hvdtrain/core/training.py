@@ -26,7 +26,7 @@ from hvdtrain.core.schedules import schedule_factor
 from hvdtrain.core.spec import JobSpec
 from hvdtrain.core.start import common_weights
 from hvdtrain.core.state import TrainingState, save_state
-from hvdtrain.core.weights import Weight
+from hvdtrain.core.weights import Weight, initial_weights
 from hvdtrain.core.world import World
 
 
@@ -135,14 +135,15 @@ class BaseTrainer(Adapter):
             state: what `--resume` needs beside it.
         """
         if self.world.is_chief:
-            config = self._family.hf_config(self.spec.model, self.dataset.token_ids.pad)
+            model = self.spec.model
+            untrained = self._family.untrained(model)
             save_model(
                 directory,
                 self.read_weights(),
-                config,
-                self.dataset.tokenizer_path,
-                self.spec.data.max_seq_length,
+                {**self._family.hf_config(model), **self.dataset.config},
+                self.dataset.files,
                 also=(lambda into: save_state(into, state)) if state else lambda into: None,
+                untrained=initial_weights(untrained, self.spec.seed, model.dtype),
             )
 
     def learning_rate(self) -> float:
@@ -164,8 +165,7 @@ class BaseTrainer(Adapter):
 
     def _windows(self) -> Iterator[Window]:
         return train_windows(
-            self.dataset,
-            self.spec.task,
+            self.dataset.train,
             seed=self.spec.seed,
             accumulation=self.plan.accumulation,
             rank=self.world.rank,
@@ -175,9 +175,7 @@ class BaseTrainer(Adapter):
 
     def _eval_batches(self) -> Iterator[Batch]:
         return eval_batches(
-            self.dataset,
-            self.spec.task,
-            seed=self.spec.seed,
+            self.dataset.validation,
             per_device=self.plan.per_device_eval_batch_size,
             rank=self.world.rank,
             size=self.world.size,

@@ -11,8 +11,9 @@ from transformers import BertForMaskedLM
 
 from hvdtrain.core.accumulation import Accumulation
 from hvdtrain.core.checkpoint import load_model
-from hvdtrain.core.data import Recipe, collate, global_batches, prepare
+from hvdtrain.core.data import global_batches
 from hvdtrain.core.families import bert
+from hvdtrain.core.job import prepare_data
 from hvdtrain.core.metrics import read_metrics
 from hvdtrain.core.optimizers import ReferenceOptimizer, clip_factor
 from hvdtrain.core.spec import JobSpec, load_spec
@@ -44,16 +45,15 @@ def check_exact(run: Path, settings: list[str]) -> None:
 
 
 def reference_update(spec: JobSpec) -> tuple[float, float, dict[str, np.ndarray]]:
-    dataset = prepare(spec.data, spec.model.vocab_size, spec.seed)
+    dataset = prepare_data(spec, print)
     whole = Accumulation(1, len(dataset.train))
-    everything = next(global_batches(spec.seed, dataset.train.lengths, whole)).indices
-    recipe = Recipe.of(dataset, spec.task, spec.seed)
+    everything = next(global_batches(spec.seed, dataset.train.costs, whole)).indices
     weights = bert.weights(spec.model)
     arrays = initial_weights(weights, spec.seed, "float64")
     model = _hugging_face(spec, arrays)
     loss_sum, weight = 0.0, 0.0
     for indices in np.array_split(everything, len(everything) // 16):
-        batch = collate(dataset.train, indices, 0, len(indices), recipe)
+        batch = dataset.train.collate(indices, 0, len(indices))
         logits = model(
             input_ids=torch.from_numpy(batch.inputs["input_ids"]).long(),
             attention_mask=torch.from_numpy(batch.inputs["attention_mask"]),

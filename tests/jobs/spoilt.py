@@ -38,7 +38,7 @@ WEIGHTS = (
 )
 FAMILY = SimpleNamespace(
     weights=lambda model: WEIGHTS,
-    hf_config=lambda model, pad: {},
+    hf_config=lambda model: {},
     activation_bytes=lambda *shapes: 0,
     product_elements=lambda model: 0,
 )

@@ -11,12 +11,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hvdtrain.core.data.dataset import split_members
 
 from hvdtrain.core.compression import Adasum, DiLoCo, LocalSGD
 from hvdtrain.core.compression.simulator import Simulator
-from hvdtrain.core.data import Batch, Dataset, Window, prepare, train_windows
-from hvdtrain.core.data.dataset import split_members
+from hvdtrain.core.data import Batch, Dataset, Window, train_windows
 from hvdtrain.core.data.tokenizer import train_tokenizer
+from hvdtrain.core.job import prepare_data
 from hvdtrain.core.metrics import METRICS_FILE, read_metrics
 from hvdtrain.core.optimizers import ReferenceOptimizer, clip_factor
 from hvdtrain.core.plan import Plan, make_plan
@@ -217,15 +218,15 @@ def windows_of(spec: JobSpec) -> Iterator[tuple[Window, ...]]:
     """Both ranks' windows."""
     dataset, plan = prepared(spec)
     streams = [
-        train_windows(dataset, spec.task, seed=spec.seed, accumulation=plan.accumulation, rank=rank)
+        train_windows(dataset.train, seed=spec.seed, accumulation=plan.accumulation, rank=rank)
         for rank in range(2)
     ]
     return zip(*streams, strict=True)
 
 
 def prepared(spec: JobSpec) -> tuple[Dataset, Plan]:
-    dataset = prepare(spec.data, spec.model.vocab_size, spec.seed)
-    tokens = dataset.train.lengths
+    dataset = prepare_data(spec, print)
+    tokens = dataset.train.costs
     plan = make_plan(spec, spoilt.WEIGHTS, size=2, threads=1, train_tokens=tokens, validation_samples=0)
     return dataset, plan
 

@@ -13,8 +13,9 @@ import torch
 from transformers import BertConfig, BertForMaskedLM
 
 from hvdtrain.core.checkpoint import load_model
-from hvdtrain.core.data import Window, prepare, train_windows
+from hvdtrain.core.data import Window, train_windows
 from hvdtrain.core.families import bert
+from hvdtrain.core.job import prepare_data
 from hvdtrain.core.metrics import read_metrics
 from hvdtrain.core.optimizers import ReferenceOptimizer, clip_factor
 from hvdtrain.core.plan import make_plan
@@ -175,11 +176,10 @@ def plan_of(spec: JobSpec):  # type: ignore[no-untyped-def]
 def reference(spec: JobSpec, updates: int) -> tuple[np.ndarray, Arrays]:
     """Both ranks one after the other: the curve of so many updates, and the weights after COMPARED."""
     weights, plan = bert.weights(spec.model), plan_of(spec)
-    dataset = prepare(spec.data, spec.model.vocab_size, spec.seed)
+    dataset = prepare_data(spec, print)
     streams = [
         train_windows(
-            dataset,
-            spec.task,
+            dataset.train,
             seed=spec.seed,
             accumulation=plan.accumulation,
             rank=rank,

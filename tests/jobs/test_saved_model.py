@@ -8,7 +8,8 @@ import pytest
 import torch
 from transformers import AutoModelForMaskedLM, AutoTokenizer
 
-from hvdtrain.core.data import eval_batches, prepare
+from hvdtrain.core.data import eval_batches
+from hvdtrain.core.job import prepare_data
 from hvdtrain.core.metrics import read_metrics
 from hvdtrain.core.spec import load_spec
 from tests.jobs.runs import TINY, launch
@@ -32,6 +33,12 @@ def test_job_script_leaves_a_hugging_face_model(framework: str, wire: str, tmp_p
     logged = read_metrics(tmp_path / "out")[1][-1]["eval_loss"]
     assert evaluate_with_transformers(tmp_path / "out" / "model") == pytest.approx(logged, rel=1e-5)
 
+    files = {path.name for path in (tmp_path / "out" / "model").iterdir()}
+    assert files == {
+        *("model.safetensors", "untrained.safetensors", "model.safetensors.index.json", "config.json"),
+        *("tokenizer.json", "tokenizer_config.json", "vocab.txt", "sentence_bert_config.json"),
+    }
+    assert files < {path.name for path in (tmp_path / "out" / "checkpoint-4").iterdir()}
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "out" / "model")
     assert tokenizer.mask_token == "[MASK]"
     assert (
@@ -41,10 +48,10 @@ def test_job_script_leaves_a_hugging_face_model(framework: str, wire: str, tmp_p
 
 def evaluate_with_transformers(directory: Path) -> float:
     spec = load_spec("bert", SETTINGS)
-    dataset = prepare(spec.data, spec.model.vocab_size, spec.seed)
+    dataset = prepare_data(spec, print)
     model = AutoModelForMaskedLM.from_pretrained(directory).eval()
     loss, count = 0.0, 0
-    for batch in eval_batches(dataset, spec.task, seed=spec.seed, per_device=8, rank=0, size=1):
+    for batch in eval_batches(dataset.validation, per_device=8, rank=0, size=1):
         labels = torch.full(batch.inputs["input_ids"].shape, -100)
         for row, (positions, tokens, weights) in enumerate(
             zip(batch.inputs["masked_positions"], batch.targets, batch.loss_weights, strict=True)

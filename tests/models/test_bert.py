@@ -34,7 +34,7 @@ SMALL = ModelSpec(
 
 def hugging_face(model: ModelSpec) -> BertForMaskedLM:
     """What Transformers builds from the `config.json` of a saved model."""
-    return BertForMaskedLM(BertConfig(**bert.hf_config(model, pad_token_id=0))).eval()
+    return BertForMaskedLM(BertConfig(**bert.hf_config(model))).eval()
 
 
 def ragged_batch(model: ModelSpec) -> Batch:

@@ -39,7 +39,7 @@ BORDERS = (5, 9, 2)
 
 def hugging_face(model: ModelSpec) -> GPT2LMHeadModel:
     """What Transformers builds from the `config.json` of a saved model."""
-    config = GPT2Config(**gpt2.hf_config(model, end_of_text=0))
+    config = GPT2Config(**gpt2.hf_config(model), bos_token_id=0, eos_token_id=0)
     return GPT2LMHeadModel(config).to(getattr(torch, model.dtype)).eval()
 
 

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from hvdtrain.core.data.batches import (
     Batch,
-    Recipe,
+    Dataset,
+    Split,
     Window,
-    collate,
     eval_batches,
     eval_rounds,
     train_windows,
 )
 from hvdtrain.core.data.cache import cache_directory, prepare
-from hvdtrain.core.data.dataset import Dataset, Sequences
+from hvdtrain.core.data.corpus import Corpus, Sequences
 from hvdtrain.core.data.masking import max_predictions
 from hvdtrain.core.data.order import (
     Position,
@@ -25,15 +25,15 @@ from hvdtrain.core.data.tokenizer import TokenIds
 
 __all__ = [
     "Batch",
+    "Corpus",
     "Dataset",
     "Position",
     "Prefetcher",
-    "Recipe",
     "Sequences",
+    "Split",
     "TokenIds",
     "Window",
     "cache_directory",
-    "collate",
     "epoch_order",
     "eval_batches",
     "eval_rounds",

@@ -54,7 +54,7 @@ def prepare(data: DataSpec, vocab_size: int, seed: int, announce: Callable[[str]
         announce: called with a line for the user when the call will take a while.
 
     Returns:
-        The dataset; its files lie in `data.cache_dir`, else $HVDTRAIN_CACHE_DIR/data, else
+        The corpus; its files lie in `data.cache_dir`, else $HVDTRAIN_CACHE_DIR/data, else
         ~/.cache/hvdtrain/data.
 
     Raises:
@@ -68,14 +68,14 @@ def prepare(data: DataSpec, vocab_size: int, seed: int, announce: Callable[[str]
         with _writing(root), _locked(root / f"{inputs.name}.lock", announce):
             # Another rank may have built it while this one waited for the lock.
             store = _open(root / inputs.name, announce) or _build(inputs, root, announce)
-    dataset = store.dataset(data.max_seq_length, data.validation_split, seed)
-    if not dataset.train.has_other_tokens(dataset.token_ids.special):
+    corpus = store.corpus(data.max_seq_length, data.validation_split, seed)
+    if not corpus.train.has_other_tokens(corpus.token_ids.special):
         raise DataError(
             f"{_source(data)}: nothing to predict, all of the training split is [UNK]: the tokenizer has "
-            f"{dataset.token_ids.size:,} tokens and knows none of its words; give a larger model.vocab_size (now "
-            f"{vocab_size:,}), a data.tokenizer_file for this text, or other text"
+            f"{corpus.token_ids.size:,} tokens and knows none of its words; give a larger model.vocab_size "
+            f"(now {vocab_size:,}), a data.tokenizer_file for this text, or other text"
         )
-    return dataset
+    return corpus
 
 
 def cache_directory(data: DataSpec) -> Path:
@@ -165,7 +165,7 @@ def _tokenise(inputs: _Inputs, directory: Path) -> None:
         tokenizer = train_tokenizer(texts, vocab_size, data.lowercase, data.strip_accents)
         ids = token_ids(tokenizer, vocab_size, f"the tokenizer trained for model.vocab_size {vocab_size}")
     else:
-        tokenizer = tokenizer_from(inputs.tokenizer, data.tokenizer_file)
+        tokenizer = tokenizer_from(inputs.tokenizer, f"{data.tokenizer_file}")
         ids = token_ids(tokenizer, vocab_size, f"data.tokenizer_file {data.tokenizer_file}")
     arrange = pack if data.packing else split
     sequences = arrange(encoder(tokenizer)(texts()), data.max_seq_length, ids.cls, ids.sep)

@@ -47,7 +47,7 @@ class Store:
     fingerprint: str
     unknown_share: float
 
-    def dataset(self, max_seq_length: int, validation_split: float, seed: int) -> Corpus:
+    def corpus(self, max_seq_length: int, validation_split: float, seed: int) -> Corpus:
         """The sequences, split for training and validation by `split_members`."""
         train, validation = split_members(len(self.offsets) - 1, validation_split, seed)
         return Corpus(
@@ -86,16 +86,16 @@ def write_store(
         for sequence in sequences:
             file.write(sequence.astype(dtype).tobytes())
             offsets.append(offsets[-1] + len(sequence))
-            text_tokens += len(sequence) - np.count_nonzero((sequence == ids.cls) | (sequence == ids.sep))
-            unknown_tokens += 0 if unknown is None else np.count_nonzero(sequence == unknown)
+            text_tokens += int(np.count_nonzero((sequence != ids.cls) & (sequence != ids.sep)))
+            unknown_tokens += int(np.count_nonzero(sequence == unknown)) if unknown is not None else 0
     (directory / "offsets.bin").write_bytes(np.asarray(offsets, dtype="<i8").tobytes())
     (directory / "tokenizer.json").write_text(tokenizer, encoding="utf-8")
     meta = {
         "dtype": dtype,
         "token_ids": asdict(ids),
         "files": {name: _describe(directory / name) for name in _FILES},
-        "text_tokens": int(text_tokens),
-        "unknown_tokens": int(unknown_tokens),
+        "text_tokens": text_tokens,
+        "unknown_tokens": unknown_tokens,
     }
     (directory / _META).write_text(json.dumps(meta, indent=1), encoding="utf-8")
     for path in [*(directory / name for name in (*_FILES, _META)), directory]:
@@ -129,11 +129,11 @@ def open_store(directory: Path) -> Store | None:
     return Store(directory, tokens, offsets, ids, _fingerprint(meta), unknown_share)
 
 
-def fingerprint_with(dataset: Corpus, tokenizer: Path, validation_split: float, seed: int) -> str:
-    """The fingerprint that a cached dataset would have, had this `tokenizer.json` made its tokens.
+def fingerprint_with(corpus: Corpus, tokenizer: Path, validation_split: float, seed: int) -> str:
+    """The fingerprint that a cached corpus would have, had this `tokenizer.json` made its tokens.
 
     Args:
-        dataset: opened from a cache, with this split and seed.
+        corpus: opened from a cache, with this split and seed.
         tokenizer: the file.
         validation_split: the spec's.
         seed: the job's.
@@ -141,7 +141,7 @@ def fingerprint_with(dataset: Corpus, tokenizer: Path, validation_split: float, 
     Raises:
         OSError: a file cannot be read.
     """
-    meta = _read_meta(dataset.tokenizer_path.parent)
+    meta = _read_meta(corpus.tokenizer_path.parent)
     meta["files"]["tokenizer.json"] = _describe(tokenizer)
     return _with_split(_fingerprint(meta), validation_split, seed)
 

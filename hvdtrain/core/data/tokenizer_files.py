@@ -12,8 +12,9 @@ _SPECIAL = {"pad": "[PAD]", "unk": "[UNK]", "cls": "[CLS]", "sep": "[SEP]", "mas
 def tokenizer_files(tokenizer: str, model_max_length: int) -> dict[str, str]:
     """The files of a tokenizer by name.
 
-    `tokenizer.json` and `tokenizer_config.json` are Transformers'. BERT's WordPiece has `vocab.txt` as well,
-    for KerasHub: one token a line, its number is the id.
+    `tokenizer.json` and `tokenizer_config.json` are for Transformers. BERT's WordPiece has two more for
+    KerasHub: `vocab.txt`, one token a line, and `sentence_bert_config.json`, where it finds the length of
+    sequences; without that they have 512 tokens whatever the model.
 
     Args:
         tokenizer: the content of `tokenizer.json`.
@@ -32,7 +33,10 @@ def tokenizer_files(tokenizer: str, model_max_length: int) -> dict[str, str]:
     }
     files = {"tokenizer.json": tokenizer, "tokenizer_config.json": json.dumps(config, indent=2) + "\n"}
     lines = _vocabulary(found) if options is not None else None
-    return files if lines is None else files | {"vocab.txt": "\n".join(lines) + "\n"}
+    if lines is not None:
+        files["vocab.txt"] = "\n".join(lines) + "\n"
+        files["sentence_bert_config.json"] = json.dumps({"max_seq_length": model_max_length}) + "\n"
+    return files
 
 
 def bert_options(tokenizer: Mapping[str, Any]) -> dict[str, bool | None] | None:

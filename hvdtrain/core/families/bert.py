@@ -71,6 +71,12 @@ def weights(model: ModelSpec) -> tuple[Weight, ...]:
     return tuple(found)
 
 
+def untrained(model: ModelSpec) -> tuple[Weight, ...]:
+    """The pooler, without which KerasHub's `BertBackbone` does not open; masked-LM training has none."""
+    normal = Normal(model.initializer_range)
+    return tuple(_linear("bert.pooler.dense", model.hidden_size, model.hidden_size, normal))
+
+
 def activation_bytes(model: ModelSpec, rows: int, length: int, predictions: int, itemsize: int) -> int:
     """What PyTorch saves in a forward pass for the backward pass, with fused attention.
 
@@ -147,12 +153,11 @@ def keras_paths(model: ModelSpec) -> dict[str, tuple[str, ...]]:
     return {name: (path,) for name, path in paths.items()}
 
 
-def hf_config(model: ModelSpec, pad_token_id: int) -> dict[str, Any]:
+def hf_config(model: ModelSpec) -> dict[str, Any]:
     """The content of `config.json` for `transformers.AutoModelForMaskedLM`.
 
     Args:
         model: the hyper-parameters.
-        pad_token_id: the tokenizer's padding token.
 
     Returns:
         A JSON-ready mapping.
@@ -160,7 +165,6 @@ def hf_config(model: ModelSpec, pad_token_id: int) -> dict[str, Any]:
     fields = model.model_dump(exclude={"dtype"})
     return fields | {
         "architectures": ["BertForMaskedLM"],
-        "pad_token_id": pad_token_id,
         "dtype": model.dtype,
     }
 

@@ -16,6 +16,10 @@ class Family(Protocol):
         """Every trainable weight in the order of the forward pass."""
         ...
 
+    def untrained(self, model: ModelSpec) -> tuple[Weight, ...]:
+        """Weights that another library asks for when it opens a saved model, and that training has not."""
+        ...
+
     def activation_bytes(
         self, model: ModelSpec, rows: int, length: int, predictions: int, itemsize: int
     ) -> int:
@@ -34,8 +38,8 @@ class Family(Protocol):
         """Elements of all weights and biases that are used in matrix products."""
         ...
 
-    def hf_config(self, model: ModelSpec, pad_token_id: int) -> dict[str, Any]:
-        """The content of `config.json`."""
+    def hf_config(self, model: ModelSpec) -> dict[str, Any]:
+        """The content of `config.json`, but for what the data adds."""
         ...
 
 

@@ -127,6 +127,12 @@ def keras_paths(model: ModelSpec) -> dict[str, tuple[str, ...]]:
     return {weight.name: paths[weight.name] for weight in weights(model)}
 
 
+def untrained(model: ModelSpec) -> tuple[Weight, ...]:
+    """Both libraries open what is trained."""
+    del model
+    return ()
+
+
 def activation_bytes(model: ModelSpec, rows: int, length: int, predictions: int, itemsize: int) -> int:
     """What PyTorch saves in a forward pass for the backward pass, with fused attention.
 
@@ -181,20 +187,17 @@ def flops(model: ModelSpec, length: int, predictions: int) -> int:
     return 3 * 2 * (model.n_layer * layer + predictions * hidden * model.vocab_size)
 
 
-def hf_config(model: ModelSpec, end_of_text: int) -> dict[str, Any]:
+def hf_config(model: ModelSpec) -> dict[str, Any]:
     """The content of `config.json` for `transformers.AutoModelForCausalLM`.
 
     Args:
         model: the hyper-parameters.
-        end_of_text: the tokenizer's `<|endoftext|>`.
 
     Returns:
         A JSON-ready mapping.
     """
     return model.model_dump(exclude={"dtype"}) | {
         "architectures": ["GPT2LMHeadModel"],
-        "bos_token_id": end_of_text,
-        "eos_token_id": end_of_text,
         "dtype": model.dtype,
     }
 

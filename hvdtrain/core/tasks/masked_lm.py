@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -96,7 +95,8 @@ class MaskedSplit:
 
         Returns:
             Inputs of b = `rows` rows of S tokens: `input_ids`, `attention_mask` (1 on tokens, 0 on padding),
-            `token_type_ids` (zeros), all int32 (b, S), and `masked_positions`, where to predict, int32 (b, M).
+            `token_type_ids` (zeros), all int32 (b, S), and `masked_positions`, where to predict, int32
+            (b, M).
             Targets are the right tokens, int32 (b, M). Loss weights by token are 1, by example 1 / number of
             predictions in the row; the weight counts predictions, or examples with one. `tokens` counts [CLS]
             and [SEP] as well. Rows beyond the data are [PAD]; their attention mask is 1 everywhere, because a
