@@ -62,11 +62,6 @@ class Dataset:
     max_seq_length: int
     fingerprint: str
 
-    @property
-    def vocab_size(self) -> int:
-        """The tokenizer's number of tokens; the model's may be larger."""
-        return self.token_ids.size
-
 
 def split_members(
     count: int, validation_split: float, seed: int
