@@ -70,11 +70,6 @@ class Dataset:
     fingerprint: str
     unknown_share: float = 0.0
 
-    @property
-    def vocab_size(self) -> int:
-        """The tokenizer's number of tokens; the model's may be larger."""
-        return self.token_ids.size
-
 
 def split_members(
     count: int, validation_split: float, seed: int

@@ -13,7 +13,7 @@ import torch
 
 from hvdtrain.core.dropin import Settings, residuals_are_scaled, settings_of
 from hvdtrain.core.errors import SpecError, TrainingError
-from hvdtrain.core.optimizers import CLIP_EPSILON
+from hvdtrain.core.optimizers import clip_factor
 from hvdtrain.engine.cache import wire_types
 from hvdtrain.torch.dropin.arguments import HOROVOD
 from hvdtrain.torch.dropin.gradients import Gradients
@@ -191,7 +191,7 @@ class _Distributed:
             torch.linalg.vector_norm(g, dtype=torch.promote_types(g.dtype, torch.float32)) for g in found
         ]
         norm = torch.stack([each.double() for each in norms]).norm()
-        factor = (limit * (1.0 if scale is None else scale) / (norm + CLIP_EPSILON)).clamp(max=1.0)
+        factor = clip_factor(norm, limit * (1.0 if scale is None else scale), torch.clamp_max)
         for gradient in found:
             gradient.mul_(factor)
 
