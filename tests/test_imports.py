@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "hvdtrain"
 FRAMEWORKS = {"torch", "transformers", "tensorflow", "keras", "keras_hub", "horovod"}
 # What makes a command slow to answer; a command imports them when it runs.
-HEAVY = {"numpy", "pydantic", "matplotlib", "tokenizers", "safetensors", "tensorboard", "yaml"}
+HEAVY = {"numpy", "pydantic", "matplotlib", "tokenizers", "safetensors", "tensorboard", "ruamel"}
 
 
 def module_names(*packages: str) -> list[str]:

@@ -163,12 +163,13 @@ def _tokenise(inputs: _Inputs, directory: Path) -> None:
 
     if inputs.tokenizer is None:
         tokenizer = train_tokenizer(texts, vocab_size, data.lowercase, data.strip_accents)
-        ids = token_ids(tokenizer, vocab_size, f"the tokenizer trained for model.vocab_size {vocab_size}")
+        where = f"the tokenizer trained for model.vocab_size {vocab_size}"
     else:
         tokenizer = tokenizer_from(inputs.tokenizer, f"{data.tokenizer_file}")
-        ids = token_ids(tokenizer, vocab_size, f"data.tokenizer_file {data.tokenizer_file}")
+        where = f"data.tokenizer_file {data.tokenizer_file}"
+    ids = token_ids(tokenizer, vocab_size, where)
     arrange = pack if data.packing else split
-    sequences = arrange(encoder(tokenizer)(texts()), data.max_seq_length, ids.cls, ids.sep)
+    sequences = arrange(encoder(tokenizer, where)(texts()), data.max_seq_length, ids.cls, ids.sep)
     if not write_store(directory, sequences, ids, tokenizer.to_str(pretty=True), unknown_id(tokenizer)):
         raise DataError(f"{_source(data)}: no text found, so there is nothing to train on")
 
