@@ -10,6 +10,7 @@ import typer
 
 from hvdtrain.bench.commands import demo, parity, simulate
 from hvdtrain.core.errors import HvdtrainError
+from hvdtrain.core.outputs import open_outputs
 from hvdtrain.engine.commands import doctor, engine_app
 from hvdtrain.launch.command import run
 
@@ -80,6 +81,7 @@ def schema() -> None:
 
 def main() -> None:
     """Run the command line; an expected error is one message on standard error and exit status 1."""
+    open_outputs()
     try:
         app()
     except HvdtrainError as error:

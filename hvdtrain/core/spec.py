@@ -18,6 +18,7 @@ from hvdtrain.core import sections
 from hvdtrain.core.compression import Compression, NoCompression
 from hvdtrain.core.compression.rules import Rules
 from hvdtrain.core.errors import SpecError
+from hvdtrain.core.paths import user_path
 
 PACKAGED_SPECS = Path(__file__).resolve().parent.parent / "specs"
 
@@ -155,7 +156,7 @@ _Yaml12Floats.add_implicit_resolver(
 
 
 def _find(path: str | Path) -> Path:
-    file = Path(path)
+    file = user_path(path, "spec", SpecError)
     packaged = PACKAGED_SPECS / f"{path}.yaml"
     if file.is_file():
         return file

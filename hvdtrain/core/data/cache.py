@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import fcntl
-import os
 import shutil
 import time
 from collections.abc import Callable, Iterator
@@ -19,6 +18,7 @@ from hvdtrain.core.data.sources import documents, source_files
 from hvdtrain.core.data.store import Damaged, Store, open_store, write_store
 from hvdtrain.core.data.tokenizer import encoder, load_tokenizer, token_ids, train_tokenizer
 from hvdtrain.core.errors import DataError
+from hvdtrain.core.paths import cache_root, user_path
 
 if TYPE_CHECKING:
     from hvdtrain.core.sections import DataSpec
@@ -63,16 +63,16 @@ def prepare(data: DataSpec, vocab_size: int, seed: int, announce: Callable[[str]
 
 
 def cache_directory(data: DataSpec) -> Path:
-    """`data.cache_dir`, else $HVDTRAIN_CACHE_DIR/data, else ~/.cache/hvdtrain/data."""
+    """`data.cache_dir`, else data/ in the folder of all caches (see `cache_root`)."""
     if data.cache_dir is not None:
-        return Path(data.cache_dir).expanduser()
-    base = os.environ.get("HVDTRAIN_CACHE_DIR")
-    return (Path(base) if base else Path("~/.cache/hvdtrain")).expanduser() / "data"
+        return user_path(data.cache_dir, "data.cache_dir:", DataError)
+    return cache_root() / "data"
 
 
 def _cache_name(data: DataSpec, vocab_size: int, root: Path) -> str:
     given = data.tokenizer_file
-    vocabulary = hash_file(Path(given).expanduser(), "data.tokenizer_file: ") if given else "wordpiece"
+    where = "data.tokenizer_file:"
+    vocabulary = hash_file(user_path(given, where, DataError), f"{where} ") if given else "wordpiece"
     tokenizer = f"{vocabulary} {vocab_size}"
     sources = content_hash(data, root / "sources.json")
     shape = f"{data.max_seq_length} {data.packing} {data.text_field}"
@@ -125,7 +125,7 @@ def _tokenise(data: DataSpec, vocab_size: int, directory: Path) -> None:
         tokenizer = train_tokenizer(lambda: documents(data), vocab_size)
         ids = token_ids(tokenizer, vocab_size, f"the tokenizer trained for model.vocab_size {vocab_size}")
     else:
-        tokenizer = load_tokenizer(Path(data.tokenizer_file).expanduser())
+        tokenizer = load_tokenizer(user_path(data.tokenizer_file, "data.tokenizer_file:", DataError))
         ids = token_ids(tokenizer, vocab_size, f"data.tokenizer_file {data.tokenizer_file}")
     text = tokenizer.to_str(pretty=True)
     encode = encoder(tokenizer)
