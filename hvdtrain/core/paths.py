@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import stat
-import tempfile
 from pathlib import Path
 
 from hvdtrain.core.errors import HvdtrainError
@@ -44,6 +43,8 @@ def cache_root() -> Path:
     try:
         return Path.home() / ".cache" / "hvdtrain"
     except RuntimeError:
+        import tempfile
+
         return _own_temporary(Path(tempfile.gettempdir(), f"hvdtrain-{os.getuid()}"))
 
 

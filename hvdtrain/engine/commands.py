@@ -9,7 +9,9 @@ from typing import Annotated
 
 import typer
 
-engine_app = typer.Typer(help="Build Horovod for the installed frameworks, or say what is built.")
+engine_app = typer.Typer(
+    help="Build Horovod for the installed frameworks, or say what is built.", rich_markup_mode=None
+)
 
 
 @engine_app.command()
