@@ -17,6 +17,7 @@ from hvdtrain.core import sections
 from hvdtrain.core.compression import Compression, NoCompression
 from hvdtrain.core.compression.rules import Rules
 from hvdtrain.core.errors import SpecError
+from hvdtrain.core.paths import user_path
 from hvdtrain.core.yaml12 import MAX_CHARS, load_yaml
 
 PACKAGED_SPECS = Path(__file__).resolve().parent.parent / "specs"
@@ -140,7 +141,7 @@ def json_schema() -> dict[str, Any]:
 
 
 def _find(path: str | Path) -> Path:
-    file = Path(path)
+    file = user_path(path, "spec", SpecError)
     packaged = PACKAGED_SPECS / f"{path}.yaml"
     if file.is_file():
         return file

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from typing import Any
 from packaging.version import Version
 
 from hvdtrain.core.errors import EngineError
+from hvdtrain.core.paths import cache_root
 from hvdtrain.engine.edits import RECORD_FILE, edits_for, recipe_digest
 from hvdtrain.engine.versions import Versions, package_dir, tensorflow_version, torch_version
 from hvdtrain.engine.wire_edits import WIRE_TYPES
@@ -36,10 +36,8 @@ class Installed:
 
 
 def cache_dir() -> Path:
-    """The folder of builds: $HVDTRAIN_CACHE_DIR/engine, or engine/ in the user's cache for hvdtrain."""
-    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    root = Path(os.environ.get("HVDTRAIN_CACHE_DIR") or Path(home) / "hvdtrain")
-    return root.expanduser().absolute() / "engine"
+    """The folder of builds: engine/ in the folder of all caches (see `cache_root`)."""
+    return cache_root() / "engine"
 
 
 def build_key(versions: Versions) -> str:

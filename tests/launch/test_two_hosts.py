@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -25,9 +26,13 @@ def two_hosts() -> Iterator[Cluster]:
         yield cluster
 
 
+def driven(launch: tuple[str, str], hosts: str, *program: str) -> list[str]:
+    script, ranks = str(HERE / "ranks" / program[0]), str(1 + hosts.count(","))
+    return [sys.executable, str(HERE / "drive.py"), ranks, hosts, *launch, script, *program[1:]]
+
+
 def drive(cluster: Cluster, folder: Path, launch: tuple[str, str], *program: str) -> tuple[int, str]:
-    script = str(HERE / "ranks" / program[0])
-    command = [sys.executable, str(HERE / "drive.py"), "2", "nodea:1,nodeb:1", *launch, script, *program[1:]]
+    command = driven(launch, "nodea:1,nodeb:1", *program)
     return cluster.run("nodea", command, cwd=folder, env=ENV, timeout_s=HANG_S)
 
 
@@ -89,3 +94,32 @@ def test_rank_failing_on_the_other_host(
     assert last.startswith("hvdtrain: rank 1 failed first"), output
     assert last.endswith(last_words)
     wait_until_no_process_is_left(two_hosts)
+
+
+@pytest.mark.parametrize(
+    ("launch", "hosts"),
+    [
+        (("horovodrun", "gloo"), "nodea:1,nodeb:1"),
+        (("mpirun", "mpi"), "nodea:1,nodeb:1"),
+        (("horovodrun", "mpi"), "nodea:1,nodeb:1"),
+        # On the other host alone, no rank here can tell it of the end.
+        (("mpirun", "mpi"), "nodeb:1"),
+        (("horovodrun", "mpi"), "nodeb:1"),
+    ],
+)
+def test_killing_the_driver_ends_the_ranks_on_every_host(
+    two_hosts: Cluster, launch: tuple[str, str], hosts: str, tmp_path: Path
+) -> None:
+    command = driven(launch, hosts, "fault.py", "none", "0", str(tmp_path))
+    with (tmp_path / "log").open("w") as log:
+        driver = subprocess.Popen(
+            two_hosts.inside("nodea", command, tmp_path), env=ENV, stdout=log, stderr=log
+        )
+        deadline = time.monotonic() + HANG_S
+        while not (tmp_path / "working").exists():
+            assert driver.poll() is None, (tmp_path / "log").read_text()
+            assert time.monotonic() < deadline, (tmp_path / "log").read_text()
+            time.sleep(0.05)
+        driver.kill()
+        driver.wait()
+        wait_until_no_process_is_left(two_hosts)
