@@ -110,7 +110,7 @@ def plan_job(spec: JobSpec, family: ModelFamily, dataset: Dataset, size: int, th
         validation_samples=len(dataset.validation),
         family=family,
         cpu_flags=cpu_flags(),
-        tokenizer_size=dataset.vocab_size,
+        tokenizer_size=dataset.token_ids.size,
         unknown_share=dataset.unknown_share,
     )
 

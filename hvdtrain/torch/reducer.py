@@ -153,6 +153,11 @@ class Reducer:
         for name, place in slot.places.items():
             self._watch(slot, name, place, parameters[name])
 
+    def _renew(self, slot: _Slot) -> None:
+        """Give a bucket new memory: somebody else keeps the old."""
+        slot.flat = torch.empty_like(slot.flat)
+        slot.places = _places(slot.bucket, slot.flat)
+
     def _watch(self, slot: _Slot, name: str, place: torch.Tensor, parameter: torch.nn.Parameter) -> None:
         def ready(parameter: torch.Tensor) -> None:
             # Moved here: autograd adding into a `.grad` that is a view reads and writes the bucket once more.
