@@ -142,6 +142,11 @@ class Gradients:
         return int(self._windows.numpy())
 
     @property
+    def micro_batches(self) -> int:
+        """How many have been taken in of a window that is not complete."""
+        return int(self._micro.numpy())
+
+    @property
     def compared_windows(self) -> int:
         """In how many windows, the first ones, all ranks must take part."""
         return 2 if self.compare_values_at_second_window else 1
