@@ -11,6 +11,7 @@ import torch
 
 from hvdtrain.core.compression.rules import Rules
 from hvdtrain.torch.dropin.session import waiting_for_ranks
+from hvdtrain.torch.ops import Ops
 from hvdtrain.torch.reducer import Reducer
 
 # A use counts in the lower half of an int32, one with a sparse gradient in both.
@@ -22,14 +23,17 @@ _hooks: dict[int, tuple[weakref.ref[torch.Tensor], list[Any]]] = {}
 class Filling(Reducer):
     """A reducer whose backward is the user's; when a window begins and ends is decided below it."""
 
-    def __init__(self, rules: Rules, prefix: str) -> None:
+    def __init__(self, rules: Rules, prefix: str, process_set: Any) -> None:
         """Start without parameters.
 
         Args:
             rules: how each bucket is summed over ranks.
             prefix: of the names of collectives.
+            process_set: the ranks that it is summed over.
         """
         super().__init__(rules, (), {}, seed=0, prefix=prefix)
+        self._process_set = process_set
+        self._ops = Ops(process_set.size(), process_set.rank(), seed=0)
         self._parameters: dict[str, torch.nn.Parameter] = {}
         self._nodes: list[Any] = []
         self._scale = 1.0

@@ -8,10 +8,9 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import horovod.torch as hvd
 import torch
 
-from hvdtrain.core.dropin import Settings, residuals_are_scaled, settings_of
+from hvdtrain.core.dropin import Settings, process_set_of, residuals_are_scaled, settings_of
 from hvdtrain.core.errors import SpecError, TrainingError
 from hvdtrain.core.optimizers import CLIP_EPSILON
 from hvdtrain.engine.cache import wire_types
@@ -47,7 +46,8 @@ def DistributedOptimizer(
         max_grad_norm: `step()` scales gradients to at most this global L2 norm; None: it does not.
         average: what gradients of your losses are divided by: see `hvdtrain.core.dropin.Settings`.
         bucket_cap_mb: largest flat bucket, in MiB.
-        **horovod: arguments of Horovod's wrapper: `backward_passes_per_step`, `op` and the like.
+        **horovod: arguments of Horovod's wrapper: `backward_passes_per_step`, `op`, `process_set` and the
+            like.
 
     Returns:
         The optimizer given.
@@ -57,6 +57,7 @@ def DistributedOptimizer(
         TrainingError: `init()` was not called, or a parameter has no name.
     """
     require_init("DistributedOptimizer")
+    process_set = process_set_of("DistributedOptimizer", HOROVOD, horovod)
     settings = settings_of(
         "DistributedOptimizer",
         HOROVOD,
@@ -75,8 +76,8 @@ def DistributedOptimizer(
     parameters = _named(optimizer, names)
     settings.rules.check([*parameters])
     settings.rules.check_wire(wire_types())
-    settings.rules.check_ranks(hvd.size(), reduces_over_mpi())
-    gradients = Gradients(settings, next(_numbers))
+    settings.rules.check_ranks(process_set.size(), reduces_over_mpi())
+    gradients = Gradients(settings, next(_numbers), process_set)
     gradients.add(parameters)
     kind = type(optimizer)
     optimizer.__class__ = type(kind.__name__, (_Distributed, kind), {"__module__": kind.__module__})

@@ -64,16 +64,19 @@ def waiting_for_ranks(what: str) -> Iterator[None]:
         ) from None
 
 
-def gather_bytes(data: bytes, name: str) -> Sequence[bytes]:
+def gather_bytes(data: bytes, name: str, process_set: Any = hvd.global_process_set) -> Sequence[bytes]:
     """Every rank's bytes, in the order of ranks.
 
     Args:
         data: of any length above 0.
         name: the same on every rank.
+        process_set: the ranks that take part.
     """
     own = torch.frombuffer(bytearray(data), dtype=torch.uint8)
-    lengths = hvd.allgather(torch.tensor([len(own)]), name=f"{name}.lengths").tolist()
-    return [part.numpy().tobytes() for part in hvd.allgather(own, name=name).split(lengths)]
+    length = torch.tensor([len(own)])
+    lengths = hvd.allgather(length, name=f"{name}.lengths", process_set=process_set).tolist()
+    every = hvd.allgather(own, name=name, process_set=process_set)
+    return [part.numpy().tobytes() for part in every.split(lengths)]
 
 
 def metric_average(
