@@ -22,6 +22,8 @@ def _check() -> None:
             f"hvdtrain.keras needs Keras on TensorFlow (found {found}): set KERAS_BACKEND=tensorflow before "
             "keras is imported; for PyTorch there is hvdtrain.torch"
         )
+    # Also where a program only calls `init` and trains a model that it has unpickled.
+    import_module("hvdtrain.keras.plain")
 
 
 _NAMES = LazyNames(

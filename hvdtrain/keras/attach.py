@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import horovod.tensorflow as hvd
 import keras
 import tensorflow as tf
 
+from hvdtrain.core.dropin import Parameter
 from hvdtrain.core.errors import TrainingError
 from hvdtrain.keras.optimizer import Engine, engine_of
 from hvdtrain.tensorflow.dropin.agreement import check_structure, check_values, parameters_of
-from hvdtrain.tensorflow.dropin.messages import broadcast_variables
+from hvdtrain.tensorflow.dropin.messages import broadcast_variables, gather_bytes
 from hvdtrain.tensorflow.dropin.session import require_init
 
 _ATTACHED = "_hvdtrain"
+_BUILT, _NOT_BUILT = b"built", b"not built"
 
 
 class Attached:
@@ -36,14 +39,37 @@ class Attached:
         self._model, self._step = model, model.train_step
         self.root_rank: int | None = None
         self.agreed = False
+        self._asked = self._finished = False
         self.before_first_step: list[Callable[[], None]] = []
         model.train_step = self._train_step
         model.train_function = None
 
     def start(self) -> None:
-        """Agree now, where the model's variables exist; else its first step does."""
-        if not self.agreed and _is_built(self._model):
-            self._agree()
+        """Agree now, where the model's variables exist on every rank; else its first step does."""
+        if not self.agreed and not self._asked:
+            # A model that one rank has loaded is built there, and may not be where it was made.
+            self._asked = True
+            every = gather_bytes(_BUILT if _is_built(self._model) else _NOT_BUILT)
+            if not {*every} <= {_BUILT, _NOT_BUILT}:
+                raise TrainingError(
+                    "some ranks call fit with hvdtrain's callbacks and some without: give all ranks the same"
+                )
+            if all(each == _BUILT for each in every):
+                self._agree()
+
+    def finish(self) -> None:
+        """Say, once a `fit`, what has been taken in and not applied."""
+        if self._finished or hvd.rank() != 0:
+            return
+        self._finished = True
+        for engine in engines_of(self._model):
+            if engine.gradients is not None and (left := engine.gradients.micro_batches):
+                print(
+                    f"hvdtrain: fit has ended inside a window: {left} of the "
+                    f"{engine.settings.gradient_accumulation_steps} micro-batches of an update are kept, and "
+                    "applied when the next fit has completed it",
+                    flush=True,
+                )
 
     def _train_step(self, data: Any) -> Any:
         # Runs when TensorFlow traces; with run_eagerly in every step.
@@ -62,9 +88,12 @@ class Attached:
         optimizer = self._model.optimizer
         if optimizer is not None and not optimizer.built:
             optimizer.build(self._model.trainable_variables)
-        check_structure(parameters_of(weights))
+        state = [v for each in _optimizers(self._model) for v in each.variables]
+        check_structure(
+            [*parameters_of(weights), *_without_names(parameters_of(state))],
+            options={"BroadcastGlobalVariables: root_rank": self.root_rank},
+        )
         if self.root_rank is not None:
-            state = [v for each in _optimizers(self._model) for v in each.variables]
             broadcast_variables([*weights, *state], self.root_rank)
         elif engines_of(self._model):
             # Not those that each rank learns from its own batches, as batch normalisation does.
@@ -74,6 +103,11 @@ class Attached:
         actions, self.before_first_step = self.before_first_step, []
         for action in actions:
             action()
+
+
+def _without_names(parameters: Sequence[Parameter]) -> list[Parameter]:
+    """Of an optimizer's variables, whose names are made of the model's, with what loading changes in them."""
+    return [replace(p, shared_name="a variable of the optimizer") for p in parameters]
 
 
 def attach(model: keras.Model) -> Attached:
@@ -88,7 +122,7 @@ def attach(model: keras.Model) -> Attached:
         found = Attached(model)
         # Not by Keras' own way of setting attributes, which would track it.
         object.__setattr__(model, _ATTACHED, found)
-    found.agreed = False
+    found.agreed = found._asked = found._finished = False
     if engines_of(model):
         _switch_off_jit(model)
     return found

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -129,7 +130,13 @@ def engine_of(optimizer: Any) -> Engine | None:
 
 
 class Engine:
-    """What a distributed optimizer has beside its own state; nothing of it is saved with the model."""
+    """What a distributed optimizer has beside its own state; nothing of it is saved with the model.
+
+    Attributes:
+        updating: whether any is in its update, in which other optimizers may have a part.
+    """
+
+    updating = False
 
     def __init__(self, optimizer: keras.optimizers.Optimizer, settings: Settings) -> None:
         """Nothing is known of the model yet.
@@ -151,8 +158,10 @@ class Engine:
         if self.gradients is None:
             global _engines  # noqa: PLW0603
             _engines += 1
-            self.gradients = Gradients(self.settings, variables, f"optimizer{_engines}.")
+            options = _options(self.optimizer, self.compares_at_start)
+            self.gradients = Gradients(self.settings, variables, f"optimizer{_engines}.", options)
             self.gradients.compare_values_at_second_window = not self.compares_at_start
+            self.gradients.compared_besides = _rate(self.optimizer)
         elif {id(v) for v in variables} != {id(v) for v in self.gradients.sources}:
             raise TrainingError(
                 "the optimizer was given other variables than at its first step: make a new one by "
@@ -187,11 +196,11 @@ class Engine:
         scale = host.dynamic_scale if _scales(host) else host.loss_scale_factor
 
         def update(reduced: Sequence[tf.Tensor | None]) -> None:
-            self._applying = True
+            self._applying = Engine.updating = True
             try:
                 plain(_times(reduced, scale), variables)
             finally:
-                self._applying = False
+                self._applying = Engine.updating = False
 
         # Reduced without the loss scale: residuals outlive a change of it.
         unscaled = _times(grads, None if scale is None else 1.0 / tf.convert_to_tensor(scale, tf.float32))
@@ -215,6 +224,44 @@ class Engine:
 
 
 _engines = 0
+
+
+def _options(optimizer: keras.optimizers.Optimizer, with_rate: bool) -> dict[str, Any]:
+    """An optimizer's arguments, by the names that errors give.
+
+    Args:
+        optimizer: without loss scale.
+        with_rate: whether also a learning rate that is a variable, which may yet be broadcast.
+    """
+    kind = type(optimizer).__name__
+    try:
+        with tf.init_scope(), warnings.catch_warnings():
+            # Of what is unsafe to save, which this is not for.
+            warnings.simplefilter("ignore")
+            found = optimizer.get_config()
+    except NotImplementedError:
+        # One of the user's own need not have it.
+        found = {}
+    without = {"learning_rate"} if _rate(optimizer) and not with_rate else set()
+    compared = {f"{kind}.{name}": value for name, value in _plain(found).items() if name not in without}
+    return {"optimizer": kind} | compared
+
+
+def _plain(config: Any) -> Any:
+    """What of a configuration is equal in equal programs: names are numbered, functions have addresses."""
+    if isinstance(config, dict):
+        return {str(name): _plain(value) for name, value in config.items() if name not in ("name", "code")}
+    if isinstance(config, list | tuple):
+        return [_plain(value) for value in config]
+    if hasattr(config, "item"):
+        return config.item()
+    return config if isinstance(config, str | int | float | None) else type(config).__name__
+
+
+def _rate(optimizer: keras.optimizers.Optimizer) -> list[keras.Variable]:
+    """The learning rate, unless it is a schedule."""
+    found = getattr(optimizer, "_learning_rate", None)
+    return [found] if isinstance(found, keras.Variable) else []
 
 
 def _times(gradients: Sequence[tf.Tensor | None], factor: Any) -> list[tf.Tensor | None]:

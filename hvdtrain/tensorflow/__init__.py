@@ -28,6 +28,7 @@ _NAMES = LazyNames(
         "PartialDistributedGradientTape": "hvdtrain.tensorflow.dropin.tape",
         "SyncBatchNormalization": "hvdtrain.tensorflow.dropin.sync_batch_norm",
         "broadcast_variables": "hvdtrain.tensorflow.dropin.messages",
+        "join": "hvdtrain.tensorflow.dropin.joining",
     },
     "horovod.tensorflow",
     # A Horovod for another TensorFlow would crash when it is imported.

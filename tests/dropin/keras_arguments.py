@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import gc
+import io
+import weakref
+
 import keras
 import numpy as np
 import tensorflow as tf
@@ -9,6 +14,7 @@ import tensorflow as tf
 import hvdtrain.keras as hvd
 from hvdtrain.keras.optimizer import engine_of
 from hvdtrain.tensorflow import DistributedGradientTape
+from hvdtrain.tensorflow.dropin import tape
 from tests.dropin import keras_cases as cases
 from tests.dropin.keras_cases import shares, windows
 
@@ -40,6 +46,36 @@ def check_horovods_accumulation_adds_up() -> None:
     optimizer = hvd.DistributedOptimizer(sgd(0.1), backward_passes_per_step=2)
     ours, _ = cases.train(optimizer, shares(parts))
     cases.assert_same(ours, cases.train_alone(sgd(0.1), windows(parts, 4), factor=2.0), 1e-12)
+
+
+def check_a_window_that_an_epoch_leaves_incomplete_is_completed_by_the_next() -> None:
+    """Six micro-batches an epoch, four a window: whatever the divisor, it is of the four there are."""
+    sizes = [4, 3, 2, 5, 4, 1, 3, 3, 2, 4, 5, 1]
+    parts = cases.batches(sizes)
+    # Three updates of four micro-batches on each of two ranks, over two epochs.
+    whole = windows([*parts, *parts], 8)
+    for arguments in ({"average": "samples"}, {"average": "mean"}, {"average": "ranks"}):
+        even = arguments["average"] != "samples"
+        data = cases.batches([4] * 12) if even else parts
+        updates = windows([*data, *data], 8) if even else whole
+        optimizer = hvd.DistributedOptimizer(sgd(0.1), gradient_accumulation_steps=4, **arguments)
+        ours, _ = cases.train(optimizer, shares(data), epochs=2)
+        factor = 4.0 if arguments["average"] == "ranks" else 1.0
+        cases.assert_same(ours, cases.train_alone(sgd(0.1), updates, factor=factor), 1e-12)
+        assert int(optimizer.iterations.numpy()) == 3
+
+
+def check_what_is_left_of_a_window_is_told_when_fit_ends() -> None:
+    parts = cases.batches([4] * 12)
+    optimizer = hvd.DistributedOptimizer(sgd(0.1), gradient_accumulation_steps=4)
+    made = cases.model()
+    for told in ("2 of the 4 micro-batches", ""):
+        out = io.StringIO()
+        with contextlib.redirect_stdout(out):
+            cases.train(optimizer, shares(parts), made, epochs=1)
+        assert bool(out.getvalue()) == bool(told and hvd.rank() == 0)
+        assert told in out.getvalue() or hvd.rank()
+    cases.assert_same(made, cases.train_alone(sgd(0.1), windows([*parts, *parts], 8)), 1e-12)
 
 
 def check_the_sum() -> None:
@@ -208,6 +244,68 @@ def check_a_constant_gradient_is_reduced_in_every_step() -> None:
     # The ranks trace at different steps.
     for rows in ((2, 2), (2, 3), (4, 2), (2, 2)):
         np.testing.assert_array_equal(step(tf.zeros(rows[hvd.rank()])), [1.5, 1.5])
+
+
+def check_ranks_with_fewer_batches_join() -> None:
+    sizes = [4, 3, 2, 5, 4]
+    parts = cases.batches(sizes)
+    for compression, tolerance in (("none", 1e-12), ("fp16", 2e-3), ("bf16", 2e-2)):
+        made, measure = cases.model(), cases.loss()
+        optimizer = hvd.DistributedOptimizer(sgd(0.1), average="samples", compression=compression)
+
+        def step(x: tf.Tensor, y: tf.Tensor, made=made, optimizer=optimizer, measure=measure) -> None:  # type: ignore[no-untyped-def]
+            with tf.GradientTape() as tape:
+                value = measure(y, made(x, training=True))
+            optimizer.batch_samples = tf.shape(x)[0]
+            gradients = tape.gradient(value, made.trainable_variables)
+            optimizer.apply_gradients(zip(gradients, made.trainable_variables, strict=True))
+
+        run = tf.function(step, reduce_retracing=True)
+        # Three on rank 0, two on rank 1.
+        for x, y in shares(parts):
+            run(tf.constant(x), tf.constant(y))
+        assert hvd.join() == 0
+        hvd.broadcast_variables([*made.weights, *optimizer.variables], 0)
+        cases.assert_same(made, cases.train_alone(sgd(0.1), windows(parts, 2)), tolerance)
+        # The wire's scale, which all ranks must have alike, as well.
+        run(*map(tf.constant, shares(cases.batches([4, 4], seed=5))[0]))
+        every = hvd.allgather(np.concatenate([w.reshape(-1) for w in made.get_weights()])[None])
+        np.testing.assert_array_equal(every[0], every[1])
+        states = [s["maximum"] for s in engine_of(optimizer).gradients.read() if "maximum" in s]
+        assert [*hvd.allgather(np.array(states))] == states * 2
+
+
+def check_no_model_is_kept_for_ever() -> None:
+    """Not by a tape, compiled or not, nor by `fit` and its callbacks."""
+
+    def by_tape(compiled: bool) -> keras.Model:
+        made, optimizer, measure = cases.model(), sgd(0.1), cases.loss()
+
+        def step(x: tf.Tensor, y: tf.Tensor) -> None:
+            with tf.GradientTape() as tape:
+                value = measure(y, made(x, training=True))
+            gradients = DistributedGradientTape(tape).gradient(value, made.trainable_variables)
+            optimizer.apply_gradients(zip(gradients, made.trainable_variables, strict=True))
+
+        run = tf.function(step) if compiled else step
+        for x, y in shares(cases.batches([4] * 4)):
+            run(tf.constant(x), tf.constant(y))
+        return made
+
+    def by_fit() -> keras.Model:
+        given = [hvd.callbacks.BroadcastGlobalVariables(0), hvd.callbacks.MetricAverage()]
+        optimizer = hvd.DistributedOptimizer(sgd(0.1), gradient_accumulation_steps=2)
+        return cases.train(optimizer, shares(cases.batches([4] * 4)), callbacks=given)[0]
+
+    gc.collect()
+    before = len(tape._known)
+    for train in (lambda: by_tape(True), lambda: by_tape(False), by_fit):
+        made = train()
+        kept = [weakref.ref(each) for each in (made, *made.weights)]
+        del made
+        gc.collect()
+        assert not [each() for each in kept if each() is not None]
+    assert len(tape._known) == before
 
 
 def check_keras_own_accumulation_alone() -> None:

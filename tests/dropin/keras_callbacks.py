@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import tensorflow as tf
 
 import hvdtrain.keras as hvd
 from hvdtrain.keras import callbacks
+from hvdtrain.keras.callbacks.adding import adds_up
 from tests.dropin import keras_cases as cases
 from tests.dropin.keras_cases import shares, windows
 
@@ -49,6 +51,147 @@ def check_metrics_are_those_of_all_samples() -> None:
         expected = made.evaluate(*cases.joined(data), verbose=0, return_dict=True)
         for name, value in expected.items():
             assert history[prefix + name] == [pytest.approx(value, rel=1e-6)], prefix + name
+
+
+class Own(keras.metrics.Metric):
+    """A metric with one variable, of the batch's largest first feature or however `update` takes it in."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(name=name)
+        self.kept = self.add_variable((), "zeros", name="kept", dtype="float64")
+
+    def result(self) -> Any:
+        return self.kept + 0.0
+
+
+class Most(Own):
+    def update_state(self, y: Any, found: Any, sample_weight: Any = None) -> None:
+        self.kept.assign(keras.ops.maximum(self.kept, keras.ops.max(found)))
+
+
+class MostByAdding(Own):
+    def update_state(self, y: Any, found: Any, sample_weight: Any = None) -> None:
+        self.kept.assign_add(keras.ops.relu(keras.ops.max(found) - self.kept))
+
+
+class Smoothed(Own):
+    def update_state(self, y: Any, found: Any, sample_weight: Any = None) -> None:
+        self.kept.assign(0.9 * self.kept + 0.1 * keras.ops.max(found))
+
+
+class Last(Own):
+    def update_state(self, y: Any, found: Any, sample_weight: Any = None) -> None:
+        self.kept.assign(keras.ops.max(found))
+
+
+class Total(Own):
+    def update_state(self, y: Any, found: Any, sample_weight: Any = None) -> None:
+        self.kept.assign_add(keras.ops.sum(found))
+
+
+class TotalByAssigning(Own):
+    def update_state(self, y: Any, found: Any, sample_weight: Any = None) -> None:
+        self._take(keras.ops.sum(found))
+
+    def _take(self, value: Any) -> None:
+        self.kept.assign(self.kept + value)
+
+
+class TotalByKeras(keras.metrics.Sum):
+    def update_state(self, y: Any, found: Any, sample_weight: Any = None) -> None:
+        super().update_state(found)
+
+
+class TotalInside(keras.metrics.Metric):
+    def __init__(self, name: str) -> None:
+        super().__init__(name=name)
+        self.inside = keras.metrics.Sum(dtype="float64")
+
+    def update_state(self, y: Any, found: Any, sample_weight: Any = None) -> None:
+        self.inside.update_state(found)
+
+    def result(self) -> Any:
+        return self.inside.result()
+
+
+def check_only_metrics_that_add_up_are_summed() -> None:
+    parts = cases.batches([4, 4, 4, 3, 2, 1])
+    kinds: list[Any] = [Total, TotalByAssigning, TotalByKeras, TotalInside]
+    local: list[Any] = [Most, MostByAdding, Smoothed, Last]
+    made = cases.model()
+
+    def compile_with(optimizer: keras.optimizers.Optimizer) -> None:
+        metrics = [kind(name=kind.__name__) for kind in (*kinds, *local)]
+        made.compile(optimizer, loss=cases.loss(), metrics=metrics)
+
+    compile_with(hvd.DistributedOptimizer(sgd(0.0)))
+    mine = shares(parts)
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        history = made.fit(
+            cases.feed(mine),
+            steps_per_epoch=len(mine),
+            epochs=2,
+            verbose=0,
+            callbacks=[callbacks.BroadcastGlobalVariables(0), callbacks.MetricAverage()],
+        ).history
+    said = [str(each.message) for each in told if "MetricAverage" in str(each.message)]
+    assert len(said) == (hvd.rank() == 0)
+    assert all(f"'{kind.__name__}'" in each for each in said for kind in local)
+    assert not any(f"'{kind.__name__}'" in each for each in said for kind in kinds)
+    for chosen, data in ((kinds, parts), (local, mine)):
+        compile_with(sgd(0.0))
+        expected = made.fit(cases.feed(data), steps_per_epoch=len(data), verbose=0).history
+        for kind in chosen:
+            name = kind.__name__
+            assert history[name] == [pytest.approx(expected[name][0], rel=1e-6)] * 2, name
+
+
+def check_every_metric_of_keras_adds_up() -> None:
+    kinds = [kind for kind in vars(keras.metrics).values() if isinstance(kind, type)]
+    made = [_made(kind) for kind in kinds if kind is not keras.metrics.Metric]
+    assert len(made) > 40
+    for metric in made:
+        first, second = (_batch_for(metric, seed) for seed in (1, 2))
+        states = []
+        for given in ([first], [second], [first, second]):
+            metric.reset_state()
+            for each in given:
+                metric.update_state(*each)
+            states.append([v.numpy() for v in metric.variables])
+        for one, other, both in zip(*states, strict=True):
+            np.testing.assert_allclose(one + other, both, rtol=1e-5, err_msg=metric.name)
+        assert adds_up(metric), metric.name
+
+
+ARGUMENTS: dict[str, dict[str, Any]] = {
+    "IoU": {"num_classes": 3, "target_class_ids": [1]},
+    "OneHotIoU": {"num_classes": 3, "target_class_ids": [1]},
+    "MeanIoU": {"num_classes": 3},
+    "OneHotMeanIoU": {"num_classes": 3},
+    "MeanMetricWrapper": {"fn": keras.losses.mean_squared_error},
+    "PrecisionAtRecall": {"recall": 0.5},
+    "RecallAtPrecision": {"precision": 0.5},
+    "SensitivityAtSpecificity": {"specificity": 0.5},
+    "SpecificityAtSensitivity": {"sensitivity": 0.5},
+}
+
+
+def _made(kind: type) -> Any:
+    return kind(**ARGUMENTS.get(kind.__name__, {}))
+
+
+def _batch_for(metric: Any, seed: int) -> tuple[np.ndarray, ...]:
+    random = np.random.default_rng(seed)
+    labels = random.integers(0, 3, 6)
+    one_hot, scores = np.eye(3, dtype="float32")[labels], random.random((6, 3)).astype("float32")
+    if type(metric).__name__ in ("Mean", "Sum"):
+        return (scores,)
+    if type(metric).__name__ in ("IoU", "MeanIoU"):
+        return labels, random.integers(0, 3, 6)
+    if type(metric).__name__.startswith("Sparse"):
+        return labels, scores
+    return one_hot, scores
 
 
 class OwnStep(keras.Model):

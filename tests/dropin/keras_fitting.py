@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ import hvdtrain.keras as hvd
 from hvdtrain.keras import callbacks
 from hvdtrain.keras.optimizer import engine_of
 from tests.dropin import keras_cases as cases
-from tests.dropin.keras_cases import shares
+from tests.dropin.keras_cases import shares, windows
 
 sgd = keras.optimizers.SGD
 
@@ -113,6 +114,54 @@ def check_a_saved_model_goes_on_without_hvdtrain() -> None:
     after = np.load("after.npz")
     for name, weight in zip(after.files, loaded.get_weights(), strict=True):
         np.testing.assert_allclose(weight, after[name], rtol=1e-12, atol=1e-12)
+
+
+@keras.saving.register_keras_serializable("hvdtrain.tests")
+class Subclassed(keras.Model):
+    """Built by its first step, where it was not loaded."""
+
+    def __init__(self, **arguments: Any) -> None:
+        super().__init__(**arguments)
+        self.inside = keras.Sequential([keras.layers.Dense(5, dtype="float64")])
+        self.norm = keras.layers.LayerNormalization(dtype="float64")
+        self.out = keras.layers.Dense(cases.CLASSES, dtype="float64")
+
+    def call(self, x: Any) -> Any:
+        return self.out(self.norm(self.inside(x)))
+
+
+def _subclassed() -> keras.Model:
+    return Subclassed(dtype="float64")
+
+
+def check_one_rank_loads_and_the_others_build() -> None:
+    """As in Horovod's ImageNet example: after loading, Keras' variables have other names."""
+    parts = cases.batches([4] * 6)
+    for make in (cases.model, _subclassed):
+        path = Path(f"loaded{hvd.rank()}.keras")
+        made = make()
+        made(parts[0][0])
+        cases.train(hvd.DistributedOptimizer(keras.optimizers.Adam(0.05)), shares(parts[:2]), made)
+        made.save(path)
+        given = [callbacks.BroadcastGlobalVariables(0), callbacks.Checkpoint(f"state-{make.__name__}")]
+        ours = hvd.load_model(path, gradient_accumulation_steps=2) if hvd.rank() == 0 else _compiled(make)
+        ours.fit(cases.feed(shares(parts[2:])), steps_per_epoch=2, verbose=0, callbacks=given)
+        alone = keras.models.load_model(path)
+        cases.train_alone(alone.optimizer, windows(parts[2:], 4), alone)
+        # The loss that Keras loads is in float32.
+        cases.assert_same(ours, alone, 1e-6)
+        # What a loaded model has saved, one that was built goes on from.
+        again = _compiled(make)
+        again(parts[0][0])
+        again.fit(cases.feed(shares(parts[2:])), steps_per_epoch=2, verbose=0, callbacks=given)
+        cases.assert_same(again, ours, 0.0)
+
+
+def _compiled(make: Callable[[], keras.Model]) -> keras.Model:
+    made = make()
+    optimizer = hvd.DistributedOptimizer(keras.optimizers.Adam(0.05), gradient_accumulation_steps=2)
+    made.compile(optimizer, loss=cases.loss())
+    return made
 
 
 def _plain_environment() -> dict[str, str]:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -54,6 +57,67 @@ def check_other_arguments_on_one_rank_are_told() -> None:
     optimizer = hvd.DistributedOptimizer(sgd(0.1), max_grad_norm=1.0 + hvd.rank())
     with raises(TrainingError, "max_grad_norm is 1.0 on rank 0, but 2.0 on rank 1"):
         cases.train(optimizer, shares(cases.batches([4] * 2)))
+
+
+def check_other_arguments_of_the_optimizer_are_told() -> None:
+    parts, rank = shares(cases.batches([4] * 2)), hvd.rank()
+    broadcast, average = callbacks.BroadcastGlobalVariables(0), callbacks.MetricAverage()
+    for optimizer, given, told in (
+        (sgd(0.1, momentum=0.5 + rank / 4), [broadcast], "SGD.momentum is 0.5 on rank 0, but 0.75 on rank 1"),
+        (sgd(0.1, momentum=0.5 + rank / 4), [], "SGD.momentum is 0.5 on rank 0, but 0.75 on rank 1"),
+        (sgd(0.25 * (1 + rank)), [average], "SGD.learning_rate is 0.25 on rank 0, but 0.5 on rank 1"),
+        ([sgd(0.1), keras.optimizers.RMSprop(0.1)][rank], [broadcast], "is missing on rank 0"),
+    ):
+        with raises(TrainingError, told):
+            cases.train(hvd.DistributedOptimizer(optimizer), parts, callbacks=given)
+    # It may be broadcast after the first step, as in Horovod's own examples.
+    with raises(tf.errors.OpError, "learning_rate' has other values on rank 1"):
+        cases.train(hvd.DistributedOptimizer(sgd(0.25 * (1 + rank))), parts * 2, callbacks=[])
+
+
+def check_other_callbacks_on_one_rank_are_told() -> None:
+    parts, rank = shares(cases.batches([4] * 2)), hvd.rank()
+    optimizer = hvd.DistributedOptimizer(sgd(0.1))
+    with raises(TrainingError, "root_rank is 0 on rank 0, but 1 on rank 1"):
+        cases.train(optimizer, parts, callbacks=[callbacks.BroadcastGlobalVariables(rank)])
+    warm = callbacks.LearningRateWarmup(initial_lr=0.25 * (1 + rank), warmup_epochs=1)
+    with raises(TrainingError, "LearningRateWarmup: initial_lr is 0.25 on rank 0, but 0.5 on rank 1"):
+        cases.train(optimizer, parts, callbacks=[callbacks.BroadcastGlobalVariables(0), warm])
+
+
+def check_a_model_whose_optimizer_is_plain_is_told_of_at_its_first_step() -> None:
+    parts = shares(cases.batches([4] * 2))
+    made, _ = cases.train(hvd.DistributedOptimizer(sgd(0.1)), parts)
+    cloned = keras.models.clone_model(made)
+    cloned.compile(sgd(0.1), loss=cases.loss())
+    scaled = keras.models.clone_model(made)
+    scaled.compile(keras.optimizers.LossScaleOptimizer(sgd(0.1)), loss=cases.loss())
+    made.save(f"copied{hvd.rank()}.keras")
+    for given in ([], [callbacks.BroadcastGlobalVariables(0)]):
+        for model in (
+            copy.deepcopy(made),
+            pickle.loads(pickle.dumps(made)),
+            keras.models.load_model(f"copied{hvd.rank()}.keras"),
+            cloned if given else scaled,
+        ):
+            with pytest.warns(UserWarning, match=f"rank {hvd.rank()}: SGD is not distributed"):
+                _fit(model, parts, given)
+
+
+def check_nothing_is_said_of_optimizers_whose_gradients_are_reduced() -> None:
+    parts = shares(cases.batches([4] * 2))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        cases.train(hvd.DistributedOptimizer(sgd(0.1)), parts)
+        cases.train(keras.optimizers.LossScaleOptimizer(hvd.DistributedOptimizer(sgd(0.1))), parts)
+        each = {"kernel": sgd(0.1), "bias": keras.optimizers.Adam(0.1)}
+        several = keras.optimizers.MultiOptimizer(lambda variable: each[variable.name])
+        cases.train(hvd.DistributedOptimizer(several), parts)
+        _scaled_step({}, True, sgd(0.1))()
+
+
+def _fit(model: keras.Model, parts: list[cases.Batch], given: list[Any]) -> None:
+    model.fit(cases.feed(parts), steps_per_epoch=len(parts), verbose=0, callbacks=given)
 
 
 def check_wrong_arguments_are_told() -> None:
@@ -116,6 +180,33 @@ def _scaled_step(
         optimizer.apply_gradients(zip(clipped, made.trainable_variables, strict=True))
 
     return tf.function(step) if compiled else step
+
+
+def check_a_compression_that_no_rank_can_leave_is_told_at_join() -> None:
+    """Where Horovod would crash, or fail in one rank."""
+    parts = shares(cases.batches([4] * 6))
+    for compression, told in (
+        ("int8", "join(): compression int8 needs every rank"),
+        ({"type": "topk", "ratio": 0.3}, "join(): compression topk needs every rank"),
+        ("sign", "join(): compression sign needs every rank"),
+        ([{"type": "powersgd", "match": "*kernel"}, {"type": "fp16"}], "join(): compression powersgd needs"),
+    ):
+        optimizer = hvd.DistributedOptimizer(sgd(0.1), compression=compression)
+        made, _ = cases.train(optimizer, parts)
+        with raises(SpecError, told):
+            hvd.join()
+        del made, optimizer
+    step, made = _scaled_step({"compression": "int8"}, True, sgd(0.1)), None
+    step()
+    with raises(SpecError, "join(): compression int8 needs every rank"):
+        hvd.join()
+    step = _scaled_step({}, True, sgd(0.1))
+    step()
+    with raises(SpecError, "in the first 2 updates, and this one leaves after 1"):
+        hvd.join()
+    step()
+    del made
+    assert hvd.join() in (0, 1)
 
 
 def check_samples_that_are_not_known_are_told() -> None:

@@ -23,6 +23,7 @@ class Bf16(Policy):
 
     residuals: ClassVar[frozenset[str]] = frozenset({"residual"})
     elementwise: ClassVar[bool] = True
+    joins: ClassVar[bool] = True
     wire_types: ClassVar[frozenset[str]] = frozenset({"bfloat16"})
     type: Literal["bf16"] = "bf16"
     use_error_feedback: bool = True

@@ -41,6 +41,7 @@ class Fp16(Policy):
     residuals: ClassVar[frozenset[str]] = frozenset({"clips"})
     counters: ClassVar[frozenset[str]] = frozenset({"clips"})
     elementwise: ClassVar[bool] = True
+    joins: ClassVar[bool] = True
     type: Literal["fp16"] = "fp16"
 
     def at(self, update: int) -> Policy:

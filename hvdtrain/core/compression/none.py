@@ -12,6 +12,7 @@ class NoCompression(Policy):
     """Sums gradients in their own dtype."""
 
     elementwise: ClassVar[bool] = True
+    joins: ClassVar[bool] = True
     type: Literal["none"] = "none"
 
     def reduce(self, ops: Ops, bucket: Bucket, flat: Array, state: State, update: Array) -> Reduction:

@@ -66,6 +66,7 @@ class Policy(Section, ABC):
         elementwise: whether the order of elements inside a weight makes no difference to the result.
         wire_types: dtypes it sends that Horovod as released does not, by NumPy's names.
         local: whether, at this update, ranks take updates of their own and hear nothing of each other.
+        joins: whether zeros stand for a rank that takes no part any more (Horovod's `join`).
         whole: whether it is for all weights or none: it cannot share a job with other policies.
     """
 
@@ -74,6 +75,7 @@ class Policy(Section, ABC):
     elementwise: ClassVar[bool] = False
     wire_types: ClassVar[frozenset[str]] = frozenset()
     local: ClassVar[bool] = False
+    joins: ClassVar[bool] = False
     whole: ClassVar[bool] = False
     type: str
     match: Annotated[str, Field(min_length=1)] = "*"

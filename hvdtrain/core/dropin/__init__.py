@@ -1,6 +1,7 @@
 """Drop-in use, for loops of the user's own: what the wrappers' arguments mean, in either framework."""
 
 from hvdtrain.core.dropin.agreement import check_gathered, check_same, describe, digest
+from hvdtrain.core.dropin.joining import check_join
 from hvdtrain.core.dropin.layout import Parameter, accumulator, lay_out
 from hvdtrain.core.dropin.residuals import keeps_residuals, residuals_are_scaled
 from hvdtrain.core.dropin.sampling import share_length, share_of_epoch
@@ -13,6 +14,7 @@ __all__ = [
     "Settings",
     "accumulator",
     "check_gathered",
+    "check_join",
     "check_same",
     "describe",
     "digest",

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from hvdtrain.core.dropin.layout import Parameter
 from hvdtrain.core.dropin.settings import Settings
 from hvdtrain.core.errors import TrainingError
+
+# Where another rank has a value.
+_MISSING = "missing"
 
 
 def digest(data: Any) -> str:
@@ -22,7 +25,10 @@ def digest(data: Any) -> str:
 
 
 def describe(
-    parameters: Sequence[Parameter], settings: Settings | None = None, digests: Sequence[str] | None = None
+    parameters: Sequence[Parameter],
+    settings: Settings | None = None,
+    digests: Sequence[str] | None = None,
+    options: Mapping[str, Any] | None = None,
 ) -> bytes:
     """Put into bytes what a rank has, for `check_same`.
 
@@ -30,14 +36,24 @@ def describe(
         parameters: in their order.
         settings: of the wrapper, if they are to be compared.
         digests: of the parameters' values, if those are to be compared.
+        options: whatever else the user has chosen, such as the learning rate, by the names that errors give.
     """
     values = digests or [""] * len(parameters)
     rows = [
-        [p.name, f"shape {list(p.shape)} {p.dtype}" + ("" if p.trainable else ", frozen"), value]
+        [p.shared_name or p.name, _kind(p, settings), value]
         for p, value in zip(parameters, values, strict=True)
     ]
-    fields = settings.model_dump(mode="json") if settings else {}
-    return json.dumps({"settings": fields, "parameters": rows}).encode()
+    fields = (settings.model_dump(mode="json") if settings else {}) | dict(options or {})
+    names = [p.name for p in parameters]
+    return json.dumps({"settings": fields, "parameters": rows, "names": names}, default=repr).encode()
+
+
+def _kind(parameter: Parameter, settings: Settings | None) -> str:
+    kind = f"shape {list(parameter.shape)} {parameter.dtype}" + ("" if parameter.trainable else ", frozen")
+    if settings and any(policy.match != "*" for policy in settings.rules.policies):
+        # By this rank's name for it, which `match` goes by, and which another rank may have otherwise.
+        kind += f", entry {settings.rules.group(parameter.name)} of compression"
+    return kind
 
 
 def check_same(mine: bytes, gather: Callable[[bytes], Sequence[bytes]], advice: str) -> None:
@@ -52,32 +68,40 @@ def check_same(mine: bytes, gather: Callable[[bytes], Sequence[bytes]], advice: 
         TrainingError: on every rank alike, naming the first difference and the ranks.
     """
     # A few bytes first: descriptions of a large model on many ranks would be megabytes.
-    hashes = gather(hashlib.blake2b(mine, digest_size=16).digest())
+    hashes = gather(hashlib.blake2b(_compared(mine), digest_size=16).digest())
     if len(set(hashes)) > 1:
         check_gathered(gather(mine), advice)
 
 
 def check_gathered(descriptions: Sequence[bytes], advice: str) -> None:
     """Compare what `describe` made on every rank, in the order of ranks; otherwise as `check_same`."""
-    if len(set(descriptions)) > 1:
+    if len({_compared(each) for each in descriptions}) > 1:
         raise TrainingError(_difference([json.loads(each) for each in descriptions], advice))
 
 
+def _compared(description: bytes) -> bytes:
+    """Without what is there for errors alone."""
+    found = json.loads(description)
+    del found["names"]
+    return json.dumps(found).encode()
+
+
 def _difference(ranks: Sequence[dict[str, Any]], advice: str) -> str:
-    for field in ranks[0]["settings"]:
-        values = [each["settings"].get(field) for each in ranks]
+    for field in dict.fromkeys(field for each in ranks for field in each["settings"]):
+        values = [each["settings"].get(field, _MISSING) for each in ranks]
         if _odd(values):
             return f"{field} {_who(values)}: give every rank the same arguments"
     same_model = "every rank must build the same model and give the same parameters"
     rows = [each["parameters"] for each in ranks]
     for index in range(max(map(len, rows))):
-        names = [row[index][0] if index < len(row) else None for row in rows]
-        if _odd(names):
-            return f"parameter {index} {_who(names)}: {same_model}"
+        shared = [row[index][0] if index < len(row) else None for row in rows]
+        names = [each["names"][index] if index < len(each["names"]) else _MISSING for each in ranks]
+        if _odd(shared):
+            return f"parameter {index} {_who(names, shared)}: {same_model}"
         kinds = [row[index][1] for row in rows]
         if _odd(kinds):
             return f"parameter {names[0]!r} {_who(kinds)}: {same_model}"
-    for index, (name, *_) in enumerate(rows[0]):
+    for index, name in enumerate(ranks[0]["names"]):
         odd = _odd([row[index][2] for row in rows])
         if odd:
             return f"parameter {name!r} has other values on {_ranks(odd)} than on rank 0: {advice}"
@@ -89,14 +113,15 @@ def _odd(values: Sequence[Any]) -> list[int]:
     return [rank for rank, value in enumerate(values) if value != values[0]]
 
 
-def _who(values: Sequence[Any]) -> str:
-    odd = _odd(values)
-    alike = [rank for rank in odd if values[rank] == values[odd[0]]]
+def _who(values: Sequence[Any], compared: Sequence[Any] | None = None) -> str:
+    compared = values if compared is None else compared
+    odd = _odd(compared)
+    alike = [rank for rank in odd if compared[rank] == compared[odd[0]]]
     return f"is {_show(values[0])} on rank 0, but {_show(values[odd[0]])} on {_ranks(alike)}"
 
 
 def _show(value: Any) -> str:
-    return "missing" if value is None else value if str(value).startswith("shape ") else repr(value)
+    return str(value) if value == _MISSING or str(value).startswith("shape ") else repr(value)
 
 
 def _ranks(ranks: Sequence[int]) -> str:

@@ -31,12 +31,14 @@ class Parameter:
         shape: of it and of its gradient.
         dtype: its name in NumPy, or `bfloat16`.
         trainable: whether it has gradients when training starts.
+        shared_name: the part of the name that it has on every rank, where that is not all of it.
     """
 
     name: str
     shape: tuple[int, ...]
     dtype: str
     trainable: bool = True
+    shared_name: str | None = None
 
 
 def accumulator(parameter: Parameter) -> str:

@@ -18,7 +18,7 @@ from hvdtrain.core.errors import CheckpointError, TrainingError
 from hvdtrain.core.state import OPTIMIZER_FILE, STATE_FILE, Arrays, layout_of, share_out
 from hvdtrain.keras.attach import engines_of
 from hvdtrain.keras.callbacks.base import Callback
-from hvdtrain.tensorflow.dropin.agreement import parameters_of, without_numbers
+from hvdtrain.tensorflow.dropin.agreement import parameters_of, shared_name
 from hvdtrain.tensorflow.dropin.gradients import Gradients
 from hvdtrain.tensorflow.dropin.messages import broadcast_bytes
 
@@ -65,6 +65,7 @@ class Checkpoint(Callback):
     def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
         """The next `fit` begins where it says."""
         self.model._initial_epoch = None
+        super().on_train_end(logs)
 
     def save(self, epoch: int) -> None:
         """Write the state; every rank calls it.
@@ -112,7 +113,7 @@ class Checkpoint(Callback):
         if not record:
             return
         gradients = _gradients(self.model)
-        if record["layout"] != _layout(gradients):
+        if _shared(record["layout"]) != _shared(_layout(gradients)):
             raise CheckpointError(
                 f"{self.directory}: was saved with other weights, compression or bucket_cap_mb: keep "
                 "those, or give Checkpoint(resume=False)"
@@ -149,7 +150,12 @@ def _gradients(model: keras.Model) -> Gradients:
 
 
 def _layout(gradients: Gradients) -> str:
-    return without_numbers(layout_of(gradients.buckets, gradients.settings.rules))
+    return layout_of(gradients.buckets, gradients.settings.rules)
+
+
+def _shared(layout: str) -> list[Any]:
+    """What of a layout is equal where states fit: names depend on whether the model was built or loaded."""
+    return [[policy, [*map(shared_name, names)]] for policy, names in json.loads(layout)]
 
 
 def _arrays(variables: Sequence[keras.Variable]) -> Arrays:

@@ -10,6 +10,7 @@ import keras
 
 from hvdtrain.core.errors import SpecError
 from hvdtrain.keras.callbacks.base import Callback
+from hvdtrain.tensorflow.dropin.agreement import check_structure
 
 Multiplier = float | Callable[[float], float]
 
@@ -58,6 +59,7 @@ class LearningRateSchedule(Callback):
         if self.initial_lr is None:
             self.initial_lr = self._rate()
         self.steps_per_epoch = self.steps_per_epoch or self.params.get("steps")
+        self._compare()
         if not self.staircase and not self.steps_per_epoch:
             raise SpecError(
                 f"{type(self).__name__}: steps_per_epoch: fit does not know how many batches an epoch has; "
@@ -80,6 +82,12 @@ class LearningRateSchedule(Callback):
         """Report the rate."""
         if logs is not None:
             logs["lr"] = self._rate()
+
+    def _compare(self) -> None:
+        # Ranks whose rates differed would train apart from the same gradients.
+        named = ("initial_lr", "start_epoch", "end_epoch", "staircase", "steps_per_epoch", "multiplier")
+        values = {f"{type(self).__name__}: {name}": getattr(self, name) for name in named}
+        check_structure([], options={n: value for n, value in values.items() if not callable(value)})
 
     def _set(self, epoch: float) -> None:
         if epoch < self.start_epoch or (self.end_epoch is not None and epoch >= self.end_epoch):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import horovod.tensorflow as hvd
@@ -9,9 +10,11 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from hvdtrain.keras.callbacks.adding import adds_up, flat_metrics, own_variables
 from hvdtrain.keras.callbacks.base import Callback
 
 _Logs = dict[str, Any]
+_TOLD = "_hvdtrain_own_metrics"
 
 
 class MetricAverage(Callback):
@@ -19,7 +22,8 @@ class MetricAverage(Callback):
 
     Not values are averaged: what metrics have summed up is summed over ranks (by each variable's
     `aggregation`, as Keras means it), so ragged batches and shares are exact, and counts such as those of AUC
-    as well. A value that a training step of your own returns is weighted by the samples of its rank.
+    as well. A metric of your own that does not add up, such as one that keeps a maximum, stays each rank's,
+    which is said once. A value that a training step of your own returns is taken for a mean over samples.
     """
 
     def __init__(self, device: str = "") -> None:
@@ -77,22 +81,34 @@ def _weighted(logs: _Logs, known: _Logs, samples: float) -> _Logs:
 
 
 def _over_states(model: keras.Model) -> _Logs:
-    """The model's metrics as if one process had seen every rank's samples."""
-    states = [variable for metric in model.metrics for variable in metric.variables]
-    if not states:
-        return {}
+    """The model's metrics as if one process had seen all samples; what does not add up is this rank's own."""
+    states = [v for metric in _summed(model) for v in own_variables(metric)]
     own = [np.asarray(variable.numpy(), np.float64) for variable in states]
-    flat = np.concatenate([array.reshape(-1) for array in own])
-    total = _sum(flat)
-    parts = np.split(total, np.cumsum([array.size for array in own])[:-1])
-    for variable, array, part in zip(states, own, parts, strict=True):
-        found = {"sum": part, "mean": part / hvd.size()}.get(variable.aggregation, array)
-        variable.assign(np.reshape(found, array.shape))
+    if own:
+        total = _sum(np.concatenate([array.reshape(-1) for array in own]))
+        parts = np.split(total, np.cumsum([array.size for array in own])[:-1])
+        for variable, array, part in zip(states, own, parts, strict=True):
+            found = {"sum": part, "mean": part / hvd.size()}.get(variable.aggregation, array)
+            variable.assign(np.reshape(found, array.shape))
     try:
         return {name: np.asarray(value).tolist() for name, value in model.get_metrics_result().items()}
     finally:
         for variable, array in zip(states, own, strict=True):
             variable.assign(array)
+
+
+def _summed(model: keras.Model) -> list[keras.metrics.Metric]:
+    metrics = [metric for metric in flat_metrics(model.metrics) if own_variables(metric)]
+    left = [metric.name for metric in metrics if not adds_up(metric)]
+    if left and hvd.rank() == 0 and getattr(model, _TOLD, None) != left:
+        object.__setattr__(model, _TOLD, left)
+        warnings.warn(
+            f"MetricAverage: {', '.join(map(repr, left))}: each rank keeps its own value, so nothing that "
+            "ranks must do alike may follow it. Ranks' variables can be added up only where update_state "
+            "does nothing but v.assign_add(x) or v.assign(v + x), with x of the batch alone",
+            stacklevel=2,
+        )
+    return [metric for metric in metrics if adds_up(metric)]
 
 
 def _samples(model: keras.Model) -> float:

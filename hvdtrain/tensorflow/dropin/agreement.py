@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import horovod.tensorflow as hvd
 import numpy as np
@@ -14,8 +14,9 @@ from hvdtrain.core.dropin import Parameter, Settings, check_gathered, check_same
 from hvdtrain.tensorflow.dropin.messages import gather_bytes
 
 _ADVICE = (
-    "weights must start equal: add hvdtrain.keras.callbacks.BroadcastGlobalVariables(root_rank=0) to fit's "
-    "callbacks, or call hvdtrain.tensorflow.broadcast_variables(model.weights, root_rank=0)"
+    "ranks must start equal: add hvdtrain.keras.callbacks.BroadcastGlobalVariables(root_rank=0) to fit's "
+    "callbacks, or call hvdtrain.tensorflow.broadcast_variables(model.weights, root_rank=0), and the same "
+    "for optimizer.variables"
 )
 
 
@@ -24,19 +25,30 @@ def parameters_of(variables: Sequence[tf.Variable]) -> list[Parameter]:
     found: dict[str, Parameter] = {}
     for variable in variables:
         name = str(getattr(variable, "path", None) or variable.name).removesuffix(":0")
+        shared = shared_name(name)
         while name in found:
             name += "'"
-        found[name] = Parameter(name, tuple(variable.shape), tf.as_dtype(variable.dtype).name)
+        dtype = tf.as_dtype(variable.dtype).name
+        found[name] = Parameter(name, tuple(variable.shape), dtype, shared_name=shared)
     return list(found.values())
 
 
-def check_structure(parameters: Sequence[Parameter], settings: Settings | None = None) -> None:
-    """Compare names, shapes, dtypes and settings with the other ranks'; every rank calls it.
+def check_structure(
+    parameters: Sequence[Parameter],
+    settings: Settings | None = None,
+    options: Mapping[str, Any] | None = None,
+) -> None:
+    """Compare names within layers, shapes, dtypes and arguments with the other ranks'; every rank calls it.
+
+    Args:
+        parameters: in their order.
+        settings: of the wrapper, if any.
+        options: whatever else must be equal, by the names that errors give.
 
     Raises:
         TrainingError: on every rank alike, naming the first difference and the ranks.
     """
-    check_same(describe(_renamed(parameters), settings), gather_bytes, _ADVICE)
+    check_same(describe(parameters, settings, options=options), gather_bytes, _ADVICE)
 
 
 def check_values(variables: Sequence[tf.Variable], name: str) -> tf.Tensor:
@@ -53,7 +65,7 @@ def check_values(variables: Sequence[tf.Variable], name: str) -> tf.Tensor:
         TrainingError: naming the first that differs, and the ranks; inside a step, TensorFlow's own error
             with that message.
     """
-    parameters = _renamed(parameters_of(variables))
+    parameters = parameters_of(variables)
 
     def describe_values(*values: np.ndarray) -> np.ndarray:
         digests = [digest(np.ascontiguousarray(value).tobytes()) for value in values]
@@ -74,10 +86,9 @@ def check_values(variables: Sequence[tf.Variable], name: str) -> tf.Tensor:
     return tf.ensure_shape(tf.numpy_function(compare, [every], tf.int32), [])
 
 
-def without_numbers(text: str) -> str:
-    """Names as they would be in a process that had built no other layers before: Keras numbers them."""
-    return re.sub(r"_\d+(?=[/'\"]|$)", "", text)
+def shared_name(name: str) -> str:
+    """The part of a variable's name that is equal on all ranks: its name in its layer.
 
-
-def _renamed(parameters: Sequence[Parameter]) -> list[Parameter]:
-    return [replace(p, name=without_numbers(p.name)) for p in parameters]
+    A loaded model's variables lack the model's name, and Keras numbers the layers that a process has made.
+    """
+    return re.sub(r"_\d+$", "", name.rpartition("/")[2])

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+import weakref
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 import horovod.tensorflow as hvd
 import numpy as np
@@ -16,10 +18,14 @@ from hvdtrain.core.dropin import Parameter, Settings, accumulator, keeps_residua
 from hvdtrain.core.optimizers import CLIP_EPSILON
 from hvdtrain.tensorflow.driver import Driver, pack, variables
 from hvdtrain.tensorflow.dropin.agreement import check_structure, check_values, parameters_of
+from hvdtrain.tensorflow.dropin.messages import broadcast_variables
 from hvdtrain.tensorflow.ops import Ops
 from hvdtrain.tensorflow.world import reduces_over_mpi
 
 _Gradients = Sequence[tf.Tensor | None]
+
+
+_live: weakref.WeakSet[Gradients] = weakref.WeakSet()
 
 
 class Gradients:
@@ -29,21 +35,30 @@ class Gradients:
     same order.
     """
 
-    def __init__(self, settings: Settings, sources: Sequence[tf.Variable], prefix: str) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        sources: Sequence[tf.Variable],
+        prefix: str,
+        options: Mapping[str, Any] | None = None,
+    ) -> None:
         """Lay out the buckets, and compare them with the other ranks'; every rank calls it.
 
         Args:
             settings: the wrapper's arguments.
             sources: whose gradients come, in this order; TensorFlow's or Keras' variables.
             prefix: of the names of collectives, different for every object.
+            options: whatever else must be equal on all ranks, by the names that errors give.
 
         Raises:
             SpecError: the settings do not fit the model or the job.
             TrainingError: ranks differ in their settings, or in their models.
         """
-        self.settings, self.sources = settings, list(sources)
-        self._parameters = parameters_of(self.sources)
-        check_structure(self._parameters, settings)
+        self.settings, self.prefix = settings, prefix
+        # Weak: what is known of a tape's model must not keep the model.
+        self._sources = [weakref.ref(source) for source in sources]
+        self._parameters = parameters_of(sources)
+        check_structure(self._parameters, settings, options)
         rules = settings.rules
         rules.check([p.name for p in self._parameters])
         rules.check_ranks(hvd.size(), reduces_over_mpi())
@@ -65,7 +80,10 @@ class Gradients:
                 for b, dtype in zip(self.buckets, self._dtypes, strict=True)
                 if settings.gradient_accumulation_steps > 1
             ]
+        _live.add(self)
+        # Whether the sources, and what else, are compared when the second window begins.
         self.compare_values_at_second_window = True
+        self.compared_besides: list[tf.Variable] = []
 
     def micro_batch(
         self, gradients: _Gradients, samples: tf.Tensor | None, then: Callable[[_Gradients], None]
@@ -98,6 +116,11 @@ class Gradients:
         tf.cond(tf.equal(self._micro, steps - 1), last, early)
 
     @property
+    def sources(self) -> list[tf.Variable]:
+        """The variables whose gradients come, in their order; those that are no more are left out."""
+        return [found for source in self._sources if (found := source()) is not None]
+
+    @property
     def keeps_residuals(self) -> bool:
         """Whether any policy adds to an update what it did not send of the last one."""
         policies = map(self.settings.rules.policy, self.buckets)
@@ -107,6 +130,43 @@ class Gradients:
     def wire_bytes(self) -> int:
         """Bytes of gradients this rank has handed to collectives so far."""
         return int(self._driver.wire_bytes.numpy())
+
+    @property
+    def applied(self) -> int:
+        """How many updates there have been."""
+        return int(self._updates.numpy())
+
+    @property
+    def windows(self) -> int:
+        """How many windows have been reduced."""
+        return int(self._windows.numpy())
+
+    @property
+    def micro_batches(self) -> int:
+        """How many have been taken in of a window that is not complete."""
+        return int(self._micro.numpy())
+
+    @property
+    def compared_windows(self) -> int:
+        """In how many windows, the first ones, all ranks must take part."""
+        return 2 if self.compare_values_at_second_window else 1
+
+    @property
+    def may_fall_behind(self) -> bool:
+        """Whether compression has state that ranks change alike with each update."""
+        return bool(self._known_to_all())
+
+    def catch_up(self, root_rank: int) -> None:
+        """Take over from a rank what all that took part in its updates know of compression."""
+        broadcast_variables([self._updates, self._windows, *self._known_to_all()], root_rank)
+
+    def _known_to_all(self) -> list[tf.Variable]:
+        return [
+            variable
+            for bucket, state in zip(self.buckets, self._states, strict=True)
+            for name, variable in state.items()
+            if name not in self.settings.rules.policy(bucket).residuals
+        ]
 
     def read(self) -> list[dict[str, np.ndarray]]:
         """Copies of this rank's policy state, a mapping a bucket."""
@@ -150,7 +210,8 @@ class Gradients:
             # The first may come before the broadcast, as in Horovod's own examples.
             name = f"{self._driver.prefix}values"
             second = tf.equal(self._windows, 1)
-            compared = tf.cond(second, lambda: check_values(self.sources, name), lambda: tf.constant(0))
+            values = [*self.compared_besides, *self.sources]
+            compared = tf.cond(second, lambda: check_values(values, name), lambda: tf.constant(0))
             with tf.control_dependencies([compared]):
                 own, flats = tf.identity(own), [tf.identity(flat) for flat in flats]
         self._windows.assign_add(1)
@@ -225,6 +286,11 @@ def _as_matrix(parameter: Parameter) -> Parameter:
     # A convolution's kernel is (height, width, in, out): to a policy of matrices, a map of its last axis.
     *first, last = parameter.shape or (1,)
     return replace(parameter, shape=(math.prod(first), last)) if len(first) > 1 else parameter
+
+
+def gradients_in_use() -> list[Gradients]:
+    """Those of all distributed optimizers and tapes that have taken a step."""
+    return sorted(_live, key=lambda each: each.prefix)
 
 
 def _counter() -> tf.Variable:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Hashable, Iterable
+import itertools
+import weakref
+from collections.abc import Hashable, Iterable, Iterator
 from typing import Any
 
 import keras
@@ -16,8 +18,10 @@ from hvdtrain.tensorflow.dropin.arguments import HOROVOD
 from hvdtrain.tensorflow.dropin.gradients import Gradients
 from hvdtrain.tensorflow.dropin.session import require_init
 
-# A tape is made anew in every step, and a step may be traced again: what is learnt stays with the variables.
+# A tape is made anew in every step, and a step may be traced again: what is learnt lasts as long as the
+# variables, and does not keep them.
 _known: dict[Hashable, Gradients] = {}
+_numbers = itertools.count()
 
 
 @tf.autograph.experimental.do_not_convert
@@ -87,8 +91,24 @@ def DistributedGradientTape(
 def _gradients_of(settings: Settings, sources: list[tf.Variable]) -> Gradients:
     key = settings, tuple(map(id, sources))
     if key not in _known:
-        _known[key] = Gradients(settings, sources, f"tape{len(_known)}.")
+        _known[key] = Gradients(settings, sources, f"tape{next(_numbers)}.")
+        for source in sources:
+            # Another variable may get its number.
+            weakref.finalize(source, _known.pop, key, None)
     return _known[key]
+
+
+def is_reduced(variables: Iterable[Any]) -> bool:
+    """Whether gradients of any of these variables have come from a distributed tape."""
+    return any(True for _ in _reducing(variables))
+
+
+def _reducing(variables: Iterable[Any]) -> Iterator[Gradients]:
+    # Keras' variables and TensorFlow's own have their handle in common.
+    handles = {id(variable.handle) for variable in variables}
+    for gradients in [*_known.values()]:
+        if not handles.isdisjoint(id(variable.handle) for variable in gradients.sources):
+            yield gradients
 
 
 def _refuse_what_a_loss_scale_spoils() -> None:
@@ -106,11 +126,7 @@ def _refuse_what_a_loss_scale_spoils() -> None:
 @tf.autograph.experimental.do_not_convert
 def _check_unscaled(variables: Iterable[Any]) -> None:
     instead = "a plain tape and hvdtrain.keras.DistributedOptimizer, which takes the scale out first"
-    # Keras' variables and TensorFlow's own have their handle in common.
-    scaled = {id(variable.handle) for variable in variables}
-    for gradients in _known.values():
-        if scaled.isdisjoint(id(variable.handle) for variable in gradients.sources):
-            continue
+    for gradients in _reducing(variables):
         if gradients.keeps_residuals:
             raise residuals_are_scaled("LossScaleOptimizer", instead)
         if gradients.settings.max_grad_norm is not None:

@@ -74,3 +74,38 @@ def test_other_arguments_are_named() -> None:
     assert message(ours, theirs) == (
         "max_grad_norm is 1.0 on rank 0, but 2.0 on rank 1: give every rank the same arguments"
     )
+
+
+def test_whatever_else_the_user_has_chosen_is_compared() -> None:
+    ours, theirs = (describe([W], options={"Adam.learning_rate": rate}) for rate in (0.1, 0.2))
+    assert message(ours, theirs, theirs) == (
+        "Adam.learning_rate is 0.1 on rank 0, but 0.2 on ranks 1, 2: give every rank the same arguments"
+    )
+    for ranks in ((ours, describe([W])), (describe([W]), ours)):
+        assert "missing on rank" in str(message(*ranks))
+
+
+def test_a_name_may_differ_where_the_shared_part_of_it_does_not() -> None:
+    def named(name: str, shared: str, shape: tuple[int, ...] = (4, 3), value: bytes = b"1") -> bytes:
+        found = Parameter(name, shape, "float32", shared_name=shared)
+        return describe([found], make_settings("w"), [digest(value)])
+
+    loaded, built = named("dense/kernel", "kernel"), named("model/dense/kernel", "kernel")
+    assert message(loaded, built) is None
+    for other, word in (
+        (named("model/dense/bias", "bias"), "'model/dense/bias' on rank 1"),
+        (named("model/dense/kernel", "kernel", (3, 4)), "shape [3, 4]"),
+        (named("model/dense/kernel", "kernel", value=b"2"), "'dense/kernel' has other values on rank 1"),
+    ):
+        assert word in str(message(loaded, other))
+
+
+def test_names_that_choose_another_compression_are_told() -> None:
+    policies = [{"type": "int8", "match": "dense*"}, {"type": "fp16"}]
+
+    def named(name: str) -> bytes:
+        found = Parameter(name, (4, 3), "float32", shared_name="kernel")
+        return describe([found], make_settings("w", compression=policies))
+
+    found = message(named("dense/kernel"), named("model/dense/kernel"))
+    assert "entry 0 of compression on rank 0, but" in str(found)

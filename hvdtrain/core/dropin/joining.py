@@ -1,0 +1,31 @@
+"""What compression makes of ranks that leave before others (Horovod's `join`)."""
+
+from __future__ import annotations
+
+from hvdtrain.core.compression.rules import Rules
+from hvdtrain.core.errors import SpecError
+
+
+def check_join(call: str, rules: Rules, applied: int) -> None:
+    """Refuse to leave early where the other ranks' collectives need this one.
+
+    Args:
+        call: how the user calls it, for errors.
+        rules: of the wrapper.
+        applied: updates that this rank has taken.
+
+    Raises:
+        SpecError: naming the policy and what to do.
+    """
+    others = "give every rank equally many batches (drop_last=True), or use none, fp16 or bf16"
+    for policy in rules.policies:
+        if not policy.joins:
+            raise SpecError(
+                f"{call}: compression {policy.type} needs every rank in every update, and a rank that has "
+                f"left sends nothing but zeros: {others}"
+            )
+        if type(policy.at(applied + 1)) is not type(policy):
+            raise SpecError(
+                f"{call}: compression {policy.type} needs all ranks in update {applied + 1}, and this one "
+                f"leaves before it: {others}"
+            )
