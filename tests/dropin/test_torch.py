@@ -19,6 +19,7 @@ MODULES = (
     "torch_changes",
     "torch_parameters",
     "torch_around",
+    "torch_names",
     "torch_misuse",
 )
 

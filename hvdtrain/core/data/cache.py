@@ -72,8 +72,8 @@ def prepare(data: DataSpec, vocab_size: int, seed: int, announce: Callable[[str]
     if not dataset.train.has_other_tokens(dataset.token_ids.special):
         raise DataError(
             f"{_source(data)}: nothing to predict, all of the training split is [UNK]: the tokenizer has "
-            f"{dataset.token_ids.size:,} tokens and knows none of its words; give a larger model.vocab_size (now "
-            f"{vocab_size:,}), a data.tokenizer_file for this text, or other text"
+            f"{dataset.token_ids.size:,} tokens and knows none of its words; give a larger model.vocab_size "
+            f"(now {vocab_size:,}), a data.tokenizer_file for this text, or other text"
         )
     return dataset
 

@@ -21,24 +21,32 @@ _ADVICE = (
 )
 
 
-def compare_ranks(tensors: Mapping[str, torch.Tensor], settings: Settings | None, name: str) -> None:
+def compare_ranks(
+    tensors: Mapping[str, torch.Tensor],
+    settings: Settings | None,
+    name: str,
+    process_set: Any = hvd.global_process_set,
+) -> None:
     """Compare names, shapes and dtypes over ranks; with settings, which begin training, values as well.
 
     Args:
         tensors: by name, in their order.
         settings: of the wrapper, or None before a broadcast.
         name: of the collectives.
+        process_set: the ranks that are compared.
 
     Raises:
         TrainingError: on every rank alike, naming the first difference and what to do.
     """
-    if hvd.size() == 1:
+    if process_set.size() == 1:
         return
     values = [digest(_bytes(tensor)) for tensor in tensors.values()] if settings else None
     # A state_dict does not say what is frozen.
     found = facts(tensors) if settings else [replace(fact, trainable=True) for fact in facts(tensors)]
     with waiting_for_ranks(f"the comparison of models ({name})"):
-        check_same(describe(found, settings, values), lambda data: gather_bytes(data, name), _ADVICE)
+        check_same(
+            describe(found, settings, values), lambda data: gather_bytes(data, name, process_set), _ADVICE
+        )
 
 
 def check_shapes(tensors: Mapping[str, Any]) -> None:

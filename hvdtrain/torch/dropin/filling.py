@@ -16,6 +16,7 @@ from hvdtrain.core.errors import TrainingError
 from hvdtrain.torch.dropin.agreement import facts
 from hvdtrain.torch.dropin.session import waiting_for_ranks
 from hvdtrain.torch.dropin.showing import Shown
+from hvdtrain.torch.ops import Ops
 from hvdtrain.torch.reducer import Reducer
 
 # A use counts in the lower half of an int32, one with a sparse gradient in both.
@@ -27,14 +28,17 @@ _hooks: dict[int, tuple[weakref.ref[torch.Tensor], list[Any], Filling]] = {}
 class Filling(Reducer):
     """A reducer whose backward is the user's; when a window begins and ends is decided below it."""
 
-    def __init__(self, rules: Rules, prefix: str) -> None:
+    def __init__(self, rules: Rules, prefix: str, process_set: Any) -> None:
         """Start without parameters.
 
         Args:
             rules: how each bucket is summed over ranks.
             prefix: of the names of collectives.
+            process_set: the ranks that it is summed over.
         """
         super().__init__(rules, (), {}, seed=0, prefix=prefix)
+        self._process_set = process_set
+        self._ops = Ops(process_set.size(), process_set.rank(), seed=0)
         self._parameters: dict[str, torch.nn.Parameter] = {}
         self._nodes: dict[str, Any] = {}
         self._shown = Shown()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import horovod.torch as hvd
 import torch
@@ -29,14 +30,15 @@ class Gradients(Filling):
         samples: of the next micro-batch, when `average` is by them.
     """
 
-    def __init__(self, settings: Settings, index: int) -> None:
+    def __init__(self, settings: Settings, index: int, process_set: Any = hvd.global_process_set) -> None:
         """Start without parameters.
 
         Args:
             settings: the wrapper's arguments.
             index: of this optimizer among the program's, the same on every rank.
+            process_set: the ranks that gradients are reduced over; this one is among them.
         """
-        super().__init__(settings.rules, f"optimizer{index}.")
+        super().__init__(settings.rules, f"optimizer{index}.", process_set)
         self.settings, self.index = settings, index
         self.ready = False
         self.samples: float | None = None
@@ -94,7 +96,7 @@ class Gradients(Filling):
                 "before each backward()"
             )
         if not self._agreed:
-            compare_ranks(self._parameters, self.settings, f"{self._prefix}agree")
+            compare_ranks(self._parameters, self.settings, f"{self._prefix}agree", self._process_set)
             self._agreed = True
         # A last backward that is followed by another without having ended has failed.
         if self._micro_batches == 0 or self._last_backward or self._discarded():
@@ -185,7 +187,7 @@ class Gradients(Filling):
             if slot.work is None and any(self._parameters[w.name].requires_grad for w in slot.bucket.weights):
                 self._start(slot)
         self._counts = torch.tensor([*self._uses(), self._micro_batches], dtype=torch.int32)
-        self._counts_handle = hvd.allreduce_async_(self._counts, op=hvd.Sum, name=f"{self._prefix}used")
+        self._counts_handle = self._sum_async(self._counts, "used")
 
     def hand_out(self) -> None:
         """Wait for every bucket, and put its sums into `.grad`."""
@@ -218,7 +220,7 @@ class Gradients(Filling):
             own *= self._own_samples
         own[0] *= loss.detach().double().cpu()
         with waiting_for_ranks("loss"):
-            total = hvd.allreduce(own, op=hvd.Sum, name=f"{self._prefix}loss")
+            total = hvd.synchronize(self._sum_async(own, "loss"))
         mean = total[0] if self.settings.average == "sum" else total[0] / total[1]
         return mean.to(loss)
 
@@ -250,11 +252,15 @@ class Gradients(Filling):
     def _ask_for_divisor(self) -> None:
         if self.settings.by_samples and self._divisor_handle is None:
             self._samples = torch.tensor([self._own_samples], dtype=torch.float64)
-            name = f"{self._prefix}samples"
-            self._divisor_handle = hvd.allreduce_async_(self._samples, op=hvd.Sum, name=name)
+            self._divisor_handle = self._sum_async(self._samples, "samples")
             self._closing_scale = None
         elif not self.settings.by_samples:
             self._closing_scale = self.settings.closing_scale(self._micro_batches)
+
+    def _sum_async(self, values: torch.Tensor, name: str) -> int:
+        """Start to sum values over ranks, in place."""
+        name = f"{self._prefix}{name}"
+        return hvd.allreduce_async_(values, op=hvd.Sum, name=name, process_set=self._process_set)
 
     def _reached(self) -> None:
         BACKWARD.reach(self)

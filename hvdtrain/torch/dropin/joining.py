@@ -11,7 +11,8 @@ import horovod.torch as hvd
 from hvdtrain.core.dropin import check_join
 from hvdtrain.core.errors import SpecError
 from hvdtrain.torch.dropin.optimizer import gradients_in_use
-from hvdtrain.torch.dropin.session import gather_bytes, require_init, waiting_for_ranks
+from hvdtrain.torch.dropin.session import require_init, waiting_for_ranks
+from hvdtrain.torch.world import gather_bytes
 
 
 def join(*arguments: Any, **options: Any) -> int:

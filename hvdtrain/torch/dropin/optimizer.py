@@ -9,10 +9,9 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-import horovod.torch as hvd
 import torch
 
-from hvdtrain.core.dropin import Settings, residuals_are_scaled, settings_of
+from hvdtrain.core.dropin import Settings, process_set_of, residuals_are_scaled, settings_of
 from hvdtrain.core.errors import SpecError, TrainingError
 from hvdtrain.core.optimizers import clip_factor
 from hvdtrain.engine.cache import wire_types
@@ -62,7 +61,8 @@ def DistributedOptimizer(
         average: what gradients of your losses are divided by: see `hvdtrain.core.dropin.Settings`.
         bucket_cap_mb: largest flat bucket, in MiB.
         *positional: Horovod's arguments that follow `compression`, in Horovod's order.
-        **horovod: arguments of Horovod's wrapper: `backward_passes_per_step`, `op` and the like.
+        **horovod: arguments of Horovod's wrapper: `backward_passes_per_step`, `op`, `process_set` and the
+            like.
 
     Returns:
         The optimizer given.
@@ -74,6 +74,7 @@ def DistributedOptimizer(
     require_init("DistributedOptimizer")
     check_optimizer(optimizer, "DistributedOptimizer")
     horovod |= _by_name(positional, horovod)
+    process_set = process_set_of("DistributedOptimizer", HOROVOD, horovod)
     settings = settings_of(
         "DistributedOptimizer",
         HOROVOD,
@@ -92,8 +93,8 @@ def DistributedOptimizer(
     parameters = named(optimizer, names)
     settings.rules.check([*parameters])
     settings.rules.check_wire(wire_types())
-    settings.rules.check_ranks(hvd.size(), reduces_over_mpi())
-    gradients = Gradients(settings, next(_numbers))
+    settings.rules.check_ranks(process_set.size(), reduces_over_mpi())
+    gradients = Gradients(settings, next(_numbers), process_set)
     gradients.add(parameters)
     optimizer.__class__ = extend(own_class(optimizer), _Distributed)
     # A scheduler made before has put the old `step` there, so as to see it called; ours tells it.
