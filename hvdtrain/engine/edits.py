@@ -11,6 +11,7 @@ from hvdtrain.engine.edit import Edit, patch
 from hvdtrain.engine.gloo_edits import GLOO_EDITS
 from hvdtrain.engine.launcher_edits import LAUNCHER_EDITS
 from hvdtrain.engine.security_edits import SECURITY_EDITS
+from hvdtrain.engine.service_edits import SERVICE_EDITS
 from hvdtrain.engine.versions import HOROVOD_VERSION, Versions
 from hvdtrain.engine.wake_edits import WAKE_EDITS
 from hvdtrain.engine.wire_edits import WIRE_EDITS
@@ -187,5 +188,6 @@ EDITS = (
     *WAKE_EDITS,
     *GLOO_EDITS,
     *SECURITY_EDITS,
+    *SERVICE_EDITS,
     *LAUNCHER_EDITS,
 )

@@ -169,4 +169,4 @@ def test_the_installed_horovod_says_what_it_is() -> None:
     assert installed.version == metadata["Version"] == EDITED_VERSION
     assert EDITED_VERSION in SpecifierSet("==0.28.1")
     listed = str(metadata["Description"] or metadata.get_payload())
-    assert all(f"- {edit.name}: {edit.why}" in listed for edit in edits_for(find_versions()))
+    assert all(f"- {edit.name}: " in listed for edit in edits_for(find_versions()))
