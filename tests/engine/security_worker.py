@@ -1,6 +1,6 @@
 """Ranks of a job that strangers meddle with: they sum until a file says that the strangers are through.
 
-security_worker.py plain FOLDER     then they meet anew over the launcher's server
+security_worker.py plain FOLDER     then they use the launcher's server again
 security_worker.py elastic FOLDER   then they wait until there is one rank more
 """
 
@@ -31,11 +31,12 @@ def is_over(name: str) -> bool:
 
 
 def plain() -> None:
-    """Two meetings, one before and one after."""
+    """The server is used before and after."""
     while not is_over("go"):
         time.sleep(0.02)
-    hvd.shutdown()
-    hvd.init()
+    # Each asks the launcher's server again. All ranks cannot: they are a process set already.
+    for rank in range(hvd.size()):
+        hvd.add_process_set([rank])
     mine = torch.tensor([1.0 + hvd.rank()])
     note(f"sum{hvd.rank()}", repr(hvd.allreduce(mine, op=hvd.Sum, name="mine").item()))
 

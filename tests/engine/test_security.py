@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
+import pickle
 import subprocess
 import sys
 import time
@@ -14,6 +16,7 @@ from urllib.error import URLError
 import psutil
 import pytest
 from horovod.runner.common.util import proof
+from horovod.runner.util.cache import Cache
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -33,6 +36,7 @@ def job(folder: Path, *command: str) -> Iterator[psutil.Popen]:
     environment = os.environ | {
         "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
         "PYTHONPATH": str(REPOSITORY),
+        "HOROVOD_DYNAMIC_PROCESS_SETS": "1",
         # A program of the user's may have one, which no command line may show either.
         "HF_TOKEN": "token-of-the-user",
     }
@@ -93,23 +97,20 @@ def refused_by_http_server(address: tuple[str, int], secret: bytes, marker: Path
     for link in slow:
         link.close()
     # What an honest rank said does not serve a second time.
-    said = honest(address, secret, "DELETE", "/other/0")
+    said = honest(secret, "DELETE", "/other/0")
     assert stranger.send(address, said).startswith(b"HTTP/1.0 200 ")
     assert stranger.send(address, said).startswith(b"HTTP/1.0 403 ")
     # Nor for anything else.
-    said = honest(address, secret, "DELETE", "/other/0").replace(b"/other/0", b"/kept/0")
+    said = honest(secret, "DELETE", "/other/0").replace(b"/other/0", b"/kept/0")
     assert stranger.send(address, said).startswith(b"HTTP/1.0 403 ")
-    said = honest(address, secret, "PUT", "/kept/0", b"private").replace(b"\r\nprivate", b"\r\nstrange")
+    said = honest(secret, "PUT", "/kept/0", b"private").replace(b"\r\nprivate", b"\r\nstrange")
     assert stranger.send(address, said).startswith(b"HTTP/1.0 403 ")
     assert proof.ask(*address, "GET", "kept", "0", secret_key=secret) == b"private"
     with pytest.raises(URLError, match="without proof of the job's secret"):
         proof.ask(*address, "GET", "kept", "0", secret_key=b"another")
 
 
-def honest(address: tuple[str, int], secret: bytes, method: str, path: str, body: bytes = b"") -> bytes:
-    del address
-    import hashlib
-
+def honest(secret: bytes, method: str, path: str, body: bytes = b"") -> bytes:
     nonce, digest = os.urandom(16).hex(), hashlib.sha256(body).hexdigest()
     signed = proof.sign(secret, method, path, nonce, digest)
     values = zip(stranger.HEADERS, (nonce, digest, signed), strict=False)
@@ -210,6 +211,19 @@ def test_functions_reach_ranks_and_results_come_back(wire: str, tmp_path: Path) 
         env=environment, timeout=HANG_S,
     )  # fmt: skip
     assert "[{'rank': 0, 'x': 7}, {'rank': 1, 'x': 7}]" in done.stdout, done.stdout + done.stderr
+
+
+def test_what_the_launcher_remembers_is_no_pickle(tmp_path: Path) -> None:
+    def cache() -> Cache:
+        return Cache(str(tmp_path), 60, "parameters")
+
+    found = ("interfaces", ("nodea", "nodeb"), frozenset())
+    cache().put(found, {"eth1", "eth0"})
+    assert cache().get(found) == ["eth0", "eth1"]
+    for name in ("cache.bin", "cache.json"):
+        (tmp_path / name).write_bytes(pickle.dumps(stranger.Touch(tmp_path / "marker")))
+    assert cache().get(found) is None
+    assert not (tmp_path / "marker").exists()
 
 
 def test_a_rank_without_the_secret_says_so(tmp_path: Path) -> None:
