@@ -12,7 +12,13 @@ from packaging.version import Version
 from hvdtrain.core.errors import EngineError
 from hvdtrain.core.paths import cache_root
 from hvdtrain.engine.edits import RECORD_FILE, edits_for, recipe_digest
-from hvdtrain.engine.versions import Versions, package_dir, tensorflow_version, torch_version
+from hvdtrain.engine.versions import (
+    Versions,
+    distribution_version,
+    package_dir,
+    tensorflow_version,
+    torch_version,
+)
 from hvdtrain.engine.wire_edits import WIRE_TYPES
 
 _BUILD = "run `hvdtrain engine build --install`"
@@ -27,12 +33,16 @@ class Installed:
         key: the build it came from; None when it was not built by hvdtrain.
         built_for: framework versions by `torch` and `tensorflow`, as recorded by Horovod's own build.
         wire_types: dtypes its wire has beyond those of Horovod's releases, by NumPy's names.
+        closed: vulnerabilities of Horovod's releases that it does not have.
+        version: as its metadata say it, such as `0.28.1+hvdtrain.1`; None without metadata.
     """
 
     path: Path
     key: str | None
     built_for: dict[str, str]
     wire_types: tuple[str, ...] = ()
+    closed: tuple[str, ...] = ()
+    version: str | None = None
 
 
 def cache_dir() -> Path:
@@ -59,7 +69,14 @@ def installed_horovod() -> Installed | None:
     metadata = _read_json(folder / "metadata.json")
     built_for = {names[name]: version for name, version in metadata.items() if name in names}
     record = _read_json(folder / RECORD_FILE)
-    return Installed(folder, record.get("key"), built_for, tuple(record.get("wire_types", ())))
+    return Installed(
+        folder,
+        record.get("key"),
+        built_for,
+        tuple(record.get("wire_types", ())),
+        tuple(record.get("closed", ())),
+        distribution_version("horovod"),
+    )
 
 
 def wire_types() -> frozenset[str]:

@@ -7,8 +7,11 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
+import psutil
 import pytest
 
 from tests.launch.cluster import Cluster, emulated_hosts
@@ -73,6 +76,38 @@ def test_ranks_on_two_hosts(two_hosts: Cluster, launch: tuple[str, str], wire: s
     assert results == [
         f"RESULT {rank}/2 {wire} {total} {two_hosts.names[rank]} {tmp_path}" for rank in (0, 1)
     ]
+
+
+@pytest.mark.parametrize("wire", ["--gloo", "--mpi"])
+def test_no_command_line_on_either_host_shows_what_is_private(
+    two_hosts: Cluster, wire: str, tmp_path: Path
+) -> None:
+    script = str(HERE / "ranks" / "secret.py")
+    command = ["horovodrun", "--verbose", "--disable-cache", "-np", "2", "-H", "nodea:1,nodeb:1", wire]
+    private = {"HF_TOKEN": "token-of-the-user", "LINES_OF_TEXT": 'it\'s\n$(false) `false` "two" \\ lines\n'}
+    # Under MPI no server asks, and the ranks are told nothing.
+    env = ENV | private | {"HOROVOD_JOB_SECRET": "of-another-job"}
+    path = f"{Path(sys.executable).parent}{os.pathsep}{env['PATH']}"
+    shown = set()
+    with ThreadPoolExecutor() as pool:
+        job = pool.submit(
+            two_hosts.run, "nodea", [*command, sys.executable, script, str(tmp_path)],
+            cwd=tmp_path, env=env | {"PATH": path}, timeout_s=HANG_S,
+        )  # fmt: skip
+        while not job.done():
+            for process in psutil.process_iter():
+                with suppress(psutil.Error):
+                    shown.add(" ".join(process.cmdline()))
+    status, output = job.result()
+    assert status == 0, output
+    assert any("horovod.runner.task_fn" in line and line.startswith("ssh") for line in shown)
+    notes = [(tmp_path / str(rank)).read_text().split("\0") for rank in (0, 1)]
+    for total, secret, token, lines, address in notes:
+        assert (total, token, lines) == ("2.0", *private.values())
+        assert (address, len(secret)) == (("10.88.0.11", 64) if wire == "--gloo" else ("", 0))
+    assert len({secret for _, secret, *_ in notes}) == 1
+    hidden = [private["HF_TOKEN"], "of-another-job", *filter(None, [notes[0][1]])]
+    assert not [line for line in [*shown, output] for text in hidden if text in line]
 
 
 @pytest.mark.parametrize(
