@@ -45,7 +45,8 @@ class Gradients(Filling):
         self._agreed = False
         self._applied = 0
         self._micro_batches = 0
-        self._own_samples, self._divisor_handle = 0.0, None
+        self._own_samples = 0.0
+        self._divisor_handle: int | None = None
         self._closing_scale: float | None = None
         # What windows of this update that have been reduced already count for.
         self._weight = 0.0
