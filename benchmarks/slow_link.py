@@ -27,6 +27,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from quality import POLICIES
 from turns import Group, Line, started, take_turns
 
+from hvdtrain.launch.processes import handle_signals
 from tests.launch.cluster import Cluster, emulated_hosts
 
 _BINARIES = Path(sys.executable).parent
@@ -50,7 +51,7 @@ def slow_link(
 ) -> None:
     """Measure an update of the default BERT by each policy, 1 rank on each of 2 hosts."""
     # The hosts are taken away again also when a signal ends this.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit("ended by SIGTERM"))
+    handle_signals([signal.SIGTERM], lambda *_: sys.exit("ended by SIGTERM"))
     os.environ["PATH"] = f"{_BINARIES}:{os.environ['PATH']}"
     os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
     console = Console(width=110)

@@ -20,7 +20,7 @@ from hvdtrain.core.compression.fleet import Fleet
 from hvdtrain.core.compression.periodic import Periodic
 from hvdtrain.core.compression.protocol import Policy
 from hvdtrain.core.errors import SpecError
-from hvdtrain.core.optimizers import CLIP_EPSILON, ReferenceOptimizer
+from hvdtrain.core.optimizers import ReferenceOptimizer, clip_factor
 from hvdtrain.core.plan import peak_learning_rate, warmup_updates
 from hvdtrain.core.schedules import schedule_factor
 from hvdtrain.core.spec import JobSpec
@@ -178,7 +178,7 @@ class _Run:
         )
         factors = np.ones_like(norms)
         if job.max_grad_norm is not None:
-            factors = np.minimum(1.0, job.max_grad_norm / (norms + CLIP_EPSILON))
+            factors = clip_factor(norms, job.max_grad_norm, np.minimum)
         for i, total in enumerate(totals):
             clipped = total * factors[:, None].astype(total.dtype)
             cut = [self._buckets[i].decay_size]

@@ -19,6 +19,9 @@ from hvdtrain.core.environment import cpu_flags, launched_rank
 from hvdtrain.core.errors import CheckpointError, HvdtrainError
 from hvdtrain.core.families.family import Family
 from hvdtrain.core.metrics import METRICS_FILE
+from hvdtrain.core.orphans import end_with_launcher
+from hvdtrain.core.outputs import outlast_readers
+from hvdtrain.core.paths import user_path
 from hvdtrain.core.plan import Plan, make_plan
 from hvdtrain.core.plan_table import print_plan
 from hvdtrain.core.results import TrainingResult, describe_skips
@@ -30,6 +33,8 @@ from hvdtrain.core.world import World
 
 # Every rank meets a bad spec; the others wait for rank 0's message to end the job before they repeat it.
 _SECONDS_BEFORE_REPEATING = 3.0
+# What every collective says, in either framework, once another rank has ended.
+_LOST = "Horovod has been shut down"
 
 
 class Trains(Protocol):
@@ -74,6 +79,9 @@ def run_job(load: Callable[[], Framework], default_spec: str, arguments: Sequenc
         default_spec: the spec without `--spec`: a file or a packaged spec's name.
         arguments: command-line arguments, those of the process by default.
     """
+    outlast_readers()
+    if launched_rank() is not None:
+        end_with_launcher()
     try:
         _run(load, default_spec, arguments)
     except HvdtrainError as error:
@@ -82,8 +90,9 @@ def run_job(load: Callable[[], Framework], default_spec: str, arguments: Sequenc
         _die(f"error: {error}")
     except KeyboardInterrupt:
         _die("interrupted")
-    except Exception:
-        _die(traceback.format_exc())
+    except Exception as error:
+        lost = _LOST in str(error)
+        _die(f"HorovodInternalError: {_LOST}: another rank has ended" if lost else traceback.format_exc())
 
 
 def prepare_data(spec: JobSpec, announce: Callable[[str], None]) -> Dataset:
@@ -152,11 +161,13 @@ def train_spec(
 def _run(load: Callable[[], Framework], default_spec: str, arguments: Sequence[str] | None) -> None:
     options = _parse(arguments, default_spec)
     spec = load_spec(options.spec, options.set)
+    resume_from = options.resume and user_path(options.resume, "--resume", CheckpointError)
     framework = load()
+    output_dir = options.output_dir or f"outputs/{Path(options.spec).stem}-{framework.name}"
+    output_dir = user_path(output_dir, "--output-dir", CheckpointError)
     spec.rules.check_wire(framework.wire_types)
     world = framework.init(spec)
-    output_dir = Path(options.output_dir or f"outputs/{Path(options.spec).stem}-{framework.name}")
-    train_spec(framework, world, spec, output_dir, options.resume)
+    train_spec(framework, world, spec, output_dir, resume_from)
     framework.shutdown()
 
 
@@ -172,7 +183,7 @@ def _parse(arguments: Sequence[str] | None, default_spec: str) -> argparse.Names
     )
     parser.add_argument("--output-dir", help="where rank 0 writes (default: outputs/SPEC-FRAMEWORK)")
     go_on = "go on from a checkpoint-N directory of either framework"
-    parser.add_argument("--resume", type=Path, metavar="CHECKPOINT", help=go_on)
+    parser.add_argument("--resume", metavar="CHECKPOINT", help=go_on)
     return parser.parse_args(arguments)
 
 

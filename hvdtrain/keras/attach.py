@@ -39,7 +39,7 @@ class Attached:
         self._model, self._step = model, model.train_step
         self.root_rank: int | None = None
         self.agreed = False
-        self._asked = False
+        self._asked = self._finished = False
         self.before_first_step: list[Callable[[], None]] = []
         model.train_step = self._train_step
         model.train_function = None
@@ -56,6 +56,20 @@ class Attached:
                 )
             if all(each == _BUILT for each in every):
                 self._agree()
+
+    def finish(self) -> None:
+        """Say, once a `fit`, what has been taken in and not applied."""
+        if self._finished or hvd.rank() != 0:
+            return
+        self._finished = True
+        for engine in engines_of(self._model):
+            if engine.gradients is not None and (left := engine.gradients.micro_batches):
+                print(
+                    f"hvdtrain: fit has ended inside a window: {left} of the "
+                    f"{engine.settings.gradient_accumulation_steps} micro-batches of an update are kept, and "
+                    "applied when the next fit has completed it",
+                    flush=True,
+                )
 
     def _train_step(self, data: Any) -> Any:
         # Runs when TensorFlow traces; with run_eagerly in every step.
@@ -108,7 +122,7 @@ def attach(model: keras.Model) -> Attached:
         found = Attached(model)
         # Not by Keras' own way of setting attributes, which would track it.
         object.__setattr__(model, _ATTACHED, found)
-    found.agreed = found._asked = False
+    found.agreed = found._asked = found._finished = False
     if engines_of(model):
         _switch_off_jit(model)
     return found

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import horovod.tensorflow as hvd
 import keras
 import numpy as np
@@ -68,23 +70,27 @@ def broadcast(values: np.ndarray, name: str) -> np.ndarray:
     return hvd.broadcast(tf.constant(values), root_rank=0, name=name).numpy()
 
 
-def gather_bytes(data: bytes, name: str) -> list[bytes]:
+def gather_bytes(data: bytes, name: str, process_set: Any = hvd.global_process_set) -> list[bytes]:
     """Every rank's bytes, in the order of ranks; ranks of the other framework may take part.
 
     Args:
         data: of any length above 0.
         name: the same on every rank.
+        process_set: the ranks that take part.
     """
     with tf.device("/CPU:0"):
-        lengths = _allgather(tf.constant([len(data)], tf.int64), f"{name}.lengths")
-        every = _allgather(tf.constant(np.frombuffer(data, np.uint8)), name)
+        lengths = _allgather(tf.constant([len(data)], tf.int64), f"{name}.lengths", process_set)
+        every = _allgather(tf.constant(np.frombuffer(data, np.uint8)), name, process_set)
     return [part.tobytes() for part in np.split(every, np.cumsum(lengths)[:-1])]
 
 
-def _allgather(values: tf.Tensor, name: str) -> np.ndarray:
+def _allgather(values: tf.Tensor, name: str, process_set: Any) -> np.ndarray:
     # Only in a graph does Horovod take the name; in PyTorch it puts its own word before it.
     gather = tf.function(
-        lambda array: hvd.allgather(array, name=f"allgather.{name}", ignore_name_scope=True), autograph=False
+        lambda array: hvd.allgather(
+            array, name=f"allgather.{name}", ignore_name_scope=True, process_set=process_set
+        ),
+        autograph=False,
     )
     return gather(values).numpy()
 

@@ -13,6 +13,7 @@ _NAMES = LazyNames(
     __name__,
     {
         "init": "hvdtrain.torch.dropin.session",
+        "join": "hvdtrain.torch.dropin.joining",
         "metric_average": "hvdtrain.torch.dropin.session",
         "DistributedOptimizer": "hvdtrain.torch.dropin.optimizer",
         "broadcast_parameters": "hvdtrain.torch.dropin.state",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import horovod.torch as hvd
 import numpy as np
 import torch
@@ -66,16 +68,19 @@ def broadcast(values: np.ndarray, name: str) -> np.ndarray:
     return hvd.broadcast(torch.from_numpy(values), root_rank=0, name=name).numpy()
 
 
-def gather_bytes(data: bytes, name: str) -> list[bytes]:
+def gather_bytes(data: bytes, name: str, process_set: Any = hvd.global_process_set) -> list[bytes]:
     """Every rank's bytes, in the order of ranks; ranks of the other framework may take part.
 
     Args:
         data: of any length above 0.
         name: the same on every rank.
+        process_set: the ranks that take part.
     """
     own = torch.frombuffer(bytearray(data), dtype=torch.uint8)
-    lengths = hvd.allgather(torch.tensor([len(own)]), name=f"{name}.lengths").tolist()
-    return [part.numpy().tobytes() for part in hvd.allgather(own, name=name).split(lengths)]
+    length = torch.tensor([len(own)])
+    lengths = hvd.allgather(length, name=f"{name}.lengths", process_set=process_set).tolist()
+    every = hvd.allgather(own, name=name, process_set=process_set)
+    return [part.numpy().tobytes() for part in every.split(lengths)]
 
 
 def shutdown() -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
+import io
 import weakref
 
 import keras
@@ -44,6 +46,36 @@ def check_horovods_accumulation_adds_up() -> None:
     optimizer = hvd.DistributedOptimizer(sgd(0.1), backward_passes_per_step=2)
     ours, _ = cases.train(optimizer, shares(parts))
     cases.assert_same(ours, cases.train_alone(sgd(0.1), windows(parts, 4), factor=2.0), 1e-12)
+
+
+def check_a_window_that_an_epoch_leaves_incomplete_is_completed_by_the_next() -> None:
+    """Six micro-batches an epoch, four a window: whatever the divisor, it is of the four there are."""
+    sizes = [4, 3, 2, 5, 4, 1, 3, 3, 2, 4, 5, 1]
+    parts = cases.batches(sizes)
+    # Three updates of four micro-batches on each of two ranks, over two epochs.
+    whole = windows([*parts, *parts], 8)
+    for arguments in ({"average": "samples"}, {"average": "mean"}, {"average": "ranks"}):
+        even = arguments["average"] != "samples"
+        data = cases.batches([4] * 12) if even else parts
+        updates = windows([*data, *data], 8) if even else whole
+        optimizer = hvd.DistributedOptimizer(sgd(0.1), gradient_accumulation_steps=4, **arguments)
+        ours, _ = cases.train(optimizer, shares(data), epochs=2)
+        factor = 4.0 if arguments["average"] == "ranks" else 1.0
+        cases.assert_same(ours, cases.train_alone(sgd(0.1), updates, factor=factor), 1e-12)
+        assert int(optimizer.iterations.numpy()) == 3
+
+
+def check_what_is_left_of_a_window_is_told_when_fit_ends() -> None:
+    parts = cases.batches([4] * 12)
+    optimizer = hvd.DistributedOptimizer(sgd(0.1), gradient_accumulation_steps=4)
+    made = cases.model()
+    for told in ("2 of the 4 micro-batches", ""):
+        out = io.StringIO()
+        with contextlib.redirect_stdout(out):
+            cases.train(optimizer, shares(parts), made, epochs=1)
+        assert bool(out.getvalue()) == bool(told and hvd.rank() == 0)
+        assert told in out.getvalue() or hvd.rank()
+    cases.assert_same(made, cases.train_alone(sgd(0.1), windows([*parts, *parts], 8)), 1e-12)
 
 
 def check_the_sum() -> None:

@@ -120,11 +120,6 @@ class Window:
         """This rank's real tokens."""
         return sum(batch.counts["tokens"] for batch in self.micro_batches)
 
-    @property
-    def samples(self) -> int:
-        """This rank's real rows."""
-        return sum(batch.counts["samples"] for batch in self.micro_batches)
-
 
 def train_windows(
     split: Split,

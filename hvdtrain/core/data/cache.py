@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import fcntl
-import os
 import shutil
 import time
 from collections.abc import Callable, Iterator
@@ -27,6 +26,7 @@ from hvdtrain.core.data.tokenizer import (
     unknown_id,
 )
 from hvdtrain.core.errors import DataError
+from hvdtrain.core.paths import cache_root, user_path
 
 if TYPE_CHECKING:
     from hvdtrain.core.sections import DataSpec
@@ -79,11 +79,10 @@ def prepare(data: DataSpec, vocab_size: int, seed: int, announce: Callable[[str]
 
 
 def cache_directory(data: DataSpec) -> Path:
-    """`data.cache_dir`, else $HVDTRAIN_CACHE_DIR/data, else ~/.cache/hvdtrain/data."""
+    """`data.cache_dir`, else data/ in the folder of all caches (see `cache_root`)."""
     if data.cache_dir is not None:
-        return Path(data.cache_dir).expanduser()
-    base = os.environ.get("HVDTRAIN_CACHE_DIR")
-    return (Path(base) if base else Path("~/.cache/hvdtrain")).expanduser() / "data"
+        return user_path(data.cache_dir, "data.cache_dir:", DataError)
+    return cache_root() / "data"
 
 
 @dataclass(frozen=True)
@@ -98,7 +97,8 @@ class _Inputs:
 
 
 def _look_at(data: DataSpec, vocab_size: int, root: Path) -> _Inputs:
-    given = read_tokenizer(Path(data.tokenizer_file).expanduser()) if data.tokenizer_file else None
+    file = data.tokenizer_file
+    given = read_tokenizer(user_path(file, "data.tokenizer_file:", DataError)) if file else None
     vocabulary = (
         f"wordpiece {data.lowercase} {data.strip_accents}"
         if given is None
@@ -163,12 +163,13 @@ def _tokenise(inputs: _Inputs, directory: Path) -> None:
 
     if inputs.tokenizer is None:
         tokenizer = train_tokenizer(texts, vocab_size, data.lowercase, data.strip_accents)
-        ids = token_ids(tokenizer, vocab_size, f"the tokenizer trained for model.vocab_size {vocab_size}")
+        where = f"the tokenizer trained for model.vocab_size {vocab_size}"
     else:
         tokenizer = tokenizer_from(inputs.tokenizer, f"{data.tokenizer_file}")
-        ids = token_ids(tokenizer, vocab_size, f"data.tokenizer_file {data.tokenizer_file}")
+        where = f"data.tokenizer_file {data.tokenizer_file}"
+    ids = token_ids(tokenizer, vocab_size, where)
     arrange = pack if data.packing else split
-    sequences = arrange(encoder(tokenizer)(texts()), data.max_seq_length, ids.cls, ids.sep)
+    sequences = arrange(encoder(tokenizer, where)(texts()), data.max_seq_length, ids.cls, ids.sep)
     if not write_store(directory, sequences, ids, tokenizer.to_str(pretty=True), unknown_id(tokenizer)):
         raise DataError(f"{_source(data)}: no text found, so there is nothing to train on")
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hvdtrain.core.errors import DataError
+from hvdtrain.core.paths import user_path
 
 if TYPE_CHECKING:
     from hvdtrain.core.sections import DataSpec
@@ -69,7 +70,7 @@ def source_files(data: DataSpec) -> tuple[Path, ...]:
     """
     found: dict[Path, None] = {}
     for pattern in data.files:
-        literal = Path(pattern).expanduser()
+        literal = user_path(pattern, "data.files:", DataError)
         names = [literal] if literal.exists() else sorted(map(Path, glob.glob(str(literal), recursive=True)))
         files = [name.absolute() for name in names if not name.is_dir()]
         if not files:

@@ -144,10 +144,16 @@ def unknown_id(tokenizer: Tokenizer) -> int | None:
     return found
 
 
-def encoder(tokenizer: Tokenizer) -> Callable[[Iterable[str]], Iterator[list[int]]]:
+def encoder(
+    tokenizer: Tokenizer, where: str = "the tokenizer"
+) -> Callable[[Iterable[str]], Iterator[list[int]]]:
     """A function from documents to token ids, without added tokens, cuts or padding.
 
     A document that happens to contain the text "[SEP]" gets the tokens of that text, not the special token.
+
+    Args:
+        tokenizer: trained or loaded.
+        where: what to call the tokenizer in an error: it may lack a token for what it does not know.
     """
     tokenizer.no_truncation()
     tokenizer.no_padding()
@@ -159,7 +165,10 @@ def encoder(tokenizer: Tokenizer) -> Callable[[Iterable[str]], Iterator[list[int
     def encode(documents: Iterable[str]) -> Iterator[list[int]]:
         ids: list[int] = []
         for batch in _batches(documents, most):
-            found = tokenizer.encode_batch_fast([part for part, _ in batch], add_special_tokens=False)
+            try:
+                found = tokenizer.encode_batch_fast([part for part, _ in batch], add_special_tokens=False)
+            except Exception as error:  # the library raises plain Exception for whatever its model finds
+                raise DataError(f"{where} cannot make tokens of the text: {error}") from None
             for (_, is_last), encoding in zip(batch, found, strict=True):
                 ids += encoding.ids
                 if is_last:

@@ -21,6 +21,6 @@ def refuse_elastic_job(state: str, package: str) -> None:
         return
     raise TrainingError(
         f"{state}: in an elastic job ranks come and go, and an optimizer of hvdtrain.{package} reduces over "
-        f"those that it was wrapped for: launch a fixed number of ranks (-np N without --min-np, --max-np and "
+        f"those that it was wrapped for: launch a fixed number of ranks (-np N, no --min-np, --max-np and "
         f"--host-discovery-script), or use horovod.{package}'s own optimizer and state"
     )

@@ -23,3 +23,8 @@ class Callback(keras.callbacks.Callback):
         """Every callback's comes here; the first does it."""
         del logs
         self.attached.start()
+
+    def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
+        """Likewise."""
+        del logs
+        self.attached.finish()

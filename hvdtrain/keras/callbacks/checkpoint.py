@@ -65,6 +65,7 @@ class Checkpoint(Callback):
     def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
         """The next `fit` begins where it says."""
         self.model._initial_epoch = None
+        super().on_train_end(logs)
 
     def save(self, epoch: int) -> None:
         """Write the state; every rank calls it.

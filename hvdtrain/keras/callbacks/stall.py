@@ -65,6 +65,7 @@ class StallGuard(Callback):
         """Leave in good order."""
         if self._watch:
             self._watch.close()
+        super().on_train_end(logs)
 
     def _advance(self) -> None:
         if self._watch:

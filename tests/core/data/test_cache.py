@@ -84,7 +84,7 @@ def test_sequences_hold_the_whole_corpus(corpus: Path) -> None:
     joined = [token for ids in paragraphs for token in [data.token_ids.sep, *ids]][1:]
     assert inside == joined
     assert data.train.lengths.tolist() == [len(sequence) for sequence in contents(data.train)]
-    assert data.vocab_size == tokenizer.get_vocab_size() <= VOCAB
+    assert data.token_ids.size == tokenizer.get_vocab_size() <= VOCAB
     assert len(data.validation) == 0
 
 

@@ -190,6 +190,12 @@ def test_given_tokenizer_without_the_needed_tokens_is_refused() -> None:
         token_ids(tokenizer, 50, "it")
 
 
+def test_given_tokenizer_that_cannot_say_unknown_is_refused() -> None:
+    tokenizer = Tokenizer(WordPiece({"[PAD]": 0, "[CLS]": 1, "a": 2}, unk_token="[UNK]"))
+    with pytest.raises(DataError, match=r"it cannot make tokens of the text: .*\[UNK\]"):
+        list(encoder(tokenizer, "it")(["b"]))
+
+
 def test_gaps_in_the_ids_count_as_tokens() -> None:
     vocabulary = {"[PAD]": 0, "[UNK]": 1, "[CLS]": 2, "[SEP]": 3, "[MASK]": 90}
     ids = token_ids(Tokenizer(WordPiece(vocabulary, unk_token="[UNK]")), 100, "it")
