@@ -38,7 +38,7 @@ from hvdtrain.core.compression import POLICIES, Bf16
 from hvdtrain.core.compression.protocol import Policy
 from hvdtrain.core.environment import keep_freed_memory
 from hvdtrain.core.families import bert
-from hvdtrain.core.sections import ModelSpec
+from hvdtrain.core.families.bert import ModelSpec
 
 _MIB = 2**20
 _BUSY = 0.5

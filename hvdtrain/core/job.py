@@ -25,10 +25,10 @@ from hvdtrain.core.paths import user_path
 from hvdtrain.core.plan import Plan, make_plan
 from hvdtrain.core.plan_table import print_plan
 from hvdtrain.core.results import TrainingResult, describe_skips
-from hvdtrain.core.sections import ModelSpec
+from hvdtrain.core.sections import ModelSection
 from hvdtrain.core.spec import JobSpec, load_spec
 from hvdtrain.core.start import check_command, check_data, check_plan
-from hvdtrain.core.tasks import masked_lm
+from hvdtrain.core.tasks import task_of
 from hvdtrain.core.world import World
 
 # Every rank meets a bad spec; the others wait for rank 0's message to end the job before they repeat it.
@@ -63,7 +63,7 @@ class Framework:
 
     name: str
     init: Callable[[JobSpec], World]
-    family: Callable[[ModelSpec], Family]
+    family: Callable[[ModelSection], Family]
     trainer: Callable[[JobSpec, Plan, World, Dataset, Family, Path, Path | None], Trains]
     shutdown: Callable[[], None]
     gather: Callable[[bytes, str], Sequence[bytes]]
@@ -97,7 +97,7 @@ def run_job(load: Callable[[], Framework], default_spec: str, arguments: Sequenc
 
 def prepare_data(spec: JobSpec, announce: Callable[[str], None]) -> Dataset:
     """Prepare a spec's data on this node, or open what was prepared before."""
-    return masked_lm.prepare(spec, announce)
+    return task_of(spec.task).prepare(spec.model, spec.data, spec.task, spec.seed, announce)
 
 
 def plan_job(spec: JobSpec, family: Family, dataset: Dataset, size: int, threads: int) -> Plan:
@@ -111,8 +111,7 @@ def plan_job(spec: JobSpec, family: Family, dataset: Dataset, size: int, threads
         validation_samples=len(dataset.validation),
         family=family,
         cpu_flags=cpu_flags(),
-        tokenizer_size=dataset.tokenizer_size,
-        unknown_share=dataset.unknown_share,
+        text=dataset.text,
     )
 
 

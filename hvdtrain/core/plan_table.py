@@ -5,6 +5,7 @@ from __future__ import annotations
 from rich.console import Console
 from rich.table import Table
 
+from hvdtrain.core.data.batches import TextFacts
 from hvdtrain.core.plan import Plan
 
 
@@ -33,11 +34,7 @@ def _rows(plan: Plan) -> list[tuple[str, str, str]]:
             f"{plan.validation_samples} sequences",
             f"{plan.per_device_eval_batch_size} per device",
         ),
-        (
-            "tokenizer",
-            f"{plan.tokenizer_size:,} of {plan.vocab_size:,} tokens",
-            f"{plan.unknown_share:.2%} of the text is [UNK]",
-        ),
+        *_tokenizer(plan.text),
         ("parameters", f"{plan.parameters:,}", f"{plan.decayed_parameters:,} with weight decay"),
         ("gradient buckets", str(len(plan.buckets)), "one reduction each"),
         ("wire per update", *_wire(plan)),
@@ -69,6 +66,13 @@ def _global_batch(plan: Plan) -> tuple[str, str]:
         f"{batch.global_batch_size} sequences" + (" in the end" if len(stages) > 1 else ""),
         f"{ranks}{', '.join(stages)} accumulation steps",
     )
+
+
+def _tokenizer(text: TextFacts | None) -> list[tuple[str, str, str]]:
+    if text is None:
+        return []
+    size = f"{text.tokenizer_size:,} of {text.vocab_size:,} tokens"
+    return [("tokenizer", size, f"{text.unknown_share:.2%} of the text is [UNK]")]
 
 
 def _wire(plan: Plan) -> tuple[str, str]:

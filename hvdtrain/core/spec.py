@@ -6,29 +6,45 @@ import difflib
 import json
 import re
 import typing
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    Field,
+    ValidationError,
+    create_model,
+    field_validator,
+    model_validator,
+)
+from pydantic.json_schema import models_json_schema
 from pydantic_core import ErrorDetails
 
 from hvdtrain.core import sections
 from hvdtrain.core.compression import Compression, NoCompression
 from hvdtrain.core.compression.rules import Rules
 from hvdtrain.core.errors import SpecError
+from hvdtrain.core.families import FAMILIES
+from hvdtrain.core.families.family import Family
 from hvdtrain.core.paths import user_path
+from hvdtrain.core.tasks import TASKS, task_of
+from hvdtrain.core.tasks.task import Task
 from hvdtrain.core.yaml12 import MAX_CHARS, load_yaml
 
 PACKAGED_SPECS = Path(__file__).resolve().parent.parent / "specs"
 
 
 class JobSpec(sections.Section):
-    """Everything a run is made of, whatever the framework and the number of ranks."""
+    """Everything a run is made of, whatever the framework and the number of ranks.
 
-    model: sections.ModelSpec
-    data: sections.DataSpec
-    task: sections.TaskSpec = sections.TaskSpec()
+    `model`, `data` and `task` have the sections of the family and the task: see `spec_class`.
+    """
+
+    model: sections.ModelSection
+    data: sections.DataSection
+    task: sections.TaskSection
     optimizer: sections.OptimizerSpec = sections.OptimizerSpec()
     schedule: sections.ScheduleSpec = sections.ScheduleSpec()
     batch: sections.BatchSpec
@@ -78,11 +94,7 @@ class JobSpec(sections.Section):
                 f"mixed_precision {self.mixed_precision} keeps weights in float32, and model.dtype is "
                 f"{self.model.dtype}: set model.dtype: float32 or mixed_precision: no"
             )
-        if self.data.max_seq_length > self.model.max_position_embeddings:
-            raise ValueError(
-                f"data.max_seq_length {self.data.max_seq_length} exceeds "
-                f"model.max_position_embeddings {self.model.max_position_embeddings}"
-            )
+        task_of(self.task).check(self.model, self.data)
         return self
 
 
@@ -115,14 +127,56 @@ def parse_spec(text: str, overrides: Sequence[str] = (), where: str = "spec") ->
         raise SpecError(f"{where}: expected a mapping of sections, found {type(raw).__name__}")
     for override in overrides:
         _apply_override(raw, override)
-    text = json.dumps(_without_empty_sections(raw))
+    found = _without_empty_sections(raw)
     try:
-        return JobSpec.model_validate_json(text, strict=True)
+        kind = spec_class(*_types(found))
+    except SpecError as error:
+        raise SpecError(f"{where}: 1 problem(s)\n  {error}") from None
+    try:
+        return kind.model_validate_json(json.dumps(found), strict=True)
     except ValidationError as error:
-        lines = problems(error, JobSpec)
+        lines = problems(error, kind)
         raise SpecError(
             f"{where}: {len(lines)} problem(s)\n" + "\n".join(f"  {line}" for line in lines)
         ) from None
+
+
+def spec_class(model_type: str = "bert", task_type: str | None = None) -> type[JobSpec]:
+    """The class of specs for a family and a task.
+
+    Args:
+        model_type: the family.
+        task_type: the task; None: the family's first.
+
+    Raises:
+        SpecError: there is no such family or task, or the family is not trained for it.
+    """
+    family = FAMILIES.find(model_type)
+    name = task_type or family.TASKS[0]
+    task = TASKS.find(name)
+    if name not in family.TASKS:
+        raise SpecError(
+            f"task.type: model_type {model_type} is trained for {', '.join(map(repr, family.TASKS))} "
+            f"(found {name!r})"
+        )
+    return _spec_class(family, task)
+
+
+@cache
+def _spec_class(family: Family, task: Task) -> type[JobSpec]:
+    kind: Any = task.TaskSpec
+    try:
+        default = kind()
+    except ValidationError:
+        default = ...
+    return create_model(
+        "JobSpec",
+        __base__=JobSpec,
+        __module__=__name__,
+        model=(family.ModelSpec, ...),
+        data=(task.DataSpec, ...),
+        task=(task.TaskSpec, default),
+    )
 
 
 def problems(error: ValidationError, root: type[BaseModel]) -> list[str]:
@@ -136,8 +190,28 @@ def problems(error: ValidationError, root: type[BaseModel]) -> list[str]:
 
 
 def json_schema() -> dict[str, Any]:
-    """The spec's JSON schema, for editors that complete and check YAML."""
-    return JobSpec.model_json_schema()
+    """The spec's JSON schema, for editors that complete and check YAML: one alternative a family and task."""
+    kinds = [
+        spec_class(model, task)
+        for model in FAMILIES.builtin
+        for task in FAMILIES.find(model).TASKS
+        if task in TASKS.builtin
+    ]
+    if len(kinds) == 1:
+        return kinds[0].model_json_schema()
+    found = models_json_schema([(kind, "validation") for kind in kinds])[1]
+    return {**found, "anyOf": [{"$ref": f"#/$defs/{name}"} for name in found["$defs"] if "JobSpec" in name]}
+
+
+def _types(raw: Mapping[str, Any]) -> tuple[str, str | None]:
+    """The family and the task that a spec names; what is not a name is left to validation."""
+    model, task = (raw.get(name) for name in ("model", "task"))
+    family = model.get("model_type") if isinstance(model, dict) else None
+    kind = task.get("type") if isinstance(task, dict) else None
+    return (
+        family if isinstance(family, str) else "bert",
+        kind if isinstance(kind, str) else None,
+    )
 
 
 def _find(path: str | Path) -> Path:

@@ -12,6 +12,7 @@ import psutil
 
 from hvdtrain.core.data.cache import cache_directory
 from hvdtrain.core.data.sources import source_files, unreadable
+from hvdtrain.core.data.text import TextSpec
 from hvdtrain.core.errors import DataError, LaunchError
 from hvdtrain.core.paths import user_path
 from hvdtrain.core.spec import JobSpec
@@ -83,6 +84,8 @@ def _check_output(directory: Path) -> None:
 
 def _check_data(spec: JobSpec) -> None:
     data = spec.data
+    if not isinstance(data, TextSpec):
+        return
     cache_directory(data)
     for path in source_files(data):
         _check_readable(path, "data.files: ")

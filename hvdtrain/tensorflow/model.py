@@ -8,7 +8,7 @@ import numpy as np
 import tensorflow as tf
 
 from hvdtrain.core.data import Batch
-from hvdtrain.core.sections import ModelSpec
+from hvdtrain.core.sections import ModelSection
 from hvdtrain.core.weights import Weight
 from hvdtrain.tensorflow.families import network_of
 from hvdtrain.tensorflow.losses import cross_entropy
@@ -18,7 +18,9 @@ from hvdtrain.tensorflow.weights import Parameters, read, write
 class Model:
     """A family's network and the loss of a batch."""
 
-    def __init__(self, model: ModelSpec, weights: Sequence[Weight], compute_dtype: str | None = None) -> None:
+    def __init__(
+        self, model: ModelSection, weights: Sequence[Weight], compute_dtype: str | None = None
+    ) -> None:
         """Build the network; its weights are arbitrary until `write`.
 
         Args:

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from hvdtrain.core.data import Batch
-from hvdtrain.core.sections import ModelSpec
+from hvdtrain.core.sections import ModelSection
 from hvdtrain.core.weights import Weight
 from hvdtrain.torch.families import network_of
 from hvdtrain.torch.losses import cross_entropy
@@ -19,7 +19,9 @@ from hvdtrain.torch.world import device
 class Model:
     """A family's network and the loss of a batch."""
 
-    def __init__(self, model: ModelSpec, weights: Sequence[Weight], compute_dtype: str | None = None) -> None:
+    def __init__(
+        self, model: ModelSection, weights: Sequence[Weight], compute_dtype: str | None = None
+    ) -> None:
         """Build the network; its weights are arbitrary until `write`.
 
         Args:

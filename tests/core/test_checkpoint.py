@@ -21,7 +21,7 @@ from hvdtrain.core.checkpoint import WEIGHTS_FILE, load_model, save_model
 from hvdtrain.core.data.tokenizer_files import tokenizer_files
 from hvdtrain.core.errors import CheckpointError
 from hvdtrain.core.families import bert
-from hvdtrain.core.sections import ModelSpec
+from hvdtrain.core.families.bert import ModelSpec
 from hvdtrain.core.weights import initial_weights
 
 VOCABULARY = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"abcdefghijklmno", *(f"##{c}" for c in "abcd")]

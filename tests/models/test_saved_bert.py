@@ -19,7 +19,7 @@ from hvdtrain.core.checkpoint import UNTRAINED_FILE, load_model, save_model
 from hvdtrain.core.data.tokenizer import encoder, train_tokenizer
 from hvdtrain.core.data.tokenizer_files import tokenizer_files
 from hvdtrain.core.families import bert
-from hvdtrain.core.sections import ModelSpec
+from hvdtrain.core.families.bert import ModelSpec
 from hvdtrain.core.weights import initial_weights
 
 TEXTS = [

@@ -66,6 +66,23 @@ class Split(Protocol):
         ...
 
 
+@dataclass(frozen=True)
+class TextFacts:
+    """How a text was tokenised.
+
+    Attributes:
+        tokenizer_size: tokens of the tokenizer.
+        vocab_size: tokens of the model.
+        unknown_share: share of the text's tokens that are [UNK], which nobody is asked to predict.
+        trained: whether the tokenizer was trained on the text, and not given.
+    """
+
+    tokenizer_size: int
+    vocab_size: int
+    unknown_share: float
+    trained: bool
+
+
 @dataclass(frozen=True, eq=False)
 class Dataset:
     """What a task has prepared for a run.
@@ -76,8 +93,7 @@ class Dataset:
         fingerprint: hash of all samples and of the split; ranks that train together must agree on it.
         files: content of the files that belong to a saved model, such as a tokenizer's, by name.
         config: what the data adds to a saved model's `config.json`, such as the id of [PAD].
-        tokenizer_size: tokens of the tokenizer; None where the data is not text.
-        unknown_share: share of the text's tokens that are [UNK], which nobody is asked to predict.
+        text: how its text was tokenised; None where the data is not text.
     """
 
     train: Split
@@ -85,8 +101,7 @@ class Dataset:
     fingerprint: str
     files: Mapping[str, str] = field(default_factory=dict)
     config: Mapping[str, Any] = field(default_factory=dict)
-    tokenizer_size: int | None = None
-    unknown_share: float = 0.0
+    text: TextFacts | None = None
 
     def fingerprint_with(self, directory: Path) -> str:
         """The fingerprint that an earlier version gave the same samples in a run that saved `directory`."""

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from hvdtrain.core.families import bert
 from hvdtrain.core.families.family import Family
-from hvdtrain.core.sections import ModelSpec
+from hvdtrain.core.registry import Registry
+from hvdtrain.core.sections import ModelSection
 
-_FAMILIES: dict[str, Family] = {"bert": bert}
+FAMILIES = Registry(
+    "model.model_type",
+    "hvdtrain.families",
+    {"bert": "hvdtrain.core.families.bert", "gpt2": "hvdtrain.core.families.gpt2"},
+)
 
 
-def family_of(model: ModelSpec) -> Family:
+def family_of(model: ModelSection) -> Family:
     """The family a spec's model belongs to."""
-    return _FAMILIES[model.model_type]
+    found: Family = FAMILIES.find(model.model_type)
+    return found

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
+from pydantic import Field, model_validator
 
 from hvdtrain.core.initializers import ONES, ZEROS, Normal
-from hvdtrain.core.sections import ModelSpec
+from hvdtrain.core.sections import Count, ModelSection, Probability
 from hvdtrain.core.weights import TRANSPOSED, Weight
+
+TASKS = ("masked_lm",)
+NETWORKS = {"torch": "hvdtrain.torch.families.bert", "tensorflow": "hvdtrain.tensorflow.families.bert"}
 
 # Hugging Face module -> Keras layer path, and the kind of weights it has.
 _EMBEDDINGS = {
@@ -29,6 +33,40 @@ _LAYER = {
 }
 _TIED_BIAS = "cls.predictions.bias"
 _DECODER = "cls.predictions.decoder"
+
+
+class ModelSpec(ModelSection):
+    """A BERT encoder with a masked-LM head, in Hugging Face's `BertConfig` names (Devlin et al. 2018)."""
+
+    model_type: Literal["bert"] = "bert"
+    vocab_size: Annotated[int, Field(ge=16)] = 30522
+    hidden_size: Count = 768
+    num_hidden_layers: Count = 12
+    num_attention_heads: Count = 12
+    intermediate_size: Count = 3072
+    max_position_embeddings: Count = 512
+    type_vocab_size: Count = 2
+    hidden_act: Literal["gelu", "gelu_new"] = "gelu"
+    hidden_dropout_prob: Probability = 0.1
+    attention_probs_dropout_prob: Probability = 0.1
+    layer_norm_eps: Annotated[float, Field(gt=0.0)] = 1e-12
+    tie_word_embeddings: bool = True
+    initializer_range: Annotated[float, Field(gt=0.0)] = 0.02
+
+    @model_validator(mode="after")
+    def _fits_both_frameworks(self) -> ModelSpec:
+        if self.hidden_size % self.num_attention_heads:
+            raise ValueError(
+                f"hidden_size {self.hidden_size} is not a multiple of "
+                f"num_attention_heads {self.num_attention_heads}"
+            )
+        if self.hidden_dropout_prob != self.attention_probs_dropout_prob:
+            raise ValueError(
+                f"hidden_dropout_prob {self.hidden_dropout_prob} and attention_probs_dropout_prob "
+                f"{self.attention_probs_dropout_prob} differ; KerasHub's BERT has one rate for both: "
+                "make them equal"
+            )
+        return self
 
 
 def weights(model: ModelSpec) -> tuple[Weight, ...]:

@@ -5,24 +5,32 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Protocol
 
-from hvdtrain.core.sections import ModelSpec
+from hvdtrain.core.sections import ModelSection
 from hvdtrain.core.weights import Weight
 
 
 class Family(Protocol):
-    """What the core asks of a model family; the other modules of this package are some."""
+    """What the core asks of a model family; the other modules of this package are some.
 
-    def weights(self, model: ModelSpec) -> tuple[Weight, ...]:
+    Attributes:
+        ModelSpec: its section of the spec; the functions take such a section as `model`.
+        TASKS: what it can be trained for, the default first.
+        NETWORKS: the module whose `Network` builds the model, by framework.
+    """
+
+    ModelSpec: type[ModelSection]
+    TASKS: tuple[str, ...]
+    NETWORKS: Mapping[str, str]
+
+    def weights(self, model: Any) -> tuple[Weight, ...]:
         """Every trainable weight in the order of the forward pass."""
         ...
 
-    def untrained(self, model: ModelSpec) -> tuple[Weight, ...]:
+    def untrained(self, model: Any) -> tuple[Weight, ...]:
         """Weights that another library asks for when it opens a saved model, and that training has not."""
         ...
 
-    def activation_bytes(
-        self, model: ModelSpec, rows: int, length: int, predictions: int, itemsize: int
-    ) -> int:
+    def activation_bytes(self, model: Any, rows: int, length: int, predictions: int, itemsize: int) -> int:
         """What the forward pass of a micro-batch saves for its backward pass, in bytes.
 
         Args:
@@ -34,11 +42,11 @@ class Family(Protocol):
         """
         ...
 
-    def product_elements(self, model: ModelSpec) -> int:
+    def product_elements(self, model: Any) -> int:
         """Elements of all weights and biases that are used in matrix products."""
         ...
 
-    def hf_config(self, model: ModelSpec) -> dict[str, Any]:
+    def hf_config(self, model: Any) -> dict[str, Any]:
         """The content of `config.json`, but for what the data adds."""
         ...
 
@@ -54,7 +62,7 @@ class Network(Protocol):
     parameters: Mapping[str, Any]
     classes: int
 
-    def __init__(self, model: ModelSpec, compute_dtype: str) -> None:
+    def __init__(self, model: Any, compute_dtype: str) -> None:
         """Build the model.
 
         Args:

@@ -10,8 +10,11 @@ import numpy as np
 from pydantic import Field, model_validator
 
 from hvdtrain.core.initializers import ONES, ZEROS, Normal
-from hvdtrain.core.sections import Count, Probability, Section
+from hvdtrain.core.sections import Count, ModelSection, Probability
 from hvdtrain.core.weights import TRANSPOSED, Layout, Weight
+
+TASKS = ("causal_lm",)
+NETWORKS = {"torch": "hvdtrain.torch.families.gpt2", "tensorflow": "hvdtrain.tensorflow.families.gpt2"}
 
 # Hugging Face's Conv1D holds (in, out), as Keras' Dense does; its fused projection is three layers in Keras.
 _FUSED = Layout(parts=3)
@@ -27,7 +30,7 @@ _LAYER = {
 _TOKENS, _POSITIONS, _HEAD = "transformer.wte.weight", "transformer.wpe.weight", "lm_head.weight"
 
 
-class ModelSpec(Section):
+class ModelSpec(ModelSection):
     """A GPT-2 decoder with a language-model head, in Hugging Face's `GPT2Config` names."""
 
     model_type: Literal["gpt2"] = "gpt2"
@@ -44,7 +47,6 @@ class ModelSpec(Section):
     layer_norm_epsilon: Annotated[float, Field(gt=0.0)] = 1e-5
     initializer_range: Annotated[float, Field(gt=0.0)] = 0.02
     tie_word_embeddings: bool = True
-    dtype: Literal["float32", "float64"] = "float32"
 
     @property
     def inner(self) -> int:

@@ -5,33 +5,71 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import Field
 
-from hvdtrain.core.data.batches import Batch, Dataset
+from hvdtrain.core.data.batches import Batch, Dataset, TextFacts
 from hvdtrain.core.data.cache import prepare as prepare_text
 from hvdtrain.core.data.corpus import Corpus, Sequences
-from hvdtrain.core.data.masking import mask_tokens, mask_words
+from hvdtrain.core.data.masking import mask_tokens, mask_words, max_predictions
 from hvdtrain.core.data.order import Indices
 from hvdtrain.core.data.store import fingerprint_with
+from hvdtrain.core.data.text import TextSpec
 from hvdtrain.core.data.tokenizer_files import tokenizer_files
-from hvdtrain.core.sections import TaskSpec
-from hvdtrain.core.spec import JobSpec
+from hvdtrain.core.data.wordpiece import WordPieceScheme
+from hvdtrain.core.sections import TaskSection
+from hvdtrain.core.tasks.task import Shapes, check_length
 
 
-def prepare(spec: JobSpec, announce: Callable[[str], None]) -> Dataset:
+class TaskSpec(TaskSection):
+    """Masked language modelling; `normalize` says what the divisor of a mean loss counts."""
+
+    type: Literal["masked_lm"] = "masked_lm"
+    mlm_probability: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.15
+
+
+class DataSpec(TextSpec):
+    """Text, and how a WordPiece tokenizer is trained on it."""
+
+    lowercase: bool = True
+    strip_accents: bool = False
+
+    @property
+    def scheme(self) -> WordPieceScheme:
+        """How text becomes sequences."""
+        return WordPieceScheme(self.lowercase, self.strip_accents)
+
+
+def check(model: Any, data: DataSpec) -> None:
+    """Whether the model can take such sequences; ValueError where it cannot."""
+    check_length(data.max_seq_length, model)
+
+
+def shapes(data: DataSpec, task: TaskSpec) -> Shapes:
+    """Of one sequence."""
+    return Shapes(data.max_seq_length, max_predictions(task.mlm_probability, data.max_seq_length))
+
+
+def prepare(
+    model: Any, data: DataSpec, task: TaskSpec, seed: int, announce: Callable[[str], None]
+) -> Dataset:
     """Tokenise the text on this node, or open what was tokenised before.
 
     Args:
-        spec: the job.
+        model: the spec's model section, whose `vocab_size` bounds the tokenizer's.
+        data: the data section.
+        task: the task section.
+        seed: the job's seed.
         announce: called with a line for the user when the call will take a while.
 
     Raises:
         DataError: see `hvdtrain.core.data.cache.prepare`.
     """
-    corpus = prepare_text(spec.data, spec.model.vocab_size, spec.seed, announce=announce)
-    return MaskedText.of(corpus, spec)
+    corpus = prepare_text(data, model.vocab_size, seed, announce=announce)
+    return MaskedText.of(corpus, model.vocab_size, data, task, seed)
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,11 +80,10 @@ class MaskedText(Dataset):
     split: tuple[float, int] = (0.0, 0)
 
     @classmethod
-    def of(cls, corpus: Corpus, spec: JobSpec) -> MaskedText:
+    def of(cls, corpus: Corpus, vocab_size: int, data: DataSpec, task: TaskSpec, seed: int) -> MaskedText:
         """Both splits of a corpus."""
         train, validation = (
-            MaskedSplit(sequences, corpus, spec.task, spec.seed)
-            for sequences in (corpus.train, corpus.validation)
+            MaskedSplit(sequences, corpus, task, seed) for sequences in (corpus.train, corpus.validation)
         )
         return cls(
             train,
@@ -54,10 +91,11 @@ class MaskedText(Dataset):
             corpus.fingerprint,
             files=tokenizer_files(corpus.tokenizer_path.read_text(encoding="utf-8"), corpus.max_seq_length),
             config={"pad_token_id": corpus.token_ids.pad},
-            tokenizer_size=corpus.token_ids.size,
-            unknown_share=corpus.unknown_share,
+            text=TextFacts(
+                corpus.token_ids.size, vocab_size, corpus.unknown_share, data.tokenizer_file is None
+            ),
             corpus=corpus,
-            split=(spec.data.validation_split, spec.seed),
+            split=(data.validation_split, seed),
         )
 
     def fingerprint_with(self, directory: Path) -> str:

@@ -8,7 +8,7 @@ import keras_hub
 import tensorflow as tf
 
 from hvdtrain.core.families import bert
-from hvdtrain.core.sections import ModelSpec
+from hvdtrain.core.families.bert import ModelSpec
 from hvdtrain.tensorflow.families._keras import ACTIVATIONS, round_products, set_attention_scale
 from hvdtrain.tensorflow.weights import Parameters
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import importlib
 
+from hvdtrain.core.families import family_of
 from hvdtrain.core.families.family import Network
-from hvdtrain.core.sections import ModelSpec
+from hvdtrain.core.sections import ModelSection
 
 
-def network_of(model: ModelSpec) -> type[Network]:
+def network_of(model: ModelSection) -> type[Network]:
     """The network of the family that a spec's model belongs to."""
-    return importlib.import_module(f"{__name__}.{model.model_type}").Network
+    found: type[Network] = importlib.import_module(family_of(model).NETWORKS["torch"]).Network
+    return found

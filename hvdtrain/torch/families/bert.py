@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import torch
 from transformers import BertConfig, BertForMaskedLM
 
-from hvdtrain.core.sections import ModelSpec
+from hvdtrain.core.families.bert import ModelSpec
 from hvdtrain.torch.world import device
 
 

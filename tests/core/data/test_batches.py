@@ -23,8 +23,7 @@ from hvdtrain.core.data.batches import (
 from hvdtrain.core.data.corpus import Corpus, Sequences
 from hvdtrain.core.data.masking import max_predictions
 from hvdtrain.core.data.tokenizer import TokenIds
-from hvdtrain.core.sections import TaskSpec
-from hvdtrain.core.tasks.masked_lm import MaskedSplit
+from hvdtrain.core.tasks.masked_lm import MaskedSplit, TaskSpec
 
 IDS = TokenIds(size=500, pad=0, cls=2, sep=3, mask=4, special=(0, 1, 2, 3, 4))
 WIDTH = 24

@@ -11,7 +11,7 @@ def test_no_framework_is_imported_by_making_batches() -> None:
 import sys, tempfile
 from hvdtrain.core.accumulation import Accumulation
 from hvdtrain.core.data import Prefetcher, prepare, train_windows
-from hvdtrain.core.sections import DataSpec, TaskSpec
+from hvdtrain.core.tasks.masked_lm import DataSpec, TaskSpec
 from hvdtrain.core.tasks.masked_lm import MaskedSplit
 data = prepare(DataSpec(corpus="python-docs", cache_dir=tempfile.mkdtemp()), 500, 0)
 samples = MaskedSplit(data.train, data, TaskSpec(), 0)
