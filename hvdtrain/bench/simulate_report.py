@@ -12,6 +12,7 @@ from rich.table import Table
 from hvdtrain.bench.problems import Problem
 from hvdtrain.bench.simulate import Outcome
 from hvdtrain.core.errors import TrainingError
+from hvdtrain.core.tables import Kind, make_table
 
 _PICTURE, _NUMBERS = "curves.png", "results.json"
 
@@ -22,15 +23,12 @@ def as_table(problem: Problem, outcomes: Sequence[Outcome]) -> Table:
     Bytes are means over the updates of the run; the residuals' are those of one rank at its end.
     """
     size = sum(weight.size for weight in problem.weights)
-    table = Table(title=f"{problem.title}; {size:,} parameters", title_justify="left")
-    table.add_column("policy", overflow="fold")
-    headings = ("loss", "÷ none", "off optimum", "sent", "smaller", "received", "residuals", "time")
-    for heading in headings:
-        table.add_column(heading, justify="right", no_wrap=True)
+    numbers = ("loss", "÷ none", "off optimum", "sent", "smaller", "received", "residuals", "time")
+    columns: dict[str, Kind] = {"policy": "text", **dict.fromkeys(numbers, "number")}
     base = outcomes[0]
     updates = base.updates[-1]
-    for outcome in outcomes:
-        table.add_row(
+    rows = [
+        (
             outcome.policy,
             *_quality(outcome, base),
             _bytes(outcome.sent[-1] / updates),
@@ -39,7 +37,9 @@ def as_table(problem: Problem, outcomes: Sequence[Outcome]) -> Table:
             _bytes(outcome.state_bytes),
             f"{outcome.seconds:.1f} s",
         )
-    return table
+        for outcome in outcomes
+    ]
+    return make_table(columns, rows, f"{problem.title}; {size:,} parameters")
 
 
 def write(
