@@ -18,9 +18,9 @@ from hvdtrain.core.spec import problems
 class Settings(Section):
     """What a wrapper was asked for. A window is the micro-batches that one update is made of.
 
-    A window that is incomplete when an epoch ends is not lost, nor scaled for what it does not have. Where the
-    loop says when an update is due, as by PyTorch's `step()`, it is applied then, divided by the micro-batches
-    that it has. Where it does not, as in Keras' `fit`, the next epoch completes it.
+    A window that is incomplete when an epoch ends is not lost, nor scaled for what it does not have. Where
+    the loop says when an update is due, as by PyTorch's `step()`, it is applied then, divided by the
+    micro-batches that it has. Where it does not, as in Keras' `fit`, the next epoch completes it.
 
     Attributes:
         compression: as in a job spec: one policy, or a list of them with `match`.
