@@ -12,21 +12,31 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from hvdtrain.core.dropin import Settings, settings_of
+from hvdtrain.core.dropin import Settings, by_position, settings_of
 from hvdtrain.core.errors import SpecError, TrainingError
 from hvdtrain.engine.cache import wire_types
 from hvdtrain.keras import keras2, keras2_files
 from hvdtrain.tensorflow.dropin.arguments import HOROVOD
 from hvdtrain.tensorflow.dropin.gradients import Gradients
-from hvdtrain.tensorflow.dropin.session import require_init
+from hvdtrain.tensorflow.dropin.session import require_init, waiting_for_ranks
 
 _ENGINE = "_hvdtrain"
 _Apply = Callable[..., None]
+# What follows `name` in Horovod's wrappers, up to where they differ.
+_POSITIONAL = (
+    "device_dense",
+    "device_sparse",
+    "compression",
+    "sparse_as_dense",
+    "gradient_predivide_factor",
+    "op",
+)
 
 
 def DistributedOptimizer(
     optimizer: keras.optimizers.Optimizer,
     name: str | None = None,
+    *positional: Any,
     compression: Any = "none",
     gradient_accumulation_steps: int = 1,
     max_grad_norm: float | None = None,
@@ -41,6 +51,7 @@ def DistributedOptimizer(
     Args:
         optimizer: any of Keras 3; it is changed in place. A `LossScaleOptimizer` may be inside or outside.
         name: accepted as Horovod's; it changes nothing.
+        *positional: Horovod's arguments that follow `name`, in Horovod's order.
         compression: a policy's name, its settings, or a list of them, as in a job spec; or of `Compression`.
         gradient_accumulation_steps: micro-batches that make one update; Keras' own argument must not be set.
         max_grad_norm: gradients are scaled to at most this global L2 norm, after the reduction.
@@ -58,6 +69,9 @@ def DistributedOptimizer(
     """
     del name
     require_init("DistributedOptimizer")
+    said = horovods | ({} if compression == "none" else {"compression": compression})
+    horovods |= by_position("DistributedOptimizer", _POSITIONAL, positional, said)
+    compression = horovods.pop("compression", compression)
     settings = settings_of(
         "DistributedOptimizer",
         HOROVOD,
@@ -70,7 +84,10 @@ def DistributedOptimizer(
     )
     settings.rules.check_wire(wire_types())
     if not isinstance(optimizer, keras.optimizers.Optimizer):
-        raise SpecError(f"DistributedOptimizer: expected an optimizer of Keras 3 (found {optimizer!r})")
+        raise SpecError(
+            "DistributedOptimizer: expected an optimizer of Keras 3, such as keras.optimizers.Adam(0.001), "
+            f"as its first argument (found a {type(optimizer).__name__})"
+        )
     if engine_of(optimizer) is not None:
         raise SpecError("DistributedOptimizer: this optimizer is distributed already: wrap it once")
     inner = optimizer.inner_optimizer if _scales(optimizer) else optimizer
@@ -206,7 +223,8 @@ class Engine:
         unscaled = _times(grads, None if scale is None else 1.0 / tf.convert_to_tensor(scale, tf.float32))
         if self.when_gradients_are_ready:
             unscaled = _telling(unscaled, self.when_gradients_are_ready)
-        self.prepare(variables).micro_batch(unscaled, self._take_samples(host), update)
+        with waiting_for_ranks("gradients"):
+            self.prepare(variables).micro_batch(unscaled, self._take_samples(host), update)
 
     def _take_samples(self, host: keras.optimizers.Optimizer) -> tf.Tensor | None:
         if not self.settings.by_samples:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import keras
 
 from hvdtrain.keras.callbacks.base import Callback
+from hvdtrain.tensorflow.dropin.messages import check_root
 
 
 class BroadcastGlobalVariables(Callback):
@@ -28,4 +29,5 @@ class BroadcastGlobalVariables(Callback):
     def set_model(self, model: keras.Model) -> None:
         """Say who sends, before any callback begins."""
         super().set_model(model)
+        check_root("BroadcastGlobalVariables", self.root_rank)
         self.attached.root_rank = self.root_rank

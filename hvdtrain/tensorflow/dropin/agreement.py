@@ -11,8 +11,10 @@ import numpy as np
 import tensorflow as tf
 
 from hvdtrain.core.dropin import Parameter, Settings, check_gathered, check_same, describe, digest
-from hvdtrain.tensorflow.dropin.messages import gather_bytes
+from hvdtrain.tensorflow.dropin.session import gather_bytes
 
+# One name for all that ranks compare: a rank that compares something else is told so, and does not wait.
+AGREEMENT = "the comparison of models"
 _ADVICE = (
     "ranks must start equal: add hvdtrain.keras.callbacks.BroadcastGlobalVariables(root_rank=0) to fit's "
     "callbacks, or call hvdtrain.tensorflow.broadcast_variables(model.weights, root_rank=0), and the same "
@@ -48,7 +50,8 @@ def check_structure(
     Raises:
         TrainingError: on every rank alike, naming the first difference and the ranks.
     """
-    check_same(describe(parameters, settings, options=options), gather_bytes, _ADVICE)
+    mine = describe(parameters, settings, options=options)
+    check_same(mine, lambda data: gather_bytes(data, AGREEMENT), _ADVICE)
 
 
 def check_values(variables: Sequence[tf.Variable], name: str) -> tf.Tensor:

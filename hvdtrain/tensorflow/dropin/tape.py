@@ -11,22 +11,36 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from hvdtrain.core.dropin import Settings, residuals_are_scaled, settings_of
+from hvdtrain.core.dropin import Settings, by_position, residuals_are_scaled, settings_of
 from hvdtrain.core.errors import SpecError
 from hvdtrain.engine.cache import wire_types
 from hvdtrain.tensorflow.dropin.arguments import HOROVOD
 from hvdtrain.tensorflow.dropin.gradients import Gradients
-from hvdtrain.tensorflow.dropin.session import require_init
+from hvdtrain.tensorflow.dropin.session import require_init, waiting_for_ranks
 
 # A tape is made anew in every step, and a step may be traced again: what is learnt lasts as long as the
 # variables, and does not keep them.
 _known: dict[Hashable, Gradients] = {}
 _numbers = itertools.count()
+# What follows the tape in Horovod's wrapper.
+_POSITIONAL = (
+    "device_dense",
+    "device_sparse",
+    "compression",
+    "sparse_as_dense",
+    "op",
+    "gradient_predivide_factor",
+    "num_groups",
+    "groups",
+    "process_set",
+    "scale_local_gradients",
+)
 
 
 @tf.autograph.experimental.do_not_convert
 def DistributedGradientTape(
     gradtape: tf.GradientTape,
+    *positional: Any,
     compression: Any = "none",
     max_grad_norm: float | None = None,
     average: str = "mean",
@@ -41,6 +55,7 @@ def DistributedGradientTape(
 
     Args:
         gradtape: it is changed in place.
+        *positional: Horovod's arguments that follow it, in Horovod's order.
         compression: a policy's name, its settings, or a list of them, as in a job spec; or of `Compression`.
         max_grad_norm: gradients are scaled to at most this global L2 norm, after the reduction.
         average: `mean` over ranks, `samples` (over all ranks' samples, exact for ragged batches) or `sum`.
@@ -56,6 +71,13 @@ def DistributedGradientTape(
         TrainingError: `init` was not called.
     """
     require_init("DistributedGradientTape")
+    said = horovods | ({} if compression == "none" else {"compression": compression})
+    horovods |= by_position("DistributedGradientTape", _POSITIONAL, positional, said)
+    compression = horovods.pop("compression", compression)
+    if not isinstance(gradtape, tf.GradientTape):
+        raise SpecError(
+            f"DistributedGradientTape: expected the tf.GradientTape (found a {type(gradtape).__name__})"
+        )
     settings = settings_of(
         "DistributedGradientTape",
         HOROVOD,
@@ -80,8 +102,9 @@ def DistributedGradientTape(
     def gradient(target: Any, sources: Any, *arguments: Any, **keywords: Any) -> Any:
         found = tf.nest.flatten(plain(target, sources, *arguments, **keywords))
         reduced: list[tf.Tensor | None] = []
-        gradients = _gradients_of(settings, tf.nest.flatten(sources))
-        gradients.micro_batch(found, batch_samples, reduced.extend)
+        with waiting_for_ranks("gradients"):
+            gradients = _gradients_of(settings, tf.nest.flatten(sources))
+            gradients.micro_batch(found, batch_samples, reduced.extend)
         return tf.nest.pack_sequence_as(sources, reduced)
 
     gradtape.gradient = gradient
@@ -89,6 +112,12 @@ def DistributedGradientTape(
 
 
 def _gradients_of(settings: Settings, sources: list[tf.Variable]) -> Gradients:
+    for source in sources:
+        if not hasattr(source, "assign"):
+            raise SpecError(
+                "DistributedGradientTape: gradients with respect to variables are reduced (found a "
+                f"{type(source).__name__} among the sources): take others from a plain tape"
+            )
     key = settings, tuple(map(id, sources))
     if key not in _known:
         _known[key] = Gradients(settings, sources, f"tape{next(_numbers)}.")
