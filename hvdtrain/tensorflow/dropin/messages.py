@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import horovod.tensorflow as hvd
 import numpy as np
@@ -12,11 +13,12 @@ import tensorflow as tf
 _CHUNK_BYTES = 64 * 2**20
 
 
-def gather_bytes(message: bytes) -> list[bytes]:
+def gather_bytes(message: bytes, process_set: Any = hvd.global_process_set) -> list[bytes]:
     """Every rank's bytes, which may differ in length, in the order of ranks; every rank calls it."""
     with tf.init_scope():
-        sizes = hvd.allgather(tf.constant([len(message)], tf.int64), name="hvdtrain.sizes").numpy()
-        every = hvd.allgather(_array(message), name="hvdtrain.bytes").numpy()
+        length = tf.constant([len(message)], tf.int64)
+        sizes = hvd.allgather(length, name="hvdtrain.sizes", process_set=process_set).numpy()
+        every = hvd.allgather(_array(message), name="hvdtrain.bytes", process_set=process_set).numpy()
     return [part.tobytes() for part in np.split(every, np.cumsum(sizes)[:-1])]
 
 

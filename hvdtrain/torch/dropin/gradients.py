@@ -44,7 +44,8 @@ class Gradients(Filling):
         self._agreed = False
         self._applied = 0
         self._micro_batches = 0
-        self._own_samples, self._divisor_handle = 0.0, None
+        self._own_samples = 0.0
+        self._divisor_handle: int | None = None
         self._closing_scale: float | None = None
 
     def add(self, parameters: Mapping[str, torch.nn.Parameter]) -> None:
