@@ -96,17 +96,18 @@ def explained(error: BaseException, what: str) -> TrainingError | None:
     return left_alone(what, "hvdtrain.tensorflow", said)
 
 
-def gather_bytes(data: bytes, name: str) -> Sequence[bytes]:
+def gather_bytes(data: bytes, name: str, process_set: Any = hvd.global_process_set) -> Sequence[bytes]:
     """Every rank's bytes, in the order of ranks.
 
     Args:
         data: of any length.
         name: the same on every rank.
+        process_set: the ranks that take part.
     """
     with tf.init_scope(), waiting_for_ranks(name):
-        own = tf.constant(np.frombuffer(data, np.uint8))
-        lengths = hvd.allgather(tf.constant([len(data)], tf.int64), name=f"{name}.lengths").numpy()
-        every = hvd.allgather(own, name=name).numpy()
+        own, length = tf.constant(np.frombuffer(data, np.uint8)), tf.constant([len(data)], tf.int64)
+        lengths = hvd.allgather(length, name=f"{name}.lengths", process_set=process_set).numpy()
+        every = hvd.allgather(own, name=name, process_set=process_set).numpy()
     return [part.tobytes() for part in np.split(every, np.cumsum(lengths)[:-1])]
 
 
