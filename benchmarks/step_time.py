@@ -24,6 +24,7 @@ from side_by_side.results import Result, as_table, summarise
 
 from hvdtrain.core.errors import HvdtrainError
 from hvdtrain.core.job import prepare_data
+from hvdtrain.core.tables import print_table
 from hvdtrain.launch.processes import handle_signals
 
 _BUSY = 0.5
@@ -69,7 +70,7 @@ def step_time(
                     f"{framework} {version(framework)}: {size} BERT, {spec.model.num_hidden_layers} x "
                     f"{spec.model.hidden_size}, vocabulary {spec.model.vocab_size}"
                 )
-                console.print(as_table(title, results))
+                print_table(as_table(title, results), console)
                 measured.append(
                     {"framework": framework, "model": size, "results": [r.as_dict() for r in results]}
                 )

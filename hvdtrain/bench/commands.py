@@ -93,6 +93,7 @@ def simulate(
     from hvdtrain.bench.problems import PROBLEMS
     from hvdtrain.bench.simulate import simulate_all
     from hvdtrain.bench.simulate_report import as_table, write
+    from hvdtrain.core.tables import print_table
 
     directory = _output_dir(output_dir or Path("outputs") / f"simulate-{Path(spec).stem}-{ranks}")
     console = Console()
@@ -106,7 +107,7 @@ def simulate(
     results = {}
     for name, each in problems.items():
         results[name] = simulate_all(tried, each, ranks, console)
-        console.print(as_table(each, results[name]))
+        print_table(as_table(each, results[name]), console)
     for note in (candidate.note for candidate in tried if candidate.note):
         console.print(note)
     picture, numbers = write(results, problems, directory)

@@ -13,6 +13,7 @@ from hvdtrain.bench.problems import Problem
 from hvdtrain.bench.simulate import Outcome
 from hvdtrain.core import strict_json
 from hvdtrain.core.errors import TrainingError
+from hvdtrain.core.tables import Kind, make_table
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -26,15 +27,12 @@ def as_table(problem: Problem, outcomes: Sequence[Outcome]) -> Table:
     Bytes are means over the updates of the run; the residuals' are those of one rank at its end.
     """
     size = sum(weight.size for weight in problem.weights)
-    table = Table(title=f"{problem.title}; {size:,} parameters", title_justify="left")
-    table.add_column("policy", overflow="fold")
-    headings = ("loss", "÷ none", "off optimum", "sent", "smaller", "received", "residuals", "time")
-    for heading in headings:
-        table.add_column(heading, justify="right", no_wrap=True)
+    numbers = ("loss", "÷ none", "off optimum", "sent", "smaller", "received", "residuals", "time")
+    columns: dict[str, Kind] = {"policy": "text", **dict.fromkeys(numbers, "number")}
     base = outcomes[0]
     updates = base.updates[-1]
-    for outcome in outcomes:
-        table.add_row(
+    rows = [
+        (
             outcome.policy,
             *_quality(outcome, base),
             _bytes(outcome.sent[-1] / updates),
@@ -43,7 +41,9 @@ def as_table(problem: Problem, outcomes: Sequence[Outcome]) -> Table:
             _bytes(outcome.state_bytes),
             f"{outcome.seconds:.1f} s",
         )
-    return table
+        for outcome in outcomes
+    ]
+    return make_table(columns, rows, f"{problem.title}; {size:,} parameters")
 
 
 def write(

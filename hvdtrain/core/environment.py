@@ -12,8 +12,9 @@ from hvdtrain.core.sections import CommunicationSpec
 _MIB = 2**20
 # Of glibc's malloc.h.
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8
-# Horovod looks every so many seconds, the first: a stall is over after at most their sum.
-_STALL_WARNING_SECONDS, _STALL_SHUTDOWN_SECONDS = 15, 40
+# Horovod looks every so many seconds, the first, and warns. What has been sent before counts from its second
+# look on, so a stall ends after 50 to 66 seconds; the longer the first, the wider apart these are.
+STALL_CHECK_SECONDS, STALL_SHUTDOWN_SECONDS = 6, 50
 _RANK_VARIABLES = ("HOROVOD_RANK", "OMPI_COMM_WORLD_RANK", "PMI_RANK", "SLURM_PROCID")
 
 
@@ -51,9 +52,9 @@ def keep_freed_memory() -> None:
 
 def stall_environment() -> None:
     """End the wait for a rank that does not come, unless the user has said when; call before `hvd.init()`."""
-    os.environ.setdefault("HOROVOD_STALL_CHECK_TIME_SECONDS", str(_STALL_WARNING_SECONDS))
+    os.environ.setdefault("HOROVOD_STALL_CHECK_TIME_SECONDS", str(STALL_CHECK_SECONDS))
     # Horovod's default is to wait for ever.
-    os.environ.setdefault("HOROVOD_STALL_SHUTDOWN_TIME_SECONDS", str(_STALL_SHUTDOWN_SECONDS))
+    os.environ.setdefault("HOROVOD_STALL_SHUTDOWN_TIME_SECONDS", str(STALL_SHUTDOWN_SECONDS))
 
 
 def usable_cores() -> int:

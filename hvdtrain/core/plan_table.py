@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 from rich.console import Console
-from rich.table import Table
 
 from hvdtrain.core.data.batches import TextFacts
 from hvdtrain.core.plan import Plan
+from hvdtrain.core.tables import Kind, make_table, print_table
 
 
 def print_plan(plan: Plan, title: str) -> None:
     """Print a plan on standard output; bytes are shown in MiB (2^20)."""
-    table = Table(title=title, title_justify="left", box=None, show_header=False)
-    for row in _rows(plan):
-        table.add_row(*row)
+    columns: dict[str, Kind] = {" ": "name", "  ": "name", "   ": "text"}
     console = Console()
-    console.print(table)
+    print_table(make_table(columns, _rows(plan), title, lines=False), console)
     for note in plan.notes:
         console.print(f"note: {note}", soft_wrap=True)
 

@@ -98,10 +98,12 @@ def _version(package: str) -> str:
 
 def _digest(directory: Path) -> str | None:
     """A hash of all that a checkpoint holds; None where this rank does not see it, as only rank 0 has to."""
+    if not directory.is_dir():
+        return None
     found = hashlib.blake2b(digest_size=16)
     try:
-        for file in sorted(directory.iterdir()):
-            found.update(f"{file.name} {file.stat().st_size} ".encode())
+        for file in sorted(each for each in directory.rglob("*") if each.is_file()):
+            found.update(f"{file.relative_to(directory)} {file.stat().st_size} ".encode())
             with file.open("rb") as opened:
                 found.update(hashlib.file_digest(opened, "blake2b").digest())
     except OSError:

@@ -143,9 +143,10 @@ def as_json(rows: list[Row]) -> str:
 
 def print_table(rows: list[Row]) -> None:
     """Prints the rows as a table."""
-    from rich.console import Console
-    from rich.table import Table
     from rich.text import Text
+
+    from hvdtrain.core.tables import Kind, make_table
+    from hvdtrain.core.tables import print_table as show
 
     marks = {
         "ok": ("ok", "green"),
@@ -153,9 +154,6 @@ def print_table(rows: list[Row]) -> None:
         "missing": ("missing", "bold red"),
         "open": ("open", "bold red"),
     }
-    table = Table(box=None, pad_edge=False)
-    for title in ("what", "state", "found", "what to do"):
-        table.add_column(title, overflow="fold")
-    for row in rows:
-        table.add_row(row.name, Text(*marks[row.status]), Text(row.found), Text(row.action))
-    Console().print(table)
+    columns: dict[str, Kind] = {"what": "name", "state": "name", "found": "text", "what to do": "text"}
+    cells = [(row.name, Text(*marks[row.status]), row.found, row.action) for row in rows]
+    show(make_table(columns, cells, lines=False))

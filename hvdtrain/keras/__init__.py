@@ -23,7 +23,7 @@ def _check() -> None:
             "keras is imported; for PyTorch there is hvdtrain.torch"
         )
     # Also where a program only calls `init` and trains a model that it has unpickled.
-    import_module("hvdtrain.keras.plain")
+    import_module("hvdtrain.keras.telling")
 
 
 _NAMES = LazyNames(

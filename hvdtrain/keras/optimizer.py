@@ -12,21 +12,31 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from hvdtrain.core.dropin import Settings, settings_of
+from hvdtrain.core.dropin import Settings, by_position, process_set_of, settings_of
 from hvdtrain.core.errors import SpecError, TrainingError
 from hvdtrain.engine.cache import wire_types
 from hvdtrain.keras import keras2, keras2_files
-from hvdtrain.tensorflow.dropin.arguments import HOROVOD
+from hvdtrain.tensorflow.dropin.arguments import HOROVOD, Reach, check_local_layers, handles
 from hvdtrain.tensorflow.dropin.gradients import Gradients
-from hvdtrain.tensorflow.dropin.session import require_init
+from hvdtrain.tensorflow.dropin.session import require_init, waiting_for_ranks
 
 _ENGINE = "_hvdtrain"
 _Apply = Callable[..., None]
+# What follows `name` in Horovod's wrappers, up to where they differ.
+_POSITIONAL = (
+    "device_dense",
+    "device_sparse",
+    "compression",
+    "sparse_as_dense",
+    "gradient_predivide_factor",
+    "op",
+)
 
 
 def DistributedOptimizer(
     optimizer: keras.optimizers.Optimizer,
     name: str | None = None,
+    *positional: Any,
     compression: Any = "none",
     gradient_accumulation_steps: int = 1,
     max_grad_norm: float | None = None,
@@ -41,6 +51,7 @@ def DistributedOptimizer(
     Args:
         optimizer: any of Keras 3; it is changed in place. A `LossScaleOptimizer` may be inside or outside.
         name: accepted as Horovod's; it changes nothing.
+        *positional: Horovod's arguments that follow `name`, in Horovod's order.
         compression: a policy's name, its settings, or a list of them, as in a job spec; or of `Compression`.
         gradient_accumulation_steps: micro-batches that make one update; Keras' own argument must not be set.
         max_grad_norm: gradients are scaled to at most this global L2 norm, after the reduction.
@@ -58,6 +69,9 @@ def DistributedOptimizer(
     """
     del name
     require_init("DistributedOptimizer")
+    said = horovods | ({} if compression == "none" else {"compression": compression})
+    horovods |= by_position("DistributedOptimizer", _POSITIONAL, positional, said)
+    compression = horovods.pop("compression", compression)
     settings = settings_of(
         "DistributedOptimizer",
         HOROVOD,
@@ -69,8 +83,12 @@ def DistributedOptimizer(
         bucket_cap_mb=bucket_cap_mb,
     )
     settings.rules.check_wire(wire_types())
+    process_set = process_set_of("DistributedOptimizer", HOROVOD, horovods)
     if not isinstance(optimizer, keras.optimizers.Optimizer):
-        raise SpecError(f"DistributedOptimizer: expected an optimizer of Keras 3 (found {optimizer!r})")
+        raise SpecError(
+            "DistributedOptimizer: expected an optimizer of Keras 3, such as keras.optimizers.Adam(0.001), "
+            f"as its first argument (found a {type(optimizer).__name__})"
+        )
     if engine_of(optimizer) is not None:
         raise SpecError("DistributedOptimizer: this optimizer is distributed already: wrap it once")
     inner = optimizer.inner_optimizer if _scales(optimizer) else optimizer
@@ -82,9 +100,46 @@ def DistributedOptimizer(
         )
     momentum = getattr(inner, "momentum", 0.0)
     settings.check_momentum(momentum if isinstance(momentum, float) else 0.0)
-    engine = Engine(inner, settings)
+    engine = Engine(inner, settings, process_set)
     setattr(inner, _ENGINE, engine)
     inner.apply = functools.partial(engine.apply, inner, inner.apply)
+    return optimizer
+
+
+def PartialDistributedOptimizer(
+    optimizer: keras.optimizers.Optimizer,
+    name: str | None = None,
+    compression: Any = "none",
+    *,
+    local_layers: Any = None,
+    scale_local_gradients: bool = True,
+    **others: Any,
+) -> keras.optimizers.Optimizer:
+    """As `DistributedOptimizer`, for models with layers that are each rank's own.
+
+    Args:
+        optimizer: as of `DistributedOptimizer`.
+        name: likewise.
+        compression: likewise.
+        local_layers: a layer of Keras' or several, which may differ between ranks: they are neither reduced,
+            nor compared, nor broadcast.
+        scale_local_gradients: whether their gradients are divided as all others are, so that they are
+            gradients of the same loss; else they are those of this rank's own loss.
+        **others: of `DistributedOptimizer`.
+
+    Returns:
+        The same optimizer.
+
+    Raises:
+        SpecError: an argument is wrong.
+        TrainingError: `init` was not called.
+    """
+    DistributedOptimizer(optimizer, name, compression, **others)
+    engine = engine_of(optimizer)
+    assert engine is not None
+    wrapper = "PartialDistributedOptimizer"
+    engine.local_layers = check_local_layers(wrapper, local_layers, engine.settings, scale_local_gradients)
+    engine.scale_local_gradients = scale_local_gradients
     return optimizer
 
 
@@ -133,19 +188,24 @@ class Engine:
     """What a distributed optimizer has beside its own state; nothing of it is saved with the model.
 
     Attributes:
+        local_layers: whose gradients stay this rank's own.
+        scale_local_gradients: whether those are divided as all others are.
         updating: whether any is in its update, in which other optimizers may have a part.
     """
 
     updating = False
 
-    def __init__(self, optimizer: keras.optimizers.Optimizer, settings: Settings) -> None:
+    def __init__(self, optimizer: keras.optimizers.Optimizer, settings: Settings, process_set: Any) -> None:
         """Nothing is known of the model yet.
 
         Args:
             optimizer: without loss scale.
             settings: the wrapper's arguments.
+            process_set: the ranks that gradients are reduced over.
         """
-        self.optimizer, self.settings = optimizer, settings
+        self.optimizer, self.settings, self._process_set = optimizer, settings, process_set
+        self.local_layers: list[keras.layers.Layer] = []
+        self.scale_local_gradients = True
         self.gradients: Gradients | None = None
         # Whether fit compares the ranks' weights itself, before its first step.
         self.compares_at_start = False
@@ -153,13 +213,18 @@ class Engine:
         self.when_gradients_are_ready: Callable[[], None] | None = None
         self._applying = False
 
+    @property
+    def reach(self) -> Reach:
+        """Whose gradients are reduced, and over which ranks; of layers that are built."""
+        return Reach(self._process_set, handles(self.local_layers), self.scale_local_gradients)
+
     def prepare(self, variables: Sequence[keras.Variable]) -> Gradients:
         """Lay the gradients out, once; the first time every rank calls it."""
         if self.gradients is None:
             global _engines  # noqa: PLW0603
             _engines += 1
             options = _options(self.optimizer, self.compares_at_start)
-            self.gradients = Gradients(self.settings, variables, f"optimizer{_engines}.", options)
+            self.gradients = Gradients(self.settings, variables, f"optimizer{_engines}.", options, self.reach)
             self.gradients.compare_values_at_second_window = not self.compares_at_start
             self.gradients.compared_besides = _rate(self.optimizer)
         elif {id(v) for v in variables} != {id(v) for v in self.gradients.sources}:
@@ -206,7 +271,8 @@ class Engine:
         unscaled = _times(grads, None if scale is None else 1.0 / tf.convert_to_tensor(scale, tf.float32))
         if self.when_gradients_are_ready:
             unscaled = _telling(unscaled, self.when_gradients_are_ready)
-        self.prepare(variables).micro_batch(unscaled, self._take_samples(host), update)
+        with waiting_for_ranks("gradients"):
+            self.prepare(variables).micro_batch(unscaled, self._take_samples(host), update)
 
     def _take_samples(self, host: keras.optimizers.Optimizer) -> tf.Tensor | None:
         if not self.settings.by_samples:

@@ -17,9 +17,9 @@ def test_ranks_with_other_commands_are_told_every_difference(tmp_path: Path) -> 
     """Three ranks in one launch: another framework, other settings, and another checkpoint or none."""
     places = [tmp_path / str(rank) for rank in range(3)]
     for place, content in zip(places, ("one", "another", "one"), strict=True):
-        checkpoint = place / "checkpoint-4"
-        checkpoint.mkdir(parents=True)
-        (checkpoint / "state.json").write_text(content)
+        inside = place / "checkpoint-4" / "assets"
+        inside.mkdir(parents=True)
+        (inside / "vocabulary.txt").write_text(content)
     common = ["-m", "hvdtrain.torch.job", "--resume", "checkpoint-4", "--output-dir", "out"]
     programs = [
         # What concerns a host alone may differ.

@@ -6,13 +6,15 @@ from hvdtrain.core.dropin.layout import Parameter, accumulator, lay_out
 from hvdtrain.core.dropin.residuals import keeps_residuals, residuals_are_scaled
 from hvdtrain.core.dropin.sampling import share_length, share_of_epoch
 from hvdtrain.core.dropin.settings import Settings, make_settings
-from hvdtrain.core.dropin.spelling import Horovod, process_set_of, settings_of
+from hvdtrain.core.dropin.spelling import Horovod, by_position, process_set_of, settings_of
+from hvdtrain.core.dropin.waiting import left_alone
 
 __all__ = [
     "Horovod",
     "Parameter",
     "Settings",
     "accumulator",
+    "by_position",
     "check_gathered",
     "check_join",
     "check_same",
@@ -20,6 +22,7 @@ __all__ = [
     "digest",
     "keeps_residuals",
     "lay_out",
+    "left_alone",
     "make_settings",
     "process_set_of",
     "residuals_are_scaled",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -138,3 +138,34 @@ def _take_passes(wrapper: str, rest: dict[str, Any], ours: dict[str, Any]) -> No
     # Horovod adds micro-batches up unless told otherwise.
     if ours["average"] == "mean" and not averaged:
         ours["average"] = "ranks"
+
+
+def by_position(
+    wrapper: str, names: Sequence[str], values: Sequence[Any], named: Mapping[str, Any]
+) -> dict[str, Any]:
+    """A wrapper's arguments that were given by position, by name.
+
+    Args:
+        wrapper: how the user calls it, for errors.
+        names: of Horovod's wrapper's arguments, in its order.
+        values: given, in that order.
+        named: arguments that were given by name.
+
+    Raises:
+        SpecError: there are too many, one is given twice, or one is plainly meant for another place.
+    """
+    if len(values) > len(names):
+        raise SpecError(
+            f"{wrapper}: {values[len(names)]!r} is given by position, behind {names[-1]}, where each Horovod "
+            "has another argument: give it by name"
+        )
+    found = dict(zip(names, values, strict=False))
+    for name, value in found.items():
+        if name in named:
+            raise SpecError(f"{wrapper}: {name} is given by position and by name: give it once")
+        if name.startswith("device") and not (isinstance(value, str) and (not value or ":" in value)):
+            raise SpecError(
+                f"{wrapper}: {value!r} is where Horovod takes {name}: give arguments by name, such as "
+                "compression='fp16'"
+            )
+    return found

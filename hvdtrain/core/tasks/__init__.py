@@ -6,7 +6,11 @@ from hvdtrain.core.registry import Registry
 from hvdtrain.core.sections import TaskSection
 from hvdtrain.core.tasks.task import Task
 
-TASKS = Registry("task.type", "hvdtrain.tasks", {"masked_lm": "hvdtrain.core.tasks.masked_lm"})
+TASKS = Registry(
+    "task.type",
+    "hvdtrain.tasks",
+    {"masked_lm": "hvdtrain.core.tasks.masked_lm", "causal_lm": "hvdtrain.core.tasks.causal_lm"},
+)
 
 
 def task_of(task: TaskSection) -> Task:

@@ -12,6 +12,7 @@ import tensorflow as tf
 
 from hvdtrain.keras.callbacks.adding import adds_up, flat_metrics, own_variables
 from hvdtrain.keras.callbacks.base import Callback
+from hvdtrain.tensorflow.dropin.session import waiting_for_ranks
 
 _Logs = dict[str, Any]
 _TOLD = "_hvdtrain_own_metrics"
@@ -117,4 +118,5 @@ def _samples(model: keras.Model) -> float:
 
 
 def _sum(values: np.ndarray) -> np.ndarray:
-    return hvd.allreduce(tf.constant(values), op=hvd.Sum, name="hvdtrain.metrics").numpy()
+    with waiting_for_ranks("metrics"):
+        return hvd.allreduce(tf.constant(values), op=hvd.Sum, name="hvdtrain.metrics").numpy()

@@ -61,7 +61,8 @@ class BestModel(Callback):
             raise SpecError(f"BestModel: save_freq: expected 'epoch' (found {save_freq!r})")
         if Path(filepath).suffix != ".keras":
             raise SpecError(
-                f"BestModel: filepath: expected a name that ends in .keras (found {str(filepath)!r})"
+                f"BestModel: filepath: expected a name that ends in .keras (found {str(filepath)!r}); the "
+                "metric's is monitor="
             )
         self.filepath, self.monitor, self.verbose = Path(filepath), monitor, verbose
         more = monitor.endswith(("acc", "accuracy", "auc", "AUC", "precision", "recall", "f1_score"))

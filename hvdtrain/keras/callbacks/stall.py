@@ -45,6 +45,13 @@ class StallGuard(Callback):
 
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
         """Connect."""
+        limit = os.environ.get("HOROVOD_STALL_SHUTDOWN_TIME_SECONDS", "")
+        if limit.isdigit() and 0 < int(limit) < self.timeout - 10 and hvd.rank() == 0:
+            print(
+                f"hvdtrain: StallGuard waits {self.timeout:g} s, but Horovod itself ends ranks that wait for "
+                f"about {limit} s: set HOROVOD_STALL_SHUTDOWN_TIME_SECONDS to more",
+                flush=True,
+            )
         host = "127.0.0.1" if hvd.local_size() == hvd.size() else socket.getfqdn()
         self._watch = StallWatch(hvd.rank(), hvd.size(), self.timeout, broadcast_bytes, _stop, host)
         super().on_train_begin(logs)

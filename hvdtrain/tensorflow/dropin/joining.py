@@ -12,8 +12,7 @@ import tensorflow as tf
 from hvdtrain.core.dropin import check_join
 from hvdtrain.core.errors import SpecError
 from hvdtrain.tensorflow.dropin.gradients import gradients_in_use
-from hvdtrain.tensorflow.dropin.messages import gather_bytes
-from hvdtrain.tensorflow.dropin.session import require_init
+from hvdtrain.tensorflow.dropin.session import gather_bytes, require_init, waiting_for_ranks
 
 
 def join(*arguments: Any, **options: Any) -> int:
@@ -40,10 +39,11 @@ def join(*arguments: Any, **options: Any) -> int:
     found = gradients_in_use()
     # A function of its own: Horovod's operation says neither that it has effects nor that it depends on
     # anything, so TensorFlow keeps the answer of its first call, and a second would not wait for anybody.
-    last = int(tf.function(lambda: hvd.join(*arguments, **options), autograph=False)())
+    with waiting_for_ranks("join"):
+        last = int(tf.function(lambda: hvd.join(*arguments, **options), autograph=False)())
     # Garbage collection need not have seen the same on every rank.
     mine = [each.prefix for each in found if each.may_fall_behind]
-    common = set(mine).intersection(*map(json.loads, gather_bytes(json.dumps(mine).encode())))
+    common = set(mine).intersection(*map(json.loads, gather_bytes(json.dumps(mine).encode(), "join")))
     for each in found:
         if each.prefix in common:
             each.catch_up(last)

@@ -2,45 +2,52 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
 
 import horovod.tensorflow as hvd
 import numpy as np
 import tensorflow as tf
 
+from hvdtrain.core.errors import SpecError
+from hvdtrain.tensorflow.dropin.agreement import check_structure, parameters_of
+from hvdtrain.tensorflow.dropin.session import require_init, waiting_for_ranks
+
 # Enough that few are needed, little beside the variables themselves.
 _CHUNK_BYTES = 64 * 2**20
 
 
-def gather_bytes(message: bytes) -> list[bytes]:
-    """Every rank's bytes, which may differ in length, in the order of ranks; every rank calls it."""
-    with tf.init_scope():
-        sizes = hvd.allgather(tf.constant([len(message)], tf.int64), name="hvdtrain.sizes").numpy()
-        every = hvd.allgather(_array(message), name="hvdtrain.bytes").numpy()
-    return [part.tobytes() for part in np.split(every, np.cumsum(sizes)[:-1])]
-
-
 def broadcast_bytes(message: bytes, root_rank: int = 0) -> bytes:
     """The bytes of one rank; the others' do not matter. Every rank calls it."""
-    with tf.init_scope():
+    with tf.init_scope(), waiting_for_ranks("a message"):
         size = hvd.broadcast(tf.constant([len(message)], tf.int64), root_rank, name="hvdtrain.size").numpy()
         mine = message if hvd.rank() == root_rank else bytes(int(size[0]))
         return hvd.broadcast(_array(mine), root_rank, name="hvdtrain.message").numpy().tobytes()
 
 
 @tf.autograph.experimental.do_not_convert
-def broadcast_variables(variables: Sequence[tf.Variable], root_rank: int = 0) -> None:
+def broadcast_variables(variables: Iterable[tf.Variable], root_rank: int = 0) -> None:
     """Give every rank one rank's values; every rank calls it with the same variables.
 
     Args:
         variables: of any shapes and dtypes, TensorFlow's or Keras'; inside a `tf.function` as well.
         root_rank: whose values.
+
+    Raises:
+        SpecError: something else is given, such as the model itself.
+        TrainingError: ranks differ in number, shapes or dtypes.
     """
+    require_init("broadcast_variables")
+    given = _listed(variables)
+    check_root("broadcast_variables", root_rank)
     if not tf.executing_eagerly():
-        for i, variable in enumerate(variables):
+        for i, variable in enumerate(given):
             _broadcast_in_the_graph(variable, root_rank, f"hvdtrain.broadcast.{i}")
         return
-    for chunk in _chunks(variables):
+    # An optimizer's are named after the model's, whose names differ where one rank has loaded it.
+    check_structure([replace(each, shared_name="a variable") for each in parameters_of(given)])
+    for chunk in _chunks(given):
         arrays = [np.ascontiguousarray(variable.numpy()) for variable in chunk]
         message = broadcast_bytes(b"".join(a.tobytes() for a in arrays), root_rank)
         offset = 0
@@ -48,6 +55,34 @@ def broadcast_variables(variables: Sequence[tf.Variable], root_rank: int = 0) ->
             found = np.frombuffer(message, array.dtype, array.size, offset).reshape(variable.shape)
             variable.assign(found)
             offset += array.nbytes
+
+
+def check_root(call: str, root_rank: Any) -> None:
+    """Refuse what is no rank.
+
+    Args:
+        call: to which function, for errors.
+        root_rank: given to it.
+
+    Raises:
+        SpecError: saying which there are.
+    """
+    if not isinstance(root_rank, int) or not 0 <= root_rank < hvd.size():
+        found = root_rank if isinstance(root_rank, int) else f"a {type(root_rank).__name__}"
+        raise SpecError(f"{call}: root_rank: expected a rank from 0 to {hvd.size() - 1} (found {found})")
+
+
+def _listed(variables: Any) -> list[tf.Variable]:
+    one = hasattr(variables, "assign") or hasattr(variables, "shape")
+    listed = not one and isinstance(variables, Iterable) and not isinstance(variables, Mapping | str)
+    found = list(variables) if listed else [variables]
+    for each in found:
+        if not listed or not hasattr(each, "assign"):
+            raise SpecError(
+                "broadcast_variables: expected a list of variables, as model.weights or optimizer.variables "
+                f"(found a {type(each).__name__}{' among them' if listed else ''})"
+            )
+    return found
 
 
 def _broadcast_in_the_graph(variable: tf.Variable, root_rank: int, name: str) -> None:

@@ -2,27 +2,39 @@
 
 from __future__ import annotations
 
+import functools
+import re
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from types import TracebackType
 from typing import Any
 
 import horovod.tensorflow as hvd
+import numpy as np
 import tensorflow as tf
 
+from hvdtrain.core.dropin import left_alone
 from hvdtrain.core.environment import horovod_environment, stall_environment, usable_cores
 from hvdtrain.core.errors import TrainingError
 from hvdtrain.core.sections import CommunicationSpec
 from hvdtrain.core.world import World
 
 
-def init(*arguments: Any, **keywords: Any) -> None:
-    """Join the job; each rank takes its share of the host's cores unless the program has chosen threads.
+def init(*arguments: Any, **options: Any) -> None:
+    """Join the job: Horovod's own `init`, with a limit to how long ranks wait for one that does not come.
+
+    Each rank takes its share of the host's cores unless the program has chosen threads. An error of a
+    collective that nobody catches is told in a sentence, in place of TensorFlow's account of the graph.
 
     Args:
-        *arguments: as of `horovod.tensorflow.init`.
-        **keywords: likewise.
+        *arguments: Horovod's.
+        **options: Horovod's.
     """
     horovod_environment(CommunicationSpec())
     stall_environment()
-    hvd.init(*arguments, **keywords)
+    hvd.init(*arguments, **options)
+    _tell_of_what_is_not_caught()
     world = World(hvd.rank(), hvd.size(), hvd.local_rank(), hvd.local_size(), usable_cores())
     threading = tf.config.threading
     try:
@@ -33,14 +45,82 @@ def init(*arguments: Any, **keywords: Any) -> None:
         return
 
 
-def require_init(wrapper: str) -> None:
-    """Refuse to go on where the program has not joined the job.
-
-    Args:
-        wrapper: what was called.
+def require_init(what: str) -> None:
+    """Refuse to go on in a process that has not joined.
 
     Raises:
-        TrainingError: saying how to join.
+        TrainingError: saying what to call.
     """
     if not hvd.is_initialized():
-        raise TrainingError(f"{wrapper} was called before init(): call hvd.init() first, on every rank")
+        raise TrainingError(f"{what} was called before init(): call hvd.init() first, on every rank")
+
+
+@contextmanager
+def waiting_for_ranks(what: str) -> Iterator[None]:
+    """Say what was waited for when Horovod gives up.
+
+    Args:
+        what: the reason for a collective inside.
+
+    Raises:
+        TrainingError: in place of TensorFlow's error.
+    """
+    try:
+        yield
+    except tf.errors.OpError as error:
+        told = explained(error, what)
+        if told is None:
+            raise
+        raise told from None
+
+
+def explained(error: BaseException, what: str) -> TrainingError | None:
+    """What an error of TensorFlow's is about, where that is ranks.
+
+    Args:
+        error: with an account of the graph and of Python's stack in its message.
+        what: was waited for.
+
+    Returns:
+        Our own error, where it was raised inside the graph; another for one of Horovod's; else None.
+    """
+    if not isinstance(error, tf.errors.OpError):
+        return None
+    text = str(error.message)
+    if ours := re.search(r"^(?:hvdtrain\.core\.errors\.)?TrainingError: (.+)$", text, re.MULTILINE):
+        return TrainingError(ours[1])
+    if not re.search(r"\[Op:Horovod|, in horovod_\w+\n\n", text):
+        return None
+    # The account comes first, what Horovod said behind it, and the place in the graph last.
+    said = re.split(r"\n\n|\}\} ", re.split(r"\s*\[\[|\s*\[Op:", text)[0])[-1]
+    return left_alone(what, "hvdtrain.tensorflow", said)
+
+
+def gather_bytes(data: bytes, name: str, process_set: Any = hvd.global_process_set) -> Sequence[bytes]:
+    """Every rank's bytes, in the order of ranks.
+
+    Args:
+        data: of any length.
+        name: the same on every rank.
+        process_set: the ranks that take part.
+    """
+    with tf.init_scope(), waiting_for_ranks(name):
+        own, length = tf.constant(np.frombuffer(data, np.uint8)), tf.constant([len(data)], tf.int64)
+        lengths = hvd.allgather(length, name=f"{name}.lengths", process_set=process_set).numpy()
+        every = hvd.allgather(own, name=name, process_set=process_set).numpy()
+    return [part.tobytes() for part in np.split(every, np.cumsum(lengths)[:-1])]
+
+
+@functools.cache
+def _tell_of_what_is_not_caught() -> None:
+    """The user's own compiled step has no place where its errors could be caught by us."""
+    plain = sys.excepthook
+
+    def hook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+        told = explained(error, "a step")
+        if told is None:
+            plain(kind, error, trace)
+        else:
+            plain(type(told), told, trace)
+
+    sys.excepthook = hook

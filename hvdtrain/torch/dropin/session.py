@@ -10,7 +10,8 @@ from typing import Any
 import horovod.torch as hvd
 import torch
 
-from hvdtrain.core.environment import horovod_environment, launched_rank, stall_environment, usable_cores
+from hvdtrain.core.dropin import left_alone
+from hvdtrain.core.environment import horovod_environment, stall_environment, usable_cores
 from hvdtrain.core.errors import TrainingError
 from hvdtrain.core.sections import CommunicationSpec
 from hvdtrain.core.world import World
@@ -56,12 +57,7 @@ def waiting_for_ranks(what: str) -> Iterator[None]:
     try:
         yield
     except hvd.HorovodInternalError as error:
-        raise TrainingError(
-            f"rank {_own_rank()}: {what}: another rank failed, left the job or waits for something else. "
-            "Its own message is the cause; where there is none, see which tensors Horovod names as stalled. "
-            "All ranks must take equally many steps (see hvdtrain.torch.join), and a pause of one must be "
-            f"shorter than HOROVOD_STALL_SHUTDOWN_TIME_SECONDS. Horovod says: {str(error).strip()}"
-        ) from None
+        raise left_alone(what, "hvdtrain.torch", str(error)) from None
 
 
 def metric_average(
@@ -87,9 +83,3 @@ def metric_average(
         ).tolist()
     means = {key: each / total if total else float("nan") for key, each in zip(found, sums, strict=True)}
     return means if isinstance(values, Mapping) else means["value"]
-
-
-def _own_rank() -> int | str:
-    # Horovod does not tell any more once it has been shut down.
-    rank = launched_rank()
-    return "?" if rank is None else rank

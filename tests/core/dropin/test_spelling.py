@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from hvdtrain.core.dropin import Horovod, settings_of
+from hvdtrain.core.dropin import Horovod, by_position, settings_of
 from hvdtrain.core.errors import SpecError
 
 
@@ -76,3 +76,19 @@ def test_what_has_none_is_refused(spelled: dict[str, Any], ours: dict[str, Any],
     with pytest.raises(SpecError) as caught:
         spell(spelled, **ours)
     assert all(word in str(caught.value) for word in ["Wrapper", *words])
+
+
+def test_arguments_by_position_are_horovods() -> None:
+    names = ("device_dense", "compression", "op")
+    assert by_position("Wrapper", names, ["/gpu:0", _Fp16], {"op": 1}) == {
+        "device_dense": "/gpu:0",
+        "compression": _Fp16,
+    }
+    for values, named, told in (
+        (["", _Fp16, 1, 2], {}, "2 is given by position, behind op"),
+        (["", _Fp16], {"compression": "int8"}, "compression is given by position and by name"),
+        (["fp16"], {}, "'fp16' is where Horovod takes device_dense"),
+        ([_Fp16], {}, "where Horovod takes device_dense"),
+    ):
+        with pytest.raises(SpecError, match=told):
+            by_position("Wrapper", names, values, named)

@@ -1,9 +1,10 @@
-"""Optimizers that are not distributed, where they would train ranks apart: a copied model has one."""
+"""What Keras' own classes are made to say: that an optimizer is plain, and why a step of `fit` failed."""
 
 from __future__ import annotations
 
 import functools
 import warnings
+from collections.abc import Callable
 from typing import Any
 
 import horovod.tensorflow as hvd
@@ -11,25 +12,41 @@ import keras
 import tensorflow as tf
 
 from hvdtrain.keras.optimizer import Engine, engine_of
+from hvdtrain.tensorflow.dropin.session import waiting_for_ranks
 from hvdtrain.tensorflow.dropin.tape import is_reduced
 
 _TOLD = "_hvdtrain_told"
 
 
-def tell_of_plain_optimizers() -> None:
-    """Have Keras' optimizers warn, once each and at their first step, where nobody reduces their gradients.
+def _tell_of_plain_optimizers(plain: Callable[..., Any]) -> Callable[..., Any]:
+    """Warn, once each and at their first step, of optimizers whose gradients nobody reduces.
 
     Keras copies, unpickles, clones and loads a model with an optimizer that it makes anew.
     """
-    kind = keras.optimizers.Optimizer
-    plain = kind.apply
 
     @functools.wraps(plain)
     def apply(self: Any, grads: Any, trainable_variables: Any = None) -> Any:
         _look(self, trainable_variables)
         return plain(self, grads, trainable_variables)
 
-    kind.apply = apply
+    return apply
+
+
+def _tell_of_absent_ranks(plain: Callable[..., Any]) -> Callable[..., Any]:
+    """A failed collective is one sentence, in place of TensorFlow's account of the graph."""
+
+    @functools.wraps(plain)
+    def fit(self: Any, *arguments: Any, **keywords: Any) -> Any:
+        with waiting_for_ranks("a step of fit"):
+            return plain(self, *arguments, **keywords)
+
+    return fit
+
+
+def _replace(kind: type, name: str, wrapper: Callable[[Callable[..., Any]], Callable[..., Any]]) -> None:
+    """Wrap a method in the class that defines it, so that wrappers made elsewhere stay in place."""
+    owner = next(each for each in kind.__mro__ if name in vars(each))
+    setattr(owner, name, wrapper(vars(owner)[name]))
 
 
 @tf.autograph.experimental.do_not_convert
@@ -51,4 +68,5 @@ def _look(optimizer: keras.optimizers.Optimizer, variables: Any) -> None:
     )
 
 
-tell_of_plain_optimizers()
+_replace(keras.optimizers.Optimizer, "apply", _tell_of_plain_optimizers)
+_replace(keras.Model, "fit", _tell_of_absent_ranks)
