@@ -30,7 +30,6 @@ from codec_subjects import (
     torch_codec,
     torch_hooks,
 )
-from hvdtrain.models import bert
 from rich.console import Console
 from rich.table import Table
 

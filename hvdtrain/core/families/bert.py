@@ -13,6 +13,7 @@ from hvdtrain.core.sections import Count, ModelSection, Probability
 from hvdtrain.core.weights import TRANSPOSED, Weight
 
 TASKS = ("masked_lm",)
+DROPOUT = ("hidden_dropout_prob", "attention_probs_dropout_prob")
 NETWORKS = {"torch": "hvdtrain.torch.families.bert", "tensorflow": "hvdtrain.tensorflow.families.bert"}
 
 # Hugging Face module -> Keras layer path, and the kind of weights it has.

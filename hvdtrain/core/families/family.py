@@ -15,11 +15,13 @@ class Family(Protocol):
     Attributes:
         ModelSpec: its section of the spec; the functions take such a section as `model`.
         TASKS: what it can be trained for, the default first.
+        DROPOUT: fields of its section that are rates of dropout.
         NETWORKS: the module whose `Network` builds the model, by framework.
     """
 
     ModelSpec: type[ModelSection]
     TASKS: tuple[str, ...]
+    DROPOUT: tuple[str, ...]
     NETWORKS: Mapping[str, str]
 
     def weights(self, model: Any) -> tuple[Weight, ...]:

@@ -14,6 +14,7 @@ from hvdtrain.core.sections import Count, ModelSection, Probability
 from hvdtrain.core.weights import TRANSPOSED, Layout, Weight
 
 TASKS = ("causal_lm",)
+DROPOUT = ("resid_pdrop", "embd_pdrop", "attn_pdrop")
 NETWORKS = {"torch": "hvdtrain.torch.families.gpt2", "tensorflow": "hvdtrain.tensorflow.families.gpt2"}
 
 # Hugging Face's Conv1D holds (in, out), as Keras' Dense does; its fused projection is three layers in Keras.
