@@ -36,6 +36,7 @@ _NAMES = LazyNames(
         "broadcast": "hvdtrain.keras.values",
         "broadcast_variables": "hvdtrain.tensorflow.dropin.messages",
         "join": "hvdtrain.tensorflow.dropin.joining",
+        "metric_average": "hvdtrain.tensorflow.dropin.session",
         "init": "hvdtrain.tensorflow.dropin.session",
         "load_model": "hvdtrain.keras.optimizer",
     },

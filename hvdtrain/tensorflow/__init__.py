@@ -22,6 +22,7 @@ _NAMES = LazyNames(
         "DistributedGradientTape": "hvdtrain.tensorflow.dropin.tape",
         "broadcast_variables": "hvdtrain.tensorflow.dropin.messages",
         "join": "hvdtrain.tensorflow.dropin.joining",
+        "metric_average": "hvdtrain.tensorflow.dropin.session",
     },
     "horovod.tensorflow",
     # A Horovod for another TensorFlow would crash when it is imported.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import re
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from types import TracebackType
 from typing import Any
@@ -108,6 +108,30 @@ def gather_bytes(data: bytes, name: str) -> Sequence[bytes]:
         lengths = hvd.allgather(tf.constant([len(data)], tf.int64), name=f"{name}.lengths").numpy()
         every = hvd.allgather(own, name=name).numpy()
     return [part.tobytes() for part in np.split(every, np.cumsum(lengths)[:-1])]
+
+
+def metric_average(
+    values: float | Mapping[str, float], weight: float = 1.0, name: str = "metric_average"
+) -> Any:
+    """Mean of a metric over all ranks, each counting by its weight: exact however samples are spread.
+
+    Args:
+        values: this rank's mean, or several by name, the same names in the same order on every rank.
+        weight: how many samples (or tokens) the mean is over; 0 is legal.
+        name: of the collective.
+
+    Returns:
+        As `values`: Σ weight · value / Σ weight over ranks, in float64; NaN where no rank has any weight.
+    """
+    require_init("metric_average")
+    found = values if isinstance(values, Mapping) else {"value": values}
+    # A rank without samples has no mean: its NaN must not count.
+    sums = [float(value) * weight if weight else 0.0 for value in found.values()]
+    with waiting_for_ranks(name):
+        every = hvd.allreduce(tf.constant([*sums, weight], tf.float64), op=hvd.Sum, name=name)
+    *sums, total = every.numpy().tolist()
+    means = {key: each / total if total else float("nan") for key, each in zip(found, sums, strict=True)}
+    return means if isinstance(values, Mapping) else means["value"]
 
 
 @functools.cache
