@@ -38,6 +38,7 @@ from hvdtrain.core.compression import POLICIES, Bf16
 from hvdtrain.core.compression.protocol import Policy
 from hvdtrain.core.environment import keep_freed_memory
 from hvdtrain.core.sections import ModelSpec
+from hvdtrain.core.tables import Kind, make_table, print_table
 from hvdtrain.models import bert
 
 _MIB = 2**20
@@ -101,7 +102,7 @@ def codecs(
     with console.status("") as status:
         seconds = _take_turns(timed, rounds, status.update)
     results = [_result(name, framework, seconds, gradients.nbytes) for name, framework in timed]
-    console.print(_as_table(results, bucket))
+    print_table(as_table(results, bucket), console)
     if json_file:
         record = {"bytes": gradients.nbytes, "rounds": rounds, "load": load}
         found = {**record, "results": [asdict(result) for result in results]}
@@ -162,18 +163,17 @@ def _result(name: str, framework: str, seconds: dict[tuple[str, str], list[float
     )
 
 
-def _as_table(results: list[Result], bucket: Bucket) -> Table:
+def as_table(results: list[Result], bucket: Bucket) -> Table:
+    """Results as a table, memcpy first."""
     size = f"{4 * bucket.size / _MIB:.1f} MiB of float32 in {len(bucket.weights)} weights"
-    table = Table(title=f"compress + decompress, {size}", title_justify="left")
-    for heading in ("codec", "in"):
-        table.add_column(heading, no_wrap=True)
-    for heading in ("time", "GB/s", "of memcpy's rate", "of hook's time"):
-        table.add_column(heading, justify="right", no_wrap=True)
+    numbers = ("time", "GB/s", "of memcpy's rate", "of hook's time")
+    columns: dict[str, Kind] = {"codec": "name", "in": "name", **dict.fromkeys(numbers, "number")}
+    rows = []
     for r in sorted(results, key=lambda r: (r.framework != "memcpy", r.name)):
         hook = "-" if r.of_hook is None or r.framework == "hook" else f"{r.of_hook:.2f}"
         time = f"{r.ms:.2g} ms" if r.ms < 10 else f"{r.ms:.0f} ms"
-        table.add_row(r.name, r.framework, time, f"{r.gb_per_s:.2f}", f"{r.of_memcpy:.2f}", hook)
-    return table
+        rows.append((r.name, r.framework, time, f"{r.gb_per_s:.2f}", f"{r.of_memcpy:.2f}", hook))
+    return make_table(columns, rows, f"compress + decompress, {size}")
 
 
 if __name__ == "__main__":

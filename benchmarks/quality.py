@@ -17,6 +17,7 @@ from rich.console import Console
 from rich.table import Table
 
 from hvdtrain.core.metrics import read_metrics
+from hvdtrain.core.tables import Kind, make_table, print_table
 
 POLICIES = {
     "none": "{type: none}",
@@ -45,23 +46,26 @@ def quality(
     json_file: Annotated[Path | None, typer.Option("--json", help="Write all figures here.")] = None,
 ) -> None:
     """Train once by each policy and compare what came of it."""
-    console, found = Console(width=100), {}
+    console, found = Console(), {}
     names = [name for name in POLICIES if name == "none" or not only or name in only]
     for name in names:
         console.print(f"{framework}: {name} ...")
         found[name] = _train(framework, spec, [*(set_ or []), f"compression={POLICIES[name]}"])
-    table = Table(title=f"{framework}: {spec}, 2 ranks, after {found['none']['updates']:.0f} updates")
-    for heading in ("policy", "validation loss", "beside none", "bytes sent", "of none's"):
-        table.add_column(heading, justify="left" if heading == "policy" else "right")
-    for name, run in found.items():
-        share = run["bytes"] / found["none"]["bytes"]
-        change = run["loss"] / found["none"]["loss"] - 1.0
-        table.add_row(
-            name, f"{run['loss']:.4f}", f"{change:+.2%}", f"{run['bytes'] / 2**20:.1f} MiB", f"{share:.1%}"
-        )
-    console.print(table)
+    print_table(as_table(framework, spec, found), console)
     if json_file:
         json_file.write_text(json.dumps({"framework": framework, "runs": found}, indent=2) + "\n")
+
+
+def as_table(framework: str, spec: str, found: dict[str, dict[str, float]]) -> Table:
+    """The runs of one framework, that without compression the measure of the others."""
+    numbers = ("validation loss", "beside none", "bytes sent", "of none's")
+    columns: dict[str, Kind] = {"policy": "name", **dict.fromkeys(numbers, "number")}
+    base, rows = found["none"], []
+    for name, run in found.items():
+        share, change = run["bytes"] / base["bytes"], run["loss"] / base["loss"] - 1.0
+        size = f"{run['bytes'] / 2**20:.1f} MiB"
+        rows.append((name, f"{run['loss']:.4f}", f"{change:+.2%}", size, f"{share:.1%}"))
+    return make_table(columns, rows, f"{framework}: {spec}, 2 ranks, after {base['updates']:.0f} updates")
 
 
 def _train(framework: str, spec: str, overrides: list[str]) -> dict[str, float]:

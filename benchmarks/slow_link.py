@@ -27,6 +27,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from quality import POLICIES
 from turns import Group, Line, started, take_turns
 
+from hvdtrain.core.tables import Kind, make_table, print_table
+from hvdtrain.launch.processes import handle_signals
 from tests.launch.cluster import Cluster, emulated_hosts
 
 _BINARIES = Path(sys.executable).parent
@@ -50,10 +52,10 @@ def slow_link(
 ) -> None:
     """Measure an update of the default BERT by each policy, 1 rank on each of 2 hosts."""
     # The hosts are taken away again also when a signal ends this.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit("ended by SIGTERM"))
+    handle_signals([signal.SIGTERM], lambda *_: sys.exit("ended by SIGTERM"))
     os.environ["PATH"] = f"{_BINARIES}:{os.environ['PATH']}"
     os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
-    console = Console(width=110)
+    console = Console()
     common = ["evaluation.eval_steps=null", "num_threads=1", *(set_ or [])]
     # Gloo has no Adasum.
     names = [n for n in POLICIES if (not only or n in only) and (n != "adasum" or wire == "mpi")]
@@ -78,7 +80,7 @@ def slow_link(
                     f"{framework}, round {turn + 1} of {rounds}: {name}, computing {compute * 1e3:.0f} ms, "
                     f"on the wire {sending * 1e3:.0f} ms, update {seconds * 1e3:.0f} ms"
                 )
-    console.print(_table(f"{framework} over {wire}: 2 hosts at {mbit:g} Mbit/s", found))
+    print_table(as_table(f"{framework} over {wire}: 2 hosts at {mbit:g} Mbit/s", found), console)
     console.print(
         f"A bare TCP connection carries {link['rate'] * 8e-6:.1f} Mbit/s of payload, a round trip takes "
         f"{link['round_trip'] * 1e3:.2f} ms, an allreduce of one number {link['collective'] * 1e3:.1f} ms."
@@ -87,16 +89,17 @@ def slow_link(
         json_file.write_text(json.dumps({"mbit": mbit, "link": link, "runs": found}, indent=2) + "\n")
 
 
-def _table(title: str, found: dict[str, list[Figures]]) -> Table:
-    table = Table(title=title)
-    for heading in ("policy", "bytes", "computing", "on the wire", "update", "ratio", "in each round"):
-        table.add_column(heading, justify="left" if heading == "policy" else "right", no_wrap=True)
+def as_table(title: str, found: dict[str, list[Figures]]) -> Table:
+    """The medians of every policy's rounds."""
+    numbers = ("bytes", "computing", "on the wire", "update", "ratio", "in each round")
+    columns: dict[str, Kind] = {"policy": "name", **dict.fromkeys(numbers, "number")}
+    rows = []
     for name, runs in found.items():
         mid = {key: median(run[key] for run in runs) for key in runs[0]}
         times = (f"{mid[key] * 1e3:.0f} ms" for key in ("compute", "wire", "seconds"))
         each = " ".join(f"{run['ratio']:.2f}" for run in runs)
-        table.add_row(name, f"{mid['bytes']:,.0f}", *times, f"{mid['ratio']:.2f}", each)
-    return table
+        rows.append((name, f"{mid['bytes']:,.0f}", *times, f"{mid['ratio']:.2f}", each))
+    return make_table(columns, rows, title)
 
 
 # Updates that a line of metrics tells of, from one exchange to the next; one where nothing is said.

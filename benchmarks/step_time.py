@@ -24,6 +24,8 @@ from side_by_side.results import Result, as_table, summarise
 
 from hvdtrain.core.errors import HvdtrainError
 from hvdtrain.core.job import prepare_data
+from hvdtrain.core.tables import print_table
+from hvdtrain.launch.processes import handle_signals
 
 _BUSY = 0.5
 
@@ -52,7 +54,7 @@ def step_time(
 ) -> None:
     """Measure step times of all competitors, taking turns."""
     # Ended by kill as by Ctrl-C: through the clean-up, which ends the stopped ranks too.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    handle_signals([signal.SIGTERM], lambda *_: sys.exit(128 + signal.SIGTERM))
     console = Console()
     load = os.getloadavg()[0]
     frameworks: list[Framework] = [only.value] if only else ["torch", "tensorflow"]
@@ -68,7 +70,7 @@ def step_time(
                     f"{framework} {version(framework)}: {size} BERT, {spec.model.num_hidden_layers} x "
                     f"{spec.model.hidden_size}, vocabulary {spec.model.vocab_size}"
                 )
-                console.print(as_table(title, results))
+                print_table(as_table(title, results), console)
                 measured.append(
                     {"framework": framework, "model": size, "results": [r.as_dict() for r in results]}
                 )

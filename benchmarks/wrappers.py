@@ -21,6 +21,7 @@ from side_by_side.results import as_table, summarise
 
 from hvdtrain.core.errors import HvdtrainError
 from hvdtrain.core.job import prepare_data
+from hvdtrain.core.tables import print_table
 
 # Frameworks whose `side_by_side` steps have a `wrapper`.
 _FRAMEWORKS: tuple[Framework, ...] = ("torch", "tensorflow")
@@ -41,7 +42,7 @@ def compare_wrappers(
             with tempfile.TemporaryDirectory() as folder:
                 turns = take_turns(wrappers(framework), size, rounds, steps, Path(folder), console.print)
                 results = summarise([*turns])
-            console.print(as_table(f"{framework} {version(framework)}: {size} BERT", results))
+            print_table(as_table(f"{framework} {version(framework)}: {size} BERT", results), console)
     except HvdtrainError as error:
         sys.exit(f"error: {error}")
 

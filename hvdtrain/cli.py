@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json as json_
 import sys
 from typing import Annotated
@@ -10,6 +11,7 @@ import typer
 
 from hvdtrain.bench.commands import demo, parity, simulate
 from hvdtrain.core.errors import HvdtrainError
+from hvdtrain.core.outputs import open_outputs
 from hvdtrain.engine.commands import doctor, engine_app
 from hvdtrain.launch.command import run
 
@@ -18,8 +20,10 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     add_completion=False,
+    # Rich panels: importing what draws them takes a third of the time that --help has.
+    rich_markup_mode=None,
 )
-app.add_typer(engine_app, name="engine")
+app.add_typer(engine_app, name="engine", short_help=engine_app.info.help)
 app.command()(run)
 app.command()(demo)
 app.command()(parity)
@@ -78,8 +82,20 @@ def schema() -> None:
     typer.echo(json_.dumps(json_schema(), indent=2))
 
 
+def _summarise(commands: typer.Typer) -> None:
+    """Have help show a docstring's first paragraph, whole: typer shows all of it, and cuts it in lists."""
+    for info in commands.registered_commands:
+        docstring = inspect.getdoc(info.callback) or ""
+        info.help = info.short_help = docstring.partition("\n\n")[0].replace("\n", " ")
+
+
+for _commands in (app, engine_app):
+    _summarise(_commands)
+
+
 def main() -> None:
     """Run the command line; an expected error is one message on standard error and exit status 1."""
+    open_outputs()
     try:
         app()
     except HvdtrainError as error:

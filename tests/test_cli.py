@@ -110,6 +110,9 @@ def test_the_plan_as_a_table_shows_the_same_numbers(job: Path) -> None:
     assert done.returncode == 0
     for told in ("16 sequences", f"{found['parameters']:,}", f"{found['train_samples']} sequences"):
         assert told in done.stdout
+    assert f"{found['tokenizer_size']} of {found['vocab_size']} tokens" in done.stdout
+    assert found["tokenizer_size"] <= found["vocab_size"] == 80
+    assert found["unknown_share"] == 0.0
 
 
 def test_threads_are_shared_among_the_ranks_of_a_host_unless_given(job: Path) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 from rich.table import Table
 
+from hvdtrain.core.tables import Kind, make_table
 from side_by_side.competitors import Competitor
 from side_by_side.conductor import Turn
 
@@ -60,20 +61,19 @@ def summarise(turns: Sequence[tuple[Competitor, Turn]]) -> list[Result]:
 
 def as_table(title: str, results: Sequence[Result]) -> Table:
     """Results as a table, ours first."""
-    table = Table(title=title, title_justify="left")
-    table.add_column("", no_wrap=True)
-    for heading in ("step", "ratio", "of rounds", "loss off by"):
-        table.add_column(heading, justify="right", no_wrap=True)
-    for r in results:
-        difference = "-" if r.loss_difference is None else f"{r.loss_difference:.0e}"
-        table.add_row(
+    numbers = ("step", "ratio", "of rounds", "loss off by")
+    columns: dict[str, Kind] = {" ": "name", **dict.fromkeys(numbers, "number")}
+    rows = [
+        (
             r.name,
             f"{r.median_ms:.1f} ms",
             f"{r.ratio:.3f}",
             f"{r.ratio_low:.2f}-{r.ratio_high:.2f}",
-            difference,
+            "-" if r.loss_difference is None else f"{r.loss_difference:.0e}",
         )
-    return table
+        for r in results
+    ]
+    return make_table(columns, rows, title)
 
 
 def _result(name: str, own: Sequence[Turn], ours: Sequence[Turn], linked: bool) -> Result:

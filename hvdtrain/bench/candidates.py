@@ -6,12 +6,11 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import yaml
-
 from hvdtrain.core.compression import POLICIES, NoCompression
 from hvdtrain.core.compression.protocol import Policy
 from hvdtrain.core.errors import SpecError
 from hvdtrain.core.spec import JobSpec, load_spec
+from hvdtrain.core.yaml12 import load_yaml
 
 # A run of a few hundred updates would not leave these warm-ups' defaults.
 _SHORT = {"start_powerSGD_iter": 10}
@@ -76,8 +75,8 @@ def _short(policy: type[Policy]) -> str:
 
 def _with_policy(spec: str, overrides: Sequence[str], text: str) -> JobSpec:
     try:
-        raw = yaml.safe_load(text)
-    except yaml.YAMLError:
+        raw = load_yaml(text, f"--policy {text}", positions=False)
+    except SpecError:
         raise SpecError(
             f"--policy {text}: expected a name or YAML such as {{type: topk, ratio: 0.001}}"
         ) from None

@@ -35,7 +35,8 @@ def parity(
     """Train SPEC in both frameworks and fail when their losses differ by more than rounding."""
     from hvdtrain.bench.parity import measure_parity
 
-    found, tolerance = measure_parity(spec, np, dtype.value, updates, set_ or [], output_dir)
+    directory = _output_dir(output_dir)
+    found, tolerance = measure_parity(spec, np, dtype.value, updates, set_ or [], directory)
     kept = found.largest <= tolerance
     typer.echo(
         f"parity {'holds' if kept else 'FAILS'}: largest relative loss difference {found.largest:.3e} "
@@ -55,13 +56,14 @@ def demo(
     from hvdtrain.core.report import compare_runs, plot_losses
     from hvdtrain.launch.commands import Launcher
 
-    outputs = run_both("bert", np, set_ or [], output_dir, Launcher.HOROVODRUN)
-    picture = output_dir / "loss_curves.png"
+    directory = _output_dir(output_dir)
+    outputs = run_both("bert", np, set_ or [], directory, Launcher.HOROVODRUN)
+    picture = directory / "loss_curves.png"
     plot_losses(outputs, picture)
     found = compare_runs(outputs["torch"], outputs["tensorflow"])
     typer.echo("")
-    for framework, directory in outputs.items():
-        typer.echo(f"{framework:<10}  model {directory / 'model'}   metrics {directory / 'metrics.jsonl'}")
+    for framework, own in outputs.items():
+        typer.echo(f"{framework:<10}  model {own / 'model'}   metrics {own / 'metrics.jsonl'}")
     typer.echo(f"{'picture':<10}  {picture}")
     typer.echo(
         f"the two curves differ by at most {100 * found.largest:.3f} % "
@@ -91,7 +93,9 @@ def simulate(
     from hvdtrain.bench.problems import PROBLEMS
     from hvdtrain.bench.simulate import simulate_all
     from hvdtrain.bench.simulate_report import as_table, write
+    from hvdtrain.core.tables import print_table
 
+    directory = _output_dir(output_dir or Path("outputs") / f"simulate-{Path(spec).stem}-{ranks}")
     console = Console()
     steps = [*(set_ or []), f"max_steps={updates}", "num_train_epochs=null"]
     tried = candidates(spec, steps, policy or [], ranks)
@@ -103,9 +107,15 @@ def simulate(
     results = {}
     for name, each in problems.items():
         results[name] = simulate_all(tried, each, ranks, console)
-        console.print(as_table(each, results[name]))
+        print_table(as_table(each, results[name]), console)
     for note in (candidate.note for candidate in tried if candidate.note):
         console.print(note)
-    directory = output_dir or Path("outputs") / f"simulate-{Path(spec).stem}-{ranks}"
     picture, numbers = write(results, problems, directory)
     typer.echo(f"{ranks} ranks, {updates} updates; picture {picture}   numbers {numbers}")
+
+
+def _output_dir(given: Path) -> Path:
+    from hvdtrain.core.errors import TrainingError
+    from hvdtrain.core.paths import user_path
+
+    return user_path(given, "--output-dir", TrainingError)

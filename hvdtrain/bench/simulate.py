@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
@@ -21,7 +20,7 @@ from hvdtrain.core.compression.fleet import Fleet
 from hvdtrain.core.compression.periodic import Periodic
 from hvdtrain.core.compression.protocol import Policy
 from hvdtrain.core.errors import SpecError
-from hvdtrain.core.optimizers import CLIP_EPSILON, ReferenceOptimizer
+from hvdtrain.core.optimizers import ReferenceOptimizer, clip_factor
 from hvdtrain.core.plan import peak_learning_rate, warmup_updates
 from hvdtrain.core.schedules import schedule_factor
 from hvdtrain.core.spec import JobSpec
@@ -63,10 +62,8 @@ class Outcome:
     seconds: float = 0.0
 
     def as_dict(self) -> dict[str, Any]:
-        """JSON-ready; what is not a number is null."""
-        found = asdict(self)
-        found["losses"] = [loss if math.isfinite(loss) else None for loss in self.losses]
-        return found
+        """JSON-ready, but for what is not a number."""
+        return asdict(self)
 
 
 def simulate(
@@ -181,7 +178,7 @@ class _Run:
         )
         factors = np.ones_like(norms)
         if job.max_grad_norm is not None:
-            factors = np.minimum(1.0, job.max_grad_norm / (norms + CLIP_EPSILON))
+            factors = clip_factor(norms, job.max_grad_norm, np.minimum)
         for i, total in enumerate(totals):
             clipped = total * factors[:, None].astype(total.dtype)
             cut = [self._buckets[i].decay_size]

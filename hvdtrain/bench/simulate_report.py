@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rich.table import Table
 
 from hvdtrain.bench.problems import Problem
 from hvdtrain.bench.simulate import Outcome
+from hvdtrain.core import strict_json
 from hvdtrain.core.errors import TrainingError
+from hvdtrain.core.tables import Kind, make_table
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 _PICTURE, _NUMBERS = "curves.png", "results.json"
 
@@ -22,15 +27,12 @@ def as_table(problem: Problem, outcomes: Sequence[Outcome]) -> Table:
     Bytes are means over the updates of the run; the residuals' are those of one rank at its end.
     """
     size = sum(weight.size for weight in problem.weights)
-    table = Table(title=f"{problem.title}; {size:,} parameters", title_justify="left")
-    table.add_column("policy", overflow="fold")
-    headings = ("loss", "÷ none", "off optimum", "sent", "smaller", "received", "residuals", "time")
-    for heading in headings:
-        table.add_column(heading, justify="right", no_wrap=True)
+    numbers = ("loss", "÷ none", "off optimum", "sent", "smaller", "received", "residuals", "time")
+    columns: dict[str, Kind] = {"policy": "text", **dict.fromkeys(numbers, "number")}
     base = outcomes[0]
     updates = base.updates[-1]
-    for outcome in outcomes:
-        table.add_row(
+    rows = [
+        (
             outcome.policy,
             *_quality(outcome, base),
             _bytes(outcome.sent[-1] / updates),
@@ -39,7 +41,9 @@ def as_table(problem: Problem, outcomes: Sequence[Outcome]) -> Table:
             _bytes(outcome.state_bytes),
             f"{outcome.seconds:.1f} s",
         )
-    return table
+        for outcome in outcomes
+    ]
+    return make_table(columns, rows, f"{problem.title}; {size:,} parameters")
 
 
 def write(
@@ -65,22 +69,24 @@ def write(
     ]
     try:
         directory.mkdir(parents=True, exist_ok=True)
-        numbers.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
-        _draw(results, problems, picture)
+        numbers.write_text(strict_json.dumps(record, indent=2) + "\n", encoding="utf-8")
+        draw(results, problems).savefig(picture, dpi=110)
     except OSError as error:
         raise TrainingError(f"--output-dir {directory}: cannot be written: {error}") from None
     return picture, numbers
 
 
-def _draw(results: Mapping[str, Sequence[Outcome]], problems: Mapping[str, Problem], picture: Path) -> None:
-    import matplotlib as mpl
+def draw(results: Mapping[str, Sequence[Outcome]], problems: Mapping[str, Problem]) -> Figure:
+    """The figure that `write` writes: each policy's losses over updates, bytes sent and bytes received.
 
-    mpl.use("Agg")
-    from matplotlib import pyplot
+    Args:
+        results: outcomes by problem, a row of the figure each.
+        problems: by name; where the least loss is known, what is drawn is how far above it a loss is.
+    """
+    from matplotlib.figure import Figure
 
-    figure, grid = pyplot.subplots(
-        len(results), 3, figsize=(15, 4.5 * len(results)), layout="constrained", squeeze=False, sharey="row"
-    )
+    figure = Figure(figsize=(15, 4.5 * len(results)), layout="constrained")
+    grid = figure.subplots(len(results), 3, squeeze=False, sharey="row")
     for row, (name, outcomes) in zip(grid, results.items(), strict=True):
         best = problems[name].best
         for outcome in outcomes:
@@ -96,8 +102,7 @@ def _draw(results: Mapping[str, Sequence[Outcome]], problems: Mapping[str, Probl
             if best is not None:
                 axes.set_yscale("log")
         row[0].legend(fontsize="small")
-    figure.savefig(picture, dpi=110)
-    pyplot.close(figure)
+    return figure
 
 
 def _quality(outcome: Outcome, base: Outcome) -> tuple[str, str, str]:

@@ -15,9 +15,11 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
+from hvdtrain.core.data.tokenizer_files import tokenizer_files
 from hvdtrain.core.errors import CheckpointError
 
-WEIGHTS_FILE = "model.safetensors"
+WEIGHTS_FILE, UNTRAINED_FILE = "model.safetensors", "untrained.safetensors"
+_INDEX_FILE = f"{WEIGHTS_FILE}.index.json"
 # From <fcntl.h> and <linux/fs.h>.
 _AT_FDCWD = -100
 _RENAME_EXCHANGE = 2
@@ -30,8 +32,12 @@ def save_model(
     tokenizer_file: Path,
     model_max_length: int,
     also: Callable[[Path], None] = lambda directory: None,
+    untrained: Mapping[str, np.ndarray] | None = None,
 ) -> None:
     """Write `model.safetensors`, `config.json` and the tokenizer, replacing an older model of the same name.
+
+    Weights that were not trained lie in a file of their own, which an index names. KerasHub reads the index;
+    Transformers reads `model.safetensors` where there is one, and would warn of weights it did not expect.
 
     Args:
         directory: appears only when everything in it is written and synced.
@@ -40,17 +46,18 @@ def save_model(
         tokenizer_file: a `tokenizer.json` to copy.
         model_max_length: longest sequence in tokens, for the tokenizer's configuration.
         also: writes more files into the directory.
+        untrained: weights that another library asks for, by Hugging Face name.
 
     Raises:
         CheckpointError: when the disk is full or the directory cannot be written; nothing is left behind.
     """
 
     def write(into: Path) -> None:
-        contiguous = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
-        save_file(contiguous, into / WEIGHTS_FILE, metadata={"format": "pt"})
+        _write_weights(into, {WEIGHTS_FILE: arrays, **({UNTRAINED_FILE: untrained} if untrained else {})})
         _write_json(into / "config.json", config)
-        shutil.copyfile(tokenizer_file, into / "tokenizer.json")
-        _write_json(into / "tokenizer_config.json", _tokenizer_config(model_max_length))
+        tokenizer = tokenizer_file.read_text(encoding="utf-8")
+        for name, content in tokenizer_files(tokenizer, model_max_length).items():
+            (into / name).write_text(content, encoding="utf-8")
         also(into)
         # safetensors makes files their owner's alone, whatever the umask: others could not open the model.
         for file in into.glob("*.safetensors"):
@@ -60,16 +67,16 @@ def save_model(
         replace_directory(directory, write)
 
 
-def load_model(directory: Path) -> dict[str, np.ndarray]:
-    """Read the weights that `save_model` wrote.
+def load_model(directory: Path, name: str = WEIGHTS_FILE) -> dict[str, np.ndarray]:
+    """Read the weights that `save_model` wrote: those that are trained, or those in the file of this name.
 
     Raises:
         CheckpointError: when the file is missing or damaged.
     """
     try:
-        return dict(load_file(directory / WEIGHTS_FILE))
+        return dict(load_file(directory / name))
     except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"{directory / WEIGHTS_FILE}: cannot be read: {error}") from None
+        raise CheckpointError(f"{directory / name}: cannot be read: {error}") from None
 
 
 @contextmanager
@@ -135,12 +142,15 @@ def _sync(path: Path) -> None:
         os.close(handle)
 
 
+def _write_weights(into: Path, files: Mapping[str, Mapping[str, np.ndarray]]) -> None:
+    for name, arrays in files.items():
+        contiguous = {weight: np.ascontiguousarray(array) for weight, array in arrays.items()}
+        save_file(contiguous, into / name, metadata={"format": "pt"})
+    if len(files) > 1:
+        size = sum(array.nbytes for arrays in files.values() for array in arrays.values())
+        found = {weight: name for name, arrays in files.items() for weight in arrays}
+        _write_json(into / _INDEX_FILE, {"metadata": {"total_size": size}, "weight_map": found})
+
+
 def _write_json(path: Path, content: Mapping[str, Any]) -> None:
     path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-
-
-def _tokenizer_config(model_max_length: int) -> dict[str, Any]:
-    special = {"pad": "[PAD]", "unk": "[UNK]", "cls": "[CLS]", "sep": "[SEP]", "mask": "[MASK]"}
-    return {"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": model_max_length} | {
-        f"{kind}_token": token for kind, token in special.items()
-    }

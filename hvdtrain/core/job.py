@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-import json
+import math
 import os
 import sys
 import time
@@ -13,19 +13,27 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from hvdtrain.core import strict_json
 from hvdtrain.core.data import Dataset, prepare
 from hvdtrain.core.environment import cpu_flags, launched_rank
 from hvdtrain.core.errors import CheckpointError, HvdtrainError
+from hvdtrain.core.metrics import METRICS_FILE
+from hvdtrain.core.orphans import end_with_launcher
+from hvdtrain.core.outputs import outlast_readers
+from hvdtrain.core.paths import user_path
 from hvdtrain.core.plan import Plan, make_plan
 from hvdtrain.core.plan_table import print_plan
-from hvdtrain.core.results import TrainingResult
+from hvdtrain.core.results import TrainingResult, describe_skips
 from hvdtrain.core.sections import ModelSpec
 from hvdtrain.core.spec import JobSpec, load_spec
+from hvdtrain.core.start import check_command, check_data, check_plan
 from hvdtrain.core.weights import ModelFamily
 from hvdtrain.core.world import World
 
 # Every rank meets a bad spec; the others wait for rank 0's message to end the job before they repeat it.
 _SECONDS_BEFORE_REPEATING = 3.0
+# What every collective says, in either framework, once another rank has ended.
+_LOST = "Horovod has been shut down"
 
 
 class Trains(Protocol):
@@ -46,6 +54,9 @@ class Framework:
         family: the model family of a spec's model.
         trainer: builds this rank's trainer.
         shutdown: leaves the job in good order.
+        gather: gives every rank's bytes, which may differ in length, in the order of ranks: (bytes, a name);
+            between ranks of different frameworks, too.
+        packages: distributions whose versions must be the same on every rank, the framework's own first.
         wire_types: dtypes that Horovod's wire has beyond those of its releases, by NumPy's names.
     """
 
@@ -54,6 +65,8 @@ class Framework:
     family: Callable[[ModelSpec], ModelFamily]
     trainer: Callable[[JobSpec, Plan, World, Dataset, ModelFamily, Path, Path | None], Trains]
     shutdown: Callable[[], None]
+    gather: Callable[[bytes, str], Sequence[bytes]]
+    packages: tuple[str, ...]
     wire_types: frozenset[str]
 
 
@@ -65,6 +78,9 @@ def run_job(load: Callable[[], Framework], default_spec: str, arguments: Sequenc
         default_spec: the spec without `--spec`: a file or a packaged spec's name.
         arguments: command-line arguments, those of the process by default.
     """
+    outlast_readers()
+    if launched_rank() is not None:
+        end_with_launcher()
     try:
         _run(load, default_spec, arguments)
     except HvdtrainError as error:
@@ -73,8 +89,9 @@ def run_job(load: Callable[[], Framework], default_spec: str, arguments: Sequenc
         _die(f"error: {error}")
     except KeyboardInterrupt:
         _die("interrupted")
-    except Exception:
-        _die(traceback.format_exc())
+    except Exception as error:
+        lost = _LOST in str(error)
+        _die(f"HorovodInternalError: {_LOST}: another rank has ended" if lost else traceback.format_exc())
 
 
 def prepare_data(spec: JobSpec, announce: Callable[[str], None]) -> Dataset:
@@ -93,6 +110,8 @@ def plan_job(spec: JobSpec, family: ModelFamily, dataset: Dataset, size: int, th
         validation_samples=len(dataset.validation),
         family=family,
         cpu_flags=cpu_flags(),
+        tokenizer_size=dataset.token_ids.size,
+        unknown_share=dataset.unknown_share,
     )
 
 
@@ -110,22 +129,30 @@ def train_spec(
 
     Returns:
         What was produced; rank 0 has said it too.
+
+    Raises:
+        TrainingError: ranks differ in what they were started with, or in what they have made of it.
     """
     say = _say if world.is_chief else _keep_silent
+
+    def gather(data: bytes) -> Sequence[bytes]:
+        return framework.gather(data, "agreement")
+
+    check_command(framework, world, spec, resume_from, gather)
     dataset = prepare_data(spec, announce=_say if world.local_rank == 0 else _keep_silent)
+    check_data(dataset, gather)
     family = framework.family(spec.model)
     spec.rules.check_ranks(world.size, world.mpi)
     plan = plan_job(spec, family, dataset, world.size, world.threads(spec.num_threads))
+    check_plan(plan, gather)
     if world.is_chief:
         _write_records(output_dir, spec, plan)
     trainer = framework.trainer(spec, plan, world, dataset, family, output_dir, resume_from)
     if world.is_chief:
         print_plan(plan, f"{framework.name}: what this run will do")
     result = trainer.train()
-    evaluated = "" if result.eval_loss is None else f", validation loss {result.eval_loss:.4f}"
     say(
-        f"done: {result.steps} updates in {result.seconds:.1f} s, loss {result.loss:.4f}{evaluated}; "
-        f"model in {result.model_dir}, metrics in {output_dir / 'metrics.jsonl'}"
+        f"done: {_closing(result, plan)}; model in {result.model_dir}, metrics in {output_dir / METRICS_FILE}"
     )
     return result
 
@@ -133,11 +160,13 @@ def train_spec(
 def _run(load: Callable[[], Framework], default_spec: str, arguments: Sequence[str] | None) -> None:
     options = _parse(arguments, default_spec)
     spec = load_spec(options.spec, options.set)
+    resume_from = options.resume and user_path(options.resume, "--resume", CheckpointError)
     framework = load()
+    output_dir = options.output_dir or f"outputs/{Path(options.spec).stem}-{framework.name}"
+    output_dir = user_path(output_dir, "--output-dir", CheckpointError)
     spec.rules.check_wire(framework.wire_types)
     world = framework.init(spec)
-    output_dir = Path(options.output_dir or f"outputs/{Path(options.spec).stem}-{framework.name}")
-    train_spec(framework, world, spec, output_dir, options.resume)
+    train_spec(framework, world, spec, output_dir, resume_from)
     framework.shutdown()
 
 
@@ -153,7 +182,7 @@ def _parse(arguments: Sequence[str] | None, default_spec: str) -> argparse.Names
     )
     parser.add_argument("--output-dir", help="where rank 0 writes (default: outputs/SPEC-FRAMEWORK)")
     go_on = "go on from a checkpoint-N directory of either framework"
-    parser.add_argument("--resume", type=Path, metavar="CHECKPOINT", help=go_on)
+    parser.add_argument("--resume", metavar="CHECKPOINT", help=go_on)
     return parser.parse_args(arguments)
 
 
@@ -161,9 +190,24 @@ def _write_records(output_dir: Path, spec: JobSpec, plan: Plan) -> None:
     try:
         output_dir.mkdir(parents=True, exist_ok=True)
         (output_dir / "spec.json").write_text(spec.model_dump_json(indent=2) + "\n", encoding="utf-8")
-        (output_dir / "plan.json").write_text(json.dumps(plan.as_dict(), indent=2) + "\n", encoding="utf-8")
+        (output_dir / "plan.json").write_text(
+            strict_json.dumps(plan.as_dict(), indent=2) + "\n", encoding="utf-8"
+        )
     except OSError as error:
         raise CheckpointError(f"--output-dir {output_dir}: cannot be written: {error.strerror}") from None
+
+
+def _closing(result: TrainingResult, plan: Plan) -> str:
+    told = [f"{result.steps} updates in {result.seconds:.1f} s"]
+    if result.skipped_updates:
+        told.append(describe_skips(result.skipped_updates, result.empty_updates))
+    if not math.isnan(result.loss):
+        told.append(f"loss {result.loss:.4f}")
+    if result.eval_loss is not None:
+        told.append(f"validation loss {result.eval_loss:.4f}")
+    elif plan.validation_samples:
+        told.append("no validation loss, for that split has nothing to predict")
+    return ", ".join(told)
 
 
 def _say(text: str) -> None:

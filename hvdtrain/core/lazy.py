@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field
 from importlib import import_module
 from importlib.util import find_spec
 from typing import Any
@@ -19,12 +19,16 @@ class LazyNames:
         ours: the module of each name that is ours.
         others: the module that has all other names.
         check: called before either is imported; raises where that would crash.
+        modules: submodules that are imported when their name is used.
+        gone: what to use instead of a name that `others` has and that cannot work.
     """
 
     package: str
     ours: Mapping[str, str]
     others: str
     check: Callable[[], None]
+    modules: Collection[str] = ()
+    gone: Mapping[str, str] = field(default_factory=dict)
 
     def find(self, name: str) -> Any:
         """The value of a name, kept in the package from then on.
@@ -33,15 +37,32 @@ class LazyNames:
             AttributeError: nobody has it, or the import system asks for a submodule.
         """
         # Tools that look a module over, and imports of submodules, must not import a framework by it.
-        if name.startswith("_") or find_spec(f"{self.package}.{name}"):
+        if name.startswith("_") or (name not in self.modules and self._has_module(name)):
             raise AttributeError(name)
+        if name in self.gone:
+            raise AttributeError(f"{self.package}.{name}: {self.gone[name]}")
         self.check()
+        if name in self.modules:
+            return import_module(f"{self.package}.{name}")
         try:
             found = getattr(import_module(self.ours.get(name, self.others)), name)
-        except AttributeError:
-            raise AttributeError(f"neither {self.package} nor {self.others} has a {name!r}") from None
+        except AttributeError as error:
+            # One of ours has said it already, and may know what to use instead.
+            ours = self.others.startswith("hvdtrain.")
+            said = str(error) if ours else f"neither {self.package} nor {self.others} has a {name!r}"
+            raise AttributeError(said) from None
         return vars(sys.modules[self.package]).setdefault(name, found)
 
     def listed(self) -> list[str]:
         """Every name there is."""
-        return sorted({*vars(sys.modules[self.package]), *self.ours, *dir(import_module(self.others))})
+        found = {
+            *vars(sys.modules[self.package]),
+            *self.ours,
+            *self.modules,
+            *dir(import_module(self.others)),
+        }
+        return sorted(found - set(self.gone))
+
+    def _has_module(self, name: str) -> bool:
+        is_package = hasattr(sys.modules[self.package], "__path__")
+        return is_package and find_spec(f"{self.package}.{name}") is not None

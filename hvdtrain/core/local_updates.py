@@ -4,6 +4,7 @@ One local update: a rank divides the summed gradients of its own share of the gl
 clips by its own norm, and applies its own optimizer, whose moments stay on the rank for good. Nothing is
 sent. A rank whose share has weight 0, or whose gradients are not finite, does not move; the update counts
 all the same: ranks must agree about which update is followed by an exchange, and about the learning rate.
+One in which the shares of all ranks have weight 0 is counted as empty, as one that ranks would take together.
 The loss scale is a rank's own between exchanges, and the least of all ranks' after one.
 """
 
@@ -18,15 +19,14 @@ import numpy as np
 
 from hvdtrain.core.compression.periodic import Periodic
 from hvdtrain.core.data import Window
-from hvdtrain.core.skips import check_scale, check_skips
+from hvdtrain.core.joint_updates import Line
+from hvdtrain.core.skips import Streak, check_scale
 
 if TYPE_CHECKING:
     from hvdtrain.core.training import BaseTrainer
 
 
-def local_updates(
-    trainer: BaseTrainer, window: Window, windows: Iterator[Window]
-) -> Iterator[dict[str, float]]:
+def local_updates(trainer: BaseTrainer, window: Window, windows: Iterator[Window]) -> Iterator[Line]:
     """Run all remaining updates, with an exchange after every one that the period divides and the last.
 
     Args:
@@ -42,16 +42,17 @@ def local_updates(
     (policy,), last = trainer.spec.rules.policies, trainer.plan.max_steps
     assert isinstance(policy, Periodic)
     trainer.exchange(policy.opening())
-    skipped_in_a_row, wired, under_way = 0, trainer.wire_bytes, False
+    streak, wired, under_way = Streak(), trainer.wire_bytes, False
     while trainer.step < last:
         started, waited = time.perf_counter(), 0.0
         first, end = trainer.step, min(trainer.step // policy.period * policy.period + policy.period, last)
-        sums, samples = np.zeros(len(_SUMS)), 0
-        for _ in range(first, end):
+        sums, samples, weights = np.zeros(len(_SUMS)), 0, np.zeros(end - first)
+        for number in range(first, end):
             learning_rate = trainer.learning_rate()
             found = _update(trainer, window, learning_rate)
             trainer.applied += int(found[_APPLIED])
             sums += found
+            weights[number - first] = window.weight
             samples += window.samples_global
             trainer.samples_consumed, epoch = window.samples_consumed, window.epoch
             trainer.windows, trainer.step = trainer.windows + 1, trainer.step + 1
@@ -62,11 +63,13 @@ def local_updates(
             trainer.finish_exchange()
         background = None if trainer.weights_are_due() else policy.background
         trainer.exchange(background[0] if background else policy)
-        totals = dict(zip(_SUMS, _share(trainer, sums), strict=True))
-        trainer.skipped_updates += int(totals["skipped"])
-        skipped_in_a_row = 0 if totals["applied"] else skipped_in_a_row + end - first
-        check_skips(trainer, skipped_in_a_row, math.nan)
-        line = {
+        shared, weights = _share(trainer, sums, weights)
+        totals, empty = dict(zip(_SUMS, shared.tolist(), strict=True)), int((weights == 0.0).sum())
+        trainer.empty_updates += empty
+        trainer.skipped_updates += int(totals["skipped"]) + empty
+        _follow(streak, bool(totals["applied"]), end - first, empty)
+        streak.check(trainer, math.nan)
+        line: Line = {
             "step": end,
             "epoch": epoch,
             "loss": _mean(totals["loss"], totals["weight"]),
@@ -80,6 +83,7 @@ def local_updates(
             "wire_bytes": trainer.wire_bytes - wired,
             "loss_scale": trainer.loss_scale.value,
             "skipped_updates": trainer.skipped_updates,
+            "empty_updates": trainer.empty_updates,
         }
         wired = trainer.wire_bytes
         # Last: what ranks ask each other from here on would wait for it.
@@ -106,15 +110,23 @@ def _update(trainer: BaseTrainer, window: Window, learning_rate: float) -> np.nd
     return np.array([found.loss_sum, window.weight, found.grad_norm, found.tokens, 1.0, 0.0])
 
 
-def _share(trainer: BaseTrainer, sums: np.ndarray) -> list[float]:
+def _follow(streak: Streak, applied: bool, updates: int, empty: int) -> None:
+    if applied:
+        streak.end()
+    else:
+        streak.add(updates - empty, empty)
+
+
+def _share(trainer: BaseTrainer, *sums: np.ndarray) -> list[np.ndarray]:
     """Sums over all ranks, and in the same collective what loss scale each rank has come to."""
     rank, size = trainer.world.rank, trainer.world.size
     scales = np.zeros((2, size))
     scales[:, rank] = trainer.loss_scale.value, trainer.loss_scale.good_updates
-    totals = trainer.sum_over_ranks(np.concatenate([sums, scales.ravel()]))
-    trainer.loss_scale = trainer.loss_scale.agreed(*totals[len(sums) :].reshape(2, size))
-    return totals[: len(sums)].tolist()
+    totals = trainer.sum_over_ranks(np.concatenate([*sums, scales.ravel()]))
+    *found, scales = np.split(totals, np.cumsum([len(each) for each in sums]))
+    trainer.loss_scale = trainer.loss_scale.agreed(*scales.reshape(2, size))
+    return found
 
 
-def _mean(total: float, count: float) -> float:
-    return total / count if count else math.nan
+def _mean(total: float, count: float) -> float | None:
+    return total / count if count else None

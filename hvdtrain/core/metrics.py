@@ -10,9 +10,11 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from hvdtrain.core import strict_json
 from hvdtrain.core.errors import TrainingError
 
 METRICS_FILE = "metrics.jsonl"
+_LARGEST_FLOAT32 = (2.0 - 2.0**-23) * 2.0**127
 
 
 class MetricLog:
@@ -29,8 +31,12 @@ class MetricLog:
         path = output_dir / METRICS_FILE
         old = _lines(path) if after_step and path.exists() else []
         kept = [line for line in old if line["step"] <= after_step]
-        self._file = path.open("w", encoding="utf-8")
-        self._file.writelines(json.dumps(line) + "\n" for line in kept)
+        text = "".join(strict_json.dumps(line) + "\n" for line in kept)
+        # Whole at every moment, also where the run before was killed in the middle of a line.
+        unfinished = path.with_name(f".{METRICS_FILE}.unfinished")
+        unfinished.write_text(text, encoding="utf-8")
+        unfinished.replace(path)
+        self._file = path.open("a", encoding="utf-8")
         self._events = _EventFile(output_dir / "tensorboard", after_step) if tensorboard else None
 
     def __enter__(self) -> MetricLog:
@@ -43,20 +49,21 @@ class MetricLog:
         if self._events is not None:
             self._events.close()
 
-    def write(self, line: Mapping[str, float | int]) -> None:
+    def write(self, line: Mapping[str, float | None]) -> None:
         """Append one line.
 
         Args:
-            line: must hold `step`; floats are written in full precision.
+            line: must hold `step`; floats are written in full precision. What is not a finite number is null
+                in the file, and left out of TensorBoard's.
 
         Raises:
             TrainingError: when the disk is full.
         """
         try:
-            self._file.write(json.dumps(line) + "\n")
+            self._file.write(strict_json.dumps(dict(line)) + "\n")
             self._file.flush()
             if self._events is not None:
-                self._events.write(int(line["step"]), {k: float(v) for k, v in line.items() if k != "step"})
+                self._events.write(line)
         except OSError as error:
             raise TrainingError(
                 f"{self._file.name}: cannot be written: {error.strerror}; free some space"
@@ -70,14 +77,17 @@ def read_metrics(output_dir: Path) -> tuple[list[dict[str, Any]], list[dict[str,
         output_dir: the run's output directory.
 
     Returns:
-        The lines of training updates and the lines of evaluations.
+        The lines of training updates that were applied and the lines of evaluations. None stands for what was
+        not a finite number; a last line that a killed run left unfinished is left out.
     """
     lines = _lines(output_dir / METRICS_FILE)
     return [x for x in lines if "loss" in x], [x for x in lines if "eval_loss" in x]
 
 
 def _lines(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    whole, _, _ = path.read_text(encoding="utf-8").rpartition("\n")
+    # Logs of earlier versions hold NaN.
+    return [json.loads(line, parse_constant=lambda name: None) for line in whole.splitlines()]
 
 
 class _EventFile:
@@ -98,9 +108,12 @@ class _EventFile:
         self._records = RecordWriter((directory / name).open("wb"))
         self._put(Event(wall_time=time.time(), file_version="brain.Event:2"))
 
-    def write(self, step: int, values: Mapping[str, float]) -> None:
+    def write(self, line: Mapping[str, float | None]) -> None:
+        step = line["step"]
+        assert step is not None
+        values = {tag: value for tag, value in line.items() if tag != "step" and _fits(value)}
         items = [self._summary.Value(tag=tag, simple_value=value) for tag, value in values.items()]
-        self._put(self._event(wall_time=time.time(), step=step, summary=self._summary(value=items)))
+        self._put(self._event(wall_time=time.time(), step=int(step), summary=self._summary(value=items)))
         self._records.flush()
 
     def close(self) -> None:
@@ -108,3 +121,8 @@ class _EventFile:
 
     def _put(self, event: Any) -> None:
         self._records.write(event.SerializeToString())
+
+
+def _fits(value: float | None) -> bool:
+    # TensorBoard's numbers are float32; NaN and infinities spoil what it exports as JSON.
+    return value is not None and abs(value) <= _LARGEST_FLOAT32

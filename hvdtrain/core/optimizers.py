@@ -7,14 +7,16 @@ PyTorch's formulas are the definition: AdamW adds epsilon after the bias correct
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from hvdtrain.core.sections import OptimizerSpec
 
-# Keeps max_norm / norm finite; PyTorch's clip_grad_norm_ uses the same value.
-CLIP_EPSILON = 1e-6
+# Keeps max_norm / norm finite.
+_CLIP_EPSILON = 1e-6
 
 
 @dataclass(frozen=True)
@@ -41,9 +43,17 @@ def adamw_coefficients(spec: OptimizerSpec, learning_rate: float, update: int) -
     )
 
 
-def clip_factor(norm: float, max_norm: float) -> float:
-    """What gradients of global norm `norm` are multiplied with: min(1, max_norm / (norm + 1e-6))."""
-    return min(1.0, max_norm / (norm + CLIP_EPSILON))
+def clip_factor(norm: Any, max_norm: Any, least: Callable[[Any, float], Any] = min) -> Any:
+    """What gradients of global norm `norm` are multiplied with: min(1, max_norm / (norm + 1e-6)).
+
+    PyTorch's `clip_grad_norm_` has the same. Whoever clips, in either framework, asks here.
+
+    Args:
+        norm: a float, or an array or a tensor of them; finite, or no update is applied.
+        max_norm: what it is not to exceed.
+        least: for arrays and tensors, their own minimum of an array and a number.
+    """
+    return least(max_norm / (norm + _CLIP_EPSILON), 1.0)
 
 
 class ReferenceOptimizer:

@@ -24,6 +24,7 @@ from hvdtrain.core.weights import ModelFamily, Weight
 
 # Horovod negotiates every cycle, also while idle: its default of 1 ms takes a tenth of two busy cores.
 CYCLE_TIME_MS = 10.0
+MUCH_UNKNOWN = 0.01
 _MIB = 2**20
 
 
@@ -54,6 +55,9 @@ class Plan:
         memory: per rank.
         threads: compute threads per rank.
         cycle_time_ms: Horovod's coordination cycle, unless HOROVOD_CYCLE_TIME is set.
+        tokenizer_size: tokens of the tokenizer.
+        vocab_size: tokens of the model, `model.vocab_size`.
+        unknown_share: share of the text's tokens that are [UNK], which nobody is asked to predict.
         notes: what a user may not have meant.
     """
 
@@ -77,6 +81,9 @@ class Plan:
     memory: Memory
     threads: int
     cycle_time_ms: float
+    tokenizer_size: int
+    vocab_size: int
+    unknown_share: float
     notes: tuple[str, ...]
 
     def as_dict(self) -> dict[str, Any]:
@@ -100,6 +107,8 @@ def make_plan(
     validation_samples: int,
     family: ModelFamily | None = None,
     cpu_flags: Collection[str] = (),
+    tokenizer_size: int | None = None,
+    unknown_share: float = 0.0,
 ) -> Plan:
     """Compute every number of a run.
 
@@ -112,6 +121,8 @@ def make_plan(
         validation_samples: sequences of the validation split.
         family: the model's; without one activations are not predicted.
         cpu_flags: of the hosts' CPUs, where it is CPUs that compute.
+        tokenizer_size: tokens of the tokenizer; None: as many as the model's.
+        unknown_share: share of the text's tokens that are [UNK].
 
     Returns:
         The frozen plan.
@@ -158,7 +169,15 @@ def make_plan(
         memory=predict_memory(spec, family, buckets, batch.per_device_train_batch_size, size),
         threads=threads,
         cycle_time_ms=spec.communication.cycle_time_ms or CYCLE_TIME_MS,
-        notes=(*rules.not_yet(max_steps), *_period_notes(spec), *cpu_notes(spec, cpu_flags)),
+        tokenizer_size=tokenizer_size or spec.model.vocab_size,
+        vocab_size=spec.model.vocab_size,
+        unknown_share=unknown_share,
+        notes=(
+            *_unknown_notes(spec, unknown_share),
+            *rules.not_yet(max_steps),
+            *_period_notes(spec),
+            *cpu_notes(spec, cpu_flags),
+        ),
     )
 
 
@@ -213,6 +232,18 @@ def _period_notes(spec: JobSpec) -> list[str]:
         for name, every in _looks(spec).items()
         if every == policy.period
     ]
+
+
+def _unknown_notes(spec: JobSpec, share: float) -> list[str]:
+    if share <= MUCH_UNKNOWN:
+        return []
+    given = spec.data.tokenizer_file
+    cure = (
+        "take a data.tokenizer_file that knows this text"
+        if given
+        else f"give a larger model.vocab_size (now {spec.model.vocab_size:,})"
+    )
+    return [f"data: {share:.1%} of the text is [UNK], which is lost: {cure}"]
 
 
 def _looks(spec: JobSpec) -> dict[str, int | None]:

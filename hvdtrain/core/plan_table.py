@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 from rich.console import Console
-from rich.table import Table
 
 from hvdtrain.core.plan import Plan
+from hvdtrain.core.tables import Kind, make_table, print_table
 
 
 def print_plan(plan: Plan, title: str) -> None:
     """Print a plan on standard output; bytes are shown in MiB (2^20)."""
-    table = Table(title=title, title_justify="left", box=None, show_header=False)
-    for row in _rows(plan):
-        table.add_row(*row)
+    columns: dict[str, Kind] = {" ": "name", "  ": "name", "   ": "text"}
     console = Console()
-    console.print(table)
+    print_table(make_table(columns, _rows(plan), title, lines=False), console)
     for note in plan.notes:
         console.print(f"note: {note}", soft_wrap=True)
 
@@ -32,6 +30,11 @@ def _rows(plan: Plan) -> list[tuple[str, str, str]]:
             "validation split",
             f"{plan.validation_samples} sequences",
             f"{plan.per_device_eval_batch_size} per device",
+        ),
+        (
+            "tokenizer",
+            f"{plan.tokenizer_size:,} of {plan.vocab_size:,} tokens",
+            f"{plan.unknown_share:.2%} of the text is [UNK]",
         ),
         ("parameters", f"{plan.parameters:,}", f"{plan.decayed_parameters:,} with weight decay"),
         ("gradient buckets", str(len(plan.buckets)), "one reduction each"),

@@ -37,6 +37,20 @@ def unit_floats(words: NDArray[np.uint64]) -> NDArray[np.float64]:
     return (words >> np.uint64(11)).astype(np.float64) * 2.0**-53
 
 
+def framework_seed(seed: int, rank: int) -> int:
+    """What a rank seeds its framework's own generators with, dropout's above all.
+
+    Args:
+        seed: the job's seed, any integer.
+        rank: this rank, from 0.
+
+    Returns:
+        An integer below 2^32, which every framework takes; never the same on two ranks of a job.
+    """
+    (word,) = random_words(1, seed, "framework")
+    return (int(word) + rank) % 2**32
+
+
 def _philox(seed: int, purpose: str, *indices: int) -> np.random.Philox:
     # JSON, because it cannot confuse ("a", 1, 2) with ("a", 12) or ("a1", 2).
     name = json.dumps([int(seed), purpose, *map(int, indices)])

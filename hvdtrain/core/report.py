@@ -6,10 +6,13 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hvdtrain.core.errors import TrainingError
 from hvdtrain.core.metrics import read_metrics
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 @dataclass(frozen=True)
@@ -44,9 +47,7 @@ def compare_runs(first: Path, second: Path, updates: int | None = None) -> Curve
     a, b = (read_metrics(directory)[0][:updates] for directory in (first, second))
     if not a or [x["step"] for x in a] != [x["step"] for x in b]:
         raise TrainingError(f"{first} logged {len(a)} updates and {second} {len(b)}: they cannot be compared")
-    differences = [abs(x["loss"] - y["loss"]) / abs(x["loss"]) for x, y in zip(a, b, strict=True)]
-    # NaN must not win or lose a comparison in silence: it counts as infinitely far.
-    differences = [float("inf") if math.isnan(d) else d for d in differences]
+    differences = [_difference(x["loss"], y["loss"]) for x, y in zip(a, b, strict=True)]
     largest = max(differences)
     return CurveDifference(largest, a[differences.index(largest)]["step"], len(a))
 
@@ -58,25 +59,45 @@ def plot_losses(runs: Mapping[str, Path], picture: Path) -> None:
         runs: output directory by label.
         picture: the PNG to write.
     """
-    import matplotlib as mpl
+    draw_losses(runs).savefig(picture, dpi=120)
 
-    mpl.use("Agg")
-    from matplotlib import pyplot
 
-    figure, axes = pyplot.subplots(figsize=(8, 5), layout="constrained")
+def draw_losses(runs: Mapping[str, Path]) -> Figure:
+    """The figure that `plot_losses` writes.
+
+    Each run has a line of its training losses, with a gap where a loss is not a finite number, and beside it
+    the points of its validation losses, if it has any.
+
+    Args:
+        runs: output directory by label.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8, 5), layout="constrained")
+    axes = figure.add_subplot()
     styles: Sequence[dict[str, Any]] = ({"linewidth": 3, "alpha": 0.4}, {"linewidth": 1})
     for i, (label, directory) in enumerate(runs.items()):
         train, evaluations = read_metrics(directory)
-        style = styles[min(i, 1)]
-        (line,) = axes.plot([x["step"] for x in train], [x["loss"] for x in train], label=label, **style)
-        points = [(x["step"], x["eval_loss"]) for x in evaluations]
-        axes.plot(
-            *zip(*points, strict=True), "ox"[i % 2], color=line.get_color(), label=f"{label}, validation"
-        )
+        (line,) = axes.plot(*_points(train, "loss"), label=label, **styles[min(i, 1)])
+        if evaluations:
+            marks = {"marker": "ox"[i % 2], "linestyle": "none", "color": line.get_color()}
+            axes.plot(*_points(evaluations, "eval_loss"), label=f"{label}, validation", **marks)
     axes.set(
         xlabel="update", ylabel="loss (nats per masked token)", title="The same job spec in both frameworks"
     )
     axes.grid(alpha=0.3)
     axes.legend()
-    figure.savefig(picture, dpi=120)
-    pyplot.close(figure)
+    return figure
+
+
+def _points(lines: Sequence[Mapping[str, Any]], name: str) -> tuple[list[int], list[float]]:
+    return [x["step"] for x in lines], [math.nan if x[name] is None else x[name] for x in lines]
+
+
+def _difference(first: float | None, second: float | None) -> float:
+    # What is not a number must not win or lose a comparison in silence: it counts as infinitely far.
+    if first is None or second is None:
+        return math.inf
+    if first == second:
+        return 0.0
+    return abs(first - second) / abs(first) if first else math.inf

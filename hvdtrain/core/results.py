@@ -13,7 +13,7 @@ class UpdateResult:
     Attributes:
         loss_sum: Σ_r Σ_m L(r,m), summed over all ranks (over this one alone in a local update).
         grad_norm: global L2 norm of G before clipping.
-        applied: whether the weights changed; false when the norm was not finite.
+        applied: whether the weights changed; false when the norm was not finite, or W was 0.
         next_divisor: W of the next window; 0 after a local update, which asks nobody.
         tokens: non-padding input tokens, summed as the loss is.
     """
@@ -31,8 +31,11 @@ class TrainingResult:
 
     Attributes:
         steps: updates applied.
-        loss: mean loss of the last update, divided by its W.
-        eval_loss: mean loss of the validation split at the end, None without one.
+        loss: mean loss of the last update, divided by its W; NaN where none was applied.
+        eval_loss: mean loss of the validation split at the end; None without one, or where it has nothing to
+            predict.
+        skipped_updates: updates so far that were not applied.
+        empty_updates: those of them in which no rank had anything to predict.
         model_dir: the saved model, in Hugging Face layout.
         seconds: wall time of training.
     """
@@ -42,3 +45,12 @@ class TrainingResult:
     eval_loss: float | None
     model_dir: Path
     seconds: float
+    skipped_updates: int = 0
+    empty_updates: int = 0
+
+
+def describe_skips(skipped: int, empty: int) -> str:
+    """Updates that were not applied, in words, by their reason."""
+    if not skipped:
+        return ""
+    return f"{skipped} skipped" + (f", {empty} of them with nothing to predict" if empty else "")

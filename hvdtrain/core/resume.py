@@ -11,6 +11,7 @@ from safetensors.numpy import load, save
 
 from hvdtrain.core.checkpoint import load_model
 from hvdtrain.core.compression.protocol import Policy
+from hvdtrain.core.data.store import fingerprint_with
 from hvdtrain.core.errors import CheckpointError
 from hvdtrain.core.state import (
     Arrays,
@@ -40,6 +41,7 @@ def gather_state(trainer: BaseTrainer) -> TrainingState:
             scale.value if scale.rule else 0.0,
             scale.good_updates,
             trainer.skipped_updates,
+            trainer.empty_updates,
         ),
         moments,
         tuple(_gather(trainer, rules.policy(bucket), arrays) for bucket, arrays in states),
@@ -65,8 +67,9 @@ def resume(trainer: BaseTrainer, directory: Path) -> None:
         _check(trainer, directory, state, weights)
     trainer.load_weights(_from_chief(trainer, weights))
     position = _from_chief(trainer, {"position": _numbers(state)})["position"]
-    scale, counts = float(position[0]), (int(n) for n in position[1:])
-    trainer.step, trainer.windows, trainer.samples_consumed, good_updates, trainer.skipped_updates = counts
+    scale, good_updates, *counts = float(position[0]), *(int(n) for n in position[1:])
+    trainer.step, trainer.windows, trainer.samples_consumed, *skips = counts
+    trainer.skipped_updates, trainer.empty_updates = skips
     trainer.loss_scale = trainer.loss_scale.restored(scale, good_updates)
     _load_moments(trainer, state)
     buckets = trainer.plan.buckets
@@ -81,9 +84,10 @@ def resume(trainer: BaseTrainer, directory: Path) -> None:
 
 def _numbers(state: TrainingState | None) -> np.ndarray:
     found = state.position if state else Position(0, 0, 0)
-    counts = (found.step, found.windows, found.samples_consumed, found.good_updates, found.skipped_updates)
+    place = (found.step, found.windows, found.samples_consumed)
     # In float64 counts are exact up to 2^53.
-    return np.array([found.loss_scale, *counts], np.float64)
+    skips = (found.skipped_updates, found.empty_updates)
+    return np.array([found.loss_scale, found.good_updates, *place, *skips], np.float64)
 
 
 def _gather_moments(trainer: BaseTrainer) -> tuple[Arrays, tuple[int, ...]]:
@@ -132,8 +136,22 @@ def _from_chief(trainer: BaseTrainer, arrays: Arrays) -> Arrays:
     return dict(load(trainer.broadcast(message.copy()).tobytes()))
 
 
-def _order(trainer: BaseTrainer) -> str:
-    return json.dumps({"seed": trainer.spec.seed, "data": trainer.dataset.fingerprint})
+def _order(trainer: BaseTrainer, fingerprint: str | None = None) -> str:
+    return json.dumps({"seed": trainer.spec.seed, "data": fingerprint or trainer.dataset.fingerprint})
+
+
+def _same_tokens(trainer: BaseTrainer, directory: Path, state: TrainingState) -> bool:
+    """Whether a checkpoint's run had the same tokens, from a tokenizer file that only says it otherwise."""
+    try:
+        fingerprint = fingerprint_with(
+            trainer.dataset,
+            directory / "tokenizer.json",
+            trainer.spec.data.validation_split,
+            trainer.spec.seed,
+        )
+    except OSError:
+        return False
+    return state.order == _order(trainer, fingerprint)
 
 
 def _check(trainer: BaseTrainer, directory: Path, state: TrainingState, weights: Arrays) -> None:
@@ -144,7 +162,7 @@ def _check(trainer: BaseTrainer, directory: Path, state: TrainingState, weights:
                 f"--resume {directory}: {weight.name} has shape {shapes.get(weight.name)} there and "
                 f"{weight.shape} in the spec: resume with the model section it was trained with"
             )
-    if state.order != _order(trainer):
+    if state.order != _order(trainer) and not _same_tokens(trainer, directory, state):
         raise CheckpointError(
             f"--resume {directory}: its run had another seed or other data ({state.order}; now "
             f"{_order(trainer)}): samples would be repeated or left out; take its spec.json"

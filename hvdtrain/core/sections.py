@@ -77,6 +77,8 @@ class DataSpec(Section):
     files: tuple[str, ...] = ()
     text_field: str = "text"
     tokenizer_file: str | None = None
+    lowercase: bool = True
+    strip_accents: bool = False
     max_seq_length: Annotated[int, Field(ge=8)] = 128
     packing: bool = True
     validation_split: Annotated[float, Field(ge=0.0, le=0.5)] = 0.05

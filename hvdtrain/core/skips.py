@@ -1,7 +1,13 @@
-"""When a run whose updates are not finite has to end, and what its person is told."""
+"""Updates that are not applied: when a run with too many of them has to end, and what its person is told.
+
+There are two reasons. An update that is not finite is skipped on all ranks, and may lower the loss scale. An
+update is *empty* where no rank has anything to predict: W is 0, and nothing can be divided by it. Nothing is
+computed, sent or applied then; its samples are consumed, and the loss scale stays as it is.
+"""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -13,23 +19,52 @@ if TYPE_CHECKING:
     from hvdtrain.core.training import BaseTrainer
 
 
-def check_skips(trainer: BaseTrainer, in_a_row: int, grad_norm: float) -> None:
-    """End a run that has diverged.
+@dataclass
+class Streak:
+    """Updates in a row that were not applied.
 
-    Args:
-        trainer: of this rank.
-        in_a_row: updates skipped since the last applied one.
-        grad_norm: of the last of them.
-
-    Raises:
-        TrainingError: when they are too many.
+    Attributes:
+        not_finite: those whose gradient was not finite.
+        empty: those in which no rank had anything to predict.
     """
-    if in_a_row >= trainer.spec.max_skipped_updates:
+
+    not_finite: int = 0
+    empty: int = 0
+
+    def add(self, not_finite: int = 0, empty: int = 0) -> None:
+        """Count some more."""
+        self.not_finite, self.empty = self.not_finite + not_finite, self.empty + empty
+
+    def end(self) -> None:
+        """An update was applied."""
+        self.not_finite = self.empty = 0
+
+    def check(self, trainer: BaseTrainer, grad_norm: float) -> None:
+        """End a run that comes no further.
+
+        Args:
+            trainer: of this rank.
+            grad_norm: of the last update that was not finite.
+
+        Raises:
+            TrainingError: when there are too many in a row, by their reason.
+        """
+        count, spec = self.not_finite + self.empty, trainer.spec
+        if count < spec.max_skipped_updates:
+            return
+        where = f"{count} updates in a row after step {trainer.step}"
+        if not self.not_finite:
+            raise TrainingError(
+                f"{where} had nothing to predict on any rank and were skipped (max_skipped_updates): their "
+                "text has no token that the tokenizer knows; give other data.files, a data.tokenizer_file "
+                "that fits them or a larger model.vocab_size, or take more samples into an update (batch)"
+            )
         raise TrainingError(
-            f"{in_a_row} updates in a row after step {trainer.step} had a gradient norm of "
-            f"{grad_norm} and were skipped (max_skipped_updates): training has diverged; lower "
-            "optimizer.learning_rate, lengthen schedule.warmup_steps, or set a smaller max_grad_norm"
-            + (", or a smaller loss_scale" if trainer.spec.mixed_precision == "fp16" else "")
+            f"{where} had a gradient norm of {grad_norm} and were skipped (max_skipped_updates"
+            + (f"; {self.empty} of them had nothing to predict" if self.empty else "")
+            + "): training has diverged; lower optimizer.learning_rate, lengthen schedule.warmup_steps, or "
+            "set a smaller max_grad_norm"
+            + (", or a smaller loss_scale" if spec.mixed_precision == "fp16" else "")
         )
 
 

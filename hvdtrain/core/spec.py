@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
 from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
 from pydantic_core import ErrorDetails
 
@@ -18,6 +17,8 @@ from hvdtrain.core import sections
 from hvdtrain.core.compression import Compression, NoCompression
 from hvdtrain.core.compression.rules import Rules
 from hvdtrain.core.errors import SpecError
+from hvdtrain.core.paths import user_path
+from hvdtrain.core.yaml12 import MAX_CHARS, load_yaml
 
 PACKAGED_SPECS = Path(__file__).resolve().parent.parent / "specs"
 
@@ -53,7 +54,7 @@ class JobSpec(sections.Section):
     @field_validator("mixed_precision", mode="before")
     @classmethod
     def _no_is_no(cls, found: object) -> object:
-        # YAML 1.1 reads an unquoted no as false.
+        # YAML 1.1 read an unquoted no as false, and some write it so.
         return "no" if found is False else found
 
     @field_validator("compression")
@@ -98,8 +99,10 @@ def load_spec(path: str | Path, overrides: Sequence[str] = ()) -> JobSpec:
     Raises:
         SpecError: naming every bad field, its value, what was expected and the nearest valid name.
     """
+    file = _find(path)
     try:
-        text = _find(path).read_text(encoding="utf-8")
+        with file.open(encoding="utf-8") as opened:
+            text = opened.read(MAX_CHARS + 1)
     except (OSError, UnicodeDecodeError) as error:
         raise SpecError(f"spec {path}: cannot be read as UTF-8 text: {error}") from None
     return parse_spec(text, overrides, where=str(path))
@@ -107,18 +110,12 @@ def load_spec(path: str | Path, overrides: Sequence[str] = ()) -> JobSpec:
 
 def parse_spec(text: str, overrides: Sequence[str] = (), where: str = "spec") -> JobSpec:
     """Validate a job spec given as YAML text; arguments and errors as `load_spec`."""
-    try:
-        raw = yaml.load(text, Loader=_Yaml12Floats)
-    except yaml.YAMLError as error:
-        raise SpecError(f"{where}: not valid YAML: {error}") from None
+    raw = load_yaml(text, where)
     if not isinstance(raw, dict):
         raise SpecError(f"{where}: expected a mapping of sections, found {type(raw).__name__}")
     for override in overrides:
         _apply_override(raw, override)
-    try:
-        text = json.dumps(raw, default=str)
-    except ValueError:
-        raise SpecError(f"{where}: an alias (*name) lies inside its own anchor (&name)") from None
+    text = json.dumps(_without_empty_sections(raw))
     try:
         return JobSpec.model_validate_json(text, strict=True)
     except ValidationError as error:
@@ -143,19 +140,8 @@ def json_schema() -> dict[str, Any]:
     return JobSpec.model_json_schema()
 
 
-class _Yaml12Floats(yaml.SafeLoader):
-    """YAML 1.2's floats: PyYAML follows 1.1 and reads 1e-4 as text."""
-
-
-_Yaml12Floats.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)[eE][-+]?[0-9]+$"),
-    list("-+0123456789."),
-)
-
-
 def _find(path: str | Path) -> Path:
-    file = Path(path)
+    file = user_path(path, "spec", SpecError)
     packaged = PACKAGED_SPECS / f"{path}.yaml"
     if file.is_file():
         return file
@@ -172,14 +158,24 @@ def _apply_override(raw: dict[str, Any], override: str) -> None:
     *parents, leaf = name.strip().split(".")
     node = raw
     for parent in parents:
-        child = node.setdefault(parent, {})
+        child = node.get(parent)
+        if child is None:
+            child = node[parent] = {}
         if not isinstance(child, dict):
             raise SpecError(f"--set {override}: {parent} is {child!r}, not a section")
         node = child
-    try:
-        node[leaf] = yaml.load(text, Loader=_Yaml12Floats)
-    except yaml.YAMLError:
-        raise SpecError(f"--set {override}: the value is not valid YAML") from None
+    node[leaf] = load_yaml(text, f"--set {override}", positions=False)
+
+
+def _without_empty_sections(raw: dict[str, Any]) -> dict[str, Any]:
+    """A section whose lines are all commented out is null in YAML; it takes its defaults."""
+    found = dict(raw)
+    for name, field in JobSpec.model_fields.items():
+        if name in raw and raw[name] is None and _models(field.annotation):
+            del found[name]
+            if field.is_required():
+                found[name] = {}
+    return found
 
 
 def _describe(error: ErrorDetails, root: type[BaseModel]) -> str:
@@ -199,7 +195,7 @@ def _describe(error: ErrorDetails, root: type[BaseModel]) -> str:
         return f"{path}.type: required, but not given"
     if error["type"] == "missing":
         return f"{path}: required, but not given"
-    return f"{path}: {message} (found {error['input']!r}){_near_literal(error)}"
+    return f"{path}: {message} (found {error['input']!r}){_near_literal(error)}{_hint(error)}"
 
 
 def _describe_tag(path: str, error: ErrorDetails) -> str:
@@ -207,6 +203,15 @@ def _describe_tag(path: str, error: ErrorDetails) -> str:
     near = difflib.get_close_matches(error["ctx"]["tag"], expected, n=1, cutoff=0.4)
     hint = f"; did you mean {near[0]!r}?" if near else ""
     return f"{path}.type: expected one of {', '.join(expected)} (found {error['ctx']['tag']!r}){hint}"
+
+
+def _hint(error: ErrorDetails) -> str:
+    found = error["input"]
+    if error["type"] in ("tuple_type", "list_type") and isinstance(found, str):
+        return f"; write a list: [{json.dumps(found, ensure_ascii=False)}]"
+    if error["type"] == "bool_type" and str(found).lower() in ("yes", "no", "on", "off"):
+        return "; write true or false"
+    return ""
 
 
 def _near_literal(error: ErrorDetails) -> str:

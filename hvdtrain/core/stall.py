@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import hmac
 import json
 import secrets
 import socket
@@ -9,11 +11,15 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from hvdtrain.core.errors import TrainingError
 
 _SECONDS_BETWEEN_REPORTS = 1.0
 _SECONDS_TO_CONNECT = 30.0
+# Whoever connects has proved within so many that it is a rank of this job.
+_SECONDS_TO_PROVE = 10.0
+_LONGEST_LINE = 4096
 
 
 @dataclass(frozen=True)
@@ -62,7 +68,11 @@ def verdict(standings: Mapping[int, Standing], still: float, timeout: float) -> 
 
 
 class StallWatch:
-    """One rank's end of the wire; rank 0's listens to all, and tells all what is wrong."""
+    """One rank's end of the wire; rank 0's listens to all, and tells all what is wrong.
+
+    Both ends of a connection prove that they know a secret, which rank 0 gave the others by `share`. Whoever
+    cannot is no rank: strangers take nobody's place, and nothing they say counts.
+    """
 
     def __init__(
         self,
@@ -90,24 +100,19 @@ class StallWatch:
         self._rank, self._size, self._timeout, self._stop = rank, size, timeout, stop
         self._ending = threading.Event()
         self._standings = dict.fromkeys(range(size), Standing())
-        self._links: list[socket.socket] = []
-        listener = socket.create_server(("", 0)) if rank == 0 else None
+        self._over = threading.Event()
+        self._links: dict[int, socket.socket] = {}
+        # Ranks that are all here need no other interface.
+        listener = socket.create_server((host if host == "127.0.0.1" else "", 0)) if rank == 0 else None
         mine = (
             {"host": host, "port": listener.getsockname()[1], "key": secrets.token_hex()} if listener else {}
         )
         place = json.loads(share(json.dumps(mine).encode()))
-        self._key = place["key"]
+        self._key = bytes.fromhex(place["key"])
         if listener:
             self._start(self._listen, listener)
             self._start(self._judge)
-        try:
-            link = socket.create_connection((place["host"], place["port"]), _SECONDS_TO_CONNECT)
-        except OSError as error:
-            raise TrainingError(
-                f"StallGuard: rank {rank} cannot reach rank 0 at {place['host']}:{place['port']} ({error}): "
-                "leave StallGuard out, or allow connections between the hosts"
-            ) from None
-        link.settimeout(None)
+        link = self._connect(place["host"], place["port"])
         self._start(self._report, link)
         self._start(self._hear, link)
 
@@ -118,47 +123,92 @@ class StallWatch:
     def _start(self, work: Callable[..., None], *arguments: object) -> None:
         threading.Thread(target=work, args=arguments, daemon=True).start()
 
+    def _connect(self, host: str, port: int) -> socket.socket:
+        """Connects to rank 0, and has it prove that it is."""
+        try:
+            link = socket.create_connection((host, port), _SECONDS_TO_CONNECT)
+            asked, challenge = _read_line(link), secrets.token_hex()
+            _write_line(
+                link,
+                {"rank": self._rank, "challenge": challenge, "proof": self._rank_proof(self._rank, asked)},
+            )
+            if not _same(self._judge_proof(challenge), _read_line(link)):
+                raise ValueError("it does not know this job's secret")
+            link.settimeout(None)
+        except (OSError, ValueError) as error:
+            raise TrainingError(
+                f"StallGuard: rank {self._rank} cannot reach rank 0 at {host}:{port} ({error}): "
+                "leave StallGuard out, or allow connections between the hosts"
+            ) from None
+        return link
+
+    def _rank_proof(self, rank: int, challenge: object) -> str:
+        return hmac.new(self._key, f"rank {rank} {challenge}".encode(), hashlib.sha256).hexdigest()
+
+    def _judge_proof(self, challenge: object) -> str:
+        return hmac.new(self._key, f"judge {challenge}".encode(), hashlib.sha256).hexdigest()
+
     def _report(self, link: socket.socket) -> None:
         done = False
         while not done:
             done = self._ending.wait(_SECONDS_BETWEEN_REPORTS)
-            message = {"key": self._key, "rank": self._rank, "progress": self.progress, "done": done}
             try:
-                link.sendall(json.dumps(message).encode() + b"\n")
+                _write_line(link, {"progress": self.progress, "done": done})
             except OSError:
                 return
 
     def _hear(self, link: socket.socket) -> None:
-        with link.makefile() as lines:
-            try:
-                message = lines.readline()
-            except OSError:
-                return
-        if message and not self._ending.is_set():
-            self._stop(json.loads(message))
+        try:
+            message = _read_line(link)
+        except (OSError, ValueError):
+            return
+        if not self._ending.is_set():
+            self._stop(str(message))
 
     def _listen(self, listener: socket.socket) -> None:
         with listener:
-            for _ in range(self._size):
-                link, _ = listener.accept()
-                self._links.append(link)
-                self._start(self._serve, link)
+            while len(self._links) < self._size:
+                try:
+                    link, _ = listener.accept()
+                except OSError:
+                    # Shut down, because the last rank has come; or strangers hold all files for a moment.
+                    time.sleep(0.1)
+                    continue
+                self._start(self._serve, link, listener)
 
-    def _serve(self, link: socket.socket) -> None:
-        rank = None
-        with link.makefile() as lines:
+    def _serve(self, link: socket.socket, listener: socket.socket) -> None:
+        with link:
+            rank = self._welcome(link, listener)
+            if rank is None:
+                return
             try:
-                for line in lines:
-                    message = json.loads(line)
-                    if message["key"] != self._key:
-                        return
-                    rank = message["rank"]
+                while not self._standings[rank].done:
+                    message = _read_line(link)
                     self._standings[rank] = Standing(message["progress"], True, message["done"])
-            except (OSError, ValueError, KeyError):
-                # A broken link, or a stranger's words: told below as a rank that cannot be heard any more.
-                pass
-        if rank is not None and not self._standings[rank].done:
-            self._standings[rank] = Standing(self._standings[rank].progress, connected=False)
+            except (OSError, ValueError):
+                # Told below as a rank that cannot be heard any more.
+                self._standings[rank] = Standing(self._standings[rank].progress, connected=False)
+            # Its end of the connection tells it the verdict.
+            self._over.wait()
+
+    def _welcome(self, link: socket.socket, listener: socket.socket) -> int | None:
+        """The rank that has connected; None for a stranger."""
+        try:
+            link.settimeout(_SECONDS_TO_PROVE)
+            challenge = secrets.token_hex()
+            _write_line(link, challenge)
+            claim = _read_line(link)
+            rank = int(claim["rank"])
+            if not _same(self._rank_proof(rank, challenge), claim["proof"]) or rank in self._links:
+                return None
+            _write_line(link, self._judge_proof(claim["challenge"]))
+            link.settimeout(None)
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+        self._links[rank] = link
+        if len(self._links) == self._size:
+            listener.shutdown(socket.SHUT_RDWR)
+        return rank
 
     def _judge(self) -> None:
         known, since = dict(self._standings), time.monotonic()
@@ -169,12 +219,37 @@ class StallWatch:
                 known, since = now, time.monotonic()
             found = verdict(now, time.monotonic() - since, self._timeout)
             if found:
-                for link in self._links:
+                for link in self._links.values():
                     try:
-                        link.sendall(json.dumps(found).encode() + b"\n")
+                        _write_line(link, found)
                     except OSError:
                         continue
-                return
+                break
+        self._over.set()
+
+
+def _write_line(link: socket.socket, message: object) -> None:
+    link.sendall(json.dumps(message).encode() + b"\n")
+
+
+def _read_line(link: socket.socket) -> Any:
+    """The next message; a byte at a time, so that nothing of the one behind it is taken.
+
+    Raises:
+        OSError: the connection broke.
+        ValueError: there is no message, or one that is none of ours.
+    """
+    line = b""
+    while not line.endswith(b"\n"):
+        byte = link.recv(1)
+        if not byte or len(line) == _LONGEST_LINE:
+            raise ValueError("no message")
+        line += byte
+    return json.loads(line)
+
+
+def _same(expected: str, found: object) -> bool:
+    return hmac.compare_digest(expected.encode(), str(found).encode("utf-8", "replace"))
 
 
 def _ranks(ranks: list[int]) -> str:

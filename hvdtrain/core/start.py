@@ -1,33 +1,84 @@
-"""What all ranks must have in common before the first update: the data and the weights."""
+"""What all ranks must have in common before the first update, and how they come to it."""
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from hvdtrain.core.errors import TrainingError
+import hvdtrain
+from hvdtrain.core.agreement import Gather, agree
+from hvdtrain.core.data import Dataset
+from hvdtrain.core.plan import Plan
+from hvdtrain.core.spec import JobSpec
 from hvdtrain.core.weights import Weight, initial_weights
 
 if TYPE_CHECKING:
+    from hvdtrain.core.job import Framework
     from hvdtrain.core.training import BaseTrainer
+    from hvdtrain.core.world import World
+
+# What only says how quick one host is, or where it keeps its files.
+_OF_ONE_HOST: Any = {"num_threads": True, "data": {"cache_dir": True}}
+_PLANNED_BY_HOST = {"threads", "notes"}
+_CHECKPOINT = "--resume's content"
 
 
-def check_data(trainer: BaseTrainer) -> None:
-    """Compare this node's data with rank 0's.
+def check_command(
+    framework: Framework, world: World, spec: JobSpec, resume_from: Path | None, gather: Gather
+) -> None:
+    """Compare with the other ranks what this one was started with, before anything that could hang.
+
+    Args:
+        framework: of this rank.
+        world: its place.
+        spec: its own.
+        resume_from: the checkpoint it is to go on from.
+        gather: between all ranks, whatever their frameworks.
 
     Raises:
-        TrainingError: they differ.
+        TrainingError: on every rank alike, naming what differs, the ranks and their values.
     """
-    mine = np.frombuffer(hashlib.sha256(trainer.dataset.fingerprint.encode()).digest(), dtype=np.int64)
-    if not np.array_equal(mine, trainer.broadcast(mine.copy())):
-        raise TrainingError(
-            f"rank {trainer.world.rank}: this node prepared other data than rank 0's node "
-            "(corpus, tokenizer or split differ; python-docs differs between Python versions): "
-            "give every node the same files"
-        )
+    fields: dict[str, Any] = {
+        "framework": ", ".join(map(_version, framework.packages)),
+        "hvdtrain": hvdtrain.__version__,
+        "horovod": _version("horovod"),
+        "Horovod's wire types": sorted(framework.wire_types),
+        "reduces over MPI": world.mpi,
+        **spec.model_dump(mode="json", exclude=_OF_ONE_HOST),
+    }
+    if resume_from is not None:
+        content = _digest(resume_from)
+        fields |= {"--resume": str(resume_from)} | ({_CHECKPOINT: content} if content else {})
+    agree(
+        fields,
+        gather,
+        "Start every rank with the same program, --spec, --set and --resume, and install the same versions "
+        "on every host.",
+        optional={_CHECKPOINT},
+    )
+
+
+def check_data(dataset: Dataset, gather: Gather) -> None:
+    """Compare this node's data with that of the other nodes; otherwise as `check_command`."""
+    agree(
+        {"the data's fingerprint": dataset.fingerprint},
+        gather,
+        "A node prepared other data than rank 0's (corpus, tokenizer or split differ; python-docs differs "
+        "between Python versions): give every node the same files.",
+    )
+
+
+def check_plan(plan: Plan, gather: Gather) -> None:
+    """Compare what the ranks have made of their commands; otherwise as `check_command`."""
+    planned = {name: value for name, value in plan.as_dict().items() if name not in _PLANNED_BY_HOST}
+    agree(
+        {"plan": planned}, gather, "The plan follows from command, data and versions: is their code the same?"
+    )
 
 
 def common_weights(trainer: BaseTrainer, weights: Sequence[Weight]) -> dict[str, np.ndarray]:
@@ -37,3 +88,26 @@ def common_weights(trainer: BaseTrainer, weights: Sequence[Weight]) -> dict[str,
     flat = trainer.broadcast(np.concatenate([arrays[w.name].ravel() for w in weights]))
     parts = np.split(flat, np.cumsum([w.size for w in weights])[:-1])
     return {w.name: part.reshape(w.shape) for w, part in zip(weights, parts, strict=True)}
+
+
+def _version(package: str) -> str:
+    try:
+        return f"{package} {version(package)}"
+    except PackageNotFoundError:
+        return package
+
+
+def _digest(directory: Path) -> str | None:
+    """A hash of all that a checkpoint holds; None where this rank does not see it, as only rank 0 has to."""
+    if not directory.is_dir():
+        return None
+    found = hashlib.blake2b(digest_size=16)
+    try:
+        for file in sorted(each for each in directory.rglob("*") if each.is_file()):
+            found.update(f"{file.relative_to(directory)} {file.stat().st_size} ".encode())
+            with file.open("rb") as opened:
+                found.update(hashlib.file_digest(opened, "blake2b").digest())
+    except OSError:
+        # Whoever has to read it says why it cannot.
+        return None
+    return found.hexdigest()

@@ -16,6 +16,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from hvdtrain.core.buckets import Bucket
+from hvdtrain.core.checkpoint import WEIGHTS_FILE
 from hvdtrain.core.compression.protocol import Policy
 from hvdtrain.core.compression.rules import Rules
 from hvdtrain.core.errors import CheckpointError
@@ -40,7 +41,9 @@ class Position:
         samples_consumed: samples used up over all ranks.
         loss_scale: that of the next update; 0 where it never changes.
         good_updates: applied ones since it last changed.
-        skipped_updates: not applied because they were not finite; each rank's own after local updates.
+        skipped_updates: not applied, whatever the reason; where they were not finite in local updates, each
+            rank's own.
+        empty_updates: those of them in which no rank had anything to predict.
     """
 
     step: int
@@ -49,6 +52,7 @@ class Position:
     loss_scale: float = 0.0
     good_updates: int = 0
     skipped_updates: int = 0
+    empty_updates: int = 0
 
 
 @dataclass(frozen=True)
@@ -108,6 +112,24 @@ def load_state(directory: Path) -> TrainingState:
             f"--resume {directory}: not a whole checkpoint-N directory of a run "
             f"({type(error).__name__}: {error}); checkpointing.save_steps makes them"
         ) from None
+
+
+def check_checkpoint(directory: Path) -> None:
+    """Refuse a path that is clearly no checkpoint, without reading what it holds.
+
+    Raises:
+        CheckpointError: a file of it is missing or cannot be read.
+    """
+    for name in (STATE_FILE, OPTIMIZER_FILE, COMPRESSION_FILE, WEIGHTS_FILE):
+        try:
+            with (directory / name).open("rb"):
+                pass
+        except OSError as error:
+            what = f"{name if directory.is_dir() else 'the directory itself'}: {error.strerror}"
+            raise CheckpointError(
+                f"--resume {directory}: not a whole checkpoint-N directory of a run ({what}); "
+                "checkpointing.save_steps makes them"
+            ) from None
 
 
 def layout_of(buckets: Sequence[Bucket], rules: Rules) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Generator, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -13,6 +13,7 @@ import numpy as np
 from hvdtrain.core.adapter import Adapter
 from hvdtrain.core.checkpoint import save_model
 from hvdtrain.core.data import Dataset, MicroBatch, Prefetcher, Window, eval_batches, train_windows
+from hvdtrain.core.joint_updates import Line, joint_updates
 from hvdtrain.core.local_updates import local_updates
 from hvdtrain.core.metrics import MetricLog
 from hvdtrain.core.plan import Plan
@@ -21,11 +22,10 @@ from hvdtrain.core.progress import Progress
 from hvdtrain.core.results import TrainingResult
 from hvdtrain.core.resume import gather_state, resume
 from hvdtrain.core.schedules import schedule_factor
-from hvdtrain.core.skips import check_scale, check_skips
 from hvdtrain.core.spec import JobSpec
-from hvdtrain.core.start import check_data, common_weights
+from hvdtrain.core.start import common_weights
 from hvdtrain.core.state import TrainingState, save_state
-from hvdtrain.core.weights import ModelFamily, Weight
+from hvdtrain.core.weights import ModelFamily, Weight, initial_weights
 from hvdtrain.core.world import World
 
 
@@ -54,7 +54,6 @@ class BaseTrainer(Adapter):
             resume_from: a `checkpoint-N` directory that rank 0 can read.
 
         Raises:
-            TrainingError: the nodes' data differ.
             CheckpointError: the checkpoint is damaged or does not fit the spec.
         """
         self.spec, self.plan, self.world, self.dataset = spec, plan, world, dataset
@@ -64,11 +63,10 @@ class BaseTrainer(Adapter):
         # Updates that this rank's optimizer has applied; steps are counted also where a rank skips its own.
         self.applied = 0
         self.windows = 0
-        self.skipped_updates = 0
+        self.skipped_updates = self.empty_updates = 0
         self.samples_consumed = 0
         self.weights: tuple[Weight, ...] = family.weights(spec.model)
         self.loss_scale = LossScale.of_spec(spec)
-        check_data(self)
         self._build()
         if resume_from is None:
             self.load_weights(common_weights(self, self.weights))
@@ -90,7 +88,12 @@ class BaseTrainer(Adapter):
             log, progress = self._open_log(stack)
             windows = stack.enter_context(Prefetcher(self._windows(), depth=self.spec.data.prefetch))
             for line in self._updates(windows):
-                loss = line["loss"]
+                if "loss" not in line:
+                    # Of an update that was not applied, however seldom lines are asked for.
+                    if log:
+                        log.write(line)
+                    continue
+                loss = loss if line["loss"] is None else line["loss"]
                 if log and self.step % self.spec.logging.logging_steps == 0:
                     log.write(line)
                 if progress:
@@ -103,27 +106,25 @@ class BaseTrainer(Adapter):
                 eval_loss = self._evaluate_into(log)
             self.save(self.output_dir / "model")
         seconds = time.perf_counter() - started
-        return TrainingResult(self.step, loss, eval_loss, self.output_dir / "model", seconds)
+        skips = self.skipped_updates, self.empty_updates
+        return TrainingResult(self.step, loss, eval_loss, self.output_dir / "model", seconds, *skips)
 
-    def evaluate(self) -> dict[str, float]:
+    def evaluate(self) -> dict[str, float | None]:
         """Evaluate the validation split, each sample exactly once over all ranks.
 
         Returns:
-            `eval_loss` (the sum over all ranks divided by the sum of weights), `eval_perplexity`
-            and `eval_samples`; empty when there is no validation split.
+            `eval_loss` (the sum over all ranks divided by the sum of weights), `eval_perplexity` (its
+            exponential) and `eval_samples`; None for the first two where the sum of weights is 0, since then
+            there is nothing to predict. Empty when there is no validation split.
         """
         if not self.plan.validation_samples:
             return {}
         sums = np.zeros(3)
         for batch in self._eval_batches():
             sums += (self.loss_sum(batch), batch.weight, batch.samples)
-        loss, weight, samples = self.sum_over_ranks(sums)
-        mean = float(loss / weight)
-        return {
-            "eval_loss": mean,
-            "eval_perplexity": math.exp(min(mean, 700.0)),
-            "eval_samples": int(samples),
-        }
+        loss, weight, samples = self.sum_over_ranks(sums).tolist()
+        mean = loss / weight if weight else None
+        return {"eval_loss": mean, "eval_perplexity": _perplexity(mean), "eval_samples": int(samples)}
 
     def save(self, directory: Path, state: TrainingState | None = None) -> None:
         """Write the model in Hugging Face layout, atomically; rank 0 alone writes.
@@ -133,7 +134,9 @@ class BaseTrainer(Adapter):
             state: what `--resume` needs beside it.
         """
         if self.world.is_chief:
-            config = self._family.hf_config(self.spec.model, self.dataset.token_ids.pad)
+            model = self.spec.model
+            config = self._family.hf_config(model, self.dataset.token_ids.pad)
+            untrained = self._family.untrained(model)
             save_model(
                 directory,
                 self.read_weights(),
@@ -141,6 +144,7 @@ class BaseTrainer(Adapter):
                 self.dataset.tokenizer_path,
                 self.spec.data.max_seq_length,
                 also=(lambda into: save_state(into, state)) if state else lambda into: None,
+                untrained=initial_weights(untrained, self.spec.seed, model.initializer_range, model.dtype),
             )
 
     def learning_rate(self) -> float:
@@ -155,54 +159,10 @@ class BaseTrainer(Adapter):
         every = self.spec.evaluation.eval_steps, self.spec.checkpointing.save_steps
         return self.step == self.plan.max_steps or any(map(self._due, every))
 
-    def _updates(self, windows: Iterator[Window]) -> Iterator[dict[str, float]]:
-        window = yield from self._joint_updates(windows)
+    def _updates(self, windows: Iterator[Window]) -> Iterator[Line]:
+        window = yield from joint_updates(self, windows)
         if self.step < self.plan.max_steps:
             yield from local_updates(self, window, windows)
-
-    def _joint_updates(self, windows: Iterator[Window]) -> Generator[dict[str, float], None, Window]:
-        window = next(windows)
-        divisor = float(self.sum_over_ranks(np.array([window.weight]))[0])
-        skipped_in_a_row = 0
-        while self.step < self.plan.max_steps:
-            rules = self.spec.rules.at(self.step + 1)
-            if rules.local:
-                break
-            started, wired = time.perf_counter(), self.wire_bytes
-            upcoming = next(windows)
-            waited = time.perf_counter() - started
-            learning_rate = self.learning_rate()
-            own_divisor = rules.divisor(window.weight, divisor)
-            scale = self.loss_scale
-            result = self.update(
-                window, own_divisor, upcoming.weight, learning_rate, self.step + 1, scale.value
-            )
-            self.windows, self.samples_consumed = self.windows + 1, window.samples_consumed
-            if result.applied:
-                self.step, self.applied, skipped_in_a_row = self.step + 1, self.step + 1, 0
-                self.loss_scale = scale.after(True)
-                yield {
-                    "step": self.step,
-                    "epoch": window.epoch,
-                    "loss": result.loss_sum / divisor,
-                    "learning_rate": learning_rate,
-                    "grad_norm": result.grad_norm,
-                    "tokens": result.tokens,
-                    "samples": window.samples_global,
-                    "samples_consumed": self.samples_consumed,
-                    "step_time_s": time.perf_counter() - started,
-                    "data_wait_s": waited,
-                    "wire_bytes": self.wire_bytes - wired,
-                    "loss_scale": scale.value,
-                    "skipped_updates": self.skipped_updates,
-                }
-            else:
-                self.skipped_updates, skipped_in_a_row = self.skipped_updates + 1, skipped_in_a_row + 1
-                check_scale(self, window, own_divisor, together=True)
-                check_skips(self, skipped_in_a_row, result.grad_norm)
-                self.loss_scale = scale.after(False)
-            window, divisor = upcoming, result.next_divisor
-        return window
 
     def _windows(self) -> Iterator[Window]:
         return train_windows(
@@ -250,4 +210,11 @@ class BaseTrainer(Adapter):
         log = stack.enter_context(MetricLog(self.output_dir, self.spec.logging.tensorboard, self.step))
         if not self.spec.logging.progress_bar:
             return log, None
-        return log, stack.enter_context(Progress(self.plan.max_steps))
+        return log, stack.enter_context(Progress(self.plan.max_steps, self.step))
+
+
+def _perplexity(loss: float | None) -> float | None:
+    try:
+        return None if loss is None else math.exp(loss)
+    except OverflowError:
+        return math.inf

@@ -48,6 +48,10 @@ class ModelFamily(Protocol):
         """Every trainable weight in the order of the forward pass."""
         ...
 
+    def untrained(self, model: ModelSpec) -> tuple[Weight, ...]:
+        """Weights that another library asks for when it opens a saved model, and that training has not."""
+        ...
+
     def activation_bytes(
         self, model: ModelSpec, rows: int, length: int, predictions: int, itemsize: int
     ) -> int:

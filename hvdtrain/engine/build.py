@@ -18,6 +18,7 @@ from hvdtrain.core.errors import EngineError
 from hvdtrain.engine.cache import build_key, cache_dir, cached_wheel, installed_horovod
 from hvdtrain.engine.compiling import build_environment, compile_wheel, load_check
 from hvdtrain.engine.edits import RECORD_FILE, apply_edits, edits_for
+from hvdtrain.engine.security_edits import CLOSED
 from hvdtrain.engine.versions import HOROVOD_VERSION, Versions
 from hvdtrain.engine.wire_edits import WIRE_TYPES
 
@@ -61,8 +62,15 @@ def build(versions: Versions, say: Say, sdist: Path | None = None, force: bool =
     say(f"building Horovod {HOROVOD_VERSION} for {_describe(versions)}")
     with _workspace() as work:
         source = unpack(sdist or fetch_sdist(), work)
-        apply_edits(edits_for(versions), source)
-        record = {"key": key, "versions": asdict(versions), "wire_types": WIRE_TYPES}
+        edits = edits_for(versions)
+        apply_edits(edits, source)
+        record = {
+            "key": key,
+            "versions": asdict(versions),
+            "wire_types": WIRE_TYPES,
+            "closed": CLOSED,
+            "edits": {edit.name: edit.why for edit in edits},
+        }
         (source / "horovod" / RECORD_FILE).write_text(json.dumps(record, indent=1))
         log = cache_dir() / "logs" / f"{key}.log"
         built = compile_wheel(source, work / "wheel", build_environment(versions), log, say)

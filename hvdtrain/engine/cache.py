@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,8 +10,15 @@ from typing import Any
 from packaging.version import Version
 
 from hvdtrain.core.errors import EngineError
+from hvdtrain.core.paths import cache_root
 from hvdtrain.engine.edits import RECORD_FILE, edits_for, recipe_digest
-from hvdtrain.engine.versions import Versions, package_dir, tensorflow_version, torch_version
+from hvdtrain.engine.versions import (
+    Versions,
+    distribution_version,
+    package_dir,
+    tensorflow_version,
+    torch_version,
+)
 from hvdtrain.engine.wire_edits import WIRE_TYPES
 
 _BUILD = "run `hvdtrain engine build --install`"
@@ -27,19 +33,21 @@ class Installed:
         key: the build it came from; None when it was not built by hvdtrain.
         built_for: framework versions by `torch` and `tensorflow`, as recorded by Horovod's own build.
         wire_types: dtypes its wire has beyond those of Horovod's releases, by NumPy's names.
+        closed: vulnerabilities of Horovod's releases that it does not have.
+        version: as its metadata say it, such as `0.28.1+hvdtrain.1`; None without metadata.
     """
 
     path: Path
     key: str | None
     built_for: dict[str, str]
     wire_types: tuple[str, ...] = ()
+    closed: tuple[str, ...] = ()
+    version: str | None = None
 
 
 def cache_dir() -> Path:
-    """The folder of builds: $HVDTRAIN_CACHE_DIR/engine, or engine/ in the user's cache for hvdtrain."""
-    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    root = Path(os.environ.get("HVDTRAIN_CACHE_DIR") or Path(home) / "hvdtrain")
-    return root.expanduser().absolute() / "engine"
+    """The folder of builds: engine/ in the folder of all caches (see `cache_root`)."""
+    return cache_root() / "engine"
 
 
 def build_key(versions: Versions) -> str:
@@ -61,7 +69,14 @@ def installed_horovod() -> Installed | None:
     metadata = _read_json(folder / "metadata.json")
     built_for = {names[name]: version for name, version in metadata.items() if name in names}
     record = _read_json(folder / RECORD_FILE)
-    return Installed(folder, record.get("key"), built_for, tuple(record.get("wire_types", ())))
+    return Installed(
+        folder,
+        record.get("key"),
+        built_for,
+        tuple(record.get("wire_types", ())),
+        tuple(record.get("closed", ())),
+        distribution_version("horovod"),
+    )
 
 
 def wire_types() -> frozenset[str]:

@@ -9,7 +9,9 @@ from typing import Annotated
 
 import typer
 
-engine_app = typer.Typer(help="Build Horovod for the installed frameworks, or say what is built.")
+engine_app = typer.Typer(
+    help="Build Horovod for the installed frameworks, or say what is built.", rich_markup_mode=None
+)
 
 
 @engine_app.command()
@@ -24,10 +26,13 @@ def build(
     mpi: Annotated[bool, typer.Option(help="Build MPI support when mpicxx is there.")] = True,
 ) -> None:
     """Builds the Horovod wheel for the installed torch and TensorFlow, unless the cache has it."""
+    from hvdtrain.core.errors import EngineError
+    from hvdtrain.core.paths import user_path
     from hvdtrain.engine import build as builder
     from hvdtrain.engine.versions import find_versions
 
-    wheel = builder.build(find_versions(with_mpi=mpi), _say, sdist, force)
+    source = user_path(sdist, "--sdist", EngineError) if sdist else None
+    wheel = builder.build(find_versions(with_mpi=mpi), _say, source, force)
     installed = install and builder.install(wheel)
     _say(f"{'built' if wheel.built_now else 'built before'}: {wheel.path}")
     if install:

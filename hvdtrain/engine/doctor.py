@@ -13,6 +13,7 @@ from hvdtrain.engine.cache import Installed, installed_horovod, misfits
 from hvdtrain.engine.machine import core_row, gpu_row, hostname_row, memory_row, reach_rows, ssh_row
 from hvdtrain.engine.probe import Probe, probe_horovod
 from hvdtrain.engine.rows import Row, Status
+from hvdtrain.engine.security_edits import CLOSED
 from hvdtrain.engine.versions import Versions, distribution_version, find_versions, mpi_flavour
 from hvdtrain.launch.hosts import parse_hostfile
 
@@ -39,6 +40,7 @@ def examine(hostfile: Path | None = None) -> list[Row]:
         *(load_row(name, probe) for name, probe in probes.items() if installed),
         *feature_rows(versions, probes.values()),
         *wire_rows(installed),
+        *vulnerability_rows(installed),
         ssh_row(needed=bool(hosts)),
         hostname_row(),
         core_row(),
@@ -76,7 +78,8 @@ def horovod_row(versions: Versions, installed: Installed | None) -> Row:
     if faults:
         return Row("horovod", "missing", "; ".join(faults), f"rebuild: {_REBUILD}")
     built_for = ", ".join(f"{name} {version}" for name, version in installed.built_for.items())
-    return Row("horovod", "ok", f"built for {built_for or 'no framework'}")
+    version = installed.version or "unknown version"
+    return Row("horovod", "ok", f"{version}, built for {built_for or 'no framework'}")
 
 
 def load_row(name: str, probe: Probe) -> Row:
@@ -121,6 +124,17 @@ def wire_rows(installed: Installed | None) -> list[Row]:
     return [Row("bfloat16", "absent", "not on the wire", f"to use compression.type=bf16: {_REBUILD}")]
 
 
+def vulnerability_rows(installed: Installed | None) -> list[Row]:
+    """Which known vulnerabilities of Horovod's releases an installed Horovod has."""
+    if installed is None:
+        return []
+    still = [name for name in CLOSED if name not in installed.closed]
+    if not still:
+        return [Row("known vulnerabilities", "ok", f"closed: {', '.join(CLOSED)}")]
+    what = f"{', '.join(still)}: whoever reaches the launcher's port runs code"
+    return [Row("known vulnerabilities", "open", what, f"rebuild: {_REBUILD}")]
+
+
 def as_json(rows: list[Row]) -> str:
     """The rows, and whether everything needed is there, as one JSON object."""
     ok = all(row.status != "missing" for row in rows)
@@ -129,14 +143,17 @@ def as_json(rows: list[Row]) -> str:
 
 def print_table(rows: list[Row]) -> None:
     """Prints the rows as a table."""
-    from rich.console import Console
-    from rich.table import Table
     from rich.text import Text
 
-    marks = {"ok": ("ok", "green"), "absent": ("not there", "yellow"), "missing": ("missing", "bold red")}
-    table = Table(box=None, pad_edge=False)
-    for title in ("what", "state", "found", "what to do"):
-        table.add_column(title, overflow="fold")
-    for row in rows:
-        table.add_row(row.name, Text(*marks[row.status]), Text(row.found), Text(row.action))
-    Console().print(table)
+    from hvdtrain.core.tables import Kind, make_table
+    from hvdtrain.core.tables import print_table as show
+
+    marks = {
+        "ok": ("ok", "green"),
+        "absent": ("not there", "yellow"),
+        "missing": ("missing", "bold red"),
+        "open": ("open", "bold red"),
+    }
+    columns: dict[str, Kind] = {"what": "name", "state": "name", "found": "text", "what to do": "text"}
+    cells = [(row.name, Text(*marks[row.status]), row.found, row.action) for row in rows]
+    show(make_table(columns, cells, lines=False))

@@ -24,7 +24,7 @@ class Edit:
     Attributes:
         name: how messages call it.
         file: path inside the source distribution.
-        anchor: text that must be there exactly once.
+        anchor: text that must be there exactly once; None for a file that must not be there yet.
         replacement: what stands there afterwards.
         why: what breaks without it.
         applies: which versions need it.
@@ -32,7 +32,7 @@ class Edit:
 
     name: str
     file: str
-    anchor: str
+    anchor: str | None
     replacement: str
     why: str
     applies: Callable[[Versions], bool] = _always
@@ -44,9 +44,15 @@ class Edit:
             source: the unpacked source distribution.
 
         Raises:
-            EngineError: the file is missing, or the anchor is not there exactly once.
+            EngineError: the file is missing, or the anchor is not there exactly once; a new file is there.
         """
         path = source / self.file
+        if self.anchor is None:
+            if path.exists():
+                raise EngineError(f"edit {self.name!r}: {self.file} is in these sources; {_EXPECTED}")
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(self.replacement)
+            return
         if not path.is_file():
             raise EngineError(f"edit {self.name!r}: {self.file} is not in these sources; {_EXPECTED}")
         text = path.read_text()

@@ -9,11 +9,18 @@ from pathlib import Path
 from hvdtrain.engine.codec_edits import CODEC_EDITS
 from hvdtrain.engine.edit import Edit, patch
 from hvdtrain.engine.gloo_edits import GLOO_EDITS
-from hvdtrain.engine.versions import Versions
+from hvdtrain.engine.launcher_edits import LAUNCHER_EDITS
+from hvdtrain.engine.security_edits import SECURITY_EDITS
+from hvdtrain.engine.service_edits import SERVICE_EDITS
+from hvdtrain.engine.versions import HOROVOD_VERSION, Versions
 from hvdtrain.engine.wake_edits import WAKE_EDITS
 from hvdtrain.engine.wire_edits import WIRE_EDITS
 
 RECORD_FILE = "hvdtrain_engine.json"
+# Raised with every change of the edits: a test knows their digest.
+REVISION = 1
+# As a wheel and `horovod.__version__` say it; `horovod==0.28.1` asks for any revision.
+EDITED_VERSION = f"{HOROVOD_VERSION}+hvdtrain.{REVISION}"
 
 
 def edits_for(versions: Versions) -> tuple[Edit, ...]:
@@ -155,8 +162,32 @@ EDITS = (
         f"packages=find_packages(), package_data={{'horovod': ['{RECORD_FILE}']}},",
         "the installed package has to say what it was built from",
     ),
+    Edit(
+        "stamp",
+        "horovod/__init__.py",
+        f"__version__ = '{HOROVOD_VERSION}'\n",
+        f"__version__ = '{EDITED_VERSION}'\n",
+        "what is installed has to say that it is not Horovod as released",
+    ),
+    Edit(
+        "stamp-metadata",
+        "setup.py",
+        "fast and easy to use.'''),\n",
+        "fast and easy to use.''') + edits_of_hvdtrain(),\n",
+        "the wheel's metadata has to list what was changed",
+    ),
+    Edit(
+        "stamp-list",
+        "setup.py",
+        "setup(name='horovod',\n",
+        patch("stamp_list.py.txt") + "setup(name='horovod',\n",
+        "the wheel's metadata has to list what was changed",
+    ),
     *WIRE_EDITS,
     *CODEC_EDITS,
     *WAKE_EDITS,
     *GLOO_EDITS,
+    *SECURITY_EDITS,
+    *SERVICE_EDITS,
+    *LAUNCHER_EDITS,
 )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-Status = Literal["ok", "absent", "missing"]
+Status = Literal["ok", "absent", "missing", "open"]
 
 
 @dataclass(frozen=True)
@@ -14,7 +14,8 @@ class Row:
 
     Attributes:
         name: what it is.
-        status: `ok`; `absent` for what training can do without; `missing` for what it cannot.
+        status: `ok`; `absent` for what training can do without; `missing` for what it cannot; `open` for what
+            others can use against this machine.
         found: what is there.
         action: what to do; empty when nothing is.
     """

@@ -1,11 +1,10 @@
 """Distributed training in Keras 3's `compile` and `fit`, on the TensorFlow backend.
 
 `import hvdtrain.keras as hvd` in place of `import horovod.keras as hvd`; what is not of Keras is as in
-`horovod.tensorflow`. Nothing is imported until a name is used.
+`hvdtrain.tensorflow`. Nothing is imported until a name is used.
 """
 
 from importlib import import_module
-from importlib.util import find_spec
 from typing import Any
 
 import hvdtrain.tensorflow  # noqa: F401 (sets what TensorFlow and Keras read when they are first imported)
@@ -31,27 +30,22 @@ _NAMES = LazyNames(
     __name__,
     {
         "DistributedOptimizer": "hvdtrain.keras.optimizer",
+        "PartialDistributedOptimizer": "hvdtrain.keras.optimizer",
         "allgather": "hvdtrain.keras.values",
         "allreduce": "hvdtrain.keras.values",
         "broadcast": "hvdtrain.keras.values",
-        "broadcast_variables": "hvdtrain.tensorflow.dropin.messages",
-        "join": "hvdtrain.tensorflow.dropin.joining",
-        "metric_average": "hvdtrain.tensorflow.dropin.session",
-        "init": "hvdtrain.tensorflow.dropin.session",
         "load_model": "hvdtrain.keras.optimizer",
+        "reducescatter": "hvdtrain.keras.values",
     },
-    "horovod.tensorflow",
+    "hvdtrain.tensorflow",
     _check,
+    modules=("callbacks", "elastic"),
 )
 
 
 def __getattr__(name: str) -> Any:
-    # `hvd.callbacks`, without an import of its own.
-    if not name.startswith("_") and find_spec(f"{__name__}.{name}"):
-        _check()
-        return import_module(f"{__name__}.{name}")
     return _NAMES.find(name)
 
 
 def __dir__() -> list[str]:
-    return sorted({"callbacks", *_NAMES.listed()})
+    return _NAMES.listed()

@@ -15,6 +15,7 @@ import tensorflow as tf
 from hvdtrain.core.dropin import Settings, by_position, settings_of
 from hvdtrain.core.errors import SpecError, TrainingError
 from hvdtrain.engine.cache import wire_types
+from hvdtrain.keras import keras2, keras2_files
 from hvdtrain.tensorflow.dropin.arguments import HOROVOD
 from hvdtrain.tensorflow.dropin.gradients import Gradients
 from hvdtrain.tensorflow.dropin.session import require_init, waiting_for_ranks
@@ -105,14 +106,22 @@ def DistributedOptimizer(
 
 
 def load_model(
-    filepath: str | Path, custom_objects: dict[str, Any] | None = None, **arguments: Any
+    filepath: str | Path,
+    custom_optimizers: Sequence[type] | None = None,
+    custom_objects: dict[str, Any] | None = None,
+    compression: Any = "none",
+    legacy_opts: bool = False,
+    **arguments: Any,
 ) -> keras.Model:
-    """Load a `.keras` file with its optimizer distributed.
+    """Load a `.keras` or HDF5 file with its optimizer distributed.
 
     Args:
         filepath: of the file.
+        custom_optimizers: classes of optimizers that are not Keras' own.
         custom_objects: as of `keras.models.load_model`.
-        **arguments: of `DistributedOptimizer`.
+        compression: of `DistributedOptimizer`.
+        legacy_opts: accepted as Horovod's; it changes nothing.
+        **arguments: others of `DistributedOptimizer`.
 
     Returns:
         The compiled model, ready for `fit`.
@@ -120,10 +129,13 @@ def load_model(
     Raises:
         TrainingError: the file has no optimizer.
     """
-    model = keras.models.load_model(filepath, custom_objects=custom_objects)
+    del legacy_opts
+    objects = {each.__name__: each for each in custom_optimizers or ()} | (custom_objects or {})
+    model = keras.models.load_model(filepath, custom_objects=objects)
     if model.optimizer is None:
         raise TrainingError(f"{filepath}: was saved without an optimizer: load it by keras and compile it")
-    DistributedOptimizer(model.optimizer, **arguments)
+    keras2_files.restore_optimizer(model, filepath)
+    DistributedOptimizer(model.optimizer, compression=compression, **arguments)
     return model
 
 
@@ -312,3 +324,4 @@ def _reduce_before_the_loss_scale_is_checked() -> None:
 
 
 _reduce_before_the_loss_scale_is_checked()
+keras2.explain()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shlex
+import sys
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -41,15 +42,20 @@ def run(
 
     Raises:
         SpecError: the spec or an override is bad; nothing was started.
-        LaunchError: the hosts or the launcher cannot be used; nothing was started.
+        LaunchError: the hosts, the launcher or a path cannot be used; nothing was started.
+        HvdtrainError: `check_job` found a fault; nothing was started.
         typer.Exit: with the status of the rank that failed first, if any did.
     """
     # These read the spec's schema and the installed Horovod: not for --help.
+    from hvdtrain.core.paths import user_path
     from hvdtrain.core.spec import load_spec
     from hvdtrain.launch.facts import find_facts
+    from hvdtrain.launch.preflight import check_job
     from hvdtrain.launch.run import run_command
 
-    load_spec(spec, set_ or ())
+    job = load_spec(spec, set_ or ())
+    output_dir = output_dir and user_path(output_dir, "--output-dir", LaunchError)
+    resume = resume and user_path(resume, "--resume", LaunchError)
     used = take_slots(_read_hosts(hostfile, hosts, np), np)
     request = LaunchRequest(
         program=_program(framework, spec, set_ or [], output_dir, resume),
@@ -64,8 +70,10 @@ def run(
     facts = find_facts(framework)
     choice = choose_launch(request, facts)
     command = build_command(request, choice, facts)
+    if not dry_run:
+        check_job(job, used, output_dir, resume, network_interface)
     where = f"{np} rank{'s' if np > 1 else ''} on {format_hosts(used)}"
-    typer.echo(f"hvdtrain: {where}, {choice.wire} by {choice.launcher} ({choice.why})", err=True)
+    print(f"hvdtrain: {where}, {choice.wire} by {choice.launcher} ({choice.why})", file=sys.stderr)
     if dry_run:
         typer.echo(shlex.join(command))
     elif status := run_command(command, os.environ):

@@ -195,15 +195,14 @@ def _exports(request: LaunchRequest) -> Iterable[str]:
 
 
 def _python(request: LaunchRequest, wire: Wire, facts: Facts) -> list[str]:
-    return [sys.executable, *_guard(request, wire, facts), *request.program]
+    return [sys.executable, *_guard(wire, facts), *request.program]
 
 
-def _guard(request: LaunchRequest, wire: Wire, facts: Facts) -> tuple[str, ...]:
+def _guard(wire: Wire, facts: Facts) -> tuple[str, ...]:
     """What the program runs under, so that no rank outlives the job."""
-    if wire is Wire.GLOO:
-        return () if request.local else ("-m", "hvdtrain.launch.rank")
+    guard = ("-m", "hvdtrain.launch.rank")
     # Under mpi4py a rank that raises calls MPI_Abort instead of leaving the others to wait for it.
-    return ("-m", "mpi4py") if facts.mpi4py else ()
+    return (*guard, "-m", "mpi4py") if wire is Wire.MPI and facts.mpi4py else guard
 
 
 def _np(request: LaunchRequest) -> str:

@@ -10,6 +10,7 @@ from difflib import get_close_matches
 from pathlib import Path
 
 from hvdtrain.core.errors import LaunchError
+from hvdtrain.core.paths import user_path
 
 # What Horovod's own launcher accepts as a name; IPv6 literals are not among them.
 _NAME = re.compile(r"[\w.-]+")
@@ -44,6 +45,7 @@ def parse_hostfile(path: Path) -> tuple[Host, ...]:
     Raises:
         LaunchError: the file cannot be read, names no host, or has a bad line (the message says which).
     """
+    path = user_path(path, "hostfile", LaunchError)
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import signal
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 # horovodrun over Gloo writes `[1]<stderr>:`, Open MPI's --tag-output `[1,1]<stderr>:` (job, rank).
@@ -20,15 +20,19 @@ _STATUS = re.compile(r"(?:Exit code:\s*|with errorcode )(?P<status>\d+)")
 _ERROR = re.compile(r"(?:[A-Za-z_][\w.]*(?:Error|Exception|Exit|Interrupt)|error): .+", re.IGNORECASE)
 # What ssh exits with when the remote program was killed and when the connection broke.
 _SSH_STATUS = 255
-# Open MPI's farewell begins before it names a rank, and stands between rules.
-_FAREWELL = re.compile(r"Primary job +terminated|-{20,}$")
+# What Open MPI itself has to say stands between two such lines.
+_RULE = re.compile(r"-{20,}$")
+# What it says where nobody called MPI_Abort, ahead of naming the rank.
+_FAREWELL = re.compile(r"Primary job +terminated")
 # TensorFlow 2.21 says these when it is imported, whatever TF_CPP_MIN_LOG_LEVEL is: nothing a user can act on.
 _NOISE = re.compile(
     r"WARNING: All log messages before absl::InitializeLog|To enable the following instructions:"
     r"|[IWE]\d{4}.* (?:port|cudart_stub|cpu_feature_guard|cuda_platform|util)\.cc:\d+\]"
 )
 # What the other ranks say once one has gone.
-_CONSEQUENCE = re.compile(r"Horovod has been shut down|HorovodInternalError")
+_CONSEQUENCE = re.compile(
+    r"Horovod has been shut down|HorovodInternalError|Horovod background loop uncaught exception"
+)
 
 
 @dataclass(frozen=True)
@@ -55,7 +59,9 @@ class Failure:
 
     def __str__(self) -> str:
         how = "" if self.status is None else f" ({describe_status(self.status)})"
-        return f"rank {self.rank} failed first{how}" + (f": {self.error}" if self.error else "")
+        # One that is the whole message stands above as it is; one at a traceback's end is hard to find.
+        again = self.error and not self.error.startswith("error: ")
+        return f"rank {self.rank} failed first{how}" + (f": {self.error}" if again else "")
 
 
 def describe_status(status: int) -> str:
@@ -106,6 +112,32 @@ class LineSplitter:
         return line
 
 
+class Statements:
+    """Puts together what Open MPI says of its own between two rules: shown as a whole or not at all."""
+
+    def __init__(self) -> None:
+        self._begun: list[Line] = []
+
+    def feed(self, line: Line) -> Iterator[list[Line]]:
+        """Takes a line of one stream and yields what is complete; what ranks say is so at once."""
+        if line.rank is not None:
+            yield [line]
+            return
+        is_rule = _RULE.match(line.text.strip()) is not None
+        if is_rule or self._begun:
+            self._begun.append(line)
+        if not self._begun:
+            yield [line]
+        elif is_rule and len(self._begun) > 1:
+            yield from self.close()
+
+    def close(self) -> Iterator[list[Line]]:
+        """Yields what is left at the end of the stream."""
+        if self._begun:
+            yield self._begun
+        self._begun = []
+
+
 class FailureWatch:
     """Tells from the lines of all ranks and of the launcher which rank failed first."""
 
@@ -114,9 +146,18 @@ class FailureWatch:
         self._errors: dict[int, str] = {}
         self._bereaved: set[int] = set()
 
-    def is_farewell(self, line: Line) -> bool:
-        """True for what the launcher itself says about a failure that `first_failure` says shorter."""
-        return line.rank is None and (bool(self._verdicts) or _FAREWELL.match(line.text.strip()) is not None)
+    def says_more(self, lines: Sequence[Line]) -> bool:
+        """False for what the launcher itself says about a failure that `first_failure` says shorter.
+
+        Args:
+            lines: one line, or what Open MPI put between two rules.
+        """
+        told = any(_FAREWELL.match(line.text.strip()) for line in lines)
+        return lines[0].rank is not None or not (told or self._verdicts)
+
+    def is_consequence(self, line: Line) -> bool:
+        """True for what a rank says because another has gone."""
+        return line.rank is not None and _CONSEQUENCE.search(line.text) is not None
 
     def is_noise(self, line: Line) -> bool:
         """True for what TensorFlow says about itself at each start."""

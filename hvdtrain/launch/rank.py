@@ -1,22 +1,14 @@
-"""`python -m hvdtrain.launch.rank PROGRAM`: a rank that ends when the launcher that started it is gone.
-
-Horovod ends a remote rank by ending its local ssh, and ssh without a terminal leaves the remote program
-running. What that program notices is that nobody reads its output any more.
-"""
+"""`python -m hvdtrain.launch.rank PROGRAM`: a rank that ends when the launcher that started it is gone."""
 
 from __future__ import annotations
 
-import os
 import runpy
-import select
 import sys
-import threading
 from collections.abc import Sequence
 from pathlib import Path
 
 from hvdtrain.core.errors import LaunchError
-
-_STATUS = 1
+from hvdtrain.core.orphans import end_with_launcher
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -32,22 +24,13 @@ def main(arguments: Sequence[str]) -> None:
     program = list(arguments[1:] if by_name else arguments)
     if not program:
         raise LaunchError("usage: python -m hvdtrain.launch.rank [-m] PROGRAM [ARGUMENT...]")
-    threading.Thread(target=_end_with_reader, daemon=True).start()
+    end_with_launcher()
     sys.argv = program
     if by_name:
         runpy.run_module(program[0], run_name="__main__", alter_sys=True)
     else:
         sys.path[0] = str(Path(program[0]).parent)
         runpy.run_path(program[0], run_name="__main__")
-
-
-def _end_with_reader() -> None:
-    output = select.poll()
-    # No event is asked for: errors and hang-ups are reported always.
-    output.register(1, 0)
-    output.poll()
-    # Horovod's own exit would wait for the other ranks.
-    os._exit(_STATUS)
 
 
 if __name__ == "__main__":

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
 import shutil
 import signal
@@ -10,23 +9,20 @@ import subprocess
 import sys
 import threading
 from codecs import getincrementaldecoder
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from functools import partial
 from types import FrameType
 from typing import IO, NoReturn, TextIO
 
 import psutil
 
 from hvdtrain.core.errors import LaunchError
-from hvdtrain.launch.output import FailureWatch, Line, LineSplitter, describe_status
+from hvdtrain.core.outputs import outlast_readers
+from hvdtrain.launch.output import FailureWatch, Line, LineSplitter, Statements, describe_status
+from hvdtrain.launch.processes import STOP_SIGNALS, adopt_orphans, handle_signals, kill_children
 
-# Horovod gives its ranks 5 s to end and their shells 5 s more before it kills them.
-_GRACE_S = 12.0
-_STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-# From <sys/prctl.h>.
-_PR_SET_PDEATHSIG = 1
-_PR_SET_CHILD_SUBREAPER = 36
+# Horovod gives its ranks 5 s to end and their shells 5 s more before it kills them; the supervisor waits 5 s.
+_GRACE_S = 17.0
 
 
 def run_command(command: Sequence[str], env: Mapping[str, str]) -> int:
@@ -47,6 +43,7 @@ def run_command(command: Sequence[str], env: Mapping[str, str]) -> int:
     Raises:
         LaunchError: the launcher cannot be started.
     """
+    outlast_readers()
     screen = _Screen()
     try:
         with _stop_signals_raise(), _no_orphans():
@@ -71,6 +68,7 @@ class _Screen:
         self.watch = FailureWatch()
         self._lock = threading.Lock()
         self._bar_shown = False
+        self._consequences: list[tuple[Line, TextIO]] = []
         self._readers: list[threading.Thread] = []
 
     def follow(self, source: IO[bytes], to: TextIO) -> None:
@@ -82,28 +80,42 @@ class _Screen:
         # The pipes end with their last writer, and none is left.
         for reader in self._readers:
             reader.join()
+        # Where no rank failed by itself, they are all there is to go by.
+        if self.watch.first_failure() is None:
+            for line, to in self._consequences:
+                self._show(line, to)
 
     def _read(self, source: IO[bytes], to: TextIO) -> None:
         decoder = getincrementaldecoder("utf-8")(errors="replace")
-        splitter = LineSplitter()
+        splitter, statements = LineSplitter(), Statements()
         while chunk := os.read(source.fileno(), 65536):
             for line in splitter.feed(decoder.decode(chunk)):
-                self._show(line, to)
+                self._take(statements.feed(line), to)
         for line in splitter.close():
+            self._take(statements.feed(line), to)
+        self._take(statements.close(), to)
+
+    def _take(self, statements: Iterable[Sequence[Line]], to: TextIO) -> None:
+        with self._lock:
+            for lines in statements:
+                for line in lines:
+                    self.watch.note(line)
+                if self.watch.says_more(lines):
+                    for line in lines:
+                        self._sort(line, to)
+
+    def _sort(self, line: Line, to: TextIO) -> None:
+        if self.watch.is_consequence(line):
+            self._consequences.append((line, to))
+        elif not self.watch.is_noise(line):
             self._show(line, to)
 
     def _show(self, line: Line, to: TextIO) -> None:
-        with self._lock:
-            self.watch.note(line)
-            if self.watch.is_farewell(line) or self.watch.is_noise(line):
-                return
-            is_bar = line.text.endswith("\r")
-            clear = "\x1b[K" if self._bar_shown and not is_bar and to.isatty() else ""
-            self._bar_shown = is_bar
-            # Whoever read the output may have gone; the job goes on.
-            with suppress(OSError):
-                to.write(clear + (f"[rank {line.rank}] {line.text}" if line.rank else line.text))
-                to.flush()
+        is_bar = line.text.endswith("\r")
+        clear = "\x1b[K" if self._bar_shown and not is_bar and to.isatty() else ""
+        self._bar_shown = is_bar
+        to.write(clear + (f"[rank {line.rank}] {line.text}" if line.rank else line.text))
+        to.flush()
 
 
 def _run(command: Sequence[str], env: Mapping[str, str], screen: _Screen) -> int:
@@ -124,20 +136,16 @@ def _run(command: Sequence[str], env: Mapping[str, str], screen: _Screen) -> int
 
 
 def _start(command: Sequence[str], env: Mapping[str, str]) -> subprocess.Popen[bytes]:
-    try:
-        return subprocess.Popen(
-            command,
-            env={**env, **_terminal()},
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            start_new_session=True,
-            # Should this process be killed outright, its launcher is told to end the job. Safe: no thread of
-            # this module runs yet.
-            preexec_fn=partial(_prctl, _PR_SET_PDEATHSIG, signal.SIGTERM),  # noqa: PLW1509
-        )
-    except OSError as error:
-        raise LaunchError(f"cannot start `{command[0]}`: {error.strerror or error}") from error
+    if shutil.which(command[0]) is None:
+        raise LaunchError(f"cannot start `{command[0]}`: no such program")
+    return subprocess.Popen(
+        [sys.executable, "-m", "hvdtrain.launch.supervisor", *command],
+        env={**env, **_terminal()},
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        start_new_session=True,
+    )
 
 
 def _terminal() -> dict[str, str]:
@@ -167,7 +175,7 @@ def _stop_signals_raise() -> Iterator[None]:
     def stop(signum: int, frame: FrameType | None) -> NoReturn:
         raise _Stopped(signum)
 
-    before = {number: signal.signal(number, stop) for number in _STOP_SIGNALS}
+    before = handle_signals(STOP_SIGNALS, stop)
     try:
         yield
     finally:
@@ -179,27 +187,9 @@ def _stop_signals_raise() -> Iterator[None]:
 def _no_orphans() -> Iterator[None]:
     """Adopts every orphan of the processes started inside and kills what is left of them at the end."""
     before = set(psutil.Process().children())
-    _prctl(_PR_SET_CHILD_SUBREAPER, 1)
+    adopt_orphans(True)
     try:
         yield
-    except _Stopped:
-        # An mpirun whose shell is gone may still be ending its ranks.
-        psutil.wait_procs(set(psutil.Process().children()) - before, timeout=_GRACE_S)
-        raise
     finally:
-        while left := set(psutil.Process().children()) - before:
-            _kill(left)
-        _prctl(_PR_SET_CHILD_SUBREAPER, 0)
-
-
-def _kill(children: set[psutil.Process]) -> None:
-    for child in children:
-        with suppress(psutil.NoSuchProcess):
-            for process in (child, *child.children(recursive=True)):
-                process.kill()
-    psutil.wait_procs(children, timeout=_GRACE_S)
-
-
-def _prctl(option: int, value: int) -> None:
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(option, value)
+        kill_children(but=before)
+        adopt_orphans(False)

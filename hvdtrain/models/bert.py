@@ -69,6 +69,11 @@ def weights(model: ModelSpec) -> tuple[Weight, ...]:
     return tuple(found)
 
 
+def untrained(model: ModelSpec) -> tuple[Weight, ...]:
+    """The pooler, without which KerasHub's `BertBackbone` does not open; masked-LM training has none."""
+    return tuple(_linear("bert.pooler.dense", model.hidden_size, model.hidden_size))
+
+
 def activation_bytes(model: ModelSpec, rows: int, length: int, predictions: int, itemsize: int) -> int:
     """What PyTorch saves in a forward pass for the backward pass, with fused attention.
 

@@ -15,11 +15,18 @@ from hvdtrain.engine.cache import require_fit
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("KERAS_BACKEND", "tensorflow")
 
+_NO_SESSIONS = (
+    "it needs a session of TensorFlow 1, which Keras 3 has not: use broadcast_variables(model.variables, "
+    "root_rank=0), or hvdtrain.keras.callbacks.BroadcastGlobalVariables(root_rank=0) in fit"
+)
 _NAMES = LazyNames(
     __name__,
     {
         "init": "hvdtrain.tensorflow.dropin.session",
         "DistributedGradientTape": "hvdtrain.tensorflow.dropin.tape",
+        "DistributedOptimizer": "hvdtrain.keras",
+        "PartialDistributedGradientTape": "hvdtrain.tensorflow.dropin.tape",
+        "SyncBatchNormalization": "hvdtrain.tensorflow.dropin.sync_batch_norm",
         "broadcast_variables": "hvdtrain.tensorflow.dropin.messages",
         "join": "hvdtrain.tensorflow.dropin.joining",
         "metric_average": "hvdtrain.tensorflow.dropin.session",
@@ -27,12 +34,17 @@ _NAMES = LazyNames(
     "horovod.tensorflow",
     # A Horovod for another TensorFlow would crash when it is imported.
     lambda: require_fit("tensorflow"),
+    modules=("elastic", "keras"),
+    gone={
+        "BroadcastGlobalVariablesHook": _NO_SESSIONS,
+        "LocalGradientAggregationHelper": "use DistributedOptimizer(..., gradient_accumulation_steps=k)",
+        "broadcast_global_variables": _NO_SESSIONS,
+        "broadcast_object_fn": "it needs a session of TensorFlow 1: use broadcast_object",
+    },
 )
 
 
 def __getattr__(name: str) -> Any:
-    if name == "DistributedOptimizer":
-        raise AttributeError("hvdtrain.tensorflow has no DistributedOptimizer: use that of hvdtrain.keras")
     return _NAMES.find(name)
 
 

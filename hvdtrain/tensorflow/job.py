@@ -23,7 +23,16 @@ def _load() -> Framework:
     from hvdtrain.tensorflow import world
     from hvdtrain.tensorflow.trainer import Trainer
 
-    return Framework("tensorflow", world.init, family_of, Trainer, world.shutdown, wire_types())
+    return Framework(
+        "tensorflow",
+        world.init,
+        family_of,
+        Trainer,
+        world.shutdown,
+        world.gather_bytes,
+        ("tensorflow", "keras", "keras-hub"),
+        wire_types(),
+    )
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ import tensorflow as tf
 
 from hvdtrain.core.compression import Policy
 from hvdtrain.core.data import MicroBatch, Window
-from hvdtrain.core.optimizers import CLIP_EPSILON
+from hvdtrain.core.optimizers import clip_factor
 from hvdtrain.core.precision import compute_dtype
 from hvdtrain.core.results import UpdateResult
 from hvdtrain.core.training import BaseTrainer
@@ -181,7 +181,7 @@ class Trainer(BaseTrainer):
     def _clip(self, gradients: list[tf.Tensor], norm: tf.Tensor) -> list[tf.Tensor]:
         if self.spec.max_grad_norm is None:
             return gradients
-        factor = tf.minimum(self._scalar(1.0), self.spec.max_grad_norm / (norm + CLIP_EPSILON))
+        factor = clip_factor(norm, self.spec.max_grad_norm, tf.minimum)
         return [gradient * factor for gradient in gradients]
 
     def _scalar(self, value: float) -> tf.Tensor:

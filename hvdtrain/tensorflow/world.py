@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import horovod.tensorflow as hvd
 import keras
 import numpy as np
 import tensorflow as tf
 
 from hvdtrain.core.environment import horovod_environment, keep_freed_memory, usable_cores
+from hvdtrain.core.random import framework_seed
 from hvdtrain.core.spec import JobSpec
 from hvdtrain.core.world import World
 
@@ -34,7 +37,7 @@ def init(spec: JobSpec) -> World:
     gpus = tf.config.list_physical_devices("GPU")
     if gpus:
         tf.config.set_visible_devices(gpus[world.local_rank % len(gpus)], "GPU")
-    keras.utils.set_random_seed((spec.seed * world.size + world.rank) % 2**32)
+    keras.utils.set_random_seed(framework_seed(spec.seed, world.rank))
     return world
 
 
@@ -65,6 +68,31 @@ def sum_over_ranks(values: np.ndarray, name: str) -> np.ndarray:
 def broadcast(values: np.ndarray, name: str) -> np.ndarray:
     """Rank 0's copy of an array; arguments as `sum_over_ranks`."""
     return hvd.broadcast(tf.constant(values), root_rank=0, name=name).numpy()
+
+
+def gather_bytes(data: bytes, name: str, process_set: Any = hvd.global_process_set) -> list[bytes]:
+    """Every rank's bytes, in the order of ranks; ranks of the other framework may take part.
+
+    Args:
+        data: of any length above 0.
+        name: the same on every rank.
+        process_set: the ranks that take part.
+    """
+    with tf.device("/CPU:0"):
+        lengths = _allgather(tf.constant([len(data)], tf.int64), f"{name}.lengths", process_set)
+        every = _allgather(tf.constant(np.frombuffer(data, np.uint8)), name, process_set)
+    return [part.tobytes() for part in np.split(every, np.cumsum(lengths)[:-1])]
+
+
+def _allgather(values: tf.Tensor, name: str, process_set: Any) -> np.ndarray:
+    # Only in a graph does Horovod take the name; in PyTorch it puts its own word before it.
+    gather = tf.function(
+        lambda array: hvd.allgather(
+            array, name=f"allgather.{name}", ignore_name_scope=True, process_set=process_set
+        ),
+        autograph=False,
+    )
+    return gather(values).numpy()
 
 
 def shutdown() -> None:

@@ -13,15 +13,18 @@ _NAMES = LazyNames(
     __name__,
     {
         "init": "hvdtrain.torch.dropin.session",
+        "join": "hvdtrain.torch.dropin.joining",
         "metric_average": "hvdtrain.torch.dropin.session",
         "DistributedOptimizer": "hvdtrain.torch.dropin.optimizer",
         "broadcast_parameters": "hvdtrain.torch.dropin.state",
         "broadcast_optimizer_state": "hvdtrain.torch.dropin.state",
         "DistributedSampler": "hvdtrain.torch.dropin.sampler",
+        "SyncBatchNorm": "hvdtrain.torch.dropin.sync_batch_norm",
     },
     "horovod.torch",
     # A Horovod for another PyTorch would crash when it is imported.
     lambda: require_fit("torch"),
+    modules=("elastic",),
 )
 
 

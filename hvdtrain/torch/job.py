@@ -23,7 +23,16 @@ def _load() -> Framework:
     from hvdtrain.torch import world
     from hvdtrain.torch.trainer import Trainer
 
-    return Framework("torch", world.init, family_of, Trainer, world.shutdown, wire_types())
+    return Framework(
+        "torch",
+        world.init,
+        family_of,
+        Trainer,
+        world.shutdown,
+        world.gather_bytes,
+        ("torch", "transformers"),
+        wire_types(),
+    )
 
 
 if __name__ == "__main__":

@@ -42,6 +42,7 @@ class Reducer:
             prefix: of the names of collectives: two reducers of one program need different ones.
         """
         self._scaled, self._loss_scale = scaled, 1.0
+        self._process_set = hvd.global_process_set
         self._rules, self._ops, self._prefix = rules, Ops(hvd.size(), hvd.rank(), seed), prefix
         self._slots: list[_Slot] = []
         self._exchanging: list[Work] = []
@@ -153,6 +154,11 @@ class Reducer:
         for name, place in slot.places.items():
             self._watch(slot, name, place, parameters[name])
 
+    def _renew(self, slot: _Slot) -> None:
+        """Give a bucket new memory: somebody else keeps the old."""
+        slot.flat = torch.empty_like(slot.flat)
+        slot.places = _places(slot.bucket, slot.flat)
+
     def _watch(self, slot: _Slot, name: str, place: torch.Tensor, parameter: torch.nn.Parameter) -> None:
         def ready(parameter: torch.Tensor) -> None:
             # Moved here: autograd adding into a `.grad` that is a view reads and writes the bucket once more.
@@ -216,11 +222,11 @@ class Reducer:
         name = f"{self._prefix}{type(work.request).__name__}.bucket{work.bucket}.{work.requests}"
         work.requests += 1
         self._wire_bytes += work.request.array.nbytes
-        work.handle = launch(work.request, name)
+        work.handle = launch(work.request, name, self._process_set)
 
     def _reply(self, work: Work) -> torch.Tensor:
         assert work.request is not None
-        return wait(work.request, work.handle)
+        return wait(work.request, work.handle, self._process_set)
 
 
 @dataclass

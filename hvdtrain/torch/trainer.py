@@ -8,7 +8,7 @@ import torch
 
 from hvdtrain.core.compression import Policy
 from hvdtrain.core.data import MicroBatch, Window
-from hvdtrain.core.optimizers import CLIP_EPSILON
+from hvdtrain.core.optimizers import clip_factor
 from hvdtrain.core.precision import compute_dtype
 from hvdtrain.core.results import UpdateResult
 from hvdtrain.core.training import BaseTrainer
@@ -112,7 +112,7 @@ class Trainer(BaseTrainer):
 
     def _clip(self, gradients: list[torch.Tensor], norm: torch.Tensor) -> None:
         if self.spec.max_grad_norm is not None:
-            factor = (self.spec.max_grad_norm / (norm + CLIP_EPSILON)).clamp(max=1.0)
+            factor = clip_factor(norm, self.spec.max_grad_norm, torch.clamp_max)
             # A pass over every gradient, not worth it for a factor of 1; norm has been waited for already.
             if factor < 1.0:
                 for gradient in gradients:

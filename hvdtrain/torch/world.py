@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import horovod.torch as hvd
 import numpy as np
 import torch
 
 from hvdtrain.core.environment import horovod_environment, keep_freed_memory, usable_cores
+from hvdtrain.core.random import framework_seed
 from hvdtrain.core.spec import JobSpec
 from hvdtrain.core.world import World
 
@@ -28,7 +31,7 @@ def init(spec: JobSpec) -> World:
     torch.set_num_threads(world.threads(spec.num_threads))
     if torch.cuda.is_available():
         torch.cuda.set_device(world.local_rank % torch.cuda.device_count())
-    torch.manual_seed(spec.seed * world.size + world.rank)
+    torch.manual_seed(framework_seed(spec.seed, world.rank))
     return world
 
 
@@ -63,6 +66,21 @@ def sum_over_ranks(values: np.ndarray, name: str) -> np.ndarray:
 def broadcast(values: np.ndarray, name: str) -> np.ndarray:
     """Rank 0's copy of an array; arguments as `sum_over_ranks`."""
     return hvd.broadcast(torch.from_numpy(values), root_rank=0, name=name).numpy()
+
+
+def gather_bytes(data: bytes, name: str, process_set: Any = hvd.global_process_set) -> list[bytes]:
+    """Every rank's bytes, in the order of ranks; ranks of the other framework may take part.
+
+    Args:
+        data: of any length above 0.
+        name: the same on every rank.
+        process_set: the ranks that take part.
+    """
+    own = torch.frombuffer(bytearray(data), dtype=torch.uint8)
+    length = torch.tensor([len(own)])
+    lengths = hvd.allgather(length, name=f"{name}.lengths", process_set=process_set).tolist()
+    every = hvd.allgather(own, name=name, process_set=process_set)
+    return [part.numpy().tobytes() for part in every.split(lengths)]
 
 
 def shutdown() -> None:

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import json
+import math
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from matplotlib import image
 
 from hvdtrain.bench.candidates import Candidate, candidates
 from hvdtrain.bench.problems import PROBLEMS, Arrays, LanguageModel, LeastSquares
 from hvdtrain.bench.simulate import Outcome, simulate
+from hvdtrain.bench.simulate_report import draw, write
 from hvdtrain.core.buckets import plan_buckets
 from hvdtrain.core.errors import SpecError
 from hvdtrain.core.weights import initial_weights
@@ -174,7 +178,7 @@ def test_the_command_leaves_a_picture_and_numbers_and_says_where(tmp_path: Path)
     done = command(tmp_path, "--ranks", "4", "--updates", "3", "--policy", "sign", "--policy", "{type: topk}")
     assert done.returncode == 0, done.stderr
     folder = tmp_path / "outputs" / "simulate-bert-4"
-    assert (folder / "curves.png").read_bytes().startswith(b"\x89PNG")
+    assert image.imread(folder / "curves.png").ndim == 3
     found = json.loads((folder / "results.json").read_text())
     assert [part["problem"] for part in found] == list(PROBLEMS)
     for part in found:
@@ -183,6 +187,30 @@ def test_the_command_leaves_a_picture_and_numbers_and_says_where(tmp_path: Path)
     last = done.stdout.strip().splitlines()[-1]
     assert "outputs/simulate-bert-4/curves.png" in last
     assert "outputs/simulate-bert-4/results.json" in last
+
+
+def test_the_figure_shows_the_numbers(tmp_path: Path) -> None:
+    outcomes = [Outcome("none", "least-squares", 2, [0, 1], [3.0, 2.0], [0, 10], [0, 20])]
+    outcomes += [Outcome("sign", "least-squares", 2, [0, 1], [3.0, math.inf], [0, 1], [0, 2], math.nan)]
+    problems: dict[str, Any] = {"least-squares": LeastSquares(2, 0, "float64")}
+    best = problems["least-squares"].best
+    rows = draw({"least-squares": outcomes}, problems).axes
+    assert [axes.get_xlabel() for axes in rows] == [
+        "update",
+        "bytes sent by one rank",
+        "bytes received by one rank",
+    ]
+    for axes, name in zip(rows, ("updates", "sent", "received"), strict=True):
+        assert [line.get_label() for line in axes.lines] == ["none", "sign"]
+        for line, outcome in zip(axes.lines, outcomes, strict=True):
+            np.testing.assert_array_equal(line.get_xdata(), getattr(outcome, name))
+            np.testing.assert_allclose(line.get_ydata(), np.array(outcome.losses) - best)
+    _, numbers = write({"least-squares": outcomes}, problems, tmp_path)
+    assert "NaN" not in numbers.read_text()
+    assert "Infinity" not in numbers.read_text()
+    (part,) = json.loads(numbers.read_text())
+    assert [outcome["losses"] for outcome in part["outcomes"]] == [[3.0, 2.0], [3.0, None]]
+    assert part["outcomes"][1]["distance"] is None
 
 
 @pytest.mark.parametrize(

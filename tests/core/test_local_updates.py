@@ -63,7 +63,7 @@ class Trainer:
         self.weights, self.loss_scale = (SimpleNamespace(name="w"),), scale
         self.plan = SimpleNamespace(max_steps=max_steps)
         self.step = self.applied = self.windows = self.samples_consumed = self.wire_bytes = 0
-        self.skipped_updates = 0
+        self.skipped_updates = self.empty_updates = 0
         self.weight, self.calls, self.scales, self.exchanged_after = 0.0, [], [], []
         self._ranks, self._rank = ranks, rank
         # Updates after which the weights are looked at, beside the last.
@@ -227,7 +227,22 @@ def test_a_rank_without_data_does_not_move() -> None:
     assert len(trainers[1].calls) == 1
     assert trainers[0].weight == pytest.approx(-(0.1 + 0.2 + 0.1) / 2, rel=1e-14)
     assert lines[0]["loss"] == 2.0
-    assert lines[0]["skipped_updates"] == 0
+    assert lines[0]["skipped_updates"] == lines[0]["empty_updates"] == 0
+
+
+def test_an_update_in_which_no_rank_has_data_is_counted_as_empty_and_moves_nobody() -> None:
+    gradients, weights = [[1.0, 1.0, math.nan, 1.0]] * 2, [[1.0, 0.0, 1.0, 0.0], [0.0, 0.0, 1.0, 0.0]]
+    rule = LossScaleSpec(initial=8.0)
+    trainers, (lines, _) = run(gradients, weights, 2, LossScale(8.0, rule=rule))
+    assert [len(trainer.calls) for trainer in trainers] == [2, 1]
+    assert trainers[0].weight == trainers[1].weight == pytest.approx(-0.1 / 2, rel=1e-14)
+    assert [line["step"] for line in lines] == [2, 4]
+    # In the second period rank 0 and rank 1 skip an update each that is not finite, and all the last one.
+    assert [line["empty_updates"] for line in lines] == [1, 2]
+    assert [line["skipped_updates"] for line in lines] == [1, 4]
+    assert [line["loss"] for line in lines] == [2.0, None]
+    assert [line["grad_norm"] for line in lines] == [1.0, None]
+    assert lines[-1]["loss_scale"] == 4.0
 
 
 def test_fifty_updates_that_no_rank_could_apply_end_the_run() -> None:
@@ -235,3 +250,8 @@ def test_fifty_updates_that_no_rank_could_apply_end_the_run() -> None:
         run([[math.nan] * 60] * 2, [[1.0] * 60] * 2, 4)
     trainers, _ = run([[math.nan] * 60, [1.0] * 60], [[1.0] * 60] * 2, 4)
     assert trainers[0].step == 60
+
+
+def test_so_do_fifty_that_had_nothing_to_predict_by_their_own_reason() -> None:
+    with pytest.raises(TrainingError, match=r"52 updates in a row after step 52 had nothing to predict"):
+        run([[1.0] * 60] * 2, [[0.0] * 60] * 2, 4)

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import json
+import math
+import tempfile
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
 
 from hvdtrain.core.metrics import METRICS_FILE, MetricLog, read_metrics
@@ -67,6 +72,63 @@ def test_a_new_log_replaces_the_old_one_in_both_forms(tmp_path: Path) -> None:
     write(tmp_path, True, TRAIN[1:])
     assert read_metrics(tmp_path) == (TRAIN[1:], [])
     assert {step for step, _, _ in events(tmp_path)} == {2}
+
+
+def strict(text: str) -> Any:
+    """Parse as RFC 8259 has it, which knows neither NaN nor infinities."""
+
+    def refuse(name: str) -> None:
+        raise AssertionError(f"{name} is not JSON")
+
+    return json.loads(text, parse_constant=refuse)
+
+
+NUMBERS = st.one_of(st.floats(), st.integers(-(2**70), 2**70), st.none(), st.floats(width=32).map(np.float32))
+
+
+@given(
+    st.lists(
+        st.fixed_dictionaries({"step": st.integers(0, 9)}, optional=dict.fromkeys(["loss", "x"], NUMBERS))
+    )
+)
+def test_every_log_is_strict_json_and_tensorboard_reads_what_is_finite(lines: list[dict[str, Any]]) -> None:
+    with tempfile.TemporaryDirectory() as name:
+        directory = Path(name)
+        write(directory, True, lines)
+        found = [strict(line) for line in (directory / METRICS_FILE).read_text().splitlines()]
+        assert len(found) == len(lines)
+        for line, expected in zip(found, lines, strict=True):
+            assert line.keys() == expected.keys()
+            for key, value in expected.items():
+                finite = value is not None and math.isfinite(value)
+                assert line[key] == (value if finite else None)
+        told = events(directory)
+        assert all(math.isfinite(value) for _, _, value in told)
+        kept = [v for line in found for k, v in line.items() if k != "step" and v is not None]
+        assert len(told) == sum(abs(value) <= float(np.finfo(np.float32).max) for value in kept)
+
+
+def test_what_is_no_number_is_none_when_it_is_read_back(tmp_path: Path) -> None:
+    write(tmp_path, False, [{"step": 1, "loss": math.nan}, {"step": 1, "eval_loss": math.inf}])
+    assert read_metrics(tmp_path) == ([{"step": 1, "loss": None}], [{"step": 1, "eval_loss": None}])
+
+
+def test_a_run_that_goes_on_mends_the_log_of_one_that_was_killed(tmp_path: Path) -> None:
+    path = tmp_path / METRICS_FILE
+    path.write_text('{"step": 1, "loss": NaN}\n{"step": 2, "loss": -Infinity}\n{"step": 3, "lo')
+    assert [line["loss"] for line in read_metrics(tmp_path)[0]] == [None, None]
+    with MetricLog(tmp_path, False, after_step=2) as log:
+        log.write({"step": 3, "loss": 1.5})
+    assert [strict(line) for line in path.read_text().splitlines()] == [
+        {"step": 1, "loss": None},
+        {"step": 2, "loss": None},
+        {"step": 3, "loss": 1.5},
+    ]
+
+
+def test_a_run_without_a_log_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError):
+        read_metrics(tmp_path)
 
 
 def test_without_tensorboard_no_event_file_is_written(tmp_path: Path) -> None:

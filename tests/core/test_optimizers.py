@@ -130,5 +130,12 @@ def test_clipping_is_pytorchs(values: list[float], max_norm: float) -> None:
     parameter = torch.nn.Parameter(torch.zeros(len(values), dtype=torch.float64))
     parameter.grad = torch.tensor(values, dtype=torch.float64)
     norm = torch.nn.utils.clip_grad_norm_([parameter], max_norm)
-    ours = np.array(values) * clip_factor(float(norm), max_norm)
-    np.testing.assert_allclose(ours, parameter.grad.numpy(), rtol=1e-12)
+    # As each that clips has its numbers: float, array, and a tensor of either framework.
+    factors = [
+        clip_factor(float(norm), max_norm),
+        clip_factor(np.array(float(norm)), max_norm, np.minimum),
+        clip_factor(norm, max_norm, torch.clamp_max).item(),
+        clip_factor(tf.constant(float(norm), tf.float64), max_norm, tf.minimum).numpy(),
+    ]
+    for factor in factors:
+        np.testing.assert_allclose(np.array(values) * factor, parameter.grad.numpy(), rtol=1e-12)

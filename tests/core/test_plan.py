@@ -246,6 +246,24 @@ def test_memory_of_a_forward_pass_is_the_familys(capsys: pytest.CaptureFixture[s
     assert "note: mixed_precision: bf16: this CPU has neither amx_bf16 nor avx512_bf16" in shown
 
 
+def test_unknown_text_is_shown_and_much_of_it_is_noted(capsys: pytest.CaptureFixture[str]) -> None:
+    def with_share(share: float, *overrides: str) -> Plan:
+        spec = parse_spec(yaml.safe_dump(SPEC), overrides)
+        facts = {"train_tokens": np.full(1000, 128), "validation_samples": 50}
+        return make_plan(spec, WEIGHTS, size=2, threads=3, tokenizer_size=1005, unknown_share=share, **facts)
+
+    much = with_share(0.109)
+    print_plan(much, "")
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "tokenizer 1,005 of 30,522 tokens 10.90% of the text is [UNK]" in shown
+    assert "note: data: 10.9% of the text is [UNK], which is lost: give a larger model.vocab_size" in shown
+    found = much.as_dict()
+    assert (found["tokenizer_size"], found["vocab_size"], found["unknown_share"]) == (1005, 30522, 0.109)
+    (given,) = with_share(0.02, "data.tokenizer_file=a.json").notes
+    assert "take a data.tokenizer_file that knows this text" in given
+    assert with_share(0.01).notes == ()
+
+
 def test_a_policy_that_the_run_is_too_short_for_is_noted(capsys: pytest.CaptureFixture[str]) -> None:
     late = plan("compression={type: powersgd, start_powerSGD_iter: 100}")
     print_plan(late, "")

@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hvdtrain.core.random import generator, random_words, unit_floats
+from hvdtrain.core.random import framework_seed, generator, random_words, unit_floats
 
 
 def test_words_are_the_ones_of_the_first_release() -> None:
@@ -44,3 +44,22 @@ def test_joined_names_are_not_confused() -> None:
 
 def test_numpy_integers_mean_the_same() -> None:
     assert random_words(1, 5, "a", np.int64(3)) == random_words(1, 5, "a", 3)
+
+
+SEEDS = st.one_of(st.integers(0, 2**63 - 1), st.sampled_from([0, 2**32 - 1, 2**32, 2**62, 2**63 - 1]))
+RANKS = st.integers(0, 100_000)
+
+
+@given(SEEDS, RANKS, RANKS)
+def test_every_legal_seed_gives_every_rank_one_of_its_own_that_frameworks_take(
+    seed: int, one: int, other: int
+) -> None:
+    drawn = [framework_seed(seed, rank) for rank in (one, other)]
+    # keras.utils.set_random_seed and numpy.random.seed take no more.
+    assert all(0 <= each < 2**32 for each in drawn)
+    assert (drawn[0] == drawn[1]) == (one == other)
+
+
+def test_ranks_of_neighbouring_seeds_do_not_share_one() -> None:
+    drawn = [framework_seed(seed, rank) for seed in range(100) for rank in range(8)]
+    assert len(set(drawn)) == len(drawn)

@@ -6,12 +6,15 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import pytest
 from matplotlib import image
+from matplotlib.axes import Axes
+from matplotlib.category import StrCategoryConverter
 
 from hvdtrain.core.errors import TrainingError
 from hvdtrain.core.metrics import MetricLog
-from hvdtrain.core.report import compare_runs, plot_losses
+from hvdtrain.core.report import compare_runs, draw_losses, plot_losses
 
 
 def run(directory: Path, losses: list[float], evaluations: Sequence[float] = (), first: int = 1) -> Path:
@@ -61,9 +64,44 @@ def test_runs_that_logged_other_updates_are_refused(
             compare_runs(one, other)
 
 
-@pytest.mark.parametrize("evaluations", [[], [2.5, 2.0]])
-def test_the_picture_is_a_png(tmp_path: Path, evaluations: list[float]) -> None:
-    runs = {name: run(tmp_path / name, [3.0, 2.0], evaluations) for name in ("torch", "tensorflow")}
+def drawn(axes: Axes) -> dict[str, tuple[list[float], list[float]]]:
+    """What an axes' lines show, by label."""
+    return {str(line.get_label()): tuple(map(list, line.get_data())) for line in axes.lines}
+
+
+def test_the_figure_shows_what_was_logged(tmp_path: Path) -> None:
+    runs = {
+        "torch": run(tmp_path / "torch", [3.0, 2.0, 1.5], [2.5, 2.25]),
+        "tensorflow": run(tmp_path / "tensorflow", [3.0, math.nan, 1.25], [math.inf], first=2),
+        "unevaluated": run(tmp_path / "unevaluated", [4.0]),
+    }
+    (axes,) = draw_losses(runs).axes
+    found = drawn(axes)
+    assert found["torch"] == ([1, 2, 3], [3.0, 2.0, 1.5])
+    assert found["torch, validation"] == ([3, 3], [2.5, 2.25])
+    steps, losses = found["tensorflow"]
+    assert (steps, [losses[0], losses[2]]) == ([2, 3, 4], [3.0, 1.25])
+    assert math.isnan(losses[1])
+    assert math.isnan(found["tensorflow, validation"][1][0])
+    assert found["unevaluated"] == ([1], [4.0])
+    assert "unevaluated, validation" not in found
+    # Numbers on numbers: matplotlib makes an axis of categories where it is given texts.
+    assert not isinstance(axes.xaxis.get_converter(), StrCategoryConverter)
+    assert not isinstance(axes.yaxis.get_converter(), StrCategoryConverter)
+    shown = [text.get_text() for text in axes.get_legend().get_texts()]
+    assert shown == list(found)
+
+
+def test_evaluations_are_marks_and_updates_are_lines(tmp_path: Path) -> None:
+    (axes,) = draw_losses({"torch": run(tmp_path / "torch", [3.0, 2.0], [2.5])}).axes
+    assert [line.get_linestyle() for line in axes.lines] == ["-", "None"]
+    assert [line.get_marker() for line in axes.lines] == ["None", "o"]
+    assert axes.lines[0].get_color() == axes.lines[1].get_color()
+
+
+def test_the_picture_is_that_figure(tmp_path: Path) -> None:
+    runs = {"torch": run(tmp_path / "torch", [3.0, 2.0], [2.5])}
     plot_losses(runs, tmp_path / "curves.png")
-    height, width, _ = image.imread(tmp_path / "curves.png").shape
-    assert min(height, width) > 300
+    draw_losses(runs).savefig(tmp_path / "figure.png", dpi=120)
+    ours, figures = (image.imread(tmp_path / name) for name in ("curves.png", "figure.png"))
+    np.testing.assert_array_equal(ours, figures)

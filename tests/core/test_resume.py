@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,7 +14,9 @@ import pytest
 
 from hvdtrain.core.compression.protocol import Policy
 from hvdtrain.core.data import Dataset, MicroBatch, Window, prepare
-from hvdtrain.core.metrics import read_metrics
+from hvdtrain.core.data.store import fingerprint_with
+from hvdtrain.core.errors import CheckpointError, TrainingError
+from hvdtrain.core.metrics import METRICS_FILE, read_metrics
 from hvdtrain.core.plan import make_plan
 from hvdtrain.core.results import UpdateResult
 from hvdtrain.core.spec import JobSpec, load_spec
@@ -24,9 +28,12 @@ from tests.jobs.runs import TINY, small_corpus
 
 # Counted from 0: what these bring is not finite.
 BAD_WINDOWS = {1, 6}
+# In these no rank has anything to predict.
+EMPTY_WINDOWS = {2, 8}
 WEIGHTS = (Weight("w", (2, 3), True, "normal"),)
 FAMILY = SimpleNamespace(
     weights=lambda model: WEIGHTS,
+    untrained=lambda model: (),
     hf_config=lambda model, pad: {},
     activation_bytes=lambda *shapes: 0,
     product_elements=lambda model: 0,
@@ -55,6 +62,10 @@ class Trainer(BaseTrainer):
         self._reducer = SimpleNamespace(read=lambda: [{}], write=lambda states: None, wire_bytes=0)
         self.numbers: list[int] = []
 
+    def _windows(self) -> Iterator[Window]:
+        for number, window in enumerate(super()._windows(), self.windows):
+            yield dataclasses.replace(window, micro_batches=()) if number in EMPTY_WINDOWS else window
+
     def update(
         self,
         window: Window,
@@ -65,6 +76,7 @@ class Trainer(BaseTrainer):
         loss_scale: float,
     ) -> UpdateResult:
         self.numbers.append(update)
+        assert divisor > 0
         return UpdateResult(divisor, 1.0, self.windows not in BAD_WINDOWS, next_weight, window.tokens)
 
     def local_update(
@@ -105,20 +117,35 @@ def train(directory: Path, spec: JobSpec, dataset: Dataset, resume: Path | None 
     return trainer
 
 
-def skipped(directory: Path) -> list[int]:
-    return [line["skipped_updates"] for line in read_metrics(directory)[0]]
+def skipped(directory: Path) -> list[tuple[int, int]]:
+    return [(line["skipped_updates"], line["empty_updates"]) for line in read_metrics(directory)[0]]
 
 
 # A common update that is skipped does not count, and a rank's own does: it is one of its period's.
 @pytest.mark.parametrize(
     ("compression", "whole", "rest", "numbers"),
     [
-        ("{type: none}", [0, 1, 1, 1, 1, 2, 2, 2], [1, 2, 2, 2], [5, 6, 6, 7, 8]),
-        ("{type: local_sgd, sync_every: 2}", [1, 1, 1, 2], [1, 2], [4, 5, 6, 6]),
+        (
+            "{type: none}",
+            [(0, 0), (2, 1), (2, 1), (2, 1), (3, 1), (4, 2), (4, 2), (4, 2)],
+            [(3, 1), (4, 2), (4, 2), (4, 2)],
+            # The seventh window is bad, the ninth is empty.
+            [5, 5, 6, 7, 8],
+        ),
+        (
+            "{type: local_sgd, sync_every: 2}",
+            [(1, 0), (2, 1), (2, 1), (3, 1)],
+            [(2, 1), (3, 1)],
+            [3, 4, 5, 5],
+        ),
     ],
 )
 def test_skips_are_counted_on_and_so_are_the_optimizers_updates(
-    tmp_path: Path, compression: str, whole: list[int], rest: list[int], numbers: list[int]
+    tmp_path: Path,
+    compression: str,
+    whole: list[tuple[int, int]],
+    rest: list[tuple[int, int]],
+    numbers: list[int],
 ) -> None:
     sets = [f"compression={compression}", "max_steps=8", "checkpointing.save_steps=4"]
     batch = "batch.per_device_train_batch_size=2"
@@ -127,13 +154,66 @@ def test_skips_are_counted_on_and_so_are_the_optimizers_updates(
     train(tmp_path / "whole", spec, dataset)
     assert skipped(tmp_path / "whole") == whole
     checkpoint = tmp_path / "whole" / "checkpoint-4"
-    assert load_state(checkpoint).position.skipped_updates == 1
+    position = load_state(checkpoint).position
+    assert (position.skipped_updates, position.empty_updates) == (2, 1)
     found = train(tmp_path / "rest", spec, dataset, checkpoint)
     assert skipped(tmp_path / "rest") == rest
     assert found.numbers == numbers
     # One that was saved before skips were.
     record = json.loads((checkpoint / STATE_FILE).read_text())
-    del record["skipped_updates"]
+    del record["skipped_updates"], record["empty_updates"]
     (checkpoint / STATE_FILE).write_text(json.dumps(record))
     train(tmp_path / "older", spec, dataset, checkpoint)
-    assert skipped(tmp_path / "older") == [count - 1 for count in rest]
+    assert skipped(tmp_path / "older") == [(count - 2, empty - 1) for count, empty in rest]
+
+
+@pytest.mark.parametrize(
+    ("bad", "told"),
+    [
+        (set(), "50 updates in a row after step 0 had nothing to predict on any rank"),
+        (
+            set(range(1, 100, 2)),
+            r"50 updates in a row after step 0 had a gradient norm of .*; 25 of them had nothing to predict",
+        ),
+    ],
+)
+def test_updates_that_are_never_applied_end_the_run_by_their_reason_and_are_logged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, bad: set[int], told: str
+) -> None:
+    monkeypatch.setattr(f"{__name__}.BAD_WINDOWS", bad)
+    monkeypatch.setattr(f"{__name__}.EMPTY_WINDOWS", set(range(100)) - bad)
+    sets = ["batch.per_device_train_batch_size=2", "model.dtype=float64", "max_steps=8"]
+    spec = load_spec("bert", [*TINY, *small_corpus(tmp_path), *sets])
+    with pytest.raises(TrainingError, match=told):
+        train(tmp_path / "run", spec, prepare(spec.data, spec.model.vocab_size, spec.seed))
+    text = (tmp_path / "run" / METRICS_FILE).read_text()
+    lines = [json.loads(line) for line in text.splitlines()]
+    assert [line["skipped_updates"] for line in lines] == [*range(1, 51)]
+    assert [line["empty_updates"] for line in lines] == [len(set(range(n)) - bad) for n in range(1, 51)]
+    assert {line["step"] for line in lines} == {1}
+    assert np.all(np.diff([line["samples_consumed"] for line in lines]) > 0)
+    assert not any("loss" in line for line in lines)
+
+
+def test_a_checkpoint_of_the_same_tokens_goes_on_whatever_its_tokenizer_file_looks_like(
+    tmp_path: Path,
+) -> None:
+    sets = ["max_steps=8", "checkpointing.save_steps=4", "batch.per_device_train_batch_size=2"]
+    spec = load_spec("bert", [*TINY, *small_corpus(tmp_path), "model.dtype=float64", *sets])
+    dataset = prepare(spec.data, spec.model.vocab_size, spec.seed)
+    train(tmp_path / "whole", spec, dataset)
+    checkpoint = tmp_path / "whole" / "checkpoint-4"
+    # An earlier version wrote null for false, and its fingerprint covers the file.
+    file = checkpoint / "tokenizer.json"
+    file.write_text(file.read_text().replace('"strip_accents": false', '"strip_accents": null'))
+    record = json.loads((checkpoint / STATE_FILE).read_text())
+    split, seed = spec.data.validation_split, spec.seed
+    older = fingerprint_with(dataset, file, split, seed)
+    assert older != dataset.fingerprint == fingerprint_with(dataset, dataset.tokenizer_path, split, seed)
+    record["order"] = record["order"].replace(dataset.fingerprint, older)
+    (checkpoint / STATE_FILE).write_text(json.dumps(record))
+    assert train(tmp_path / "rest", spec, dataset, checkpoint).step == 8
+    record["order"] = record["order"].replace(older, "0" * 32)
+    (checkpoint / STATE_FILE).write_text(json.dumps(record))
+    with pytest.raises(CheckpointError, match="another seed or other data"):
+        train(tmp_path / "other", spec, dataset, checkpoint)

@@ -12,7 +12,16 @@ import pytest
 from tests.jobs.runs import launch
 
 HERE = Path(__file__).parent
-MODULES = ("torch_arguments", "torch_loops", "torch_parameters", "torch_around", "torch_misuse")
+MODULES = (
+    "torch_arguments",
+    "torch_loops",
+    "torch_nested",
+    "torch_changes",
+    "torch_parameters",
+    "torch_around",
+    "torch_names",
+    "torch_misuse",
+)
 
 
 def checks(module: str) -> list[str]:

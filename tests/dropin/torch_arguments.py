@@ -8,7 +8,19 @@ import torch
 
 import hvdtrain.torch as hvd
 from hvdtrain.core.errors import SpecError, TrainingError
-from tests.dropin.trial import Trial, adamw, assert_same, batch, mean_loss, mlp, same_on_all_ranks, sgd
+from tests.dropin.trial import (
+    Trial,
+    adamw,
+    assert_same,
+    batch,
+    mean_loss,
+    mlp,
+    own,
+    same_on_all_ranks,
+    sgd,
+    step_both,
+    wrap,
+)
 
 EVEN = ((3, 3), (3, 3))
 # The last update of an epoch: short micro-batches, and a rank that has one less.
@@ -173,3 +185,77 @@ def check_parameters_must_have_names() -> None:
             assert word in str(error), str(error)
         else:
             raise AssertionError("accepted")
+
+
+def check_horovods_positions_and_empty_names() -> None:
+    for k, op, average in ((2, hvd.Average, "ranks"), (2, hvd.Sum, "sum")):
+        ours, theirs = mlp(), Trial({}, EVEN, average, updates=1)
+        optimizer = hvd.DistributedOptimizer(
+            sgd(ours.parameters()),
+            [],
+            hvd.Compression.none,
+            k,
+            op,
+            1.0,
+            0,
+            None,
+            False,
+            hvd.global_process_set,
+        )
+        for m in range(2):
+            mean_loss(ours, *batch((0, hvd.rank(), m), 3, torch.float64)).backward()
+        optimizer.step()
+        assert_same(ours, theirs.alone(), 1e-12)
+
+
+def check_a_parameter_of_integers() -> None:
+    model, twin = mlp(), mlp()
+    for each in (model, twin):
+        each[2].register_parameter("steps", torch.nn.Parameter(torch.tensor([3]), requires_grad=False))
+    optimizer, other = wrap(sgd(model.parameters()), model), sgd(twin.parameters())
+    for update in range(2):
+        step_both(optimizer, model, other, twin, update)
+    optimizer.add_param_group({"params": [torch.nn.Parameter(torch.tensor([4]), requires_grad=False)]})
+    step_both(optimizer, model, other, twin, 2)
+    assert_same(model, twin, 1e-12)
+
+
+def check_what_is_no_argument_is_named() -> None:
+    model = mlp()
+    optimizer = sgd(model.parameters())
+    named = "model.named_parameters()"
+    cases: list[tuple[Any, tuple[str, ...]]] = [
+        (lambda: hvd.DistributedOptimizer(model), ("torch.optim.Optimizer", "Sequential")),
+        (lambda: hvd.DistributedOptimizer(optimizer, dict(model.named_parameters())), (named, "found dict")),
+        (lambda: hvd.DistributedOptimizer(optimizer, model.state_dict()), (named, "OrderedDict")),
+        (lambda: hvd.DistributedOptimizer(optimizer, model.parameters()), (named, "Parameter among")),
+        (lambda: hvd.DistributedOptimizer(optimizer, model), (named, "Sequential")),
+        (lambda: hvd.DistributedOptimizer(optimizer, 3), (named, "found int")),
+        (lambda: hvd.DistributedOptimizer(optimizer, None, "none", *range(8)), ("by position",)),
+        (
+            lambda: hvd.DistributedOptimizer(optimizer, None, "none", 2, backward_passes_per_step=2),
+            ("backward_passes_per_step", "by position and by name"),
+        ),
+        (lambda: hvd.broadcast_parameters(model), ("model.state_dict()", "Sequential")),
+        (
+            lambda: hvd.broadcast_parameters(torch.nn.ModuleList([model])),
+            ("model.state_dict()", "ModuleList"),
+        ),
+        (lambda: hvd.broadcast_parameters([model]), ("model.state_dict()", "Sequential among them")),
+        (lambda: hvd.broadcast_parameters(model[0].weight), ("model.state_dict()", "Parameter")),
+        (lambda: hvd.broadcast_parameters(optimizer), ("model.state_dict()", "SGD")),
+        (lambda: hvd.broadcast_parameters(None), ("model.state_dict()", "NoneType")),
+        (lambda: hvd.broadcast_optimizer_state(model), ("torch.optim.Optimizer", "Sequential")),
+    ]
+    for call, words in cases:
+        try:
+            call()
+        except SpecError as error:
+            for word in words:
+                assert word in str(error), (word, str(error))
+        else:
+            raise AssertionError(f"{words} was accepted")
+    # Nothing was left half done.
+    wrapped = wrap(optimizer, model)
+    own(model, 0).backward()
+    wrapped.step()

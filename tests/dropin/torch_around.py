@@ -15,7 +15,19 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import hvdtrain.torch as hvd
 from hvdtrain.core.data import epoch_order
-from tests.dropin.trial import assert_same, batch, mean_loss, mlp, same_on_all_ranks, sgd, twins
+from tests.dropin.torch_misuse import told
+from tests.dropin.trial import (
+    assert_same,
+    batch,
+    every,
+    mean_loss,
+    mlp,
+    own,
+    same_on_all_ranks,
+    sgd,
+    twins,
+    wrap,
+)
 
 
 def check_horovods_names() -> None:
@@ -127,6 +139,56 @@ def check_sampler_is_a_drop_in() -> None:
     assert shares[0] != shares[1]
     assert [*hvd.DistributedSampler(dataset, num_replicas=3, rank=1, shuffle=False)] == [1, 4, 7, 10]
     assert len(hvd.DistributedSampler(dataset, drop_last=True)) == 5
+
+
+def check_join_is_refused_where_zeros_do_not_stand_for_a_rank() -> None:
+    for compression in ("int8", "sign", "topk", "randomk", "powersgd", "adasum"):
+        model = mlp(torch.float32)
+        optimizer = wrap(torch.optim.SGD(model.parameters(), lr=0.1), model, compression=compression)
+        own(model, 0).backward()
+        optimizer.step()
+        told((f"compression {compression}", "join", "drop_last=True", "fp16"), hvd.join)
+        # Nobody has left: the next update is one of all ranks.
+        optimizer.zero_grad()
+        own(model, 1).backward()
+        optimizer.step()
+        same_on_all_ranks(model)
+        # Another optimizer takes the model over, and this one no longer counts.
+        other = wrap(torch.optim.SGD(model.parameters(), lr=0.1), model)
+        hvd.join()
+        del other
+    model = mlp(torch.float32)
+    optimizer = wrap(sgd(model.parameters()), model, compression="fp16")
+    told(("compression fp16", "update 1"), hvd.join)
+    del optimizer
+
+
+def check_compression_knows_after_join_what_ranks_have_missed() -> None:
+    """The larger gradients of updates without rank 1 decide of the 16 bits' scale, on every rank alike."""
+    bf16 = {"type": "bf16", "use_error_feedback": False}
+    for compression in ("fp16", [{"match": "0.*", "type": "fp16"}, bf16]):
+        model, twin = twins(lambda: mlp(torch.float32))
+        plain = torch.optim.SGD(model.parameters(), lr=1e-3)
+        optimizer = wrap(plain, model, compression=compression, average="samples")
+        for epoch in range(3):
+            for update in range(4 if hvd.rank() == 0 else 1):
+                optimizer.batch_samples = 2
+                optimizer.zero_grad()
+                (own(model, 10 * epoch + update) * 4.0**update).backward()
+                optimizer.step()
+            hvd.join()
+            hvd.broadcast_parameters(model.state_dict(), root_rank=0)
+            hvd.broadcast_optimizer_state(optimizer, root_rank=0)
+        twin.load_state_dict(model.state_dict())
+        optimizer.batch_samples = 2
+        optimizer.zero_grad()
+        own(model, 99).backward()
+        every(twin, 99).backward()
+        for a, b in zip(model.parameters(), twin.parameters(), strict=True):
+            largest = float(b.grad.abs().max())
+            torch.testing.assert_close(a.grad, b.grad, rtol=0.02, atol=0.02 * largest)
+        optimizer.step()
+        same_on_all_ranks(model)
 
 
 def check_epochs_with_a_rank_that_has_a_batch_less() -> None:

@@ -8,6 +8,7 @@ import torch
 from torch.nn import functional
 
 import hvdtrain.torch as hvd
+from hvdtrain.core.errors import SpecError
 from tests.dropin.trial import (
     Trial,
     adamw,
@@ -90,6 +91,43 @@ def check_parameters_added_later() -> None:
         every(twin, update).backward()
         other.step()
     assert_same(model, twin, 1e-12)
+
+
+def check_a_head_that_did_not_exist_at_the_wrap() -> None:
+    """It gets the name that the group gives it, or one of its place."""
+    for named in (True, False):
+        model, twin = twins()
+        pairs = [*model.named_parameters()] if named else None
+        make = torch.optim.SGD
+        optimizer = make(pairs if named else model.parameters(), lr=0.1)
+        optimizer = hvd.DistributedOptimizer(optimizer, model.named_parameters(), bucket_cap_mb=1e-4)
+        other = make(twin.parameters(), lr=0.1)
+        step_both(optimizer, model, other, twin, 0)
+        for each, opt in ((model, optimizer), (twin, other)):
+            torch.manual_seed(9)
+            each.append(torch.nn.Linear(3, 3, dtype=F64))
+            head = each[3].named_parameters() if named and opt is optimizer else each[3].parameters()
+            opt.add_param_group({"params": [*head]})
+        assert [*optimizer._gradients._parameters][4:] == (
+            ["weight", "bias"] if named else ["group1.0", "group1.1"]
+        )
+        for update in (1, 2):
+            step_both(optimizer, model, other, twin, update)
+        assert_same(model, twin, 1e-12)
+
+
+def check_a_group_that_is_refused_is_not_there() -> None:
+    model = mlp()
+    optimizer = wrap(sgd(model.parameters()), model)
+    try:
+        optimizer.add_param_group({"params": [torch.nn.Parameter(torch.zeros(2, dtype=torch.complex64))]})
+    except SpecError as error:
+        assert "complex64" in str(error)
+    else:
+        raise AssertionError("accepted")
+    assert len(optimizer.param_groups) == 1
+    own(model, 0).backward()
+    optimizer.step()
 
 
 class Tied(torch.nn.Module):

@@ -22,7 +22,7 @@ def main(results: str, *modules: str) -> None:
     torch.set_num_threads(1)
     found: dict[str, str | None] = {}
     for module in map(importlib.import_module, modules):
-        for name, check in vars(module).items():
+        for name, check in [*vars(module).items()]:
             if not name.startswith("check_"):
                 continue
             try:

@@ -58,6 +58,22 @@ def test_one_framework_is_enough(bare: Environment) -> None:
     assert status == 0
 
 
+def test_a_horovod_as_released_has_its_vulnerabilities(bare: Environment) -> None:
+    with_torch(bare, "2.13.0", WORKING, built_for="2.13.0")
+    row = examine(bare)[1]["known vulnerabilities"]
+    assert row["status"] == "open"
+    assert "CVE-2024-10190, CVE-2026-31234" in row["found"]
+    assert "engine build" in row["action"]
+    assert "CVE-2026-31234" in bare.run(DOCTOR, COLUMNS="200").stdout
+
+
+def test_a_horovod_of_an_older_hvdtrain_names_what_it_lacks(bare: Environment) -> None:
+    with_torch(bare, "2.13.0", WORKING, built_for="2.13.0")
+    (bare.site / "horovod" / "hvdtrain_engine.json").write_text(json.dumps({"closed": ["CVE-2024-10190"]}))
+    row = examine(bare)[1]["known vulnerabilities"]
+    assert (row["status"], row["found"].partition(":")[0]) == ("open", "CVE-2026-31234")
+
+
 def test_a_local_version_is_the_same_version(bare: Environment) -> None:
     with_torch(bare, "2.11.0+cu130", WORKING, built_for="2.11.0+cu130")
     status, rows = examine(bare)
@@ -131,5 +147,26 @@ def test_this_environment_is_whole() -> None:
         "gloo",
         "mpi",
         "bfloat16",
+        "known vulnerabilities",
     ):
         assert rows[name]["status"] == "ok"
+    assert rows["known vulnerabilities"]["found"] == "closed: CVE-2024-10190, CVE-2026-31234"
+    assert rows["horovod"]["found"].startswith("0.28.1+hvdtrain.")
+
+
+def test_the_installed_horovod_says_what_it_is() -> None:
+    import importlib.metadata
+
+    from packaging.specifiers import SpecifierSet
+
+    from hvdtrain.engine.cache import installed_horovod
+    from hvdtrain.engine.edits import EDITED_VERSION, edits_for
+    from hvdtrain.engine.versions import find_versions
+
+    installed = installed_horovod()
+    metadata = importlib.metadata.metadata("horovod")
+    assert installed is not None
+    assert installed.version == metadata["Version"] == EDITED_VERSION
+    assert EDITED_VERSION in SpecifierSet("==0.28.1")
+    listed = str(metadata["Description"] or metadata.get_payload())
+    assert all(f"- {edit.name}: " in listed for edit in edits_for(find_versions()))

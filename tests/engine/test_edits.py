@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from hvdtrain.core.errors import EngineError
-from hvdtrain.engine.edits import EDITS, Edit, apply_edits, edits_for
+from hvdtrain.engine.edits import EDITS, REVISION, Edit, apply_edits, edits_for, recipe_digest
 from hvdtrain.engine.versions import Versions
 
 CPU = Versions("cp311-x86_64", torch="2.13.0+cpu", tensorflow="2.21.0", tensorflow_cuda="12.5.1")
@@ -61,9 +61,14 @@ def test_edits_do_not_apply_twice(source: Path) -> None:
         apply_edits(edits_for(CPU), source)
 
 
-@pytest.mark.parametrize("edit", EDITS, ids=lambda edit: edit.name)
+REPLACING = [edit for edit in EDITS if edit.anchor is not None]
+ADDING = [edit for edit in EDITS if edit.anchor is None]
+
+
+@pytest.mark.parametrize("edit", REPLACING, ids=lambda edit: edit.name)
 @pytest.mark.parametrize("copies", [0, 2])
 def test_an_anchor_not_found_once_is_refused_by_name(edit: Edit, copies: int, tmp_path: Path) -> None:
+    assert edit.anchor is not None
     path = tmp_path / edit.file
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("before\n" + edit.anchor * copies + "after\n")
@@ -73,6 +78,27 @@ def test_an_anchor_not_found_once_is_refused_by_name(edit: Edit, copies: int, tm
     assert edit.file in str(caught.value)
     assert f"{copies} times" in str(caught.value)
     assert path.read_text() == "before\n" + edit.anchor * copies + "after\n"
+
+
+@pytest.mark.parametrize("edit", ADDING, ids=lambda edit: edit.name)
+def test_a_new_file_is_written_once(edit: Edit, tmp_path: Path) -> None:
+    edit.apply(tmp_path)
+    assert (tmp_path / edit.file).read_text() == edit.replacement
+    with pytest.raises(EngineError, match=edit.name):
+        edit.apply(tmp_path)
+
+
+def test_the_revision_is_raised_with_the_edits() -> None:
+    """Wheels of different content must not have one version: raise REVISION when this digest changes."""
+    # The digest itself depends on the revision, which stands in one of the edits.
+    others = (edit for edit in EDITS if edit.name != "stamp")
+    assert (REVISION, recipe_digest(others)[:16]) == (1, "bea110ddb4008dc3")
+
+
+def test_every_python_file_that_is_edited_still_compiles(source: Path) -> None:
+    apply_edits(edits_for(CPU), source)
+    for name in {edit.file for edit in EDITS if edit.file.endswith(".py")}:
+        compile((source / name).read_text(), name, "exec")
 
 
 def test_a_missing_file_is_refused_by_name(tmp_path: Path) -> None:

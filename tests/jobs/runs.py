@@ -18,6 +18,9 @@ HOROVODRUN = (
     "import sys; sys.modules['tensorflow'] = None; "
     "from horovod.runner.launch import run_commandline; run_commandline()"
 )
+# Who waits yields: tests run beside each other.
+PLACING = ("--oversubscribe", "--bind-to", "none", "--mca", "mpi_yield_when_idle", "1")
+MPIRUN = ("mpirun", "--allow-run-as-root", "--tag-output", *PLACING)
 # A BERT small enough that start-up is most of a test.
 TINY = (
     "model.vocab_size=512",
@@ -69,25 +72,37 @@ def launch(
             them if need be.
         timeout: in seconds.
     """
-    # Who waits yields: tests run beside each other.
-    placing = ["--oversubscribe", "--bind-to", "none", "--mca", "mpi_yield_when_idle", "1"]
+    if wire == "nccl":
+        program = [str(ON_GPU), *program]
+    ranks = [sys.executable, *program]
     if wire == "mpirun":
-        command = ["mpirun", "--allow-run-as-root", "--tag-output", *placing, "-np", str(np)]
-    else:
-        command = [sys.executable, "-c", HOROVODRUN, "-np", str(np), "--mpi" if wire == "mpi" else "--gloo"]
-        command += [f"--mpi-args={' '.join(placing)}"] * (wire == "mpi")
+        return _run([*MPIRUN, "-np", str(np), *ranks], wire, timeout)
+    command = [sys.executable, "-c", HOROVODRUN, "-np", str(np), "--mpi" if wire == "mpi" else "--gloo"]
+    command += [f"--mpi-args={' '.join(PLACING)}"] * (wire == "mpi")
+    return _run([*command, *ranks], wire, timeout)
+
+
+def launch_each(
+    programs: list[tuple[Path, list[str]]], timeout: float = 300
+) -> subprocess.CompletedProcess[str]:
+    """Run another `python program` on each rank, every one in a working directory of its own, by mpirun."""
+    command = [*MPIRUN]
+    for i, (place, program) in enumerate(programs):
+        command += [*[":"] * (i > 0), "-np", "1", "-wdir", str(place), sys.executable, *program]
+    return _run(command, "mpirun", timeout)
+
+
+def _run(command: list[str], wire: str, timeout: float) -> subprocess.CompletedProcess[str]:
     env = os.environ | {
         "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
         # Workers are scripts below tests/ and import from it; an editable install exposes hvdtrain alone.
         "PYTHONPATH": str(ROOT),
         "TF_CPP_MIN_LOG_LEVEL": "3",
     }
-    if wire == "nccl":
-        program = [str(ON_GPU), *program]
-    else:
+    if wire != "nccl":
         env["CUDA_VISIBLE_DEVICES"] = ""
     return subprocess.run(
-        [*command, sys.executable, *program],
+        command,
         env=env,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+from pydoc_data.topics import topics
 from typing import Any
 
 import numpy as np
@@ -12,10 +14,12 @@ import pytest
 
 from hvdtrain.core.compression import Adasum, DiLoCo, LocalSGD
 from hvdtrain.core.compression.simulator import Simulator
-from hvdtrain.core.data import MicroBatch, prepare, train_windows
-from hvdtrain.core.metrics import read_metrics
+from hvdtrain.core.data import Dataset, MicroBatch, Window, prepare, train_windows
+from hvdtrain.core.data.dataset import split_members
+from hvdtrain.core.data.tokenizer import train_tokenizer
+from hvdtrain.core.metrics import METRICS_FILE, read_metrics
 from hvdtrain.core.optimizers import ReferenceOptimizer, clip_factor
-from hvdtrain.core.plan import make_plan
+from hvdtrain.core.plan import Plan, make_plan
 from hvdtrain.core.schedules import schedule_factor
 from hvdtrain.core.spec import JobSpec, load_spec
 from hvdtrain.core.weights import initial_weights
@@ -24,6 +28,7 @@ from tests.jobs import spoilt
 from tests.jobs.runs import FRAMEWORKS, TINY, launch
 
 Results = dict[str, list[dict[str, np.ndarray]]]
+OUTPUT = "output.txt"
 ELEMENTS = 2 * spoilt.ROWS * spoilt.WIDTH
 
 
@@ -34,6 +39,7 @@ def run(directory: Path, framework: str, ranks: int, scenarios: list[dict[str, A
     listing.write_text(json.dumps(scenarios))
     done = launch(ranks, [spoilt.__file__, framework, str(listing)])
     assert done.returncode == 0, done.stdout[-5000:]
+    (directory / OUTPUT).write_text(done.stdout)
     names = [scenario["name"] for scenario in scenarios]
     return {n: [dict(np.load(directory / f"{n}-{rank}.npz")) for rank in range(ranks)] for n in names}
 
@@ -46,7 +52,9 @@ class Runs(dict[str, Results]):
 
     def __missing__(self, framework: str) -> Results:
         names = tuple(EVERY) if framework == "torch" else FEW
-        scenarios = [*scripted(), *unscripted(names, 2), *(tiny() if framework == "torch" else [])]
+        # The first is what ranks take their seeds from.
+        scenarios = [*empty(self.root / "corpus", framework), *scripted(), *unscripted(names, 2)]
+        scenarios += tiny() if framework == "torch" else []
         self[framework] = run(self.root / framework, framework, 2, scenarios)
         return self[framework]
 
@@ -96,7 +104,7 @@ def scripted() -> list[dict[str, Any]]:
 def test_a_scripted_run_is_the_hand_written_one(runs: Runs, framework: str) -> None:
     for scenario in scripted():
         name, results = scenario["name"], runs[framework][scenario["name"]]
-        weights, rates = reference(load_spec("bert", scenario["set"]))
+        weights, rates = reference(load_spec("bert", scenario["set"]), SPOILS)
         for found in results:
             assert found["scales"].tolist() == SCALES
             assert np.flatnonzero(~found["applied"]).tolist() == SKIPPED
@@ -110,35 +118,172 @@ def test_a_scripted_run_is_the_hand_written_one(runs: Runs, framework: str) -> N
         ]
 
 
-def reference(spec: JobSpec) -> tuple[dict[str, np.ndarray], list[float]]:
-    """Both ranks in NumPy: the weights in the end, and the learning rate of each update tried."""
-    dataset = prepare(spec.data, spec.model.vocab_size, spec.seed)
-    tokens = dataset.train.lengths
-    plan = make_plan(spec, spoilt.WEIGHTS, size=2, threads=1, train_tokens=tokens, validation_samples=0)
+# Beside these the texts have one word each that the tokenizer knows: most updates have few, some have none.
+EMPTY = {"none": "{type: none}", "topk": "{type: topk, ratio: 0.02}", "adasum": "{type: adasum}"}
+EMPTY_LOCAL = "{type: local_sgd, sync_every: 2}"
+
+
+def empty(directory: Path, framework: str) -> list[dict[str, Any]]:
+    """Runs on a corpus most of whose documents are [UNK], with the largest seed that evaluates on one."""
+    directory.mkdir(parents=True, exist_ok=True)
+    words = " ".join(topics.values()).lower().split()
+    tokenizer, corpus = directory / "tokenizer.json", directory / "corpus.txt"
+    train_tokenizer(lambda: [" ".join(words)], 200).save(str(tokenizer))
+    documents = ["\u2603 \u2604" if i % 4 else "the a" for i in range(100)]
+    corpus.write_text("\n\n".join(documents), encoding="utf-8")
+    seeds = (2**63 - n for n in itertools.count(1))
+    seed = next(s for s in seeds if split_members(100, 0.01, s)[1][0] % 4)
+    settings = [
+        *SCRIPTED,
+        "data={corpus: null, packing: false, max_seq_length: 32, validation_split: 0.01, "
+        f"files: [{corpus}], tokenizer_file: {tokenizer}}}",
+        "batch={per_device_train_batch_size: 1, gradient_accumulation_steps: 2}",
+        f"seed={seed}",
+    ]
+    texts = EMPTY if framework == "torch" else {"none": EMPTY["none"]}
+    return [
+        {"name": f"empty {name}", "set": [*settings, f"compression={text}"]}
+        for name, text in [*texts.items(), ("local_sgd", EMPTY_LOCAL)]
+    ]
+
+
+@pytest.mark.parametrize("framework", FRAMEWORKS)
+def test_an_update_with_nothing_to_predict_is_skipped_for_its_own_reason(
+    runs: Runs, framework: str, tmp_path: Path
+) -> None:
+    for scenario in empty(runs.root / "corpus", framework):
+        name, results = scenario["name"], runs[framework][scenario["name"]]
+        if name.endswith("local_sgd"):
+            continue
+        spec = load_spec("bert", scenario["set"])
+        weights, rates = reference(spec, [])
+        nothing = [w for w, total in enumerate(totals(spec, 40)) if total == 0.0]
+        windows = int(results[0]["step"][1])
+        nothing = [w for w in nothing if w < windows]
+        assert len(nothing) > 2, "some updates were meant to be empty"
+        for found in results:
+            assert found["applied"].all()
+            assert found["step"].tolist() == [12, 12 + len(nothing)]
+            # Of applied updates alone: three raise the scale.
+            assert found["scales"].tolist() == [16.0 * 2 ** (i // 3) for i in range(13)]
+            np.testing.assert_allclose(found["rates"], rates, rtol=1e-14)
+            for weight, array in weights.items():
+                np.testing.assert_allclose(found[weight], array, rtol=1e-9, atol=1e-11, err_msg=name)
+        check_lines(runs.root / framework / name, nothing, windows)
+
+
+def check_lines(run: Path, nothing: list[int], windows: int) -> None:
+    text = (run / METRICS_FILE).read_text()
+    assert "NaN" not in text
+    *lines, evaluated = [json.loads(line) for line in text.splitlines()]
+    assert [i for i, line in enumerate(lines) if "loss" not in line] == nothing
+    assert [line["samples_consumed"] for line in lines] == [4 * (i + 1) for i in range(windows)]
+    for i, line in enumerate(lines):
+        assert line["empty_updates"] == line["skipped_updates"] == sum(n <= i for n in nothing)
+        assert line["wire_bytes"] == 0 if i in nothing else line["wire_bytes"] > 0
+    # Of both ranks' [CLS], [UNK], [UNK] and [SEP], twice.
+    assert {lines[i]["tokens"] for i in nothing} == {16}
+    assert evaluated["eval_samples"] == 1
+    assert evaluated["eval_loss"] is evaluated["eval_perplexity"] is None
+    assert "no validation loss, for that split has nothing to predict" in (run.parent / OUTPUT).read_text()
+    assert (
+        f"{len(nothing)} skipped, {len(nothing)} of them with nothing to predict"
+        in (run.parent / OUTPUT).read_text()
+    )
+
+
+@pytest.mark.parametrize("framework", FRAMEWORKS)
+def test_so_it_is_where_ranks_take_updates_alone(runs: Runs, framework: str) -> None:
+    (scenario,) = [s for s in empty(runs.root / "corpus", framework) if s["name"] == "empty local_sgd"]
+    spec = load_spec("bert", scenario["set"])
+    weights, own = local_reference(spec)
+    for rank, found in enumerate(runs[framework][scenario["name"]]):
+        assert found["applied"].tolist() == [True] * own[rank]
+        assert found["step"].tolist() == [12, 12]
+        for weight, array in weights.items():
+            np.testing.assert_allclose(found[weight], array, rtol=1e-9, atol=1e-11)
+    lines = read_metrics(runs.root / framework / scenario["name"])[0]
+    nothing = np.cumsum(np.array(totals(spec, 12)) == 0.0)[1::2].tolist()
+    assert nothing[-1] > 0
+    assert [line["empty_updates"] for line in lines] == nothing
+    assert [line["skipped_updates"] for line in lines] == nothing
+
+
+def totals(spec: JobSpec, count: int) -> list[float]:
+    """W of the first updates."""
+    return [sum(part.weight for part in parts) for parts in itertools.islice(windows_of(spec), count)]
+
+
+def windows_of(spec: JobSpec) -> Iterator[tuple[Window, ...]]:
+    """Both ranks' windows."""
+    dataset, plan = prepared(spec)
     streams = [
         train_windows(dataset, spec.task, seed=spec.seed, accumulation=plan.accumulation, rank=rank)
         for rank in range(2)
     ]
+    return zip(*streams, strict=True)
+
+
+def prepared(spec: JobSpec) -> tuple[Dataset, Plan]:
+    dataset = prepare(spec.data, spec.model.vocab_size, spec.seed)
+    tokens = dataset.train.lengths
+    plan = make_plan(spec, spoilt.WEIGHTS, size=2, threads=1, train_tokens=tokens, validation_samples=0)
+    return dataset, plan
+
+
+def local_reference(spec: JobSpec) -> tuple[dict[str, np.ndarray], list[int]]:
+    """Both ranks' local updates in NumPy: the weights in the end, and how many each rank has applied."""
+    _, plan = prepared(spec)
+    start = initial_weights(spoilt.WEIGHTS, spec.seed, spec.model.initializer_range, "float64")
+    ranks, own = [dict(start), dict(start)], [0, 0]
+    optimizers = [
+        {w.name: ReferenceOptimizer(spec.optimizer, w.decays) for w in spoilt.WEIGHTS} for _ in range(2)
+    ]
+    for step, parts in enumerate(itertools.islice(windows_of(spec), plan.max_steps)):
+        rate = plan.learning_rate * schedule_factor("linear", step, plan.warmup_steps, plan.max_steps)
+        for rank, part in enumerate(parts):
+            if not part.weight:
+                continue
+            own[rank] += 1
+            weights = ranks[rank]
+            found = sum(gradient(*weights.values(), batch) for batch in part.micro_batches) / part.weight
+            found *= clip_factor(float(np.linalg.norm(found)), spec.max_grad_norm or np.inf)
+            for name, flat in zip(weights, np.split(found, 2), strict=True):
+                moved = flat.reshape(weights[name].shape)
+                weights[name] = optimizers[rank][name].update(weights[name], moved, rate)
+        if step % 2:
+            mean = {name: (ranks[0][name] + ranks[1][name]) / 2 for name in start}
+            ranks = [dict(mean), dict(mean)]
+    return ranks[0], own
+
+
+def reference(spec: JobSpec, spoils: spoilt.Spoils) -> tuple[dict[str, np.ndarray], list[float]]:
+    """Both ranks in NumPy: the weights in the end, and the learning rate of each update tried."""
+    _, plan = prepared(spec)
     weights = initial_weights(spoilt.WEIGHTS, spec.seed, spec.model.initializer_range, "float64")
     optimizers = {w.name: ReferenceOptimizer(spec.optimizer, w.decays) for w in spoilt.WEIGHTS}
     (bucket,) = plan.buckets
     assert [w.name for w in bucket.weights] == list(weights)
     simulator = Simulator(spec.rules.policies[0], bucket, 2, seed=spec.seed)
     step, window, rates = 0, 0, []
-    while step < plan.max_steps:
-        parts = [next(stream) for stream in streams]
+    for parts in windows_of(spec):
+        if step == plan.max_steps:
+            break
         total = sum(part.weight for part in parts)
+        if not total:
+            continue
         mine = np.zeros((2, ELEMENTS))
         for rank, part in enumerate(parts):
             for i, batch in enumerate(part.micro_batches):
-                mine[rank] += gradient(*weights.values(), batch) / total
-                for at, whose, micro_batch, element, value in SPOILS:
+                divisor = spec.rules.divisor(part.weight, total)
+                mine[rank] += gradient(*weights.values(), batch) / divisor
+                for at, whose, micro_batch, element, value in spoils:
                     if (at, whose, micro_batch) == (window, rank, i):
                         mine[rank, element] += float(value) / total
         with np.errstate(invalid="ignore"):
             reduced = simulator.reduce(mine, step + 1)[0]
         rates.append(plan.learning_rate * schedule_factor("linear", step, plan.warmup_steps, plan.max_steps))
-        if window not in SKIPPED:
+        if not spoils or window not in SKIPPED:
             simulator.commit()
             reduced *= clip_factor(float(np.linalg.norm(reduced)), spec.max_grad_norm or np.inf)
             for name, part in zip(weights, np.split(reduced, 2), strict=True):

@@ -32,6 +32,12 @@ def test_job_script_leaves_a_hugging_face_model(framework: str, wire: str, tmp_p
     logged = read_metrics(tmp_path / "out")[1][-1]["eval_loss"]
     assert evaluate_with_transformers(tmp_path / "out" / "model") == pytest.approx(logged, rel=1e-5)
 
+    files = {path.name for path in (tmp_path / "out" / "model").iterdir()}
+    assert files == {
+        *("model.safetensors", "untrained.safetensors", "model.safetensors.index.json", "config.json"),
+        *("tokenizer.json", "tokenizer_config.json", "vocab.txt", "sentence_bert_config.json"),
+    }
+    assert files < {path.name for path in (tmp_path / "out" / "checkpoint-4").iterdir()}
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "out" / "model")
     assert tokenizer.mask_token == "[MASK]"
     assert (

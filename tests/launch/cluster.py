@@ -65,9 +65,8 @@ class Cluster:
         self, name: str, command: Sequence[str], cwd: Path, env: Mapping[str, str], timeout_s: float
     ) -> tuple[int, str]:
         """Runs a command on a node; returns its exit status and its two outputs together."""
-        enter = ["nsenter", "-t", str(self.pids[name]), "-n", "-u", "-m", f"--wd={cwd}"]
         done = subprocess.run(
-            [*enter, *command],
+            self.inside(name, command, cwd),
             env=dict(env),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
@@ -77,6 +76,10 @@ class Cluster:
             check=False,
         )
         return done.returncode, done.stdout
+
+    def inside(self, name: str, command: Sequence[str], cwd: Path) -> list[str]:
+        """The command line that runs a command on a node; its process is that command's from then on."""
+        return ["nsenter", "-t", str(self.pids[name]), "-n", "-u", "-m", f"--wd={cwd}", *command]
 
     def processes(self, name: str) -> set[int]:
         """Process ids on a node, without its ssh server."""

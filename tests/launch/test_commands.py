@@ -21,6 +21,7 @@ FULL = Facts(
     root=False,
 )
 PROGRAM = ("-m", "hvdtrain.torch.job", "--spec", "a file.yaml", "--set", "seed=3")
+GUARD = ("-m", "hvdtrain.launch.rank")
 ONE = LaunchRequest(PROGRAM, (Host("localhost", 2),), local=True, workdir="/jobs")
 REMOTE = replace(ONE, hosts=(Host("node1", 2),), local=False)
 TWO = replace(ONE, hosts=(Host("node1", 2), Host("node2", 1)), local=False)
@@ -96,8 +97,8 @@ def test_mpirun_on_one_host() -> None:
     assert after(line, "mpi_yield_when_idle") == ["1"]
     assert after(line, "btl_tcp_flags") == ["send,inplace"]
     assert "--allow-run-as-root" not in line
-    assert line[-len(PROGRAM) - 3 :] == [sys.executable, "-m", "mpi4py", *PROGRAM]
-    assert line[-len(PROGRAM) - 4] == "HOROVOD_CPU_OPERATIONS=mpi"
+    assert line[-len(PROGRAM) - 5 :] == [sys.executable, *GUARD, "-m", "mpi4py", *PROGRAM]
+    assert line[-len(PROGRAM) - 6] == "HOROVOD_CPU_OPERATIONS=mpi"
 
 
 def test_mpirun_between_hosts_exports_the_environment() -> None:
@@ -114,16 +115,18 @@ def test_mpirun_between_hosts_exports_the_environment() -> None:
     assert "--allow-run-as-root" in line
 
 
-def test_mpirun_without_mpi4py_runs_plain_python() -> None:
-    assert command(ONE, replace(FULL, mpi4py=False))[-len(PROGRAM) - 1 :] == [sys.executable, *PROGRAM]
+def test_mpirun_without_mpi4py_runs_the_program_alone() -> None:
+    line = command(ONE, replace(FULL, mpi4py=False))
+    assert line[-len(PROGRAM) - 3 :] == [sys.executable, *GUARD, *PROGRAM]
 
 
 def test_horovodrun_over_gloo() -> None:
     line = command(replace(TWO, network_interface="eth1"))
     assert line == [
         *("/env/bin/horovodrun", "-np", "3", "-H", "node1:2,node2:1", "--disable-cache", "--gloo"),
-        *("--network-interfaces", "eth1", sys.executable, "-m", "hvdtrain.launch.rank", *PROGRAM),
+        *("--network-interfaces", "eth1", sys.executable, *GUARD, *PROGRAM),
     ]
+    assert command(replace(ONE, wire=Wire.GLOO))[-len(PROGRAM) - 3 :] == [sys.executable, *GUARD, *PROGRAM]
 
 
 def test_horovodrun_over_mpi_is_given_the_same_settings() -> None:

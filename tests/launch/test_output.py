@@ -1,12 +1,13 @@
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from itertools import pairwise
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hvdtrain.launch.output import Failure, FailureWatch, Line, LineSplitter
+from hvdtrain.launch.output import Failure, FailureWatch, Line, LineSplitter, Statements
 
 GLOO = (
     "[0]<stdout>:one\n[1]<stderr>:two\nfrom the launcher\n"
@@ -93,7 +94,9 @@ def test_first_failure(lines: list[tuple[int | None, str]], expected: Failure | 
     ("failure", "text"),
     [
         (Failure(1, 137), "rank 1 failed first (killed by SIGKILL)"),
-        (Failure(0, 3, "error: no"), "rank 0 failed first (exit status 3): error: no"),
+        (Failure(0, 3, "KeyError: 'x'"), "rank 0 failed first (exit status 3): KeyError: 'x'"),
+        # That is all this rank says, and it has been shown.
+        (Failure(0, 3, "error: no"), "rank 0 failed first (exit status 3)"),
         (Failure(0, 255), "rank 0 failed first (killed, or its host lost)"),
         (Failure(2), "rank 2 failed first"),
     ],
@@ -114,3 +117,73 @@ def test_failure_in_words(failure: Failure, text: str) -> None:
 )
 def test_only_what_tensorflow_says_of_itself_is_left_out(text: str, noise: bool) -> None:
     assert FailureWatch().is_noise(Line(0, text)) is noise
+
+
+RULE = "-" * 75
+# Open MPI 4.1's words, in pieces as they come, between a rank's.
+FAREWELL = f"""[rank 0] error: no
+{RULE}
+Primary job  terminated normally, but 1 process returned
+a non-zero exit code. Per user-direction, the job has been aborted.
+{RULE}
+{RULE}
+mpirun detected that one or more processes exited with non-zero status, thus causing
+the job to be terminated. The first process to do so was:
+
+  Process name: [[30491,1],0]
+  Exit code:    1
+{RULE}
+"""
+NO_SLOTS = f"""{RULE}
+There are not enough slots available in the system to satisfy the 9
+slots that were requested by the application:
+{RULE}
+"""
+ABORT = f"""{RULE}
+MPI_ABORT was invoked on rank 1 in communicator MPI_COMM_WORLD
+with errorcode 1.
+
+NOTE: invoking MPI_ABORT causes Open MPI to kill all MPI processes.
+{RULE}
+"""
+
+
+def shown(text: str) -> str:
+    watch, statements, out = FailureWatch(), Statements(), []
+
+    def take(found: Iterable[Sequence[Line]]) -> None:
+        for lines in found:
+            for line in lines:
+                watch.note(line)
+            out.extend(line.text for line in lines if watch.says_more(lines))
+
+    for line in text.splitlines(keepends=True):
+        rank = 0 if line.startswith("[rank 0]") else None
+        take(statements.feed(Line(rank, line)))
+    take(statements.close())
+    return "".join(out)
+
+
+@pytest.mark.parametrize(
+    ("text", "left"),
+    [
+        (FAREWELL, "[rank 0] error: no\n"),
+        (ABORT, ""),
+        (NO_SLOTS, NO_SLOTS),
+        # Without an end, and nothing said of a rank.
+        (f"{RULE}\nORTE was unable to start\n", f"{RULE}\nORTE was unable to start\n"),
+        ("plain\n", "plain\n"),
+    ],
+)
+def test_what_open_mpi_says_is_shown_as_a_whole_or_not_at_all(text: str, left: str) -> None:
+    assert shown(text) == left
+
+
+def test_what_ranks_say_of_the_loss_of_another_is_told_from_their_own() -> None:
+    watch = FailureWatch()
+    assert watch.is_consequence(Line(*LOST))
+    assert watch.is_consequence(
+        Line(1, "[E operations.cc:697] Horovod background loop uncaught exception: x")
+    )
+    assert not watch.is_consequence(Line(1, "ValueError: bad"))
+    assert not watch.is_consequence(Line(None, LOST[1]))

@@ -23,7 +23,7 @@ TORCH, TENSORFLOW = ROOT / "hvdtrain" / "torch", ROOT / "hvdtrain" / "tensorflow
 # Modules that one adapter alone has, and why. A user's own loop is written in another way in each framework.
 ONE_SIDED = {
     "dropin/backward.py": "PyTorch tells by hooks which backward runs; TensorFlow's tape is called",
-    "dropin/copies.py": "PyTorch's optimizers are copied whole; Keras makes them anew (hvdtrain/keras/telling.py)",
+    "dropin/copies.py": "PyTorch copies optimizers whole, Keras makes them anew (hvdtrain/keras/telling.py)",
     "dropin/filling.py": "hooks move PyTorch's gradients; TensorFlow's are arguments",
     "dropin/naming.py": "PyTorch's parameters have no names of their own",
     "dropin/optimizer.py": "TensorFlow's is Keras' (hvdtrain/keras/optimizer.py)",
@@ -32,6 +32,9 @@ ONE_SIDED = {
     "dropin/state.py": "PyTorch has a state_dict",
     "dropin/messages.py": "TensorFlow has a list of variables",
     "dropin/tape.py": "PyTorch has no tape",
+    "keras/__init__.py": "Horovod's names for Keras in TensorFlow",
+    "keras/callbacks.py": "likewise",
+    "keras/elastic.py": "likewise",
 }
 _HOOKS = "PyTorch's are filled by hooks and told of `step`; TensorFlow's are given to one call in a graph"
 _DRIVER = "PyTorch has requests under way, TensorFlow a graph in which data flow orders them"
@@ -54,6 +57,10 @@ BY_NATURE = {
         "Gradients": _HOOKS,
         "gradients_in_use": "PyTorch's are their optimizers' (dropin/optimizer.py), a tape's nobody's",
     },
+    "dropin/sync_batch_norm.py": dict.fromkeys(
+        ("SyncBatchNorm", "SyncBatchNormalization"), "each framework's own name for the layer"
+    ),
+    "elastic.py": dict.fromkeys(("TorchState", "TensorFlowKerasState"), "Horovod's names"),
     "dropin/session.py": {
         "explained": "TensorFlow's error holds an account of the graph, PyTorch's one sentence"
     },

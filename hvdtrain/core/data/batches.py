@@ -80,11 +80,6 @@ class Window:
         """This rank's real tokens."""
         return sum(batch.tokens for batch in self.micro_batches)
 
-    @property
-    def samples(self) -> int:
-        """This rank's real rows."""
-        return sum(batch.samples for batch in self.micro_batches)
-
 
 @dataclass(frozen=True)
 class Recipe:

@@ -3,28 +3,36 @@
 from __future__ import annotations
 
 import fcntl
-import os
 import shutil
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hvdtrain.core.data.dataset import Dataset
-from hvdtrain.core.data.hashing import content_hash, file_stamp, hash_file, hash_texts
+from hvdtrain.core.data.hashing import Contents, hash_contents, hash_texts
 from hvdtrain.core.data.packing import pack, split
-from hvdtrain.core.data.sources import documents, source_files
+from hvdtrain.core.data.sources import Changed, documents, file_digest
 from hvdtrain.core.data.store import Damaged, Store, open_store, write_store
-from hvdtrain.core.data.tokenizer import encoder, load_tokenizer, token_ids, train_tokenizer
+from hvdtrain.core.data.tokenizer import (
+    encoder,
+    read_tokenizer,
+    token_ids,
+    tokenizer_from,
+    train_tokenizer,
+    unknown_id,
+)
 from hvdtrain.core.errors import DataError
+from hvdtrain.core.paths import cache_root, user_path
 
 if TYPE_CHECKING:
     from hvdtrain.core.sections import DataSpec
 
-FORMAT = 1
-_BATCH_CHARS = 1 << 20
+FORMAT = 2
+_INDEX = "sources.json"
 
 
 def _silent(message: str) -> None:
@@ -35,9 +43,9 @@ def prepare(data: DataSpec, vocab_size: int, seed: int, announce: Callable[[str]
     """Open the corpus as token sequences; tokenise and pack it first if this node has not done so.
 
     The cache is named by a hash of the sources' bytes, the tokenizer, the sequence length and the packing, so
-    a change of any of them makes a new one and a change of seed or split does not. One process builds, under
-    a file lock, in a directory that gets its name when it is complete; others wait. A damaged cache is built
-    again.
+    a change of any of them makes a new one and a change of seed or split does not. What is tokenised is
+    hashed again, and refused if it is not what the name says. One process builds, under a file lock, in a
+    directory that gets its name when it is complete; others wait. A damaged cache is built again.
 
     Args:
         data: the spec's data section.
@@ -50,35 +58,62 @@ def prepare(data: DataSpec, vocab_size: int, seed: int, announce: Callable[[str]
         ~/.cache/hvdtrain/data.
 
     Raises:
-        DataError: the corpus or tokenizer cannot be used, or the cache cannot be written.
+        DataError: the corpus or tokenizer cannot be used, there is nothing to predict, or the cache cannot be
+            written.
     """
     root = cache_directory(data)
-    name = _cache_name(data, vocab_size, root)
-    store = _open(root / name)
+    inputs = _look_at(data, vocab_size, root)
+    store = _open(root / inputs.name)
     if store is None:
-        with _writing(root), _locked(root / f"{name}.lock", announce):
+        with _writing(root), _locked(root / f"{inputs.name}.lock", announce):
             # Another rank may have built it while this one waited for the lock.
-            store = _open(root / name, announce) or _build(data, vocab_size, root / name, announce)
-    return store.dataset(data.max_seq_length, data.validation_split, seed)
+            store = _open(root / inputs.name, announce) or _build(inputs, root, announce)
+    dataset = store.dataset(data.max_seq_length, data.validation_split, seed)
+    if not dataset.train.has_other_tokens(dataset.token_ids.special):
+        raise DataError(
+            f"{_source(data)}: nothing to predict, all of the training split is [UNK]: the tokenizer has "
+            f"{dataset.token_ids.size:,} tokens and knows none of its words; give a larger model.vocab_size "
+            f"(now {vocab_size:,}), a data.tokenizer_file for this text, or other text"
+        )
+    return dataset
 
 
 def cache_directory(data: DataSpec) -> Path:
-    """`data.cache_dir`, else $HVDTRAIN_CACHE_DIR/data, else ~/.cache/hvdtrain/data."""
+    """`data.cache_dir`, else data/ in the folder of all caches (see `cache_root`)."""
     if data.cache_dir is not None:
-        return Path(data.cache_dir).expanduser()
-    base = os.environ.get("HVDTRAIN_CACHE_DIR")
-    return (Path(base) if base else Path("~/.cache/hvdtrain")).expanduser() / "data"
+        return user_path(data.cache_dir, "data.cache_dir:", DataError)
+    return cache_root() / "data"
 
 
-def _cache_name(data: DataSpec, vocab_size: int, root: Path) -> str:
-    given = data.tokenizer_file
-    vocabulary = hash_file(Path(given).expanduser(), "data.tokenizer_file: ") if given else "wordpiece"
-    tokenizer = f"{vocabulary} {vocab_size}"
-    sources = content_hash(data, root / "sources.json")
+@dataclass(frozen=True)
+class _Inputs:
+    """What a cache is made from, as it was when the cache was named."""
+
+    name: str
+    data: DataSpec
+    vocab_size: int
+    contents: Contents
+    tokenizer: bytes | None
+
+
+def _look_at(data: DataSpec, vocab_size: int, root: Path) -> _Inputs:
+    file = data.tokenizer_file
+    given = read_tokenizer(user_path(file, "data.tokenizer_file:", DataError)) if file else None
+    vocabulary = (
+        f"wordpiece {data.lowercase} {data.strip_accents}"
+        if given is None
+        else file_digest(given).hexdigest()
+    )
+    contents = hash_contents(data, root / _INDEX)
     shape = f"{data.max_seq_length} {data.packing} {data.text_field}"
-    return hash_texts([f"format {FORMAT}", f"tokenizers {version('tokenizers')}", sources, tokenizer, shape])[
-        :32
+    texts = [
+        f"format {FORMAT}",
+        f"tokenizers {version('tokenizers')}",
+        contents.digest,
+        f"{vocabulary} {vocab_size}",
+        shape,
     ]
+    return _Inputs(hash_texts(texts)[:32], data, vocab_size, contents, given)
 
 
 def _open(directory: Path, announce: Callable[[str], None] = _silent) -> Store | None:
@@ -89,66 +124,58 @@ def _open(directory: Path, announce: Callable[[str], None] = _silent) -> Store |
         return None
 
 
-def _build(data: DataSpec, vocab_size: int, target: Path, announce: Callable[[str], None]) -> Store:
-    source = data.corpus or f"{len(data.files)} path(s) or glob(s)"
+def _build(inputs: _Inputs, root: Path, announce: Callable[[str], None]) -> Store:
+    target = root / inputs.name
+    source = inputs.data.corpus or f"{len(inputs.contents.files)} file(s)"
     announce(f"data: tokenising {source} into {target}")
     start = time.monotonic()
-    stamps = _stamps(data)
     # Only the holder of the lock writes here, so whatever lies here was left by a process that died.
     unfinished = target.with_name(f"{target.name}.unfinished")
     shutil.rmtree(unfinished, ignore_errors=True)
     try:
         unfinished.mkdir()
-        _tokenise(data, vocab_size, unfinished)
-        if _stamps(data) != stamps:
-            raise DataError(
-                "data.files: a file changed while it was read; start again when nothing writes to it"
-            )
+        _tokenise(inputs, unfinished)
         if target.exists():
             shutil.rmtree(target)
         unfinished.rename(target)
+    except Changed:
+        # Should it be the remembered hash that is wrong, it is forgotten.
+        (root / _INDEX).unlink(missing_ok=True)
+        raise
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
     store = open_store(target)
     assert store is not None
     tokens, sequences = store.offsets[-1], len(store.offsets) - 1
-    announce(f"data: {sequences:,} sequences, {tokens:,} tokens in {time.monotonic() - start:.1f} s")
+    announce(
+        f"data: {sequences:,} sequences, {tokens:,} tokens, {store.unknown_share:.2%} of the text [UNK]; "
+        f"tokenizer of {store.token_ids.size:,} tokens (model.vocab_size {inputs.vocab_size:,}); "
+        f"{time.monotonic() - start:.1f} s"
+    )
     return store
 
 
-def _stamps(data: DataSpec) -> list[tuple[int, int, int, int]]:
-    return [file_stamp(path) for path in source_files(data)]
+def _tokenise(inputs: _Inputs, directory: Path) -> None:
+    data, vocab_size = inputs.data, inputs.vocab_size
 
+    def texts() -> Iterator[str]:
+        return documents(data, inputs.contents.files)
 
-def _tokenise(data: DataSpec, vocab_size: int, directory: Path) -> None:
-    if data.tokenizer_file is None:
-        tokenizer = train_tokenizer(lambda: documents(data), vocab_size)
-        ids = token_ids(tokenizer, vocab_size, f"the tokenizer trained for model.vocab_size {vocab_size}")
+    if inputs.tokenizer is None:
+        tokenizer = train_tokenizer(texts, vocab_size, data.lowercase, data.strip_accents)
+        where = f"the tokenizer trained for model.vocab_size {vocab_size}"
     else:
-        tokenizer = load_tokenizer(Path(data.tokenizer_file).expanduser())
-        ids = token_ids(tokenizer, vocab_size, f"data.tokenizer_file {data.tokenizer_file}")
-    text = tokenizer.to_str(pretty=True)
-    encode = encoder(tokenizer)
-    tokenised = (tokens for batch in _batches(documents(data)) for tokens in encode(batch))
+        tokenizer = tokenizer_from(inputs.tokenizer, f"{data.tokenizer_file}")
+        where = f"data.tokenizer_file {data.tokenizer_file}"
+    ids = token_ids(tokenizer, vocab_size, where)
     arrange = pack if data.packing else split
-    sequences = arrange(tokenised, data.max_seq_length, ids.cls, ids.sep)
-    if not write_store(directory, sequences, ids, text):
-        where = f"data.corpus {data.corpus}" if data.corpus else f"data.files {', '.join(data.files)}"
-        raise DataError(f"{where}: no text found, so there is nothing to train on")
+    sequences = arrange(encoder(tokenizer, where)(texts()), data.max_seq_length, ids.cls, ids.sep)
+    if not write_store(directory, sequences, ids, tokenizer.to_str(pretty=True), unknown_id(tokenizer)):
+        raise DataError(f"{_source(data)}: no text found, so there is nothing to train on")
 
 
-def _batches(texts: Iterator[str]) -> Iterator[list[str]]:
-    """Groups of documents, large enough for the tokenizer's threads and small enough for memory."""
-    batch: list[str] = []
-    size = 0
-    for text in texts:
-        batch.append(text)
-        size += len(text)
-        if size >= _BATCH_CHARS:
-            yield batch
-            batch, size = [], 0
-    if batch:
-        yield batch
+def _source(data: DataSpec) -> str:
+    return f"data.corpus {data.corpus}" if data.corpus else f"data.files {', '.join(data.files)}"
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -41,6 +42,11 @@ class Sequences:
         """Number of tokens of each sequence, int64 (len(self),), without reading one."""
         return self.offsets[self.members + 1] - self.offsets[self.members]
 
+    def has_other_tokens(self, special: Collection[int]) -> bool:
+        """Whether there is any token but these, which nobody is asked to predict."""
+        ids = np.fromiter(special, dtype=self.tokens.dtype)
+        return any(not np.isin(self[index], ids).all() for index in range(len(self)))
+
 
 @dataclass(frozen=True, eq=False)
 class Dataset:
@@ -53,6 +59,7 @@ class Dataset:
         token_ids: size and special ids of the tokenizer.
         max_seq_length: no sequence is longer.
         fingerprint: hash of the tokens and the split; ranks that train together must agree on it.
+        unknown_share: share of the text's tokens that are [UNK], which nobody is asked to predict.
     """
 
     train: Sequences
@@ -61,11 +68,7 @@ class Dataset:
     token_ids: TokenIds
     max_seq_length: int
     fingerprint: str
-
-    @property
-    def vocab_size(self) -> int:
-        """The tokenizer's number of tokens; the model's may be larger."""
-        return self.token_ids.size
+    unknown_share: float = 0.0
 
 
 def split_members(

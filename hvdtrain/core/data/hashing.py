@@ -7,11 +7,11 @@ import json
 import tempfile
 import time
 from collections.abc import Iterable
-from functools import partial
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hvdtrain.core.data.sources import python_docs, source_files, unreadable
+from hvdtrain.core.data.sources import file_digest, python_docs, source_files, unreadable
 
 if TYPE_CHECKING:
     from hvdtrain.core.sections import DataSpec
@@ -19,25 +19,36 @@ if TYPE_CHECKING:
 _SETTLED_NS = 2_000_000_000
 
 
-def content_hash(data: DataSpec, index: Path) -> str:
-    """A hash of the corpus' bytes, whatever the files are called.
+@dataclass(frozen=True)
+class Contents:
+    """What a corpus held when it was hashed.
+
+    Attributes:
+        digest: a hash of all of it, whatever the files are called.
+        files: the hash of each file by path, in order; none for the embedded corpus.
+    """
+
+    digest: str
+    files: dict[Path, str] = field(default_factory=dict)
+
+
+def hash_contents(data: DataSpec, index: Path) -> Contents:
+    """Hash the corpus' bytes.
 
     Reading every byte of a large corpus at each start would cost minutes, so the hash of a file is remembered
-    under its path, size, inode, modification and change time. A file touched less than two seconds ago is not
-    remembered: it could change again within the file system's clock tick and look the same.
+    under its path, size, inode, modification and change time. These are taken before the file is read: an
+    edit in between has others, and the file is read again next time. A file touched less than two seconds ago
+    is not remembered: it could change again within the file system's clock tick and look the same.
 
     Args:
         data: the spec's data section.
         index: the JSON file that remembers; it may be missing, stale or damaged.
-
-    Returns:
-        Hexadecimal digits.
     """
     if data.corpus is not None:
-        return hash_texts(python_docs())
+        return Contents(hash_texts(python_docs()))
     known = _read_index(index)
     fresh = {}
-    digests = []
+    files = {}
     for path in source_files(data):
         stamp = file_stamp(path)
         remembered, _, digest = known.get(str(path), "").partition(" ")
@@ -45,10 +56,10 @@ def content_hash(data: DataSpec, index: Path) -> str:
             digest = hash_file(path)
             if time.time_ns() - max(stamp[2], stamp[3]) > _SETTLED_NS:
                 fresh[str(path)] = f"{'-'.join(map(str, stamp))} {digest}"
-        digests.append(f"{path.suffix} {digest}")
+        files[path] = digest
     if fresh:
         _write_index(index, {**known, **fresh})
-    return hash_texts(digests)
+    return Contents(hash_texts(f"{path.suffix} {digest}" for path, digest in files.items()), files)
 
 
 def file_stamp(path: Path) -> tuple[int, int, int, int]:
@@ -60,18 +71,18 @@ def file_stamp(path: Path) -> tuple[int, int, int, int]:
     return stat.st_size, stat.st_ino, stat.st_mtime_ns, stat.st_ctime_ns
 
 
-def hash_file(path: Path, where: str = "data.files: ") -> str:
-    """BLAKE2b of a file in hexadecimal digits; DataError, starting with `where`, if it cannot be read."""
+def hash_file(path: Path) -> str:
+    """BLAKE2b of a file in hexadecimal digits; DataError if it cannot be read."""
     try:
         with path.open("rb") as file:
-            return hashlib.file_digest(file, partial(hashlib.blake2b, digest_size=20)).hexdigest()
+            return hashlib.file_digest(file, file_digest).hexdigest()
     except OSError as error:
-        raise unreadable(path, error, where) from None
+        raise unreadable(path, error) from None
 
 
 def hash_texts(texts: Iterable[str]) -> str:
     """BLAKE2b of texts, each with its length, in hexadecimal digits."""
-    digest = hashlib.blake2b(digest_size=20)
+    digest = file_digest()
     for text in texts:
         encoded = text.encode()
         digest.update(len(encoded).to_bytes(8, "little"))

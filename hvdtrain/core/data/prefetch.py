@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-import time
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -21,9 +20,6 @@ class Prefetcher(Generic[T]):
     An error in the source is raised by the `next()` that would have given the item. The thread ends with the
     source, with `close()` (also as a context manager), when the prefetcher is forgotten, and when the
     interpreter exits.
-
-    Attributes:
-        waited_s: seconds that `next()` has waited for items, in total.
     """
 
     def __init__(self, source: Iterator[T], depth: int) -> None:
@@ -33,7 +29,6 @@ class Prefetcher(Generic[T]):
             source: where the items come from; only the thread uses it from now on.
             depth: items kept ready; 0 makes each when it is asked for, without a thread.
         """
-        self.waited_s = 0.0
         self._take: Callable[[], T] = source.__next__
         self._stop: Callable[[], object] | None = None
         if depth > 0:
@@ -45,11 +40,7 @@ class Prefetcher(Generic[T]):
         return self
 
     def __next__(self) -> T:
-        start = time.perf_counter()
-        try:
-            return self._take()
-        finally:
-            self.waited_s += time.perf_counter() - start
+        return self._take()
 
     def close(self) -> None:
         """End the thread; `next()` raises StopIteration from now on, and a second call does nothing."""

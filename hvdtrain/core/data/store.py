@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 from array import array
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -37,6 +37,7 @@ class Store:
         offsets: start of each sequence and the end of the last, int64 (count + 1,), memory-mapped.
         token_ids: size and special ids of the tokenizer.
         fingerprint: hash of the contents.
+        unknown_share: share of the text's tokens that are [UNK].
     """
 
     directory: Path
@@ -44,22 +45,25 @@ class Store:
     offsets: NDArray[np.int64]
     token_ids: TokenIds
     fingerprint: str
+    unknown_share: float
 
     def dataset(self, max_seq_length: int, validation_split: float, seed: int) -> Dataset:
         """The sequences, split for training and validation by `split_members`."""
         train, validation = split_members(len(self.offsets) - 1, validation_split, seed)
-        what = f"{self.fingerprint} {validation_split} {seed}"
         return Dataset(
             train=Sequences(self.tokens, self.offsets, train),
             validation=Sequences(self.tokens, self.offsets, validation),
             tokenizer_path=self.directory / "tokenizer.json",
             token_ids=self.token_ids,
             max_seq_length=max_seq_length,
-            fingerprint=hashlib.blake2b(what.encode(), digest_size=16).hexdigest(),
+            fingerprint=_with_split(self.fingerprint, validation_split, seed),
+            unknown_share=self.unknown_share,
         )
 
 
-def write_store(directory: Path, sequences: Iterable[NDArray[Any]], ids: TokenIds, tokenizer: str) -> int:
+def write_store(
+    directory: Path, sequences: Iterable[NDArray[Any]], ids: TokenIds, tokenizer: str, unknown: int | None
+) -> int:
     """Fill an empty directory, one sequence at a time, and make it survive a power cut.
 
     Args:
@@ -67,6 +71,7 @@ def write_store(directory: Path, sequences: Iterable[NDArray[Any]], ids: TokenId
         sequences: token ids, integers (length,).
         ids: of the tokenizer.
         tokenizer: contents of `tokenizer.json`.
+        unknown: id of [UNK], if there is one.
 
     Returns:
         How many sequences were written; with 0 the directory is not a valid store.
@@ -76,16 +81,21 @@ def write_store(directory: Path, sequences: Iterable[NDArray[Any]], ids: TokenId
     """
     dtype = "<u2" if ids.size <= 1 << 16 else "<u4"
     offsets = array("q", [0])
+    text_tokens, unknown_tokens = 0, 0
     with (directory / "tokens.bin").open("wb") as file:
         for sequence in sequences:
             file.write(sequence.astype(dtype).tobytes())
             offsets.append(offsets[-1] + len(sequence))
+            text_tokens += int(np.count_nonzero((sequence != ids.cls) & (sequence != ids.sep)))
+            unknown_tokens += int(np.count_nonzero(sequence == unknown)) if unknown is not None else 0
     (directory / "offsets.bin").write_bytes(np.asarray(offsets, dtype="<i8").tobytes())
     (directory / "tokenizer.json").write_text(tokenizer, encoding="utf-8")
     meta = {
         "dtype": dtype,
         "token_ids": asdict(ids),
         "files": {name: _describe(directory / name) for name in _FILES},
+        "text_tokens": text_tokens,
+        "unknown_tokens": unknown_tokens,
     }
     (directory / _META).write_text(json.dumps(meta, indent=1), encoding="utf-8")
     for path in [*(directory / name for name in (*_FILES, _META)), directory]:
@@ -102,8 +112,7 @@ def open_store(directory: Path) -> Store | None:
     if not directory.exists():
         return None
     try:
-        text = (directory / _META).read_text(encoding="utf-8")
-        meta = json.loads(text)
+        meta = _read_meta(directory)
         for name, expected in meta["files"].items():
             if _describe(directory / name) != expected:
                 raise Damaged(f"{name} is not as it was written")
@@ -112,11 +121,44 @@ def open_store(directory: Path) -> Store | None:
             np.memmap(directory / name, mode="r", dtype=dtype).view(np.ndarray)
             for name, dtype in (("tokens.bin", meta["dtype"]), ("offsets.bin", "<i8"))
         )
+        unknown_share = meta["unknown_tokens"] / max(meta["text_tokens"], 1)
     except OSError as error:
         raise Damaged(f"{error.filename or directory}: {error.strerror or error}") from None
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise Damaged(f"{_META}: {error}") from None
-    return Store(directory, tokens, offsets, ids, hashlib.blake2b(text.encode(), digest_size=16).hexdigest())
+    return Store(directory, tokens, offsets, ids, _fingerprint(meta), unknown_share)
+
+
+def fingerprint_with(dataset: Dataset, tokenizer: Path, validation_split: float, seed: int) -> str:
+    """The fingerprint that a cached dataset would have, had this `tokenizer.json` made its tokens.
+
+    Args:
+        dataset: opened from a cache, with this split and seed.
+        tokenizer: the file.
+        validation_split: the spec's.
+        seed: the job's.
+
+    Raises:
+        OSError: a file cannot be read.
+    """
+    meta = _read_meta(dataset.tokenizer_path.parent)
+    meta["files"]["tokenizer.json"] = _describe(tokenizer)
+    return _with_split(_fingerprint(meta), validation_split, seed)
+
+
+def _read_meta(directory: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((directory / _META).read_text(encoding="utf-8"))
+    return found
+
+
+def _fingerprint(meta: Mapping[str, Any]) -> str:
+    text = json.dumps({name: meta[name] for name in ("dtype", "token_ids", "files")}, indent=1)
+    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+
+
+def _with_split(fingerprint: str, validation_split: float, seed: int) -> str:
+    what = f"{fingerprint} {validation_split} {seed}"
+    return hashlib.blake2b(what.encode(), digest_size=16).hexdigest()
 
 
 def _describe(path: Path) -> dict[str, Any]:

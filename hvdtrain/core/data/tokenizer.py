@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable, Iterable
+import json
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from hvdtrain.core.data.alphabet import MAX_WORD_CHARS, survey
+from hvdtrain.core.data.sources import MAX_DOCUMENT_CHARS, pieces, unreadable
+from hvdtrain.core.data.tokenizer_files import bert_options
 from hvdtrain.core.errors import DataError
 
 if TYPE_CHECKING:
@@ -15,7 +18,9 @@ if TYPE_CHECKING:
 
 SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 _NEEDED = ("[PAD]", "[CLS]", "[SEP]", "[MASK]")
-_MAX_ALPHABET = 1000
+# The library takes about 150 bytes a character of what it is given at once, and holds 256 texts in training.
+_BATCH_CHARS = 1 << 18
+_PIECE_CHARS = 1 << 16
 
 
 @dataclass(frozen=True)
@@ -30,8 +35,17 @@ class TokenIds:
     special: tuple[int, ...]
 
 
-def train_tokenizer(documents: Callable[[], Iterable[str]], vocab_size: int) -> Tokenizer:
-    """Train a lower-case BERT WordPiece tokenizer; the same documents always give the same tokenizer.
+def train_tokenizer(
+    documents: Callable[[], Iterable[str]],
+    vocab_size: int,
+    lowercase: bool = True,
+    strip_accents: bool = False,
+) -> Tokenizer:
+    """Train a BERT WordPiece tokenizer; the same documents always give the same tokenizer.
+
+    Its characters are the most frequent ones of the documents: 1,000 of them or a quarter of the vocabulary,
+    whichever is less, and more until they make up 99.95 % of the text (`character_coverage` of Kudo &
+    Richardson 2018, SentencePiece). Places that longer pieces leave free go to the characters after those.
 
     The `tokenizers` library numbers the `##x` pieces in the order of a randomly seeded hash map and breaks
     ties between merges by those numbers, so two runs of it differ (huggingface/tokenizers issue 1794). Here
@@ -41,6 +55,8 @@ def train_tokenizer(documents: Callable[[], Iterable[str]], vocab_size: int) -> 
     Args:
         documents: gives the documents from the start at each call (called twice).
         vocab_size: upper bound of the number of tokens.
+        lowercase: Hugging Face's `do_lower_case`.
+        strip_accents: whether combining marks are taken away: accents, vowel signs and voicing marks alike.
 
     Returns:
         A `tokenizers.Tokenizer` that adds [CLS] and [SEP]; [PAD], [UNK], [CLS], [SEP], [MASK] are ids 0 to 4.
@@ -48,8 +64,12 @@ def train_tokenizer(documents: Callable[[], Iterable[str]], vocab_size: int) -> 
     from tokenizers import Tokenizer, trainers
     from tokenizers.models import WordPiece
 
-    draft = _bert(Tokenizer(WordPiece(unk_token="[UNK]")))
-    alphabet, continuations = _alphabet(draft, documents(), (vocab_size - len(SPECIAL_TOKENS)) // 4)
+    draft = _bert(Tokenizer(WordPiece(unk_token="[UNK]")), lowercase, strip_accents)
+    found = survey(draft, documents())
+    if found.has_long_words:
+        _cut_long_words(draft)
+    alphabet, rare = found.choose(vocab_size - len(SPECIAL_TOKENS))
+    continuations = [token for character in alphabet for token in found.tokens(character)[1:]]
     trainer = trainers.WordPieceTrainer(
         vocab_size=vocab_size,
         min_frequency=2,
@@ -58,22 +78,34 @@ def train_tokenizer(documents: Callable[[], Iterable[str]], vocab_size: int) -> 
         limit_alphabet=len(alphabet),
         show_progress=False,
     )
-    draft.train_from_iterator(documents(), trainer)
-    tokenizer = _bert(Tokenizer(WordPiece(draft.get_vocab(), unk_token="[UNK]")))
+    draft.train_from_iterator((part for text in documents() for part in pieces(text, _PIECE_CHARS)), trainer)
+    vocabulary = draft.get_vocab()
+    for character in rare:
+        new = [token for token in found.tokens(character) if token not in vocabulary]
+        if len(vocabulary) + len(new) > vocab_size:
+            break
+        vocabulary |= {token: len(vocabulary) + i for i, token in enumerate(new)}
+    tokenizer = _bert(Tokenizer(WordPiece(vocabulary, unk_token="[UNK]")), lowercase, strip_accents)
+    if found.has_long_words:
+        _cut_long_words(tokenizer)
     tokenizer.add_special_tokens(list(SPECIAL_TOKENS))
     return tokenizer
 
 
-def load_tokenizer(path: Path) -> Tokenizer:
-    """Read a Hugging Face `tokenizer.json`; DataError when it cannot be read or is not one."""
+def read_tokenizer(path: Path) -> bytes:
+    """The bytes of a `tokenizer.json`; DataError when it cannot be read."""
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise unreadable(path, error, "data.tokenizer_file: ") from None
+
+
+def tokenizer_from(content: bytes, path: str | Path) -> Tokenizer:
+    """A tokenizer from the bytes of a `tokenizer.json`; DataError, with its path, when it is not one."""
     from tokenizers import Tokenizer
 
     try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"data.tokenizer_file: {path} cannot be read: {error}") from None
-    try:
-        return Tokenizer.from_str(text)
+        return Tokenizer.from_str(content.decode())
     except Exception as error:  # the library raises plain Exception for whatever its parser finds
         raise DataError(
             f"data.tokenizer_file: {path} is not a Hugging Face tokenizer.json: {error}"
@@ -106,25 +138,66 @@ def token_ids(tokenizer: Tokenizer, vocab_size: int, where: str) -> TokenIds:
     return TokenIds(size, pad, cls, sep, mask, tuple(sorted(special)))
 
 
-def encoder(tokenizer: Tokenizer) -> Callable[[list[str]], list[list[int]]]:
+def unknown_id(tokenizer: Tokenizer) -> int | None:
+    """The id of what stands for text that the tokenizer does not know; None where it knows all text."""
+    found: int | None = tokenizer.token_to_id(getattr(tokenizer.model, "unk_token", None) or "[UNK]")
+    return found
+
+
+def encoder(
+    tokenizer: Tokenizer, where: str = "the tokenizer"
+) -> Callable[[Iterable[str]], Iterator[list[int]]]:
     """A function from documents to token ids, without added tokens, cuts or padding.
 
     A document that happens to contain the text "[SEP]" gets the tokens of that text, not the special token.
+
+    Args:
+        tokenizer: trained or loaded.
+        where: what to call the tokenizer in an error: it may lack a token for what it does not know.
     """
     tokenizer.no_truncation()
     tokenizer.no_padding()
     tokenizer.encode_special_tokens = True
+    # BERT's words end at white space, so a text that is cut there has the same tokens.
+    is_bert = bert_options(json.loads(tokenizer.to_str())) is not None
+    most = _PIECE_CHARS if is_bert else MAX_DOCUMENT_CHARS
 
-    def encode(documents: list[str]) -> list[list[int]]:
-        return [found.ids for found in tokenizer.encode_batch_fast(documents, add_special_tokens=False)]
+    def encode(documents: Iterable[str]) -> Iterator[list[int]]:
+        ids: list[int] = []
+        for batch in _batches(documents, most):
+            try:
+                found = tokenizer.encode_batch_fast([part for part, _ in batch], add_special_tokens=False)
+            except Exception as error:  # the library raises plain Exception for whatever its model finds
+                raise DataError(f"{where} cannot make tokens of the text: {error}") from None
+            for (_, is_last), encoding in zip(batch, found, strict=True):
+                ids += encoding.ids
+                if is_last:
+                    yield ids
+                    ids = []
 
     return encode
 
 
-def _bert(tokenizer: Tokenizer) -> Tokenizer:
+def _batches(documents: Iterable[str], most: int) -> Iterator[list[tuple[str, bool]]]:
+    """Parts of documents, each with whether it ends its own, enough at a time for the library's threads."""
+    batch: list[tuple[str, bool]] = []
+    size = 0
+    for document in documents:
+        *parts, last = pieces(document, most)
+        for part, is_last in [*((part, False) for part in parts), (last, True)]:
+            batch.append((part, is_last))
+            size += len(part)
+            if size >= _BATCH_CHARS:
+                yield batch
+                batch, size = [], 0
+    if batch:
+        yield batch
+
+
+def _bert(tokenizer: Tokenizer, lowercase: bool, strip_accents: bool) -> Tokenizer:
     from tokenizers import decoders, normalizers, pre_tokenizers, processors
 
-    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
+    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=lowercase, strip_accents=strip_accents)
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     tokenizer.decoder = decoders.WordPiece()
     cls, sep = SPECIAL_TOKENS.index("[CLS]"), SPECIAL_TOKENS.index("[SEP]")
@@ -136,21 +209,9 @@ def _bert(tokenizer: Tokenizer) -> Tokenizer:
     return tokenizer
 
 
-def _alphabet(tokenizer: Tokenizer, documents: Iterable[str], limit: int) -> tuple[list[str], list[str]]:
-    """The most frequent characters, sorted, and the `##x` pieces of those that can stand inside a word."""
-    raw: Counter[str] = Counter()
-    for document in documents:
-        raw.update(document)
-    counts: Counter[str] = Counter()
-    for character, count in raw.items():
-        for normal in tokenizer.normalizer.normalize_str(character):
-            counts[normal] += count
-    visible = [character for character in counts if not character.isspace()]
-    visible.sort(key=lambda character: (-counts[character], character))
-    alphabet = sorted(visible[: max(1, min(limit, _MAX_ALPHABET))])
-    return alphabet, [f"##{character}" for character in alphabet if _joins_words(tokenizer, character)]
+def _cut_long_words(tokenizer: Tokenizer) -> None:
+    """Have words cut that WordPiece would give up on."""
+    from tokenizers import Regex, pre_tokenizers
 
-
-def _joins_words(tokenizer: Tokenizer, character: str) -> bool:
-    normal = tokenizer.normalizer.normalize_str("a" + character)
-    return len(tokenizer.pre_tokenizer.pre_tokenize_str(normal)) == 1
+    cut = pre_tokenizers.Split(Regex(f".{{{MAX_WORD_CHARS}}}"), "isolated")
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([tokenizer.pre_tokenizer, cut])

@@ -6,7 +6,7 @@ from hvdtrain.core.dropin.layout import Parameter, accumulator, lay_out
 from hvdtrain.core.dropin.residuals import keeps_residuals, residuals_are_scaled
 from hvdtrain.core.dropin.sampling import share_length, share_of_epoch
 from hvdtrain.core.dropin.settings import Settings, make_settings
-from hvdtrain.core.dropin.spelling import Horovod, by_position, settings_of
+from hvdtrain.core.dropin.spelling import Horovod, by_position, process_set_of, settings_of
 from hvdtrain.core.dropin.waiting import left_alone
 
 __all__ = [
@@ -24,6 +24,7 @@ __all__ = [
     "lay_out",
     "left_alone",
     "make_settings",
+    "process_set_of",
     "residuals_are_scaled",
     "settings_of",
     "share_length",

@@ -7,6 +7,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from hvdtrain.core.agreement import gather_where_different, name_ranks, odd_ranks, who_has_what
 from hvdtrain.core.dropin.layout import Parameter
 from hvdtrain.core.dropin.settings import Settings
 from hvdtrain.core.errors import TrainingError
@@ -67,10 +68,7 @@ def check_same(mine: bytes, gather: Callable[[bytes], Sequence[bytes]], advice: 
     Raises:
         TrainingError: on every rank alike, naming the first difference and the ranks.
     """
-    # A few bytes first: descriptions of a large model on many ranks would be megabytes.
-    hashes = gather(hashlib.blake2b(_compared(mine), digest_size=16).digest())
-    if len(set(hashes)) > 1:
-        check_gathered(gather(mine), advice)
+    check_gathered(gather_where_different(mine, gather, _compared(mine)), advice)
 
 
 def check_gathered(descriptions: Sequence[bytes], advice: str) -> None:
@@ -89,41 +87,33 @@ def _compared(description: bytes) -> bytes:
 def _difference(ranks: Sequence[dict[str, Any]], advice: str) -> str:
     for field in dict.fromkeys(field for each in ranks for field in each["settings"]):
         values = [each["settings"].get(field, _MISSING) for each in ranks]
-        if _odd(values):
+        if odd_ranks(values):
             return f"{field} {_who(values)}: give every rank the same arguments"
     same_model = "every rank must build the same model and give the same parameters"
     rows = [each["parameters"] for each in ranks]
     for index in range(max(map(len, rows))):
         shared = [row[index][0] if index < len(row) else None for row in rows]
         names = [each["names"][index] if index < len(each["names"]) else _MISSING for each in ranks]
-        if _odd(shared):
+        if odd_ranks(shared):
             return f"parameter {index} {_who(names, shared)}: {same_model}"
         kinds = [row[index][1] for row in rows]
-        if _odd(kinds):
+        if odd_ranks(kinds):
             return f"parameter {names[0]!r} {_who(kinds)}: {same_model}"
     for index, name in enumerate(ranks[0]["names"]):
-        odd = _odd([row[index][2] for row in rows])
+        odd = odd_ranks([row[index][2] for row in rows])
         if odd:
-            return f"parameter {name!r} has other values on {_ranks(odd)} than on rank 0: {advice}"
+            return f"parameter {name!r} has other values on {name_ranks(odd)} than on rank 0: {advice}"
     return "ranks differ"
 
 
-def _odd(values: Sequence[Any]) -> list[int]:
-    """The ranks whose value is not rank 0's."""
-    return [rank for rank, value in enumerate(values) if value != values[0]]
-
-
 def _who(values: Sequence[Any], compared: Sequence[Any] | None = None) -> str:
-    compared = values if compared is None else compared
-    odd = _odd(compared)
-    alike = [rank for rank in odd if compared[rank] == compared[odd[0]]]
-    return f"is {_show(values[0])} on rank 0, but {_show(values[odd[0]])} on {_ranks(alike)}"
+    """Who has which value; ranks are alike where what is compared is, which may be shown in several ways."""
+    shown: dict[str, str] = {}
+    keys = [json.dumps(each) for each in (values if compared is None else compared)]
+    for key, value in zip(keys, values, strict=True):
+        shown.setdefault(key, _show(value))
+    return who_has_what([shown[key] for key in keys])
 
 
 def _show(value: Any) -> str:
     return str(value) if value == _MISSING or str(value).startswith("shape ") else repr(value)
-
-
-def _ranks(ranks: Sequence[int]) -> str:
-    shown = ", ".join(map(str, ranks[:8])) + (", ..." if len(ranks) > 8 else "")
-    return f"rank{'s' * (len(ranks) > 1)} {shown}"

@@ -96,6 +96,25 @@ class Settings(Section):
             return self.gradient_accumulation_steps / micro_batches
         return 1.0
 
+    def shares(self, earlier: float, now: float) -> tuple[float, float]:
+        """How windows of one update are put together: it has had more micro-batches than one.
+
+        Where the mean of k micro-batches was asked for, k > 1, an update is the mean of all there have been
+        since the last one. Otherwise backwards add up, as in PyTorch.
+
+        Args:
+            earlier: what the windows before count for: micro-batches over all ranks, or samples when
+                `by_samples`; 0 when there are none.
+            now: the same of the window that has just been reduced.
+
+        Returns:
+            Factors of the gradients before, and of the window's.
+        """
+        adds_up = self.average in ("sum", "ranks") or self.gradient_accumulation_steps == 1
+        if adds_up or not earlier or not now:
+            return 1.0, 1.0
+        return earlier / (earlier + now), now / (earlier + now)
+
     def check_momentum(self, momentum: float) -> None:
         """Refuse momentum that would be taken twice.
 

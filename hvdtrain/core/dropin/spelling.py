@@ -56,12 +56,43 @@ def settings_of(wrapper: str, horovod: Horovod, spelled: Mapping[str, Any], **ou
     predivided = rest.pop("gradient_predivide_factor", 1.0) != 1.0
     if predivided and op != horovod.operations["Average"]:
         raise SpecError(f"{wrapper}: gradient_predivide_factor goes with op=Average alone")
-    if rest.pop("process_set", horovod.everyone) is not horovod.everyone:
-        raise SpecError(f"{wrapper}: process_set: gradients are reduced over all ranks; leave it out")
+    group = rest.pop("process_set", horovod.everyone)
     ours["compression"] = _compression(wrapper, horovod, ours["compression"])
     _take_operation(wrapper, horovod, op, ours)
     _take_passes(wrapper, rest, ours)
-    return make_settings(wrapper, **ours, **rest)
+    settings = make_settings(wrapper, **ours, **rest)
+    if group is not horovod.everyone and any(p.type == "adasum" for p in settings.rules.policies):
+        raise SpecError(f"{wrapper}: process_set: Adasum combines the gradients of all ranks alone")
+    return settings
+
+
+def process_set_of(wrapper: str, horovod: Horovod, spelled: Mapping[str, Any]) -> Any:
+    """The ranks that a wrapper reduces over: those of its `process_set`, or all.
+
+    Args:
+        wrapper: how the user calls it, for errors.
+        horovod: of the framework.
+        spelled: its arguments.
+
+    Raises:
+        SpecError: the set is not known to Horovod, or this rank is not in it.
+    """
+    found = spelled.get("process_set", horovod.everyone)
+    if found is horovod.everyone:
+        return found
+    if not hasattr(found, "process_set_id"):
+        raise SpecError(f"{wrapper}: process_set: expected a ProcessSet (found {found!r})")
+    if found.process_set_id is None:
+        raise SpecError(
+            f"{wrapper}: process_set: Horovod does not know ranks {found.ranks} as a set of their own: give "
+            "it to init(process_sets=[...]); the set of all ranks is global_process_set"
+        )
+    if not found.included():
+        raise SpecError(
+            f"{wrapper}: process_set: this rank is not among {found.ranks}: give each rank the set that it "
+            "belongs to, and leave the optimizers of others as they are"
+        )
+    return found
 
 
 def _compression(wrapper: str, horovod: Horovod, found: Any) -> Any:

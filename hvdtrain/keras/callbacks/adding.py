@@ -16,7 +16,7 @@ _KERAS = {"keras", "tensorflow", "builtins"}
 
 def flat_metrics(metrics: Iterable[keras.metrics.Metric]) -> list[keras.metrics.Metric]:
     """Every metric, and those inside it, once."""
-    found = {}
+    found: dict[int, keras.metrics.Metric] = {}
     for metric in metrics:
         inside = getattr(metric, "metrics", None) or getattr(metric, "_metrics", [])
         found |= {id(each): each for each in (*flat_metrics(inside), metric)}

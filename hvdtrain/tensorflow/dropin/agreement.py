@@ -11,7 +11,8 @@ import numpy as np
 import tensorflow as tf
 
 from hvdtrain.core.dropin import Parameter, Settings, check_gathered, check_same, describe, digest
-from hvdtrain.tensorflow.dropin.session import gather_bytes
+from hvdtrain.tensorflow.dropin.session import waiting_for_ranks
+from hvdtrain.tensorflow.world import gather_bytes
 
 # One name for all that ranks compare: a rank that compares something else is told so, and does not wait.
 AGREEMENT = "the comparison of models"
@@ -51,7 +52,9 @@ def check_structure(
         TrainingError: on every rank alike, naming the first difference and the ranks.
     """
     mine = describe(parameters, settings, options=options)
-    check_same(mine, lambda data: gather_bytes(data, AGREEMENT), _ADVICE)
+    # Also while TensorFlow traces.
+    with tf.init_scope(), waiting_for_ranks(AGREEMENT):
+        check_same(mine, lambda data: gather_bytes(data, AGREEMENT), _ADVICE)
 
 
 def check_values(variables: Sequence[tf.Variable], name: str) -> tf.Tensor:

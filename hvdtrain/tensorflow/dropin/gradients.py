@@ -15,7 +15,7 @@ import tensorflow as tf
 from hvdtrain.core.compression.protocol import State
 from hvdtrain.core.compression.rules import Rules
 from hvdtrain.core.dropin import Parameter, Settings, accumulator, keeps_residuals, lay_out
-from hvdtrain.core.optimizers import CLIP_EPSILON
+from hvdtrain.core.optimizers import clip_factor
 from hvdtrain.tensorflow.driver import Driver, pack, variables
 from hvdtrain.tensorflow.dropin.agreement import check_structure, check_values, parameters_of
 from hvdtrain.tensorflow.dropin.messages import broadcast_variables
@@ -278,7 +278,7 @@ class Gradients:
         tf.cond(tf.math.is_finite(norm), commit, lambda: None)
         if limit is None:
             return reduced
-        factor = tf.minimum(tf.constant(1.0, tf.float64), limit / (norm + CLIP_EPSILON))
+        factor = clip_factor(norm, limit, tf.minimum)
         return [flat * tf.cast(factor, flat.dtype) for flat in reduced]
 
 

@@ -5,13 +5,12 @@ from __future__ import annotations
 import functools
 import re
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from types import TracebackType
 from typing import Any
 
 import horovod.tensorflow as hvd
-import numpy as np
 import tensorflow as tf
 
 from hvdtrain.core.dropin import left_alone
@@ -94,20 +93,6 @@ def explained(error: BaseException, what: str) -> TrainingError | None:
     # The account comes first, what Horovod said behind it, and the place in the graph last.
     said = re.split(r"\n\n|\}\} ", re.split(r"\s*\[\[|\s*\[Op:", text)[0])[-1]
     return left_alone(what, "hvdtrain.tensorflow", said)
-
-
-def gather_bytes(data: bytes, name: str) -> Sequence[bytes]:
-    """Every rank's bytes, in the order of ranks.
-
-    Args:
-        data: of any length.
-        name: the same on every rank.
-    """
-    with tf.init_scope(), waiting_for_ranks(name):
-        own = tf.constant(np.frombuffer(data, np.uint8))
-        lengths = hvd.allgather(tf.constant([len(data)], tf.int64), name=f"{name}.lengths").numpy()
-        every = hvd.allgather(own, name=name).numpy()
-    return [part.tobytes() for part in np.split(every, np.cumsum(lengths)[:-1])]
 
 
 def metric_average(

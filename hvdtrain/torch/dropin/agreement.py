@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any
 
 import horovod.torch as hvd
 import numpy as np
 import torch
 
 from hvdtrain.core.dropin import Parameter, Settings, check_same, describe, digest
-from hvdtrain.torch.dropin.session import gather_bytes, waiting_for_ranks
+from hvdtrain.core.errors import TrainingError
+from hvdtrain.torch.dropin.session import waiting_for_ranks
+from hvdtrain.torch.world import gather_bytes
 
 _ADVICE = (
     "they were not broadcast: call hvdtrain.torch.broadcast_parameters(model.state_dict(), root_rank=0) "
@@ -18,24 +21,46 @@ _ADVICE = (
 )
 
 
-def compare_ranks(tensors: Mapping[str, torch.Tensor], settings: Settings | None, name: str) -> None:
+def compare_ranks(
+    tensors: Mapping[str, torch.Tensor],
+    settings: Settings | None,
+    name: str,
+    process_set: Any = hvd.global_process_set,
+) -> None:
     """Compare names, shapes and dtypes over ranks; with settings, which begin training, values as well.
 
     Args:
         tensors: by name, in their order.
         settings: of the wrapper, or None before a broadcast.
         name: of the collectives.
+        process_set: the ranks that are compared.
 
     Raises:
         TrainingError: on every rank alike, naming the first difference and what to do.
     """
-    if hvd.size() == 1:
+    if process_set.size() == 1:
         return
     values = [digest(_bytes(tensor)) for tensor in tensors.values()] if settings else None
     # A state_dict does not say what is frozen.
     found = facts(tensors) if settings else [replace(fact, trainable=True) for fact in facts(tensors)]
     with waiting_for_ranks(f"the comparison of models ({name})"):
-        check_same(describe(found, settings, values), lambda data: gather_bytes(data, name), _ADVICE)
+        check_same(
+            describe(found, settings, values), lambda data: gather_bytes(data, name, process_set), _ADVICE
+        )
+
+
+def check_shapes(tensors: Mapping[str, Any]) -> None:
+    """Refuse parameters of lazy layers that no forward pass has given a shape yet.
+
+    Raises:
+        TrainingError: naming the first one.
+    """
+    for name, tensor in tensors.items():
+        if torch.nn.parameter.is_lazy(tensor):
+            raise TrainingError(
+                f"parameter {name!r} has no shape yet: with lazy layers, run one forward pass before the "
+                "model is broadcast or wrapped"
+            )
 
 
 def facts(tensors: Mapping[str, torch.Tensor]) -> list[Parameter]:

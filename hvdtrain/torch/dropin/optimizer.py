@@ -4,30 +4,43 @@ from __future__ import annotations
 
 import itertools
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+import weakref
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-import horovod.torch as hvd
 import torch
 
-from hvdtrain.core.dropin import Settings, residuals_are_scaled, settings_of
+from hvdtrain.core.dropin import Settings, process_set_of, residuals_are_scaled, settings_of
 from hvdtrain.core.errors import SpecError, TrainingError
-from hvdtrain.core.optimizers import CLIP_EPSILON
+from hvdtrain.core.optimizers import clip_factor
 from hvdtrain.engine.cache import wire_types
 from hvdtrain.torch.dropin.arguments import HOROVOD
+from hvdtrain.torch.dropin.copies import Copyable, extend, own_class
 from hvdtrain.torch.dropin.gradients import Gradients
+from hvdtrain.torch.dropin.naming import Names, check_optimizer, named, names_of
 from hvdtrain.torch.dropin.session import require_init
 from hvdtrain.torch.world import reduces_over_mpi
 
 _numbers = itertools.count()
+_live: weakref.WeakSet[Any] = weakref.WeakSet()
+# What follows `compression` in Horovod's wrapper.
+_POSITIONAL = (
+    "backward_passes_per_step",
+    "op",
+    "gradient_predivide_factor",
+    "num_groups",
+    "groups",
+    "sparse_as_dense",
+    "process_set",
+)
 
 
 def DistributedOptimizer(
     optimizer: torch.optim.Optimizer,
     named_parameters: Iterable[tuple[str, torch.nn.Parameter]] | None = None,
     compression: Any = "none",
-    *,
+    *positional: Any,
     gradient_accumulation_steps: int = 1,
     max_grad_norm: float | None = None,
     average: str = "mean",
@@ -47,7 +60,9 @@ def DistributedOptimizer(
         max_grad_norm: `step()` scales gradients to at most this global L2 norm; None: it does not.
         average: what gradients of your losses are divided by: see `hvdtrain.core.dropin.Settings`.
         bucket_cap_mb: largest flat bucket, in MiB.
-        **horovod: arguments of Horovod's wrapper: `backward_passes_per_step`, `op` and the like.
+        *positional: Horovod's arguments that follow `compression`, in Horovod's order.
+        **horovod: arguments of Horovod's wrapper: `backward_passes_per_step`, `op`, `process_set` and the
+            like.
 
     Returns:
         The optimizer given.
@@ -57,6 +72,9 @@ def DistributedOptimizer(
         TrainingError: `init()` was not called, or a parameter has no name.
     """
     require_init("DistributedOptimizer")
+    check_optimizer(optimizer, "DistributedOptimizer")
+    horovod |= _by_name(positional, horovod)
+    process_set = process_set_of("DistributedOptimizer", HOROVOD, horovod)
     settings = settings_of(
         "DistributedOptimizer",
         HOROVOD,
@@ -71,26 +89,32 @@ def DistributedOptimizer(
         raise SpecError("DistributedOptimizer: this optimizer is wrapped already; wrap it once")
     for group in optimizer.param_groups:
         settings.check_momentum(group.get("momentum", 0.0))
-    names = None if named_parameters is None else {id(p): n for n, p in reversed([*named_parameters])}
-    parameters = _named(optimizer, names)
+    names = names_of(named_parameters)
+    parameters = named(optimizer, names)
     settings.rules.check([*parameters])
     settings.rules.check_wire(wire_types())
-    settings.rules.check_ranks(hvd.size(), reduces_over_mpi())
-    gradients = Gradients(settings, next(_numbers))
+    settings.rules.check_ranks(process_set.size(), reduces_over_mpi())
+    gradients = Gradients(settings, next(_numbers), process_set)
     gradients.add(parameters)
-    kind = type(optimizer)
-    optimizer.__class__ = type(kind.__name__, (_Distributed, kind), {"__module__": kind.__module__})
-    # A scheduler made before has put the old `step` there.
+    optimizer.__class__ = extend(own_class(optimizer), _Distributed)
+    # A scheduler made before has put the old `step` there, so as to see it called; ours tells it.
     vars(optimizer).pop("step", None)
     vars(optimizer).update(_gradients=gradients, _names=names, _early=0)
+    _live.add(optimizer)
     return optimizer
 
 
-class _Distributed:
+def gradients_in_use() -> list[Gradients]:
+    """Those of all wrapped optimizers that there are, in the order in which they were wrapped."""
+    found = [optimizer._gradients for optimizer in _live]
+    return sorted((each for each in found if each.watches), key=lambda each: each.index)
+
+
+class _Distributed(Copyable):
     """What a wrapped optimizer does beside its own class."""
 
     _gradients: Gradients
-    _names: dict[int, str] | None
+    _names: Names | None
     _early: int
     param_groups: list[dict[str, Any]]
 
@@ -110,8 +134,9 @@ class _Distributed:
             closure: as the optimizer's own; the loss it returns becomes that of all ranks.
 
         Raises:
-            TrainingError: there was no backward since the last step.
+            TrainingError: there was no backward since the last step, and no gradient was set by hand.
         """
+        self._opt_called = True
         if closure is None:
             self.synchronize()
             if not self._gradients.ready:
@@ -131,29 +156,48 @@ class _Distributed:
 
     # PyTorch would wrap it for profiling and for step hooks, which the optimizer's own step has been already.
     step.hooked = True  # type: ignore[attr-defined]
+    # Schedulers look for it, whether made before or after the wrapper.
+    step._wrapped_by_lr_sched = True  # type: ignore[attr-defined]
 
     def synchronize(self) -> None:
-        """Reduce now what micro-batches there are; nothing to do after a window's last backward."""
+        """Reduce now what micro-batches there are, or gradients that the user has put into `.grad`.
+
+        There is nothing to do after a window's last backward.
+        """
         if self._gradients.open:
-            self._warn_of_early_steps()
+            if not self._gradients.closing:
+                self._warn_of_early_steps()
             self._gradients.close()
+        elif not self._gradients.ready:
+            self._gradients.take_hand_made()
 
     @contextmanager
     def skip_synchronize(self) -> Iterator[None]:
         """Horovod's; nothing needs to be skipped here."""
         yield
 
-    def zero_grad(self, set_to_none: bool = True) -> None:
-        """Forget the gradients, also those of micro-batches whose window is not complete."""
+    def zero_grad(self, *arguments: Any, **options: Any) -> None:
+        """Forget the gradients, also those of micro-batches whose window is not complete.
+
+        Args:
+            *arguments: the optimizer's own, such as `set_to_none`.
+            **options: likewise.
+        """
+        super().zero_grad(*arguments, **options)  # type: ignore[misc]
         self._gradients.drop()
-        super().zero_grad(set_to_none)  # type: ignore[misc]
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Take in more parameters; every rank does it at the same update."""
+        # The last ones by now: those that cannot have gradients are not among the gradients'.
+        known = {id(p) for group in self.param_groups for p in group["params"]}
         super().add_param_group(param_group)  # type: ignore[misc]
-        known = {id(p) for p in self._gradients.parameters}
-        found = _named(self, self._names)
-        self._gradients.add({name: p for name, p in found.items() if id(p) not in known})
+        try:
+            found = named(self, self._names, known)
+            self._gradients.add({name: p for name, p in found.items() if id(p) not in known})
+        except Exception:
+            # Else it would be trained on this rank's gradients alone.
+            self.param_groups.pop()
+            raise
 
     def set_backward_passes_per_step(self, passes: int) -> None:
         """Horovod's: from the next window on, so many micro-batches."""
@@ -191,7 +235,7 @@ class _Distributed:
             torch.linalg.vector_norm(g, dtype=torch.promote_types(g.dtype, torch.float32)) for g in found
         ]
         norm = torch.stack([each.double() for each in norms]).norm()
-        factor = (limit * (1.0 if scale is None else scale) / (norm + CLIP_EPSILON)).clamp(max=1.0)
+        factor = clip_factor(norm, limit * (1.0 if scale is None else scale), torch.clamp_max)
         for gradient in found:
             gradient.mul_(factor)
 
@@ -206,20 +250,13 @@ class _Distributed:
             )
 
 
-def _named(optimizer: Any, names: dict[int, str] | None) -> dict[str, torch.nn.Parameter]:
-    """An optimizer's parameters by name, in the order of its groups."""
-    found = {}
-    for g, group in enumerate(optimizer.param_groups):
-        for i, parameter in enumerate(group["params"]):
-            name = f"group{g}.{i}" if names is None else names.get(id(parameter))
-            if name is None:
-                raise TrainingError(
-                    f"DistributedOptimizer: parameter {i} of group {g}, shape {tuple(parameter.shape)}, is "
-                    "not among named_parameters: give every model's, with a prefix each, or leave them out"
-                )
-            if name in found:
-                raise TrainingError(
-                    f"DistributedOptimizer: two parameters are named {name!r}: give each model a prefix"
-                )
-            found[name] = parameter
+def _by_name(positional: tuple[Any, ...], named: Mapping[str, Any]) -> dict[str, Any]:
+    """Arguments by position as arguments by name."""
+    if len(positional) > len(_POSITIONAL):
+        raise SpecError(
+            f"DistributedOptimizer takes {3 + len(_POSITIONAL)} arguments by position: name the others"
+        )
+    found = dict(zip(_POSITIONAL, positional, strict=False))
+    for name in found.keys() & named.keys():
+        raise SpecError(f"DistributedOptimizer: {name} is given by position and by name: give it once")
     return found

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -58,18 +58,6 @@ def waiting_for_ranks(what: str) -> Iterator[None]:
         yield
     except hvd.HorovodInternalError as error:
         raise left_alone(what, "hvdtrain.torch", str(error)) from None
-
-
-def gather_bytes(data: bytes, name: str) -> Sequence[bytes]:
-    """Every rank's bytes, in the order of ranks.
-
-    Args:
-        data: of any length above 0.
-        name: the same on every rank.
-    """
-    own = torch.frombuffer(bytearray(data), dtype=torch.uint8)
-    lengths = hvd.allgather(torch.tensor([len(own)]), name=f"{name}.lengths").tolist()
-    return [part.numpy().tobytes() for part in hvd.allgather(own, name=name).split(lengths)]
 
 
 def metric_average(

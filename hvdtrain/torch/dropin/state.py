@@ -8,7 +8,9 @@ from typing import Any
 import horovod.torch as hvd
 import torch
 
-from hvdtrain.torch.dropin.agreement import compare_ranks
+from hvdtrain.core.errors import SpecError
+from hvdtrain.torch.dropin.agreement import check_shapes, compare_ranks
+from hvdtrain.torch.dropin.naming import check_optimizer, is_listing
 from hvdtrain.torch.dropin.session import require_init, waiting_for_ranks
 
 
@@ -20,16 +22,17 @@ def broadcast_parameters(params: Any, root_rank: int = 0) -> None:
         root_rank: whose.
 
     Raises:
+        SpecError: something else is given, such as the model itself.
         TrainingError: ranks differ in names, shapes or dtypes.
     """
     require_init("broadcast_parameters")
-    items = params.items() if isinstance(params, Mapping) else params
-    pairs = [item if isinstance(item, tuple) else (f"parameter{i}", item) for i, item in enumerate(items)]
+    pairs = _pairs(params)
+    check_shapes(dict(pairs))
     # A module's state may hold extra state that is no tensor.
     tensors = {name: value.detach() for name, value in pairs if torch.is_tensor(value)}
     compare_ranks(tensors, None, "broadcast_parameters.check")
     with waiting_for_ranks("broadcast_parameters"):
-        _broadcast(tensors, root_rank, "broadcast_parameters")
+        broadcast(tensors, root_rank, "broadcast_parameters")
 
 
 def broadcast_optimizer_state(
@@ -45,6 +48,7 @@ def broadcast_optimizer_state(
         model: not needed; Horovod's function takes it.
     """
     require_init("broadcast_optimizer_state")
+    check_optimizer(optimizer, "broadcast_optimizer_state")
     del model
     tensors: dict[str, torch.Tensor] = {}
 
@@ -63,9 +67,26 @@ def broadcast_optimizer_state(
     with waiting_for_ranks("broadcast_optimizer_state"):
         tree = hvd.broadcast_object(tree, root_rank, name="broadcast_optimizer_state")
         state = None if is_root else _swap(tree, lambda leaf: isinstance(leaf, _Place), make)
-        _broadcast(tensors, root_rank, "broadcast_optimizer_state.tensor")
+        broadcast(tensors, root_rank, "broadcast_optimizer_state.tensor")
     if state is not None:
         optimizer.load_state_dict(state)
+
+
+def _pairs(params: Any) -> list[tuple[str, Any]]:
+    if isinstance(params, Mapping):
+        return [*params.items()]
+    fits = is_listing(params)
+    pairs = []
+    for i, item in enumerate(params if fits else [None]):
+        pair = item if isinstance(item, tuple) and len(item) == 2 else (f"parameter{i}", item)
+        if not torch.is_tensor(pair[1]):
+            found = type(item if fits else params).__name__ + (" among them" if fits else "")
+            raise SpecError(
+                "broadcast_parameters: expected model.state_dict(), model.named_parameters() or "
+                f"model.parameters() (found {found})"
+            )
+        pairs.append(pair)
+    return pairs
 
 
 class _Place:
@@ -75,7 +96,8 @@ class _Place:
         self.name, self.shape, self.dtype, self.device = name, shape, dtype, device
 
 
-def _broadcast(tensors: Mapping[str, torch.Tensor], root_rank: int, prefix: str) -> None:
+def broadcast(tensors: Mapping[str, torch.Tensor], root_rank: int, prefix: str) -> None:
+    """Give every rank one rank's tensors, in place; `prefix` is of the names of collectives."""
     # As bytes, because Horovod knows fewer dtypes than PyTorch.
     flats = {n: t.contiguous().reshape(-1).view(torch.uint8) for n, t in tensors.items() if t.numel()}
     handles = [hvd.broadcast_async_(flat, root_rank, name=f"{prefix}.{n}") for n, flat in flats.items()]

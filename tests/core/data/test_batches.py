@@ -132,7 +132,7 @@ def test_any_split_makes_the_same_updates(size: int, accumulation: int, per_devi
         assert rows_of(together) == rows_of(whole.micro_batches)
         assert sum(window.weight for window in parts) == whole.weight
         assert sum(window.tokens for window in parts) == whole.tokens
-        assert sum(window.samples for window in parts) == whole.samples == whole.samples_global
+        assert sum(batch.samples for batch in together) == whole.samples_global
         assert {(window.epoch, window.samples_consumed, window.samples_global) for window in parts} == {
             (whole.epoch, whole.samples_consumed, whole.samples_global)
         }

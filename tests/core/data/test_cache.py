@@ -12,9 +12,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from tokenizers import Tokenizer
 
-from hvdtrain.core.data import Dataset, Sequences, prepare
-from hvdtrain.core.data.tokenizer import load_tokenizer, train_tokenizer
+from hvdtrain.core.data import Dataset, Sequences, cache, prepare
+from hvdtrain.core.data.hashing import file_stamp, hash_contents, hash_file
+from hvdtrain.core.data.tokenizer import train_tokenizer
 from hvdtrain.core.errors import DataError
 from hvdtrain.core.sections import DataSpec
 
@@ -76,19 +78,19 @@ def entry(cache: Path) -> Path:
 
 def test_sequences_hold_the_whole_corpus(corpus: Path) -> None:
     data = prepare(spec(corpus, validation_split=0.0), VOCAB, 0)
-    tokenizer = load_tokenizer(data.tokenizer_path)
+    tokenizer = Tokenizer.from_file(str(data.tokenizer_path))
     inside = [token for sequence in contents(data.train) for token in sequence[1:-1]]
     paragraphs = [tokenizer.encode(text, add_special_tokens=False).ids for text in TEXT.split("\n\n")]
     joined = [token for ids in paragraphs for token in [data.token_ids.sep, *ids]][1:]
     assert inside == joined
     assert data.train.lengths.tolist() == [len(sequence) for sequence in contents(data.train)]
-    assert data.vocab_size == tokenizer.get_vocab_size() <= VOCAB
+    assert data.token_ids.size == tokenizer.get_vocab_size() <= VOCAB
     assert len(data.validation) == 0
 
 
 def test_without_packing_each_paragraph_stands_alone(corpus: Path) -> None:
     data = prepare(spec(corpus, packing=False, validation_split=0.0), VOCAB, 0)
-    tokenizer = load_tokenizer(data.tokenizer_path)
+    tokenizer = Tokenizer.from_file(str(data.tokenizer_path))
     expected = sum(
         -(-len(tokenizer.encode(text, add_special_tokens=False).ids) // 14) for text in TEXT.split("\n\n")
     )
@@ -129,6 +131,7 @@ def test_second_start_reads_the_cache(corpus: Path) -> None:
     lines: list[str] = []
     first = prepare(spec(corpus), VOCAB, 0, lines.append)
     assert len(lines) == 2
+    assert "0.00% of the text [UNK]; tokenizer of 212 tokens (model.vocab_size 300)" in lines[1]
     assert same(first, prepare(spec(corpus), VOCAB, 0, lines.append))
     assert len(lines) == 2
 
@@ -142,6 +145,8 @@ def test_what_changes_the_tokens_changes_the_cache(corpus: Path) -> None:
         prepare(spec(corpus, packing=False), VOCAB, 0),
         prepare(spec(corpus), 100, 0),
         prepare(spec(corpus, tokenizer_file=str(given)), VOCAB, 0),
+        prepare(spec(corpus, lowercase=False), VOCAB, 0),
+        prepare(spec(corpus, strip_accents=True), VOCAB, 0),
     ]
     corpus.write_text(TEXT.replace("things", "thinks"))
     variants.append(prepare(spec(corpus), VOCAB, 0))
@@ -153,7 +158,10 @@ def test_given_tokenizer_is_kept_and_checked(corpus: Path) -> None:
     given = corpus.parent / "given.json"
     given.write_text(train_tokenizer(lambda: [TEXT], 200).to_str())
     data = prepare(spec(corpus, tokenizer_file=str(given)), VOCAB, 0)
-    assert load_tokenizer(data.tokenizer_path).get_vocab() == load_tokenizer(given).get_vocab()
+    assert (
+        Tokenizer.from_file(str(data.tokenizer_path)).get_vocab()
+        == Tokenizer.from_file(str(given)).get_vocab()
+    )
     # The cache above must not hide that the same tokenizer is too large for a smaller model.
     with pytest.raises(DataError, match=r"given\.json has \d+ tokens, model\.vocab_size is 50"):
         prepare(spec(corpus, tokenizer_file=str(given)), 50, 0)
@@ -168,6 +176,58 @@ def test_large_vocabulary_keeps_its_ids(corpus: Path) -> None:
     given.write_text(json.dumps(tokenizer))
     data = prepare(spec(corpus, tokenizer_file=str(given)), 80_000, 0)
     assert max(max(sequence) for sequence in contents(data.train)) == 70_000
+
+
+def test_unknown_words_are_counted(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("aa bb aa cc\n\naa dd " * 50)
+    given = tmp_path / "given.json"
+    made = train_tokenizer(lambda: ["aa"] * 3, 10)
+    given.write_text(made.to_str())
+    for packing in (True, False):
+        data = prepare(spec(tmp_path / "a.txt", tokenizer_file=str(given), packing=packing), VOCAB, 0)
+        assert data.unknown_share == 0.5
+        assert data.token_ids.size == made.get_vocab_size()
+
+
+@pytest.mark.parametrize("packing", [True, False])
+def test_corpus_with_nothing_to_predict_is_refused(tmp_path: Path, packing: bool) -> None:
+    (tmp_path / "a.txt").write_text("\n\n".join(f"{i} {i + 1}" for i in range(5000, 6000)))
+    given = tmp_path / "given.json"
+    given.write_text(train_tokenizer(lambda: ["aa"] * 3, 10).to_str())
+    # The second time the cache is there.
+    for _ in range(2):
+        with pytest.raises(
+            DataError, match=r"data\.files .*a\.txt: nothing to predict, all of the training split is \[UNK\]"
+        ):
+            prepare(spec(tmp_path / "a.txt", tokenizer_file=str(given), packing=packing), VOCAB, 0)
+
+
+# Argument: DataSpec as JSON. Prints the most memory it ever had, in MiB.
+MEASURE = """
+import resource, sys
+from hvdtrain.core.data import prepare
+from hvdtrain.core.sections import DataSpec
+prepare(DataSpec.model_validate_json(sys.argv[1]), 300, 0)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10)
+"""
+
+
+def test_memory_does_not_grow_with_a_line_or_a_document(tmp_path: Path) -> None:
+    words = TEXT.replace("\n\n", " ") * 300
+    assert len(words) > 2 << 20
+    (tmp_path / "a.txt").write_text(words)
+    (tmp_path / "b.jsonl").write_text(json.dumps({"text": words}))
+    peaks = []
+    for files in (("a.txt", "b.jsonl"), ("small.txt",)):
+        (tmp_path / "small.txt").write_text(TEXT)
+        data = DataSpec(
+            files=tuple(str(tmp_path / name) for name in files), cache_dir=str(tmp_path / "cache")
+        )
+        command = [sys.executable, "-c", MEASURE, data.model_dump_json()]
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        peaks.append(int(done.stdout))
+    # The library takes 500 MiB for such a document at once.
+    assert peaks[0] < peaks[1] + 200
 
 
 def test_two_nodes_build_the_same(corpus: Path) -> None:
@@ -303,16 +363,87 @@ def test_cache_directory_that_cannot_be_made_is_refused(corpus: Path) -> None:
         prepare(spec(corpus, cache="file/cache"), VOCAB, 0)
 
 
-def test_file_that_changes_while_it_is_read_is_refused(corpus: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def growing(*arguments: Any) -> Any:
-        with corpus.open("a") as file:
-            file.write("more\n")
-        return train_tokenizer(*arguments)
+def edit(path: Path) -> None:
+    """Other text of the same size, under the same modification time."""
+    times = path.stat()
+    path.write_text(path.read_text().replace("things", "thinks"))
+    os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
 
-    monkeypatch.setattr("hvdtrain.core.data.cache.train_tokenizer", growing)
-    with pytest.raises(DataError, match="a file changed while it was read"):
-        prepare(spec(corpus), VOCAB, 0)
+
+@pytest.mark.parametrize("step", ["hash_contents", "survey", "train_tokenizer", "token_ids"])
+def test_edit_after_the_cache_was_named_is_refused(
+    corpus: Path, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    where = f"hvdtrain.core.data.{'tokenizer' if step == 'survey' else 'cache'}.{step}"
+    module, name = where.rsplit(".", 1)
+    original = getattr(sys.modules[module], name)
+
+    def then_edited(*arguments: Any) -> Any:
+        found = original(*arguments)
+        edit(corpus)
+        return found
+
+    with monkeypatch.context() as patch:
+        patch.setattr(where, then_edited)
+        with pytest.raises(DataError, match=r"data\.files: .*corpus\.txt: changed while it was read"):
+            prepare(spec(corpus), VOCAB, 0)
     assert {path.suffix for path in (corpus.parent / "cache").iterdir()} <= {".lock", ".json"}
+    assert same(prepare(spec(corpus), VOCAB, 0), prepare(spec(corpus, "other"), VOCAB, 0))
+
+
+def test_edit_while_another_process_builds_is_refused(corpus: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def waited(path: Path, announce: Any, locked: Any = cache._locked) -> Any:
+        edit(corpus)
+        return locked(path, announce)
+
+    monkeypatch.setattr(cache, "_locked", waited)
+    with pytest.raises(DataError, match="changed while it was read"):
+        prepare(spec(corpus), VOCAB, 0)
+
+
+def test_edit_between_its_times_and_its_hash_is_noticed(
+    corpus: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    index = corpus.parent / "index.json"
+    monkeypatch.setattr("hvdtrain.core.data.hashing._SETTLED_NS", 0)
+
+    def edited_first(path: Path) -> str:
+        edit(path)
+        return hash_file(path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("hvdtrain.core.data.hashing.hash_file", edited_first)
+        hash_contents(spec(corpus), index)
+    corpus.write_text(TEXT)
+    assert hash_contents(spec(corpus), index) == hash_contents(spec(corpus), corpus.parent / "none.json")
+
+
+def test_wrong_remembered_hash_is_forgotten(corpus: Path) -> None:
+    os.utime(corpus, ns=(10**9, 10**9))
+    index = corpus.parent / "cache" / "sources.json"
+    index.parent.mkdir()
+    stamp = "-".join(map(str, file_stamp(corpus)))
+    index.write_text(json.dumps({str(corpus): f"{stamp} {'0' * 40}"}))
+    with pytest.raises(DataError, match="changed while it was read"):
+        prepare(spec(corpus), VOCAB, 0)
+    prepare(spec(corpus), VOCAB, 0)
+
+
+def test_edit_of_a_given_tokenizer_is_no_part_of_the_cache_named_before(
+    corpus: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = corpus.parent / "given.json"
+    before = train_tokenizer(lambda: [TEXT], 200).to_str()
+    given.write_text(before)
+
+    def then_edited(*arguments: Any) -> Any:
+        found = hash_contents(*arguments)
+        given.write_text(train_tokenizer(lambda: [TEXT], 100).to_str())
+        return found
+
+    monkeypatch.setattr("hvdtrain.core.data.cache.hash_contents", then_edited)
+    data = prepare(spec(corpus, tokenizer_file=str(given)), VOCAB, 0)
+    assert Tokenizer.from_file(str(data.tokenizer_path)).get_vocab() == Tokenizer.from_str(before).get_vocab()
 
 
 def test_environment_names_the_default_place(

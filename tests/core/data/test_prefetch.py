@@ -6,7 +6,6 @@ import gc
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Iterator
 from itertools import count, islice
 
@@ -68,19 +67,6 @@ def test_forgotten_prefetcher_ends_its_thread() -> None:
     del prefetcher
     gc.collect()
     assert threads() == 0
-
-
-@depths
-def test_waiting_is_measured(depth: int) -> None:
-    def source() -> Iterator[int]:
-        time.sleep(0.05)
-        yield 1
-
-    start = time.perf_counter()
-    with Prefetcher(source(), depth) as prefetcher:
-        next(prefetcher)
-        assert 0 < prefetcher.waited_s <= time.perf_counter() - start
-        assert prefetcher.waited_s >= 0.05 or depth > 0
 
 
 @pytest.mark.parametrize("ending", ["", "raise SystemExit(7)", "raise ValueError('mine')"])

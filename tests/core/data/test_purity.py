@@ -15,7 +15,7 @@ from hvdtrain.core.sections import DataSpec, TaskSpec
 data = prepare(DataSpec(corpus="python-docs", cache_dir=tempfile.mkdtemp()), 500, 0)
 windows = train_windows(data, TaskSpec(), seed=0, accumulation=Accumulation(1, 4, ((0, 2),)), rank=0)
 with Prefetcher(windows, 2) as prefetcher:
-    assert next(prefetcher).samples == 8
+    assert next(prefetcher).samples_global == 8
 print(sorted({name.partition(".")[0] for name in sys.modules} & {"torch", "tensorflow", "keras", "horovod"}))
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import gzip
+import json
 import os
+import re
+from collections.abc import Callable
 from pathlib import Path
 from pydoc_data.topics import topics
+from tempfile import TemporaryDirectory
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from hvdtrain.core.data import sources
-from hvdtrain.core.data.hashing import content_hash
+from hvdtrain.core.data.hashing import hash_contents
 from hvdtrain.core.data.sources import documents, source_files
 from hvdtrain.core.errors import DataError
 from hvdtrain.core.sections import DataSpec
@@ -30,16 +37,51 @@ def test_text_file_gives_its_paragraphs(tmp_path: Path) -> None:
 
 
 def test_endless_paragraph_is_cut_at_a_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sources, "MAX_PARAGRAPH_CHARS", 10)
+    monkeypatch.setattr(sources, "MAX_DOCUMENT_CHARS", 10)
     (tmp_path / "a.txt").write_text("12345\n67890\nabc\n\nd\n")
     assert read(tmp_path / "a.txt") == ["12345\n67890", "abc", "d"]
 
 
-def test_line_too_long_for_memory_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sources, "MAX_LINE_BYTES", 1 << 20)
-    (tmp_path / "a.txt").write_text("short\n" + "x" * (1 << 20) + "\n")
-    with pytest.raises(DataError, match=r"a\.txt:2: line above 1 MiB"):
-        read(tmp_path / "a.txt")
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+def test_every_kind_of_line_end_ends_a_line(tmp_path: Path, end: str) -> None:
+    (tmp_path / "a.txt").write_bytes(end.join(["one", "two", "", "three", " ", "", "four"]).encode())
+    assert read(tmp_path / "a.txt") == ["one\ntwo", "three", "four"]
+    (tmp_path / "b.jsonl").write_bytes(end.join(['{"text": "one"}', "", '{"text": "two"}', "{"]).encode())
+    with pytest.raises(DataError, match=r"b\.jsonl:4: not JSON"):
+        read(tmp_path / "b.jsonl")
+    (tmp_path / "c.txt").write_bytes(end.join(["one", "two"]).encode() + b"\xff")
+    with pytest.raises(DataError, match=r"c\.txt:2: not UTF-8: byte 0xff at column 4"):
+        read(tmp_path / "c.txt")
+
+
+@given(st.text(st.sampled_from("ab \n\r\t文"), max_size=200), st.integers(1, 30))
+def test_long_lines_and_documents_are_cut_at_white_space_and_nothing_is_lost(text: str, most: int) -> None:
+    with TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sources, "MAX_DOCUMENT_CHARS", most)
+        file = Path(folder, "a.txt")
+        file.write_text(text, newline="")
+        Path(folder, "b.jsonl").write_text(json.dumps({"text": text}))
+        paragraphs, parts = read(file), read(Path(folder, "b.jsonl"))
+    for found in (paragraphs, parts):
+        assert "".join("".join(found).split()) == "".join(text.split())
+        assert all(len(part) <= 3 * most + 2 for part in found)
+        # No word comes apart that is shorter than what is read at once.
+        if all(len(word) < most for word in text.split()):
+            assert [word for part in found for word in part.split()] == text.split()
+
+
+def test_json_line_too_long_for_memory_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sources, "MAX_JSON_CHARS", 1 << 20)
+    (tmp_path / "a.jsonl").write_text('{"text": "short"}\n{"text": "' + "x" * (1 << 20) + '"}\n')
+    with pytest.raises(DataError, match=r"a\.jsonl:2: line above 1 Mi characters"):
+        read(tmp_path / "a.jsonl")
+
+
+@pytest.mark.parametrize("value", ["[" * 100_000, "[" * 100_000 + "]" * 100_000, '{"a":' * 100_000])
+def test_deep_json_is_one_message(tmp_path: Path, value: str) -> None:
+    (tmp_path / "a.jsonl").write_text('{"text": "fine"}\n{"text": "x", "more": ' + value + "}\n")
+    with pytest.raises(DataError, match=r"a\.jsonl:2: JSON nested too deeply"):
+        read(tmp_path / "a.jsonl")
 
 
 def test_json_lines(tmp_path: Path) -> None:
@@ -70,6 +112,48 @@ def test_bad_encoding_is_named(tmp_path: Path) -> None:
     (tmp_path / "latin.txt").write_bytes(b"first\n\nna\xefve\n")
     with pytest.raises(DataError, match=r"latin\.txt:3: not UTF-8: byte 0xef at column 3"):
         read(tmp_path / "latin.txt")
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        ("zwei\n".encode("utf-16"), r":1: not UTF-8: byte 0xff at column 1"),
+        ("ab\nzwei\n".encode("utf-16-le"), r":1: NUL at column 2: not text, or UTF-16"),
+        (gzip.compress(b"text"), r":1: (not UTF-8|NUL)"),
+        (b"fine\n\nbin\0ary", r":3: NUL at column 4"),
+        (b"caf\xc3", r":1: not UTF-8: byte 0xc3 at column 4"),
+        (b"\xed\xa0\x80", r":1: not UTF-8: byte 0xed at column 1"),
+    ],
+)
+@pytest.mark.parametrize("name", ["a.txt", "a.jsonl"])
+def test_what_is_no_text_is_named(tmp_path: Path, name: str, content: bytes, told: str) -> None:
+    lines = content.replace(b"fine\n\n", b'{"text": "fine"}\n\n') if name == "a.jsonl" else content
+    (tmp_path / name).write_bytes(lines)
+    with pytest.raises(DataError, match=re.escape(name) + told):
+        read(tmp_path / name)
+
+
+def test_bad_bytes_far_inside_a_long_line_have_their_column(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sources, "MAX_DOCUMENT_CHARS", 10)
+    (tmp_path / "a.txt").write_bytes(b"one\n" + b"x" * 35 + b"\xff")
+    with pytest.raises(DataError, match=r"a\.txt:2: not UTF-8: byte 0xff at column 36"):
+        read(tmp_path / "a.txt")
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, lambda path: path.symlink_to("/dev/zero")])
+def test_what_is_no_regular_file_is_refused(tmp_path: Path, make: Callable[[Path], None]) -> None:
+    make(tmp_path / "a.txt")
+    with pytest.raises(DataError, match=r"a\.txt is not a regular file"):
+        read(tmp_path / "a.txt")
+
+
+def test_many_fields_are_not_all_told(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text(json.dumps({f"field{i}": 1 for i in range(1000)}))
+    with pytest.raises(DataError) as caught:
+        read(tmp_path / "a.jsonl")
+    assert len(str(caught.value)) < 1000
 
 
 def test_globs_are_sorted_and_files_come_once(tmp_path: Path) -> None:
@@ -108,6 +192,10 @@ def test_unreadable_file_is_refused(tmp_path: Path) -> None:
         read(tmp_path / "*.txt")
 
 
+def digest(data: DataSpec, index: Path) -> str:
+    return hash_contents(data, index).digest
+
+
 class TestContentHash:
     def spec(self, *files: Path) -> DataSpec:
         return DataSpec(files=tuple(map(str, files)))
@@ -121,22 +209,22 @@ class TestContentHash:
     def test_knows_contents_not_names(self, tmp_path: Path) -> None:
         index = tmp_path / "index.json"
         one, two, three = (self.settled(tmp_path / f"{i}.txt", t) for i, t in enumerate(["x", "x", "y"]))
-        assert content_hash(self.spec(one), index) == content_hash(self.spec(two), index)
-        assert content_hash(self.spec(one), index) != content_hash(self.spec(three), index)
-        assert content_hash(self.spec(one, three), index) != content_hash(self.spec(three, one), index)
+        assert digest(self.spec(one), index) == digest(self.spec(two), index)
+        assert digest(self.spec(one), index) != digest(self.spec(three), index)
+        assert digest(self.spec(one, three), index) != digest(self.spec(three, one), index)
 
     def test_same_size_and_modification_time_do_not_hide_a_change(self, tmp_path: Path) -> None:
         index = tmp_path / "index.json"
-        before = content_hash(self.spec(self.settled(tmp_path / "a.txt", "old")), index)
-        assert content_hash(self.spec(self.settled(tmp_path / "a.txt", "new")), index) != before
+        before = digest(self.spec(self.settled(tmp_path / "a.txt", "old")), index)
+        assert digest(self.spec(self.settled(tmp_path / "a.txt", "new")), index) != before
 
     def test_remembered_hash_saves_reading(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr("hvdtrain.core.data.hashing._SETTLED_NS", 0)
         index = tmp_path / "index.json"
         spec = self.spec(self.settled(tmp_path / "a.txt", "text"))
-        before = content_hash(spec, index)
+        before = digest(spec, index)
         monkeypatch.delattr("hvdtrain.core.data.hashing.hash_file")
-        assert content_hash(spec, index) == before
+        assert digest(spec, index) == before
 
     @pytest.mark.parametrize("damage", ["", "{", "[]", '{"a": 5}'])
     def test_damaged_index_is_replaced(
@@ -145,10 +233,10 @@ class TestContentHash:
         monkeypatch.setattr("hvdtrain.core.data.hashing._SETTLED_NS", 0)
         index = tmp_path / "index.json"
         spec = self.spec(self.settled(tmp_path / "a.txt", "text"))
-        expected = content_hash(spec, tmp_path / "other.json")
+        expected = digest(spec, tmp_path / "other.json")
         index.write_text(damage)
-        assert content_hash(spec, index) == expected
-        assert content_hash(spec, index) == expected
+        assert digest(spec, index) == expected
+        assert digest(spec, index) == expected
         assert sorted(p.name for p in tmp_path.iterdir()) == ["a.txt", "index.json", "other.json"]
 
 

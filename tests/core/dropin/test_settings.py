@@ -105,3 +105,35 @@ def test_adasum_is_given_each_ranks_own_mean() -> None:
 
 def test_no_samples_anywhere_is_a_zero_gradient() -> None:
     assert settings(average="samples").closing_scale(1, 0.0, 0.0) == 0.0
+
+
+@given(st.lists(st.integers(1, 9), min_size=1, max_size=5), st.sampled_from(["mean", "samples"]))
+def test_windows_of_one_update_are_put_together_as_one_mean(sizes: list[int], average: str) -> None:
+    """Each window is the mean of its micro-batches; together they are the mean of all, in whatever cut."""
+    found = settings(average=average, gradient_accumulation_steps=4)
+    losses = np.random.default_rng(sum(sizes)).normal(size=sum(sizes))
+    windows = np.split(losses, np.cumsum(sizes)[:-1])
+    gradient, weight = 0.0, 0.0
+    for window in windows:
+        earlier, now = found.shares(weight, len(window))
+        gradient = earlier * gradient + now * float(window.mean())
+        weight += len(window)
+    assert gradient == pytest.approx(float(losses.mean()), rel=1e-12, abs=1e-12)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"average": "sum", "gradient_accumulation_steps": 4},
+        {"average": "ranks", "gradient_accumulation_steps": 4},
+        {"average": "mean"},
+        {"average": "samples"},
+    ],
+)
+def test_windows_add_up_where_no_mean_over_micro_batches_was_asked_for(arguments: dict) -> None:
+    assert settings(**arguments).shares(3.0, 2.0) == (1.0, 1.0)
+
+
+def test_a_window_without_samples_changes_nothing() -> None:
+    found = settings(average="samples", gradient_accumulation_steps=4)
+    assert found.shares(3.0, 0.0) == found.shares(0.0, 3.0) == (1.0, 1.0)

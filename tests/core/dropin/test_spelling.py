@@ -62,7 +62,7 @@ def test_what_has_a_counterpart_is_taken(
         ({"op": 1}, {"average": "samples"}, ["op", "average='samples'", "give one"]),
         ({"op": 2}, {"compression": "int8"}, ["Adasum", "int8"]),
         ({"op": 1, "gradient_predivide_factor": 2.0}, {}, ["gradient_predivide_factor", "Average"]),
-        ({"process_set": "some"}, {}, ["process_set", "all ranks"]),
+        ({"process_set": "some", "op": 2}, {}, ["process_set", "all ranks"]),
         ({}, {"compression": int}, ["compression int", "Compression.fp16"]),
         (
             {"backward_passes_per_step": 2},

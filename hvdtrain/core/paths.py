@@ -1,0 +1,65 @@
+"""Paths as users give them, and where caches lie."""
+
+from __future__ import annotations
+
+import os
+import stat
+from pathlib import Path
+
+from hvdtrain.core.errors import HvdtrainError
+
+
+def user_path(text: str | Path, where: str, error: type[HvdtrainError]) -> Path:
+    """The path that a user means, with a leading `~` or `~user` as a shell reads it.
+
+    Args:
+        text: as given.
+        where: the option or field it was given to, for the error.
+        error: what to raise.
+
+    Raises:
+        HvdtrainError: of that kind, when nobody has such a home directory.
+    """
+    try:
+        return Path(text).expanduser()
+    except RuntimeError:
+        whose = str(text).split("/", 1)[0]
+        missing = f"the user {whose[1:]} has" if whose != "~" else "HOME is not set, and this user has"
+        raise error(f"{where} {text}: {missing} no home directory; write the path in full") from None
+
+
+def cache_root() -> Path:
+    """The folder of all caches: $HVDTRAIN_CACHE_DIR, else `hvdtrain` in $XDG_CACHE_HOME or ~/.cache.
+
+    A user without a home directory, as in many containers, has one in the directory for temporary files.
+
+    Raises:
+        HvdtrainError: when it cannot be named or trusted.
+    """
+    if given := os.environ.get("HVDTRAIN_CACHE_DIR"):
+        return user_path(given, "HVDTRAIN_CACHE_DIR", HvdtrainError).absolute()
+    if given := os.environ.get("XDG_CACHE_HOME"):
+        return user_path(given, "XDG_CACHE_HOME", HvdtrainError).absolute() / "hvdtrain"
+    try:
+        return Path.home() / ".cache" / "hvdtrain"
+    except RuntimeError:
+        import tempfile
+
+        return _own_temporary(Path(tempfile.gettempdir(), f"hvdtrain-{os.getuid()}"))
+
+
+def _own_temporary(folder: Path) -> Path:
+    # What lies in a cache is trusted, and anybody can make a folder of this name.
+    try:
+        folder.mkdir(mode=0o700, exist_ok=True)
+        found = folder.lstat()
+    except OSError as error:
+        raise HvdtrainError(
+            f"no home directory, and {folder} cannot be made: {error.strerror}; {_SET}"
+        ) from None
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o022:
+        raise HvdtrainError(f"no home directory, and others can write to {folder}; {_SET}")
+    return folder
+
+
+_SET = "set HVDTRAIN_CACHE_DIR to a directory of yours"

@@ -1,0 +1,99 @@
+"""What can be said of a job before anything starts: each fault is one line at once, not after imports."""
+
+from __future__ import annotations
+
+import os
+import socket
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import psutil
+
+from hvdtrain.core.data.cache import cache_directory
+from hvdtrain.core.data.sources import source_files, unreadable
+from hvdtrain.core.errors import DataError, LaunchError
+from hvdtrain.core.paths import user_path
+from hvdtrain.core.spec import JobSpec
+from hvdtrain.core.state import check_checkpoint
+from hvdtrain.launch.hosts import Host, is_local
+
+
+def check_job(
+    spec: JobSpec, hosts: Sequence[Host], output_dir: Path | None, resume: Path | None, interface: str | None
+) -> None:
+    """Refuse what ranks would refuse later, as far as it can be seen from here.
+
+    Files are looked at where this machine is one of the hosts that read or write them.
+
+    Args:
+        spec: the job.
+        hosts: where its ranks will run, rank 0 on the first.
+        output_dir: where rank 0 writes; None: in `outputs`.
+        resume: the checkpoint that rank 0 reads.
+        interface: names of the interfaces between the hosts, with commas.
+
+    Raises:
+        LaunchError: a host, an interface or the output directory cannot be used.
+        CheckpointError: it is no checkpoint.
+        DataError: a file of the data is missing or cannot be read.
+    """
+    here = [is_local([host]) for host in hosts]
+    for host, own in zip(hosts, here, strict=True):
+        if not own:
+            _check_host(host)
+    if interface is not None and any(here):
+        _check_interfaces(interface)
+    if all(here) and interface is not None:
+        print(
+            f"hvdtrain: --network-interface {interface} is not used: all ranks are on this host",
+            file=sys.stderr,
+        )
+    if here[0]:
+        _check_output(output_dir or Path("outputs"))
+        if resume is not None:
+            check_checkpoint(resume)
+    if any(here):
+        _check_data(spec)
+
+
+def _check_host(host: Host) -> None:
+    try:
+        socket.getaddrinfo(host.name, None)
+    except OSError as error:
+        raise LaunchError(f"host {host.name}: its name has no address: {error.strerror}") from None
+
+
+def _check_interfaces(names: str) -> None:
+    known = sorted(psutil.net_if_addrs())
+    for name in names.split(","):
+        if name not in known:
+            raise LaunchError(
+                f"--network-interface {names}: this machine has no {name!r}; it has {', '.join(known)}"
+            )
+
+
+def _check_output(directory: Path) -> None:
+    made = next(folder for folder in (directory, *directory.absolute().parents) if os.path.lexists(folder))
+    if not made.is_dir():
+        raise LaunchError(f"--output-dir {directory}: {made} is not a directory")
+    if not os.access(made, os.W_OK | os.X_OK):
+        raise LaunchError(f"--output-dir {directory}: {made} cannot be written by this user")
+
+
+def _check_data(spec: JobSpec) -> None:
+    data = spec.data
+    cache_directory(data)
+    for path in source_files(data):
+        _check_readable(path, "data.files: ")
+    if data.tokenizer_file is not None:
+        file = user_path(data.tokenizer_file, "data.tokenizer_file:", DataError)
+        _check_readable(file, "data.tokenizer_file: ")
+
+
+def _check_readable(path: Path, where: str) -> None:
+    try:
+        with path.open("rb"):
+            pass
+    except OSError as error:
+        raise unreadable(path, error, where) from None

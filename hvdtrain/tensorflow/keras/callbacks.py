@@ -1,0 +1,15 @@
+"""The names of `hvdtrain.keras.callbacks`, where `horovod.tensorflow.keras.callbacks` has them."""
+
+from typing import Any
+
+from hvdtrain.core.lazy import LazyNames
+
+_NAMES = LazyNames(__name__, {}, "hvdtrain.keras.callbacks", lambda: None)
+
+
+def __getattr__(name: str) -> Any:
+    return _NAMES.find(name)
+
+
+def __dir__() -> list[str]:
+    return _NAMES.listed()

@@ -1,0 +1,137 @@
+"""A saved BERT means the same in Transformers and in KerasHub: hidden states, pooled output, token ids."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+import keras_hub
+import numpy as np
+import pytest
+import torch
+from tokenizers import Tokenizer
+from transformers import AutoModelForMaskedLM, AutoTokenizer, BertModel, BertTokenizer
+
+from hvdtrain.core.checkpoint import UNTRAINED_FILE, load_model, save_model
+from hvdtrain.core.data.tokenizer import encoder, train_tokenizer
+from hvdtrain.core.data.tokenizer_files import tokenizer_files
+from hvdtrain.core.sections import ModelSpec
+from hvdtrain.core.weights import initial_weights
+from hvdtrain.models import bert
+
+TEXTS = [
+    "Café, naïve Ünïcode! Škoda (don't) [stop]; $5.00 ~x~ “quotes” — a_b <c>",
+    "中文字 mixed中文 文, 漢字。かな が ぎぐげご",
+    "हिन्दी में मात्राएँ। ελληνικά ёлка 한국어",
+]
+# KerasHub's BERT has always the tanh GELU and an epsilon of 1e-12.
+SPEC = ModelSpec(
+    vocab_size=420,
+    hidden_size=16,
+    num_hidden_layers=2,
+    num_attention_heads=2,
+    intermediate_size=32,
+    max_position_embeddings=64,
+    hidden_act="gelu_new",
+)
+
+
+def save(directory: Path, tokenizer: Tokenizer) -> str:
+    """A model with large random weights; its folder."""
+    file = directory / "tokenizer.json"
+    tokenizer.save(str(file))
+    arrays, untrained = (
+        initial_weights(weights(SPEC), 1, 0.5, "float32") for weights in (bert.weights, bert.untrained)
+    )
+    save_model(directory / "model", arrays, bert.hf_config(SPEC, 0), file, 64, untrained=untrained)
+    return str(directory / "model")
+
+
+def test_both_libraries_compute_the_same_from_a_saved_model(tmp_path: Path) -> None:
+    folder = save(tmp_path, train_tokenizer(lambda: TEXTS * 2, SPEC.vocab_size))
+    model, told = AutoModelForMaskedLM.from_pretrained(folder, output_loading_info=True)
+    assert not any(told.values()), told
+    ids, mask = np.random.default_rng(0).integers(5, 420, (3, 20)), np.ones((3, 20), int)
+    mask[1, 12:] = 0
+    with torch.no_grad():
+        expected = model.bert(torch.from_numpy(ids), torch.from_numpy(mask)).last_hidden_state.numpy()
+        pooler = BertModel.from_pretrained(folder).pooler
+        pooler.load_state_dict(
+            {
+                name.removeprefix("bert.pooler."): torch.from_numpy(array)
+                for name, array in load_model(Path(folder), UNTRAINED_FILE).items()
+            }
+        )
+        pooled = pooler(torch.from_numpy(expected)).numpy()
+    backbone = keras_hub.models.BertBackbone.from_preset(folder)
+    found = backbone({"token_ids": ids, "segment_ids": np.zeros_like(ids), "padding_mask": mask})
+    np.testing.assert_allclose(found["sequence_output"], expected, rtol=0, atol=2e-5)
+    np.testing.assert_allclose(found["pooled_output"], pooled, rtol=0, atol=2e-5)
+    assert np.abs(pooled).min() > 0.0
+
+
+@pytest.mark.parametrize("lowercase", [True, False])
+@pytest.mark.parametrize("strip_accents", [True, False])
+def test_both_libraries_give_the_token_ids_of_training(
+    tmp_path: Path, lowercase: bool, strip_accents: bool
+) -> None:
+    # Stripping takes Korean syllables apart; KerasHub puts them together again.
+    texts = [text.replace("한국어", "") for text in TEXTS] if strip_accents else TEXTS
+    tokenizer = train_tokenizer(lambda: texts * 2, SPEC.vocab_size, lowercase, strip_accents)
+    folder = save(tmp_path, tokenizer)
+    expected = list(encoder(tokenizer)(texts))
+    assert not any(tokenizer.token_to_id("[UNK]") in ids for ids in expected)
+    for opened in (AutoTokenizer.from_pretrained(folder), BertTokenizer.from_pretrained(folder)):
+        assert opened(texts, add_special_tokens=False)["input_ids"] == expected
+    # Nothing in a folder can tell KerasHub to strip accents.
+    told = {"strip_accents": True} if strip_accents else {}
+    keras = keras_hub.tokenizers.BertTokenizer.from_preset(folder, **told)
+    assert [np.asarray(keras(text)).tolist() for text in texts] == expected
+
+
+def test_long_words_survive_saving(tmp_path: Path) -> None:
+    texts = ["ab" * 200, "ก" * 300]
+    tokenizer = train_tokenizer(lambda: texts * 2, SPEC.vocab_size)
+    opened = AutoTokenizer.from_pretrained(save(tmp_path, tokenizer))
+    assert opened(texts, add_special_tokens=False)["input_ids"] == list(encoder(tokenizer)(texts))
+    assert opened.unk_token_id not in opened(texts[0])["input_ids"]
+
+
+def test_tasks_of_keras_hub_take_text(tmp_path: Path) -> None:
+    folder = save(tmp_path, train_tokenizer(lambda: TEXTS * 2, SPEC.vocab_size))
+    classifier = keras_hub.models.BertTextClassifier.from_preset(folder, num_classes=3)
+    assert classifier.predict(TEXTS, verbose=0).shape == (3, 3)
+    masked = keras_hub.models.BertMaskedLM.from_preset(folder)
+    assert masked.preprocessor.sequence_length == 64
+    np.testing.assert_array_equal(
+        masked.backbone.token_embedding.embeddings,
+        load_model(Path(folder))["bert.embeddings.word_embeddings.weight"],
+    )
+
+
+def vocabulary(tokens: dict[str, int], model: str = "WordPiece") -> list[str] | None:
+    found = json.loads(train_tokenizer(lambda: TEXTS, 100).to_str())
+    found["model"] |= {"type": model, "vocab": tokens}
+    found["added_tokens"] = [{"content": "[NEW]", "id": 5}]
+    files = tokenizer_files(json.dumps(found), 64)
+    config = json.loads(files["tokenizer_config.json"])
+    assert ("vocab.txt" in files) == ("sentence_bert_config.json" in files)
+    assert (config.get("do_lower_case") is True) == (model == "WordPiece")
+    return files["vocab.txt"].split("\n") if "vocab.txt" in files else None
+
+
+def test_a_vocabulary_has_a_line_for_each_id() -> None:
+    found = vocabulary({"[PAD]": 0, "[UNK]": 1, "a": 4})
+    assert found == ["[PAD]", "[UNK]", "[unused2]", "[unused3]", "a", "[NEW]", ""]
+
+
+@pytest.mark.parametrize("token", ["a\nb", "a\u2028b", " a", "a ", "", "[unused2]"])
+def test_a_vocabulary_that_lines_cannot_hold_is_left_out(token: str) -> None:
+    assert vocabulary({"[PAD]": 0, "[UNK]": 1, token: 4}) is None
+
+
+def test_another_kind_of_tokenizer_is_not_berts() -> None:
+    assert vocabulary({"[UNK]": 0, "a": 1}, "WordLevel") is None
