@@ -12,7 +12,7 @@ import tensorflow as tf
 
 from hvdtrain.core.dropin import Parameter
 from hvdtrain.core.errors import TrainingError
-from hvdtrain.keras.optimizer import Engine, engine_of
+from hvdtrain.keras.engine import Engine, engine_of
 from hvdtrain.tensorflow.dropin.agreement import AGREEMENT, check_structure, check_values, parameters_of
 from hvdtrain.tensorflow.dropin.messages import broadcast_variables
 from hvdtrain.tensorflow.dropin.session import require_init, waiting_for_ranks
@@ -27,6 +27,7 @@ class Attached:
 
     Attributes:
         root_rank: the rank whose variables all take before the first step, if any.
+        local_variables: that stay each rank's own, beside those of local layers.
         agreed: whether ranks agree on what this `fit` starts from.
         before_first_step: called once in a `fit`, when all variables hold their values.
     """
@@ -39,6 +40,7 @@ class Attached:
         """
         self._model, self._step = model, model.train_step
         self.root_rank: int | None = None
+        self.local_variables: Sequence[Any] = ()
         self.agreed = False
         self._asked = self._finished = False
         self.before_first_step: list[Callable[[], None]] = []
@@ -86,11 +88,15 @@ class Attached:
 
     def _agree(self) -> None:
         self.agreed = True
-        weights = self._model.weights
         optimizer = self._model.optimizer
         if optimizer is not None and not optimizer.built:
             optimizer.build(self._model.trainable_variables)
-        state = [v for each in _optimizers(self._model) for v in each.variables]
+        local = self._local()
+        weights = [variable for variable in self._model.weights if id(variable.handle) not in local]
+        # Keras names what an optimizer keeps of a variable after it.
+        kept = {v.path.replace("/", "_") for v in self._model.weights if id(v.handle) in local}
+        every = (variable for each in _optimizers(self._model) for variable in each.variables)
+        state = [v for v in every if not any(name in v.path for name in kept)]
         check_structure(
             [*parameters_of(weights), *_without_names(parameters_of(state))],
             options={"BroadcastGlobalVariables: root_rank": self.root_rank},
@@ -99,12 +105,18 @@ class Attached:
             broadcast_variables([*weights, *state], self.root_rank)
         elif engines_of(self._model):
             # Not those that each rank learns from its own batches, as batch normalisation does.
-            check_values(self._model.trainable_variables, "hvdtrain.values")
+            trained = [v for v in self._model.trainable_variables if id(v.handle) not in local]
+            check_values(trained, "hvdtrain.values")
         for engine in engines_of(self._model):
             engine.compares_at_start = True
         actions, self.before_first_step = self.before_first_step, []
         for action in actions:
             action()
+
+    def _local(self) -> set[int]:
+        """Handles of the variables that are each rank's own."""
+        found = {id(variable.handle) for variable in self.local_variables}
+        return found.union(*(engine.reach.local for engine in engines_of(self._model)))
 
 
 def _without_names(parameters: Sequence[Parameter]) -> list[Parameter]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import horovod.tensorflow as hvd
 import tensorflow as tf
@@ -21,11 +22,13 @@ class Driver:
         ops: the array verbs, which know this rank's place.
         prefix: in front of the names of collectives; different for those that may be under way together.
         wire_bytes: an int64 scalar to which the bytes handed to collectives are added.
+        process_set: the ranks that take part.
     """
 
     ops: Ops
     prefix: str
     wire_bytes: tf.Variable
+    process_set: Any = hvd.global_process_set
 
     def reduce(
         self,
@@ -79,11 +82,12 @@ class Driver:
         # Horovod pairs tensors by name, and the scopes around an operation depend on who calls the function.
         array = self.not_constant(request.array)
         self.wire_bytes.assign_add(array.shape.num_elements() * array.dtype.size)
+        among = {"process_set": self.process_set, "ignore_name_scope": True}
         if isinstance(request, AllReduce):
-            total = hvd.allreduce(array, op=hvd.Sum, name=name, ignore_name_scope=True)
+            total = hvd.allreduce(array, op=hvd.Sum, name=name, **among)
             return tf.ensure_shape(total, array.shape)
         if isinstance(request, AllGather):
-            every = hvd.allgather(array, name=name, ignore_name_scope=True)
+            every = hvd.allgather(array, name=name, **among)
             return tf.reshape(every, [self.ops.ranks, *array.shape])
         if isinstance(request, AdasumReduce):
             # Horovod takes the dot products of each tensor by itself; its grouped_allreduce of TensorFlow's,
@@ -94,7 +98,7 @@ class Driver:
                 for i, part in enumerate(parts)
             ]
             return tf.ensure_shape(tf.concat(combined, 0), array.shape)
-        return tf.ensure_shape(hvd.alltoall(array, name=name, ignore_name_scope=True), array.shape)
+        return tf.ensure_shape(hvd.alltoall(array, name=name, **among), array.shape)
 
 
 def pack(bucket: Bucket, gradients: Mapping[str, tf.Tensor]) -> tf.Tensor:

@@ -74,7 +74,7 @@ def with_tensorflow(hvd: Any, own: Any, other: Any) -> None:
         for update in range(UPDATES):
             x, y = data(hvd.rank(), update)
             with tf.GradientTape() as tape:
-                loss = tf.reduce_mean((x @ weight - y) ** 2)
+                loss = tf.reduce_mean((tf.matmul(x, weight) - y) ** 2)
             optimizer.batch_samples = ROWS
             optimizer.apply_gradients([(tape.gradient(loss, weight), weight)])
         np.testing.assert_allclose(weight.numpy(), expected(own.ranks, steps), rtol=1e-6)
@@ -82,7 +82,7 @@ def with_tensorflow(hvd: Any, own: Any, other: Any) -> None:
     for update in range(UPDATES):
         x, y = data(hvd.rank(), update)
         with tf.GradientTape() as tape:
-            loss = tf.reduce_mean((x @ variable - y) ** 2)
+            loss = tf.reduce_mean((tf.matmul(x, variable) - y) ** 2)
         tape = hvd.DistributedGradientTape(tape, process_set=own)
         variable.assign_sub(RATE * tape.gradient(loss, [variable])[0])
     np.testing.assert_allclose(variable.numpy(), expected(own.ranks), rtol=1e-12)

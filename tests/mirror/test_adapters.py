@@ -30,6 +30,7 @@ ONE_SIDED = {
     "dropin/sampler.py": "data of TensorFlow are sharded by tf.data",
     "dropin/showing.py": "PyTorch shows gradients in `.grad`; TensorFlow returns them",
     "dropin/state.py": "PyTorch has a state_dict",
+    "dropin/keeping.py": "PyTorch's gradients are a reducer, which keeps state (torch/reducer.py)",
     "dropin/messages.py": "TensorFlow has a list of variables",
     "dropin/tape.py": "PyTorch has no tape",
     "keras/__init__.py": "Horovod's names for Keras in TensorFlow",
@@ -42,6 +43,9 @@ _DRIVER = "PyTorch has requests under way, TensorFlow a graph in which data flow
 BY_NATURE = {
     "driver.py": dict.fromkeys(
         ("Work", "launch", "wait", "Driver", "pack", "swap_layout", "variables"), _DRIVER
+    ),
+    "dropin/arguments.py": dict.fromkeys(
+        ("Reach", "check_local_layers", "handles"), "layers that stay local are Horovod's in TensorFlow alone"
     ),
     "dropin/agreement.py": {
         "facts": "of tensors by name",

@@ -40,6 +40,7 @@ def check_structure(
     parameters: Sequence[Parameter],
     settings: Settings | None = None,
     options: Mapping[str, Any] | None = None,
+    process_set: Any = hvd.global_process_set,
 ) -> None:
     """Compare names within layers, shapes, dtypes and arguments with the other ranks'; every rank calls it.
 
@@ -47,6 +48,7 @@ def check_structure(
         parameters: in their order.
         settings: of the wrapper, if any.
         options: whatever else must be equal, by the names that errors give.
+        process_set: the ranks that are compared.
 
     Raises:
         TrainingError: on every rank alike, naming the first difference and the ranks.
@@ -54,15 +56,18 @@ def check_structure(
     mine = describe(parameters, settings, options=options)
     # Also while TensorFlow traces.
     with tf.init_scope(), waiting_for_ranks(AGREEMENT):
-        check_same(mine, lambda data: gather_bytes(data, AGREEMENT), _ADVICE)
+        check_same(mine, lambda data: gather_bytes(data, AGREEMENT, process_set), _ADVICE)
 
 
-def check_values(variables: Sequence[tf.Variable], name: str) -> tf.Tensor:
+def check_values(
+    variables: Sequence[tf.Variable], name: str, process_set: Any = hvd.global_process_set
+) -> tf.Tensor:
     """Compare values with the other ranks', of variables whose structure is the same.
 
     Args:
         variables: TensorFlow's or Keras'.
         name: of the collective.
+        process_set: the ranks that are compared.
 
     Returns:
         0, once they are known to be equal: for others to depend on, where TensorFlow traces.
@@ -78,17 +83,19 @@ def check_values(variables: Sequence[tf.Variable], name: str) -> tf.Tensor:
         return np.frombuffer(describe(parameters, digests=digests), np.uint8)
 
     def compare(every: np.ndarray) -> np.ndarray:
-        check_gathered([part.tobytes() for part in np.split(every, hvd.size())], _ADVICE)
+        check_gathered([part.tobytes() for part in np.split(every, process_set.size())], _ADVICE)
         return np.array(0, np.int32)
 
     values = [tf.convert_to_tensor(variable) for variable in variables]
     if tf.executing_eagerly():
         mine = describe_values(*(value.numpy() for value in values))
-        return tf.constant(compare(hvd.allgather(tf.constant(mine), name=name).numpy()))
+        return tf.constant(
+            compare(hvd.allgather(tf.constant(mine), name=name, process_set=process_set).numpy())
+        )
     # The collective is the graph's own: TensorFlow may run a Python function on Horovod's thread, which a
     # collective in there would wait for.
     mine = tf.ensure_shape(tf.numpy_function(describe_values, values, tf.uint8), [None])
-    every = hvd.allgather(mine, name=name, ignore_name_scope=True)
+    every = hvd.allgather(mine, name=name, process_set=process_set, ignore_name_scope=True)
     return tf.ensure_shape(tf.numpy_function(compare, [every], tf.int32), [])
 
 

@@ -14,21 +14,23 @@ import tensorflow as tf
 
 from hvdtrain.core.compression.protocol import State
 from hvdtrain.core.compression.rules import Rules
-from hvdtrain.core.dropin import Parameter, Settings, accumulator, keeps_residuals, lay_out
+from hvdtrain.core.dropin import Parameter, Settings, accumulator, lay_out
 from hvdtrain.core.optimizers import clip_factor
 from hvdtrain.tensorflow.driver import Driver, pack, variables
 from hvdtrain.tensorflow.dropin.agreement import check_structure, check_values, parameters_of
-from hvdtrain.tensorflow.dropin.messages import broadcast_variables
+from hvdtrain.tensorflow.dropin.arguments import Reach
+from hvdtrain.tensorflow.dropin.keeping import Kept
 from hvdtrain.tensorflow.ops import Ops
 from hvdtrain.tensorflow.world import reduces_over_mpi
 
 _Gradients = Sequence[tf.Tensor | None]
+_ALL = Reach()
 
 
 _live: weakref.WeakSet[Gradients] = weakref.WeakSet()
 
 
-class Gradients:
+class Gradients(Kept):
     """Sums the gradients of a list of variables over ranks, a window of micro-batches at a time.
 
     `micro_batch` is called while TensorFlow traces, or eagerly. Ranks must have made the same objects in the
@@ -41,6 +43,7 @@ class Gradients:
         sources: Sequence[tf.Variable],
         prefix: str,
         options: Mapping[str, Any] | None = None,
+        reach: Reach = _ALL,
     ) -> None:
         """Lay out the buckets, and compare them with the other ranks'; every rank calls it.
 
@@ -49,30 +52,38 @@ class Gradients:
             sources: whose gradients come, in this order; TensorFlow's or Keras' variables.
             prefix: of the names of collectives, different for every object.
             options: whatever else must be equal on all ranks, by the names that errors give.
+            reach: whose gradients are reduced, and over which ranks.
 
         Raises:
             SpecError: the settings do not fit the model or the job.
             TrainingError: ranks differ in their settings, or in their models.
         """
-        self.settings, self.prefix = settings, prefix
+        self.settings, self.prefix, self._reach = settings, prefix, reach
+        ranks = self._ranks = reach.process_set.size()
         # Weak: what is known of a tape's model must not keep the model.
         self._sources = [weakref.ref(source) for source in sources]
         self._parameters = parameters_of(sources)
-        check_structure(self._parameters, settings, options)
+        kinds = [reach.is_local(source) for source in sources]
+        shared = [p for p, is_local in zip(self._parameters, kinds, strict=True) if not is_local]
+        local = [p for p, is_local in zip(self._parameters, kinds, strict=True) if is_local]
+        check_structure(shared, settings, options, reach.process_set)
         rules = settings.rules
         rules.check([p.name for p in self._parameters])
-        rules.check_ranks(hvd.size(), reduces_over_mpi())
-        self.buckets = lay_out([_as_matrix(p) for p in self._parameters], settings)
-        ops = Ops(hvd.size(), hvd.rank(), seed=0)
+        rules.check_ranks(ranks, reduces_over_mpi())
+        self.buckets = lay_out([_as_matrix(p) for p in shared], settings)
+        # The buckets from here on are not sent.
+        self._sent = len(self.buckets)
+        self.buckets += lay_out([_as_matrix(p) for p in local], settings, first=self._sent)
+        ops = Ops(ranks, reach.process_set.rank(), seed=0)
         with tf.init_scope():
-            self._driver = Driver(ops, prefix, _counter())
+            self._driver = Driver(ops, prefix, _counter(), reach.process_set)
             # Updates applied, micro-batches and windows so far.
             self._updates, self._micro, self._windows = _counter(), _counter(), _counter()
             self._samples = tf.Variable(0.0, dtype=tf.float64, trainable=False)
             dtypes = {p.name: accumulator(p) for p in self._parameters}
             self._dtypes = [dtypes[bucket.weights[0].name] for bucket in self.buckets]
             self._states = [
-                variables(rules.policy(b).init(ops, b, dtype))
+                variables(rules.policy(b).init(ops, b, dtype)) if b.index < self._sent else {}
                 for b, dtype in zip(self.buckets, self._dtypes, strict=True)
             ]
             self._totals = [
@@ -121,79 +132,17 @@ class Gradients:
         return [found for source in self._sources if (found := source()) is not None]
 
     @property
-    def keeps_residuals(self) -> bool:
-        """Whether any policy adds to an update what it did not send of the last one."""
-        policies = map(self.settings.rules.policy, self.buckets)
-        return keeps_residuals(zip(policies, self._states, strict=True))
-
-    @property
-    def wire_bytes(self) -> int:
-        """Bytes of gradients this rank has handed to collectives so far."""
-        return int(self._driver.wire_bytes.numpy())
-
-    @property
-    def applied(self) -> int:
-        """How many updates there have been."""
-        return int(self._updates.numpy())
-
-    @property
-    def windows(self) -> int:
-        """How many windows have been reduced."""
-        return int(self._windows.numpy())
-
-    @property
-    def micro_batches(self) -> int:
-        """How many have been taken in of a window that is not complete."""
-        return int(self._micro.numpy())
-
-    @property
     def compared_windows(self) -> int:
         """In how many windows, the first ones, all ranks must take part."""
         return 2 if self.compare_values_at_second_window else 1
 
     @property
-    def may_fall_behind(self) -> bool:
-        """Whether compression has state that ranks change alike with each update."""
-        return bool(self._known_to_all())
-
-    def catch_up(self, root_rank: int) -> None:
-        """Take over from a rank what all that took part in its updates know of compression."""
-        broadcast_variables([self._updates, self._windows, *self._known_to_all()], root_rank)
-
-    def _known_to_all(self) -> list[tf.Variable]:
-        return [
-            variable
-            for bucket, state in zip(self.buckets, self._states, strict=True)
-            for name, variable in state.items()
-            if name not in self.settings.rules.policy(bucket).residuals
-        ]
-
-    def read(self) -> list[dict[str, np.ndarray]]:
-        """Copies of this rank's policy state, a mapping a bucket."""
-        return [{name: v.numpy() for name, v in state.items()} for state in self._states]
-
-    def write(self, states: Sequence[Mapping[str, np.ndarray]]) -> None:
-        """Set what `read` read."""
-        for state, arrays in zip(self._states, states, strict=True):
-            for name, variable in state.items():
-                variable.assign(arrays[name])
-
-    def read_window(self) -> dict[str, np.ndarray]:
-        """Copies of the counters, and of what this rank has added up in the window under way."""
-        return {name: variable.numpy() for name, variable in self._window().items()}
-
-    def write_window(self, arrays: Mapping[str, np.ndarray]) -> None:
-        """Set what `read_window` read."""
-        for name, variable in self._window().items():
-            variable.assign(arrays[name])
-
-    def _window(self) -> dict[str, tf.Variable]:
-        totals = {f"total{i}": total for i, total in enumerate(self._totals)}
-        counters = {"updates": self._updates, "micro": self._micro, "windows": self._windows}
-        return totals | counters | {"samples": self._samples}
+    def over_all_ranks(self) -> bool:
+        """Whether no group of ranks has gradients of its own."""
+        return self._reach.process_set is hvd.global_process_set
 
     def _flats(self, gradients: _Gradients, own: tf.Tensor) -> list[tf.Tensor]:
-        scale = tf.convert_to_tensor(self.settings.scale(hvd.size(), own), tf.float64)
+        scale = tf.convert_to_tensor(self.settings.scale(self._ranks, own), tf.float64)
         found = {
             p.name: tf.zeros(p.shape, p.dtype) if g is None else g
             for p, g in zip(self._parameters, gradients, strict=True)
@@ -210,8 +159,9 @@ class Gradients:
             # The first may come before the broadcast, as in Horovod's own examples.
             name = f"{self._driver.prefix}values"
             second = tf.equal(self._windows, 1)
-            values = [*self.compared_besides, *self.sources]
-            compared = tf.cond(second, lambda: check_values(values, name), lambda: tf.constant(0))
+            shared = [source for source in self.sources if not self._reach.is_local(source)]
+            values, among = [*self.compared_besides, *shared], self._reach.process_set
+            compared = tf.cond(second, lambda: check_values(values, name, among), lambda: tf.constant(0))
             with tf.control_dependencies([compared]):
                 own, flats = tf.identity(own), [tf.identity(flat) for flat in flats]
         self._windows.assign_add(1)
@@ -232,7 +182,8 @@ class Gradients:
     def _closing_scale(self, own: tf.Tensor) -> tf.Tensor:
         name = f"{self._driver.prefix}samples"
         mine = self._driver.not_constant(tf.reshape(own, [1]))
-        total = tf.reshape(hvd.allreduce(mine, op=hvd.Sum, name=name, ignore_name_scope=True), [])
+        among = {"process_set": self._reach.process_set, "ignore_name_scope": True}
+        total = tf.reshape(hvd.allreduce(mine, op=hvd.Sum, name=name, **among), [])
         steps = self.settings.gradient_accumulation_steps
 
         def scale(mine: np.ndarray, every: np.ndarray) -> np.ndarray:
@@ -248,7 +199,12 @@ class Gradients:
         def branch(rules: Rules) -> Callable[[], tuple[list[tf.Tensor], list[State]]]:
             def drive() -> tuple[list[tf.Tensor], list[State]]:
                 work = zip(self.buckets, flats, before, strict=True)
-                found = [self._driver.reduce(rules.policy(b), b, f, s, update) for b, f, s in work]
+                found = [
+                    self._driver.reduce(rules.policy(b), b, f, s, update)
+                    if b.index < self._sent
+                    else (self._own(f), s)
+                    for b, f, s in work
+                ]
                 return [total for total, _ in found], [dict(state) for _, state in found]
 
             return drive
@@ -260,12 +216,17 @@ class Gradients:
         stage = tf.reduce_sum(tf.cast(update >= tf.constant(starts, tf.int64), tf.int32)) - 1
         return tf.switch_case(stage, [branch(each) for each in rules])
 
+    def _own(self, flat: tf.Tensor) -> tf.Tensor:
+        """A bucket of local variables, that this rank's share of the loss has been divided for already."""
+        divided = self.settings.average in ("mean", "ranks")
+        return flat if self._reach.scale_local_gradients or not divided else flat * self._ranks
+
     def _clip_and_commit(self, reduced: list[tf.Tensor], states: list[State]) -> list[tf.Tensor]:
         limit = self.settings.max_grad_norm
         if limit is None and not any(self._states):
             self._updates.assign_add(1)
             return reduced
-        squares = tf.add_n([tf.cast(2.0 * tf.nn.l2_loss(flat), tf.float64) for flat in reduced])
+        squares = tf.add_n([tf.cast(2.0 * tf.nn.l2_loss(flat), tf.float64) for flat in reduced[: self._sent]])
         norm = tf.sqrt(squares)
 
         def commit() -> None:

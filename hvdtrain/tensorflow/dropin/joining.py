@@ -54,6 +54,11 @@ def join(*arguments: Any, **options: Any) -> int:
 def _check() -> None:
     for each in gradients_in_use():
         check_join("hvdtrain.tensorflow.join()", each.settings.rules, each.applied)
+        if not each.over_all_ranks:
+            raise SpecError(
+                "hvdtrain.tensorflow.join(): process_set: Horovod joins all ranks or none: give every rank "
+                "of the set equally many batches"
+            )
         if each.windows < each.compared_windows:
             raise SpecError(
                 "hvdtrain.tensorflow.join(): ranks compare their models in the first "

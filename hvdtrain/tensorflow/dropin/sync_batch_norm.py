@@ -46,9 +46,9 @@ class SyncBatchNormalization(keras.layers.BatchNormalization):
         require_init("SyncBatchNormalization")
         # By the order of first use: ranks may have made other layers before, as by loading a model.
         self._collectives = self._collectives or f"sync_batch_norm{next(_numbers)}"
-        weights = (
-            tf.ones_like(inputs) if mask is None else tf.cast(mask, inputs.dtype)[..., None] + 0 * inputs
-        )
+        weights = tf.ones_like(inputs)
+        if mask is not None:
+            weights = tf.broadcast_to(tf.cast(mask, inputs.dtype)[..., None], tf.shape(inputs))
         mean, variance, total = _over_ranks(
             inputs, tf.stop_gradient(weights), self._reduction_axes, self._collectives
         )

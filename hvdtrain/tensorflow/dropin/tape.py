@@ -11,10 +11,10 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from hvdtrain.core.dropin import Settings, by_position, residuals_are_scaled, settings_of
+from hvdtrain.core.dropin import Settings, by_position, process_set_of, residuals_are_scaled, settings_of
 from hvdtrain.core.errors import SpecError
 from hvdtrain.engine.cache import wire_types
-from hvdtrain.tensorflow.dropin.arguments import HOROVOD
+from hvdtrain.tensorflow.dropin.arguments import HOROVOD, Reach, check_local_layers, handles
 from hvdtrain.tensorflow.dropin.gradients import Gradients
 from hvdtrain.tensorflow.dropin.session import require_init, waiting_for_ranks
 
@@ -70,32 +70,100 @@ def DistributedGradientTape(
         SpecError: an argument is wrong.
         TrainingError: `init` was not called.
     """
-    require_init("DistributedGradientTape")
     said = horovods | ({} if compression == "none" else {"compression": compression})
     horovods |= by_position("DistributedGradientTape", _POSITIONAL, positional, said)
     compression = horovods.pop("compression", compression)
-    if not isinstance(gradtape, tf.GradientTape):
-        raise SpecError(
-            f"DistributedGradientTape: expected the tf.GradientTape (found a {type(gradtape).__name__})"
-        )
-    settings = settings_of(
+    return _distribute(
         "DistributedGradientTape",
-        HOROVOD,
+        gradtape,
+        batch_samples,
         horovods,
         compression=compression,
-        gradient_accumulation_steps=1,
         max_grad_norm=max_grad_norm,
         average=average,
         bucket_cap_mb=bucket_cap_mb,
     )
+
+
+@tf.autograph.experimental.do_not_convert
+def PartialDistributedGradientTape(
+    gradtape: tf.GradientTape,
+    compression: Any = "none",
+    max_grad_norm: float | None = None,
+    average: str = "mean",
+    bucket_cap_mb: float = 25.0,
+    batch_samples: tf.Tensor | int | None = None,
+    *,
+    local_layers: Any = None,
+    scale_local_gradients: bool = True,
+    **horovods: Any,
+) -> tf.GradientTape:
+    """As `DistributedGradientTape`, for models with layers that are each rank's own.
+
+    Args:
+        gradtape: it is changed in place.
+        compression: as of `DistributedGradientTape`.
+        max_grad_norm: None, where there are local layers.
+        average: as of `DistributedGradientTape`.
+        bucket_cap_mb: likewise.
+        batch_samples: likewise.
+        local_layers: a layer of Keras' or several; they are built. They may differ between ranks.
+        scale_local_gradients: whether the gradients of local layers are divided as all others are, so that
+            they are gradients of the same loss; else they are those of this rank's own loss.
+        **horovods: Horovod's own spelling: `op` and others.
+
+    Returns:
+        The same tape.
+
+    Raises:
+        SpecError: an argument is wrong.
+        TrainingError: `init` was not called.
+    """
+    return _distribute(
+        "PartialDistributedGradientTape",
+        gradtape,
+        batch_samples,
+        horovods,
+        local_layers,
+        scale_local_gradients,
+        compression=compression,
+        max_grad_norm=max_grad_norm,
+        average=average,
+        bucket_cap_mb=bucket_cap_mb,
+    )
+
+
+@tf.autograph.experimental.do_not_convert
+def _distribute(
+    wrapper: str,
+    gradtape: tf.GradientTape,
+    batch_samples: tf.Tensor | int | None,
+    horovods: dict[str, Any],
+    local_layers: Any = None,
+    scale_local_gradients: bool = True,
+    **ours: Any,
+) -> tf.GradientTape:
+    require_init(wrapper)
+    if not isinstance(gradtape, tf.GradientTape):
+        raise SpecError(f"{wrapper}: expected the tf.GradientTape (found a {type(gradtape).__name__})")
+    process_set = process_set_of(wrapper, HOROVOD, horovods)
+    settings = settings_of(
+        wrapper,
+        HOROVOD,
+        horovods,
+        gradient_accumulation_steps=1,
+        **ours,
+    )
     if settings.gradient_accumulation_steps > 1:
         raise SpecError(
-            "DistributedGradientTape: backward_passes_per_step: a tape does not know where a window ends: "
+            f"{wrapper}: backward_passes_per_step: a tape does not know where a window ends: "
             "leave it out, and use hvdtrain.keras.DistributedOptimizer"
         )
     if settings.by_samples and batch_samples is None:
-        raise SpecError("DistributedGradientTape: average='samples' needs batch_samples, as tf.shape(x)[0]")
+        raise SpecError(f"{wrapper}: average='samples' needs batch_samples, as tf.shape(x)[0]")
     settings.rules.check_wire(wire_types())
+    layers = check_local_layers(wrapper, local_layers, settings, scale_local_gradients)
+    reach = Reach(process_set, handles(layers), scale_local_gradients)
     plain = gradtape.gradient
 
     @tf.autograph.experimental.do_not_convert
@@ -103,7 +171,7 @@ def DistributedGradientTape(
         found = tf.nest.flatten(plain(target, sources, *arguments, **keywords))
         reduced: list[tf.Tensor | None] = []
         with waiting_for_ranks("gradients"):
-            gradients = _gradients_of(settings, tf.nest.flatten(sources))
+            gradients = _gradients_of(settings, reach, tf.nest.flatten(sources))
             gradients.micro_batch(found, batch_samples, reduced.extend)
         return tf.nest.pack_sequence_as(sources, reduced)
 
@@ -111,16 +179,16 @@ def DistributedGradientTape(
     return gradtape
 
 
-def _gradients_of(settings: Settings, sources: list[tf.Variable]) -> Gradients:
+def _gradients_of(settings: Settings, reach: Reach, sources: list[tf.Variable]) -> Gradients:
     for source in sources:
         if not hasattr(source, "assign"):
             raise SpecError(
                 "DistributedGradientTape: gradients with respect to variables are reduced (found a "
                 f"{type(source).__name__} among the sources): take others from a plain tape"
             )
-    key = settings, tuple(map(id, sources))
+    key = settings, reach, tuple(map(id, sources))
     if key not in _known:
-        _known[key] = Gradients(settings, sources, f"tape{next(_numbers)}.")
+        _known[key] = Gradients(settings, sources, f"tape{next(_numbers)}.", reach=reach)
         for source in sources:
             # Another variable may get its number.
             weakref.finalize(source, _known.pop, key, None)
@@ -134,9 +202,9 @@ def is_reduced(variables: Iterable[Any]) -> bool:
 
 def _reducing(variables: Iterable[Any]) -> Iterator[Gradients]:
     # Keras' variables and TensorFlow's own have their handle in common.
-    handles = {id(variable.handle) for variable in variables}
+    applied = {id(variable.handle) for variable in variables}
     for gradients in [*_known.values()]:
-        if not handles.isdisjoint(id(variable.handle) for variable in gradients.sources):
+        if not applied.isdisjoint(id(variable.handle) for variable in gradients.sources):
             yield gradients
 
 
