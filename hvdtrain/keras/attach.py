@@ -52,7 +52,7 @@ class Attached:
         if not self.agreed and not self._asked:
             # A model that one rank has loaded is built there, and may not be where it was made.
             self._asked = True
-            with waiting_for_ranks(AGREEMENT):
+            with waiting_for_ranks("the comparison of models"):
                 every = gather_bytes(_BUILT if _is_built(self._model) else _NOT_BUILT, AGREEMENT)
             if not {*every} <= {_BUILT, _NOT_BUILT}:
                 raise TrainingError(

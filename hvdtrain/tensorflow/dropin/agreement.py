@@ -15,7 +15,7 @@ from hvdtrain.tensorflow.dropin.session import waiting_for_ranks
 from hvdtrain.tensorflow.world import gather_bytes
 
 # One name for all that ranks compare: a rank that compares something else is told so, and does not wait.
-AGREEMENT = "the comparison of models"
+AGREEMENT = "hvdtrain.agreement"
 _ADVICE = (
     "ranks must start equal: add hvdtrain.keras.callbacks.BroadcastGlobalVariables(root_rank=0) to fit's "
     "callbacks, or call hvdtrain.tensorflow.broadcast_variables(model.weights, root_rank=0), and the same "
@@ -55,7 +55,7 @@ def check_structure(
     """
     mine = describe(parameters, settings, options=options)
     # Also while TensorFlow traces.
-    with tf.init_scope(), waiting_for_ranks(AGREEMENT):
+    with tf.init_scope(), waiting_for_ranks("the comparison of models"):
         check_same(mine, lambda data: gather_bytes(data, AGREEMENT, process_set), _ADVICE)
 
 
