@@ -17,10 +17,10 @@ from hvdtrain.core.dropin.program import TWINS
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "horovod-names.md"
 HEAD = """# Horovod's names
 
-Every public name of Horovod 0.28.1's packages for PyTorch, TensorFlow and Keras, and what it is in the package
-of hvdtrain that takes its place. *Ours* is written for hvdtrain and takes Horovod's arguments; *Horovod's own*
-is the very same object. What changes with a name is in [from-horovod.md](from-horovod.md). This page is written
-by `python -m tests.dropin.horovod_names`, and a test keeps it true.
+Every public name of Horovod 0.28.1's packages for PyTorch, TensorFlow and Keras, and what it is in the
+package of hvdtrain that takes its place. *Ours* is written for hvdtrain and takes Horovod's arguments;
+*Horovod's own* is the very same object. What changes with a name is in [from-horovod.md](from-horovod.md).
+This page is written by `python -m tests.dropin.horovod_names`, and a test keeps it true.
 """
 
 
