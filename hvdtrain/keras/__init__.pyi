@@ -3,57 +3,22 @@
 from typing import Any
 
 from horovod.common.process_sets import ProcessSet as ProcessSet
-from horovod.tensorflow import elastic as elastic
 from horovod.tensorflow.compression import Compression as Compression
-from horovod.tensorflow.gradient_aggregation import (
-    LocalGradientAggregationHelper as LocalGradientAggregationHelper,
-)
-from horovod.tensorflow.sync_batch_norm import SyncBatchNormalization as SyncBatchNormalization
 
 from hvdtrain.keras import callbacks as callbacks
+from hvdtrain.keras import elastic as elastic
 from hvdtrain.keras.optimizer import DistributedOptimizer as DistributedOptimizer
+from hvdtrain.keras.optimizer import PartialDistributedOptimizer as PartialDistributedOptimizer
 from hvdtrain.keras.optimizer import load_model as load_model
 from hvdtrain.keras.values import allgather as allgather
 from hvdtrain.keras.values import allreduce as allreduce
 from hvdtrain.keras.values import broadcast as broadcast
-from hvdtrain.tensorflow.dropin.messages import broadcast_variables as broadcast_variables
-from hvdtrain.tensorflow.dropin.session import init as init
+from hvdtrain.keras.values import reducescatter as reducescatter
 
 Adasum: int
 Average: int
-
-def DistributedGradientTape(
-    gradtape: Any,
-    device_dense: Any = ...,
-    device_sparse: Any = ...,
-    compression: Any = ...,
-    sparse_as_dense: Any = ...,
-    op: Any = ...,
-    gradient_predivide_factor: Any = ...,
-    num_groups: Any = ...,
-    groups: Any = ...,
-    process_set: Any = ...,
-    scale_local_gradients: Any = ...,
-) -> Any: ...
-
 Max: int
 Min: int
-
-def PartialDistributedGradientTape(
-    gradtape: Any,
-    device_dense: Any = ...,
-    device_sparse: Any = ...,
-    compression: Any = ...,
-    sparse_as_dense: Any = ...,
-    op: Any = ...,
-    gradient_predivide_factor: Any = ...,
-    num_groups: Any = ...,
-    groups: Any = ...,
-    process_set: Any = ...,
-    local_layers: Any = ...,
-    scale_local_gradients: Any = ...,
-) -> Any: ...
-
 Product: int
 Sum: int
 
@@ -63,12 +28,8 @@ def alltoall(
     tensor: Any, splits: Any = ..., name: Any = ..., ignore_name_scope: Any = ..., process_set: Any = ...
 ) -> Any: ...
 def broadcast_(variables: Any, root_rank: Any, name: Any = ..., process_set: Any = ...) -> Any: ...
-def broadcast_global_variables(root_rank: Any) -> Any: ...
 def broadcast_object(
     obj: Any, root_rank: Any = ..., session: Any = ..., name: Any = ..., process_set: Any = ...
-) -> Any: ...
-def broadcast_object_fn(
-    root_rank: Any = ..., session: Any = ..., name: Any = ..., process_set: Any = ...
 ) -> Any: ...
 def ccl_built() -> bool: ...
 def check_extension(ext_name: Any, ext_env_var: Any, pkg_path: Any, *args: Any) -> Any: ...
@@ -111,7 +72,6 @@ def grouped_reducescatter(
 def handle_average_backwards_compatibility(op: Any, average: Any) -> Any: ...
 def is_homogeneous() -> Any: ...
 def is_initialized() -> bool: ...
-def join() -> Any: ...
 def local_rank() -> int: ...
 def local_rank_op(name: Any = ...) -> Any: ...
 def local_size() -> int: ...
@@ -123,17 +83,6 @@ def nccl_built() -> bool: ...
 def process_set_included_op(process_set_id: Any = ..., name: Any = ...) -> Any: ...
 def rank() -> int: ...
 def rank_op(name: Any = ...) -> Any: ...
-def reducescatter(
-    tensor: Any,
-    device_dense: Any = ...,
-    compression: Any = ...,
-    op: Any = ...,
-    name: Any = ...,
-    process_set: Any = ...,
-    ignore_name_scope: Any = ...,
-    prescale_factor: Any = ...,
-    postscale_factor: Any = ...,
-) -> Any: ...
 def refs_to_vars(refs: Any) -> Any: ...
 def remove_process_set(process_set: Any) -> Any: ...
 def rocm_built() -> bool: ...

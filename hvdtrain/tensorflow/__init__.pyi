@@ -3,37 +3,22 @@
 from typing import Any
 
 from horovod.common.process_sets import ProcessSet as ProcessSet
-from horovod.tensorflow import elastic as elastic
 from horovod.tensorflow.compression import Compression as Compression
-from horovod.tensorflow.gradient_aggregation import (
-    LocalGradientAggregationHelper as LocalGradientAggregationHelper,
-)
-from horovod.tensorflow.sync_batch_norm import SyncBatchNormalization as SyncBatchNormalization
 
+from hvdtrain.keras import DistributedOptimizer as DistributedOptimizer
+from hvdtrain.tensorflow import elastic as elastic
+from hvdtrain.tensorflow.dropin.joining import join as join
 from hvdtrain.tensorflow.dropin.messages import broadcast_variables as broadcast_variables
 from hvdtrain.tensorflow.dropin.session import init as init
+from hvdtrain.tensorflow.dropin.session import metric_average as metric_average
+from hvdtrain.tensorflow.dropin.sync_batch_norm import SyncBatchNormalization as SyncBatchNormalization
 from hvdtrain.tensorflow.dropin.tape import DistributedGradientTape as DistributedGradientTape
+from hvdtrain.tensorflow.dropin.tape import PartialDistributedGradientTape as PartialDistributedGradientTape
 
 Adasum: int
 Average: int
 Max: int
 Min: int
-
-def PartialDistributedGradientTape(
-    gradtape: Any,
-    device_dense: Any = ...,
-    device_sparse: Any = ...,
-    compression: Any = ...,
-    sparse_as_dense: Any = ...,
-    op: Any = ...,
-    gradient_predivide_factor: Any = ...,
-    num_groups: Any = ...,
-    groups: Any = ...,
-    process_set: Any = ...,
-    local_layers: Any = ...,
-    scale_local_gradients: Any = ...,
-) -> Any: ...
-
 Product: int
 Sum: int
 
@@ -60,12 +45,8 @@ def broadcast(
     tensor: Any, root_rank: Any, name: Any = ..., ignore_name_scope: Any = ..., process_set: Any = ...
 ) -> Any: ...
 def broadcast_(variables: Any, root_rank: Any, name: Any = ..., process_set: Any = ...) -> Any: ...
-def broadcast_global_variables(root_rank: Any) -> Any: ...
 def broadcast_object(
     obj: Any, root_rank: Any = ..., session: Any = ..., name: Any = ..., process_set: Any = ...
-) -> Any: ...
-def broadcast_object_fn(
-    root_rank: Any = ..., session: Any = ..., name: Any = ..., process_set: Any = ...
 ) -> Any: ...
 def ccl_built() -> bool: ...
 def check_extension(ext_name: Any, ext_env_var: Any, pkg_path: Any, *args: Any) -> Any: ...
@@ -108,7 +89,6 @@ def grouped_reducescatter(
 def handle_average_backwards_compatibility(op: Any, average: Any) -> Any: ...
 def is_homogeneous() -> Any: ...
 def is_initialized() -> bool: ...
-def join() -> Any: ...
 def local_rank() -> int: ...
 def local_rank_op(name: Any = ...) -> Any: ...
 def local_size() -> int: ...

@@ -4,16 +4,17 @@ from typing import Any
 
 from horovod.common.exceptions import HorovodInternalError as HorovodInternalError
 from horovod.common.process_sets import ProcessSet as ProcessSet
-from horovod.torch import elastic as elastic
 from horovod.torch.compression import Compression as Compression
-from horovod.torch.sync_batch_norm import SyncBatchNorm as SyncBatchNorm
 
+from hvdtrain.torch import elastic as elastic
+from hvdtrain.torch.dropin.joining import join as join
 from hvdtrain.torch.dropin.optimizer import DistributedOptimizer as DistributedOptimizer
 from hvdtrain.torch.dropin.sampler import DistributedSampler as DistributedSampler
 from hvdtrain.torch.dropin.session import init as init
 from hvdtrain.torch.dropin.session import metric_average as metric_average
 from hvdtrain.torch.dropin.state import broadcast_optimizer_state as broadcast_optimizer_state
 from hvdtrain.torch.dropin.state import broadcast_parameters as broadcast_parameters
+from hvdtrain.torch.dropin.sync_batch_norm import SyncBatchNorm as SyncBatchNorm
 
 Adasum: int
 Average: int
@@ -139,7 +140,6 @@ def grouped_reducescatter_async(
     postscale_factor: Any = ...,
 ) -> Any: ...
 def is_initialized() -> bool: ...
-def join(device: Any = ...) -> Any: ...
 def local_rank() -> int: ...
 def local_size() -> int: ...
 def mpi_built() -> bool: ...
