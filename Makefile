@@ -15,7 +15,7 @@ GPU_TESTS := tests/engine/test_wire.py tests/conformance/test_frameworks.py test
 	tests/jobs/test_gpu.py
 SOURCES := hvdtrain torch_jobs tf_jobs tests benchmarks examples
 
-.PHONY: help setup demo test test-all test-gpu check format bench clean
+.PHONY: help setup demo test test-all test-gpu check format stubs bench clean
 .DEFAULT_GOAL := help
 
 help:  ## what can be made
@@ -47,6 +47,9 @@ check: setup  ## style and types, in seconds
 format: setup  ## put sources in the shape `make check` asks for
 	@$(BIN)/ruff check --fix $(wildcard $(SOURCES))
 	@$(BIN)/ruff format $(wildcard $(SOURCES))
+
+stubs: setup  ## write again what editors see of hvdtrain.torch, .tensorflow and .keras, after a name is added
+	@$(BIN)/python -m tests.stubs
 
 bench: setup  ## step times beside stock Horovod, DDP and MultiWorkerMirroredStrategy
 	@$(BIN)/python benchmarks/step_time.py

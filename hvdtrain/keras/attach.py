@@ -12,10 +12,11 @@ import tensorflow as tf
 
 from hvdtrain.core.dropin import Parameter
 from hvdtrain.core.errors import TrainingError
-from hvdtrain.keras.optimizer import Engine, engine_of
+from hvdtrain.keras.engine import Engine, engine_of
 from hvdtrain.tensorflow.dropin.agreement import AGREEMENT, check_structure, check_values, parameters_of
 from hvdtrain.tensorflow.dropin.messages import broadcast_variables
-from hvdtrain.tensorflow.dropin.session import gather_bytes, require_init
+from hvdtrain.tensorflow.dropin.session import require_init, waiting_for_ranks
+from hvdtrain.tensorflow.world import gather_bytes
 
 _ATTACHED = "_hvdtrain"
 _BUILT, _NOT_BUILT = b"built", b"not built"
@@ -51,7 +52,8 @@ class Attached:
         if not self.agreed and not self._asked:
             # A model that one rank has loaded is built there, and may not be where it was made.
             self._asked = True
-            every = gather_bytes(_BUILT if _is_built(self._model) else _NOT_BUILT, AGREEMENT)
+            with waiting_for_ranks("the comparison of models"):
+                every = gather_bytes(_BUILT if _is_built(self._model) else _NOT_BUILT, AGREEMENT)
             if not {*every} <= {_BUILT, _NOT_BUILT}:
                 raise TrainingError(
                     "some ranks call fit with hvdtrain's callbacks and some without: give all ranks the same"

@@ -11,7 +11,7 @@ import horovod.tensorflow as hvd
 import keras
 import tensorflow as tf
 
-from hvdtrain.keras.optimizer import Engine, engine_of
+from hvdtrain.keras.engine import Engine, engine_of
 from hvdtrain.tensorflow.dropin.session import waiting_for_ranks
 from hvdtrain.tensorflow.dropin.tape import is_reduced
 

@@ -31,7 +31,7 @@ _NOISE = re.compile(
 )
 # What the other ranks say once one has gone.
 _CONSEQUENCE = re.compile(
-    r"Horovod has been shut down|HorovodInternalError|Horovod background loop uncaught exception"
+    r"Horovod has been shut down|HorovodInternalError|Horovod background loop uncaught exception|^Terminated$"
 )
 
 

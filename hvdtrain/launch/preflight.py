@@ -6,6 +6,7 @@ import os
 import socket
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import psutil
@@ -13,10 +14,14 @@ import psutil
 from hvdtrain.core.data.cache import cache_directory
 from hvdtrain.core.data.sources import source_files, unreadable
 from hvdtrain.core.data.text import TextSpec
+from hvdtrain.core.environment import usable_cores
 from hvdtrain.core.errors import DataError, LaunchError
+from hvdtrain.core.families import family_of
+from hvdtrain.core.job import plan_job, prepare_data
 from hvdtrain.core.paths import user_path
 from hvdtrain.core.spec import JobSpec
 from hvdtrain.core.state import check_checkpoint
+from hvdtrain.core.world import World
 from hvdtrain.launch.hosts import Host, is_local
 
 
@@ -25,7 +30,8 @@ def check_job(
 ) -> None:
     """Refuse what ranks would refuse later, as far as it can be seen from here.
 
-    Files are looked at where this machine is one of the hosts that read or write them.
+    Files are looked at where this machine is one of the hosts that read or write them. With all ranks here,
+    the data is prepared for them.
 
     Args:
         spec: the job.
@@ -37,7 +43,8 @@ def check_job(
     Raises:
         LaunchError: a host, an interface or the output directory cannot be used.
         CheckpointError: it is no checkpoint.
-        DataError: a file of the data is missing or cannot be read.
+        DataError: a file of the data is missing or, with all ranks here, holds what cannot be used.
+        SpecError: with all ranks here, no plan can be made for so many.
     """
     here = [is_local([host]) for host in hosts]
     for host, own in zip(hosts, here, strict=True):
@@ -54,7 +61,14 @@ def check_job(
         _check_output(output_dir or Path("outputs"))
         if resume is not None:
             check_checkpoint(resume)
-    if any(here):
+    if all(here):
+        # The ranks would do the same, later, and all of them wait for it; they open what is prepared here.
+        dataset = prepare_data(spec, announce=partial(print, flush=True))
+        size = sum(host.slots for host in hosts)
+        threads = World(0, size, 0, size, usable_cores()).threads(spec.num_threads)
+        plan_job(spec, family_of(spec.model), dataset, size, threads)
+    elif any(here):
+        # Its other hosts prepare theirs meanwhile.
         _check_data(spec)
 
 

@@ -29,6 +29,7 @@ _NAMES = LazyNames(
         "SyncBatchNormalization": "hvdtrain.tensorflow.dropin.sync_batch_norm",
         "broadcast_variables": "hvdtrain.tensorflow.dropin.messages",
         "join": "hvdtrain.tensorflow.dropin.joining",
+        "metric_average": "hvdtrain.tensorflow.dropin.session",
     },
     "horovod.tensorflow",
     # A Horovod for another TensorFlow would crash when it is imported.

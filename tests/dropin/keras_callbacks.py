@@ -219,6 +219,15 @@ def check_values_of_an_own_step_are_weighted_by_samples() -> None:
     assert history["mine"] == [pytest.approx(np.mean(cases.joined(cases.batches([4, 2]))[0]), rel=1e-6)]
 
 
+def check_the_average_of_a_metric() -> None:
+    weight, rank = [3.0, 1.0][hvd.rank()], hvd.rank()
+    assert hvd.metric_average(float(rank), weight) == 0.25
+    found = hvd.metric_average({"a": 2.0 * rank, "b": 1.0}, weight, name="two")
+    assert found == {"a": 0.5, "b": 1.0}
+    assert hvd.metric_average([1.0, float("nan")][rank], [2.0, 0.0][rank]) == 1.0
+    assert np.isnan(hvd.metric_average(1.0, 0.0))
+
+
 class Rates(keras.callbacks.Callback):
     def __init__(self) -> None:
         super().__init__()

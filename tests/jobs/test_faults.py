@@ -93,6 +93,7 @@ def test_what_float16_cannot_hold_is_named_on_every_rank(framework: str, weight:
         (["no-such.yaml"], "no such file"),
         (["bert", "--set", "data.corpus=null", "--set", "data.files=[/no/such/*.txt]"], "/no/such/*.txt"),
         (["bert", "--set", "data.tokenizer_file=/no/such.json"], "/no/such.json"),
+        (["bert", "-np", "3", "--set", "batch.global_batch_size=16"], "16 is not a multiple of 3 ranks"),
         (["bert", "--resume", "/no/such/checkpoint-2"], "--resume /no/such/checkpoint-2: not a whole"),
         (["bert", "--resume", str(Path(__file__).parent)], "state.json: No such file"),
         (["bert", "-H", "no-such-host.invalid:1,localhost:1"], "host no-such-host.invalid: its name has no"),
@@ -122,7 +123,7 @@ def test_what_float16_cannot_hold_is_named_on_every_rank(framework: str, weight:
 )
 def test_bad_input_gives_one_message(arguments: list[str], expected: str, tmp_path: Path) -> None:
     output = ["--output-dir", str(tmp_path / "out")]
-    done = run_python("-m", "hvdtrain.cli", "run", *output, *arguments, "--framework", "torch", "-np", "2")
+    done = run_python("-m", "hvdtrain.cli", "run", "-np", "2", *output, *arguments, "--framework", "torch")
     assert done.returncode != 0
     # The launcher finds all of these by itself; nothing starts, and nothing else is said.
     assert done.stderr.startswith("error: ")
@@ -143,10 +144,13 @@ def test_an_unreadable_corpus_is_told(tmp_path: Path) -> None:
         "--output-dir",
         str(tmp_path / "out"),
     ]
-    done = run_python("-m", "hvdtrain.torch.job", *arguments)
-    assert done.returncode != 0
-    assert "bad.txt" in done.stderr
-    assert "Traceback" not in done.stderr
+    # A rank by itself; and the launcher, before there is one.
+    for program in (["hvdtrain.torch.job"], ["hvdtrain.cli", "run", "bert", "--framework=torch", "-np=2"]):
+        done = run_python("-m", *program, *arguments)
+        assert done.returncode != 0
+        assert done.stderr.count("bad.txt") == 1
+        assert "Traceback" not in done.stderr
+        assert "rank" not in done.stderr or "cli" not in program[0]
 
 
 def run_python(*arguments: str) -> subprocess.CompletedProcess[str]:

@@ -2,16 +2,13 @@
 
 Read from source, so neither framework is needed. The rule:
 
-- the packages hold the same modules, and the two job folders the same scripts; but `dropin` serves loops of
-  the user's own, which each framework writes in its own way, `elastic.py` and `keras` have the names of
-  Horovod's, in `driver.py` PyTorch has requests under way and TensorFlow a graph, and a private module
-  (`_name.py`) is an adapter's own;
-- a module binds the same public names: functions, classes, constants and aliases;
+- the packages hold the same modules, and the two job folders the same scripts, but those of `ONE_SIDED`;
+- a module binds the same public names, but those of `BY_NATURE`: functions, classes, constants and aliases;
 - a function or method has the same parameters (names, order, kinds, defaults) and the same decorators;
 - an annotation is the same text, unless one of the two names a framework's type (`torch.…`, `tf.…`)
   at its root or inside: there the types must differ, and readers expect it;
 - a class has the same bases, the same public methods and properties, and sets the same public attributes on
-  `self`. Its constructor counts as public.
+  `self`. Its constructor counts as public. Of a class of `BY_NATURE`, what both have is the same.
 """
 
 from __future__ import annotations
@@ -23,22 +20,79 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 TORCH, TENSORFLOW = ROOT / "hvdtrain" / "torch", ROOT / "hvdtrain" / "tensorflow"
+# Modules that one adapter alone has, and why. A user's own loop is written in another way in each framework.
+ONE_SIDED = {
+    "dropin/backward.py": "PyTorch tells by hooks which backward runs; TensorFlow's tape is called",
+    "dropin/copies.py": "PyTorch copies optimizers whole, Keras makes them anew (hvdtrain/keras/telling.py)",
+    "dropin/filling.py": "hooks move PyTorch's gradients; TensorFlow's are arguments",
+    "dropin/naming.py": "PyTorch's parameters have no names of their own",
+    "dropin/optimizer.py": "TensorFlow's is Keras' (hvdtrain/keras/optimizer.py)",
+    "dropin/sampler.py": "data of TensorFlow are sharded by tf.data",
+    "dropin/showing.py": "PyTorch shows gradients in `.grad`; TensorFlow returns them",
+    "dropin/state.py": "PyTorch has a state_dict",
+    "dropin/keeping.py": "PyTorch's gradients are a reducer, which keeps state (torch/reducer.py)",
+    "dropin/messages.py": "TensorFlow has a list of variables",
+    "dropin/tape.py": "PyTorch has no tape",
+    "families/_keras.py": "what Keras' layers need to compute what the spec says; PyTorch's do it",
+    "keras/__init__.py": "Horovod's names for Keras in TensorFlow",
+    "keras/callbacks.py": "likewise",
+    "keras/elastic.py": "likewise",
+}
+_HOOKS = "PyTorch's are filled by hooks and told of `step`; TensorFlow's are given to one call in a graph"
+_DRIVER = "PyTorch has requests under way, TensorFlow a graph in which data flow orders them"
+# Public names of a module that one adapter alone has, or that are otherwise in each, and why.
+BY_NATURE = {
+    "driver.py": dict.fromkeys(
+        ("Work", "launch", "wait", "Driver", "pack", "unpack", "swap_layout", "variables"), _DRIVER
+    ),
+    "dropin/arguments.py": dict.fromkeys(
+        ("Reach", "check_local_layers", "handles"), "layers that stay local are Horovod's in TensorFlow alone"
+    ),
+    "dropin/agreement.py": {
+        "facts": "of tensors by name",
+        "parameters_of": "of variables, which have their name",
+        "compare_ranks": "one comparison, of structure and values, before the first backward",
+        "check_structure": "while TensorFlow traces, when variables may not have their values yet",
+        "check_values": "in the graph, once they have",
+        "check_shapes": "lazy layers are PyTorch's",
+        "shared_name": "Keras numbers names, and loading changes them",
+        "AGREEMENT": "the name of TensorFlow's one comparison; PyTorch's have the optimizer's",
+    },
+    "dropin/gradients.py": {
+        "Gradients": _HOOKS,
+        "gradients_in_use": "PyTorch's are their optimizers' (dropin/optimizer.py), a tape's nobody's",
+    },
+    "dropin/sync_batch_norm.py": dict.fromkeys(
+        ("SyncBatchNorm", "SyncBatchNormalization"), "each framework's own name for the layer"
+    ),
+    "elastic.py": dict.fromkeys(("TorchState", "TensorFlowKerasState"), "Horovod's names"),
+    "dropin/session.py": {
+        "explained": "TensorFlow's error holds an account of the graph, PyTorch's one sentence"
+    },
+}
 FRAMEWORK_ROOTS = {"torch", "tf", "keras", "hvd"}
-LEFT_OUT = ("dropin", "driver.py", "elastic.py", "keras")
 Function = ast.FunctionDef | ast.AsyncFunctionDef
 
 
 def modules(package: Path) -> set[str]:
-    found = {file.relative_to(package) for file in package.rglob("*.py")}
-    found = {file for file in found if file.name[0] != "_" or file.name == "__init__.py"}
-    return {str(file) for file in found if file.parts[0] not in LEFT_OUT}
+    return {str(file.relative_to(package)) for file in package.rglob("*.py")}
 
 
 SHARED = sorted(modules(TORCH) & modules(TENSORFLOW))
 
 
 def test_the_adapters_have_the_same_modules() -> None:
-    assert modules(TORCH) == modules(TENSORFLOW)
+    assert modules(TORCH) - ONE_SIDED.keys() == modules(TENSORFLOW) - ONE_SIDED.keys()
+    assert not ONE_SIDED.keys() & modules(TORCH) & modules(TENSORFLOW)
+
+
+def test_both_drivers_answer_the_same_requests() -> None:
+    protocol = _parse(ROOT / "hvdtrain" / "core" / "compression" / "protocol.py")
+    requests = {name for name in public_names(protocol) if name.startswith("All") or name.endswith("Reduce")}
+    torch, tensorflow = (_names(_parse(package / "driver.py")) & requests for package in (TORCH, TENSORFLOW))
+    # Whatever is none of the others is the last one.
+    assert torch == tensorflow
+    assert len(torch) == len(requests) - 1 == 3
 
 
 def test_the_job_folders_have_the_same_scripts() -> None:
@@ -55,7 +109,8 @@ def test_the_job_scripts_differ_in_nothing_but_the_adapter_they_name() -> None:
 
 @pytest.mark.parametrize("module", SHARED)
 def test_a_module_binds_the_same_public_names(module: str) -> None:
-    assert public_names(_parse(TORCH / module)) == public_names(_parse(TENSORFLOW / module))
+    torch, tensorflow = (public_names(_parse(package / module)) for package in (TORCH, TENSORFLOW))
+    assert torch ^ tensorflow <= BY_NATURE.get(module, {}).keys()
 
 
 @pytest.mark.parametrize("module", SHARED)
@@ -69,10 +124,15 @@ def test_classes_have_the_same_bases_methods_and_attributes(module: str) -> None
     torch, tensorflow = (_classes(_parse(package / module)) for package in (TORCH, TENSORFLOW))
     for name in torch.keys() & tensorflow.keys():
         ours, theirs = torch[name], tensorflow[name]
-        assert [*map(ast.unparse, ours.bases)] == [*map(ast.unparse, theirs.bases)], name
-        assert public_attributes(ours) == public_attributes(theirs), name
+        if name not in BY_NATURE.get(module, {}):
+            assert [*map(ast.unparse, ours.bases)] == [*map(ast.unparse, theirs.bases)], name
         methods = public_functions(ours), public_functions(theirs)
-        assert methods[0].keys() == methods[1].keys(), name
+        if name in BY_NATURE.get(module, {}):
+            for each in methods:
+                del each["__init__"]
+        else:
+            assert public_attributes(ours) == public_attributes(theirs), name
+            assert methods[0].keys() == methods[1].keys(), name
         _assert_same_signatures(*methods)
 
 
@@ -146,6 +206,11 @@ def differences(ours: Function, theirs: Function) -> list[str]:
 def _assert_same_signatures(torch: dict[str, Function], tensorflow: dict[str, Function]) -> None:
     for name in torch.keys() & tensorflow.keys():
         assert not differences(torch[name], tensorflow[name]), name
+
+
+def _names(tree: ast.Module) -> set[str]:
+    """Names that a module uses, imports aside."""
+    return {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
 
 
 def _parameters(function: Function) -> list[tuple[str, str, str]]:

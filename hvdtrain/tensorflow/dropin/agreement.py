@@ -11,10 +11,11 @@ import numpy as np
 import tensorflow as tf
 
 from hvdtrain.core.dropin import Parameter, Settings, check_gathered, check_same, describe, digest
-from hvdtrain.tensorflow.dropin.session import gather_bytes
+from hvdtrain.tensorflow.dropin.session import waiting_for_ranks
+from hvdtrain.tensorflow.world import gather_bytes
 
 # One name for all that ranks compare: a rank that compares something else is told so, and does not wait.
-AGREEMENT = "the comparison of models"
+AGREEMENT = "hvdtrain.agreement"
 _ADVICE = (
     "ranks must start equal: add hvdtrain.keras.callbacks.BroadcastGlobalVariables(root_rank=0) to fit's "
     "callbacks, or call hvdtrain.tensorflow.broadcast_variables(model.weights, root_rank=0), and the same "
@@ -53,7 +54,9 @@ def check_structure(
         TrainingError: on every rank alike, naming the first difference and the ranks.
     """
     mine = describe(parameters, settings, options=options)
-    check_same(mine, lambda data: gather_bytes(data, AGREEMENT, process_set), _ADVICE)
+    # Also while TensorFlow traces.
+    with tf.init_scope(), waiting_for_ranks("the comparison of models"):
+        check_same(mine, lambda data: gather_bytes(data, AGREEMENT, process_set), _ADVICE)
 
 
 def check_values(

@@ -14,12 +14,12 @@ import tensorflow as tf
 
 from hvdtrain.core.compression.protocol import State
 from hvdtrain.core.compression.rules import Rules
-from hvdtrain.core.dropin import Parameter, Settings, accumulator, keeps_residuals, lay_out
+from hvdtrain.core.dropin import Parameter, Settings, accumulator, lay_out
 from hvdtrain.core.optimizers import clip_factor
 from hvdtrain.tensorflow.driver import Driver, pack, variables
 from hvdtrain.tensorflow.dropin.agreement import check_structure, check_values, parameters_of
 from hvdtrain.tensorflow.dropin.arguments import Reach
-from hvdtrain.tensorflow.dropin.messages import broadcast_variables
+from hvdtrain.tensorflow.dropin.keeping import Kept
 from hvdtrain.tensorflow.ops import Ops
 from hvdtrain.tensorflow.world import reduces_over_mpi
 
@@ -30,7 +30,7 @@ _ALL = Reach()
 _live: weakref.WeakSet[Gradients] = weakref.WeakSet()
 
 
-class Gradients:
+class Gradients(Kept):
     """Sums the gradients of a list of variables over ranks, a window of micro-batches at a time.
 
     `micro_batch` is called while TensorFlow traces, or eagerly. Ranks must have made the same objects in the
@@ -132,76 +132,14 @@ class Gradients:
         return [found for source in self._sources if (found := source()) is not None]
 
     @property
-    def keeps_residuals(self) -> bool:
-        """Whether any policy adds to an update what it did not send of the last one."""
-        policies = map(self.settings.rules.policy, self.buckets)
-        return keeps_residuals(zip(policies, self._states, strict=True))
-
-    @property
-    def wire_bytes(self) -> int:
-        """Bytes of gradients this rank has handed to collectives so far."""
-        return int(self._driver.wire_bytes.numpy())
-
-    @property
-    def applied(self) -> int:
-        """How many updates there have been."""
-        return int(self._updates.numpy())
-
-    @property
-    def windows(self) -> int:
-        """How many windows have been reduced."""
-        return int(self._windows.numpy())
-
-    @property
-    def micro_batches(self) -> int:
-        """How many have been taken in of a window that is not complete."""
-        return int(self._micro.numpy())
-
-    @property
     def compared_windows(self) -> int:
         """In how many windows, the first ones, all ranks must take part."""
         return 2 if self.compare_values_at_second_window else 1
 
     @property
-    def may_fall_behind(self) -> bool:
-        """Whether compression has state that ranks change alike with each update."""
-        return bool(self._known_to_all())
-
-    def catch_up(self, root_rank: int) -> None:
-        """Take over from a rank what all that took part in its updates know of compression."""
-        broadcast_variables([self._updates, self._windows, *self._known_to_all()], root_rank)
-
-    def _known_to_all(self) -> list[tf.Variable]:
-        return [
-            variable
-            for bucket, state in zip(self.buckets, self._states, strict=True)
-            for name, variable in state.items()
-            if name not in self.settings.rules.policy(bucket).residuals
-        ]
-
-    def read(self) -> list[dict[str, np.ndarray]]:
-        """Copies of this rank's policy state, a mapping a bucket."""
-        return [{name: v.numpy() for name, v in state.items()} for state in self._states]
-
-    def write(self, states: Sequence[Mapping[str, np.ndarray]]) -> None:
-        """Set what `read` read."""
-        for state, arrays in zip(self._states, states, strict=True):
-            for name, variable in state.items():
-                variable.assign(arrays[name])
-
-    def read_window(self) -> dict[str, np.ndarray]:
-        """Copies of the counters, and of what this rank has added up in the window under way."""
-        return {name: variable.numpy() for name, variable in self._window().items()}
-
-    def write_window(self, arrays: Mapping[str, np.ndarray]) -> None:
-        """Set what `read_window` read."""
-        for name, variable in self._window().items():
-            variable.assign(arrays[name])
-
-    def _window(self) -> dict[str, tf.Variable]:
-        totals = {f"total{i}": total for i, total in enumerate(self._totals)}
-        counters = {"updates": self._updates, "micro": self._micro, "windows": self._windows}
-        return totals | counters | {"samples": self._samples}
+    def over_all_ranks(self) -> bool:
+        """Whether no group of ranks has gradients of its own."""
+        return self._reach.process_set is hvd.global_process_set
 
     def _flats(self, gradients: _Gradients, own: tf.Tensor) -> list[tf.Tensor]:
         scale = tf.convert_to_tensor(self.settings.scale(self._ranks, own), tf.float64)

@@ -12,7 +12,8 @@ import tensorflow as tf
 from hvdtrain.core.dropin import check_join
 from hvdtrain.core.errors import SpecError
 from hvdtrain.tensorflow.dropin.gradients import gradients_in_use
-from hvdtrain.tensorflow.dropin.session import gather_bytes, require_init, waiting_for_ranks
+from hvdtrain.tensorflow.dropin.session import require_init, waiting_for_ranks
+from hvdtrain.tensorflow.world import gather_bytes
 
 
 def join(*arguments: Any, **options: Any) -> int:
@@ -41,18 +42,23 @@ def join(*arguments: Any, **options: Any) -> int:
     # anything, so TensorFlow keeps the answer of its first call, and a second would not wait for anybody.
     with waiting_for_ranks("join"):
         last = int(tf.function(lambda: hvd.join(*arguments, **options), autograph=False)())
-    # Garbage collection need not have seen the same on every rank.
-    mine = [each.prefix for each in found if each.may_fall_behind]
-    common = set(mine).intersection(*map(json.loads, gather_bytes(json.dumps(mine).encode(), "join")))
-    for each in found:
-        if each.prefix in common:
-            each.catch_up(last)
+        # Garbage collection need not have seen the same on every rank.
+        mine = [each.prefix for each in found if each.may_fall_behind]
+        common = set(mine).intersection(*map(json.loads, gather_bytes(json.dumps(mine).encode(), "join")))
+        for each in found:
+            if each.prefix in common:
+                each.catch_up(last)
     return last
 
 
 def _check() -> None:
     for each in gradients_in_use():
         check_join("hvdtrain.tensorflow.join()", each.settings.rules, each.applied)
+        if not each.over_all_ranks:
+            raise SpecError(
+                "hvdtrain.tensorflow.join(): process_set: Horovod joins all ranks or none: give every rank "
+                "of the set equally many batches"
+            )
         if each.windows < each.compared_windows:
             raise SpecError(
                 "hvdtrain.tensorflow.join(): ranks compare their models in the first "

@@ -5,13 +5,12 @@ from __future__ import annotations
 import functools
 import re
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from types import TracebackType
 from typing import Any
 
 import horovod.tensorflow as hvd
-import numpy as np
 import tensorflow as tf
 
 from hvdtrain.core.dropin import left_alone
@@ -96,19 +95,28 @@ def explained(error: BaseException, what: str) -> TrainingError | None:
     return left_alone(what, "hvdtrain.tensorflow", said)
 
 
-def gather_bytes(data: bytes, name: str, process_set: Any = hvd.global_process_set) -> Sequence[bytes]:
-    """Every rank's bytes, in the order of ranks.
+def metric_average(
+    values: float | Mapping[str, float], weight: float = 1.0, name: str = "metric_average"
+) -> Any:
+    """Mean of a metric over all ranks, each counting by its weight: exact however samples are spread.
 
     Args:
-        data: of any length.
-        name: the same on every rank.
-        process_set: the ranks that take part.
+        values: this rank's mean, or several by name, the same names in the same order on every rank.
+        weight: how many samples (or tokens) the mean is over; 0 is legal.
+        name: of the collective.
+
+    Returns:
+        As `values`: Σ weight · value / Σ weight over ranks, in float64; NaN where no rank has any weight.
     """
-    with tf.init_scope(), waiting_for_ranks(name):
-        own, length = tf.constant(np.frombuffer(data, np.uint8)), tf.constant([len(data)], tf.int64)
-        lengths = hvd.allgather(length, name=f"{name}.lengths", process_set=process_set).numpy()
-        every = hvd.allgather(own, name=name, process_set=process_set).numpy()
-    return [part.tobytes() for part in np.split(every, np.cumsum(lengths)[:-1])]
+    require_init("metric_average")
+    found = values if isinstance(values, Mapping) else {"value": values}
+    # A rank without samples has no mean: its NaN must not count.
+    sums = [float(value) * weight if weight else 0.0 for value in found.values()]
+    with waiting_for_ranks(name):
+        every = hvd.allreduce(tf.constant([*sums, weight], tf.float64), op=hvd.Sum, name=name)
+    *sums, total = every.numpy().tolist()
+    means = {key: each / total if total else float("nan") for key, each in zip(found, sums, strict=True)}
+    return means if isinstance(values, Mapping) else means["value"]
 
 
 @functools.cache

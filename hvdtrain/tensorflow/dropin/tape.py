@@ -202,9 +202,9 @@ def is_reduced(variables: Iterable[Any]) -> bool:
 
 def _reducing(variables: Iterable[Any]) -> Iterator[Gradients]:
     # Keras' variables and TensorFlow's own have their handle in common.
-    handles = {id(variable.handle) for variable in variables}
+    applied = {id(variable.handle) for variable in variables}
     for gradients in [*_known.values()]:
-        if not handles.isdisjoint(id(variable.handle) for variable in gradients.sources):
+        if not applied.isdisjoint(id(variable.handle) for variable in gradients.sources):
             yield gradients
 
 
