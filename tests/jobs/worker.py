@@ -1,7 +1,8 @@
 """worker.py FRAMEWORK SCENARIOS.json: trains several specs in one launch, so that tests pay start-up once.
 
-A scenario is {"name", "set": [overrides], "resume": a checkpoint, if any, "spec": BERT's by default}; rank 0 leaves each run in a folder
-of its name beside the file. With HOROVOD_TIMELINE=DYNAMIC it leaves Horovod's timeline there too, NAME.json.
+A scenario is {"name", "set": [overrides], "resume": a checkpoint, if any, "spec": BERT's by default}; rank 0
+leaves each run in a folder of its name beside the file. With HOROVOD_TIMELINE=DYNAMIC it leaves Horovod's
+timeline there too, NAME.json.
 """
 
 from __future__ import annotations

@@ -125,7 +125,7 @@ def test_any_text_comes_back(text: str) -> None:
 
 
 def test_a_vocabulary_smaller_than_the_bytes_is_refused() -> None:
-    with pytest.raises(DataError, match="vocab_size 256 is too small: .* give 257 or more"):
+    with pytest.raises(DataError, match=r"vocab_size 256 is too small: .* give 257 or more"):
         SCHEME.train(lambda: TEXTS, SMALLEST - 1)
 
 
