@@ -33,24 +33,29 @@ class Registry:
         """The object of a name.
 
         Args:
-            name: one of this package's, the name of an entry point, or a path as `package.module:Name`.
+            name: one of this package's, the name of an entry point, or a path as `package.module:Name` (or
+                `package.module`, for a module that is one).
 
         Raises:
             SpecError: nothing has this name, or it cannot be imported.
         """
         if name in self._builtin:
             return self._load(self._builtin[name], name)
-        if ":" in name:
+        if ":" in name or "." in name:
             return self._load(name, name)
-        installed = {point.name: point for point in entry_points(group=self._group)}
+        installed = self.installed()
         if name in installed:
-            return self._load(installed[name].value, name)
+            return self._load(installed[name], name)
         names = [*self._builtin, *installed]
         near = difflib.get_close_matches(name, names, n=1, cutoff=0.4)
         raise SpecError(
             f"{self._field}: expected one of {', '.join(map(repr, names))}, or a path as "
             f"'package.module:Name' (found {name!r})" + (f"; did you mean {near[0]!r}?" if near else "")
         )
+
+    def installed(self) -> dict[str, str]:
+        """What other distributions have installed: paths by name."""
+        return {point.name: point.value for point in entry_points(group=self._group)}
 
     def _load(self, path: str, name: str) -> Any:
         module, _, attribute = path.partition(":")

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import difflib
+import functools
 import json
+import operator
 import re
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -19,18 +21,15 @@ from pydantic import (
     field_validator,
     model_validator,
 )
-from pydantic.json_schema import models_json_schema
 from pydantic_core import ErrorDetails
 
 from hvdtrain.core import sections
-from hvdtrain.core.compression import Compression, NoCompression
+from hvdtrain.core.compression import OTHERS, POLICIES, Compression, NoCompression, field_type
 from hvdtrain.core.compression.rules import Rules
 from hvdtrain.core.errors import SpecError
 from hvdtrain.core.families import FAMILIES
-from hvdtrain.core.families.family import Family
 from hvdtrain.core.paths import user_path
 from hvdtrain.core.tasks import TASKS, task_of
-from hvdtrain.core.tasks.task import Task
 from hvdtrain.core.yaml12 import MAX_CHARS, load_yaml
 
 PACKAGED_SPECS = Path(__file__).resolve().parent.parent / "specs"
@@ -141,42 +140,55 @@ def parse_spec(text: str, overrides: Sequence[str] = (), where: str = "spec") ->
         ) from None
 
 
-def spec_class(model_type: str = "bert", task_type: str | None = None) -> type[JobSpec]:
+def spec_class(
+    model_type: str = "bert", task_type: str | None = None, compression: Collection[str] = ()
+) -> type[JobSpec]:
     """The class of specs for a family and a task.
 
     Args:
         model_type: the family.
         task_type: the task; None: the family's first.
+        compression: types of policies; those of this package need not be named.
 
     Raises:
-        SpecError: there is no such family or task, or the family is not trained for it.
+        SpecError: there is no such family, task or policy, or the family is not trained for the task.
     """
     family = FAMILIES.find(model_type)
-    name = task_type or family.TASKS[0]
-    task = TASKS.find(name)
-    if name not in family.TASKS:
+    task_name = task_type or family.TASKS[0]
+    TASKS.find(task_name)
+    if task_name not in family.TASKS and task_type in TASKS.builtin and model_type in FAMILIES.builtin:
         raise SpecError(
             f"task.type: model_type {model_type} is trained for {', '.join(map(repr, family.TASKS))} "
-            f"(found {name!r})"
+            f"(found {task_name!r})"
         )
-    return _spec_class(family, task)
+    others = sorted({name for name in compression if name not in OTHERS.builtin})
+    return _spec_class(model_type, task_name, tuple(others))
 
 
 @cache
-def _spec_class(family: Family, task: Task) -> type[JobSpec]:
-    kind: Any = task.TaskSpec
+def _spec_class(model_type: str, task_type: str, policies: tuple[str, ...]) -> type[JobSpec]:
+    task = TASKS.find(task_type)
+    task_section = _named(task.TaskSpec, "type", task_type)
     try:
-        default = kind()
+        default: Any = task_section()
     except ValidationError:
         default = ...
-    return create_model(
-        "JobSpec",
-        __base__=JobSpec,
-        __module__=__name__,
-        model=(family.ModelSpec, ...),
-        data=(task.DataSpec, ...),
-        task=(task.TaskSpec, default),
-    )
+    more = tuple(_named(OTHERS.find(name), "type", name) for name in policies)
+    fields: Any = {
+        "model": (_named(FAMILIES.find(model_type).ModelSpec, "model_type", model_type), ...),
+        "data": (task.DataSpec, ...),
+        "task": (task_section, default),
+        **({"compression": (field_type((*POLICIES, *more)), NoCompression())} if more else {}),
+    }
+    return create_model("JobSpec", __base__=JobSpec, __module__=__name__, **fields)
+
+
+def _named(section: Any, field: str, name: str) -> Any:
+    """A section whose type has the name that the spec gives it, which may be a path."""
+    if section.model_fields[field].default == name:
+        return section
+    fields: Any = {field: (Literal[name], name)}
+    return create_model(section.__name__, __base__=section, **fields)
 
 
 def problems(error: ValidationError, root: type[BaseModel]) -> list[str]:
@@ -190,28 +202,35 @@ def problems(error: ValidationError, root: type[BaseModel]) -> list[str]:
 
 
 def json_schema() -> dict[str, Any]:
-    """The spec's JSON schema, for editors that complete and check YAML: one alternative a family and task."""
-    kinds = [
-        spec_class(model, task)
-        for model in FAMILIES.builtin
-        for task in FAMILIES.find(model).TASKS
-        if task in TASKS.builtin
-    ]
-    if len(kinds) == 1:
-        return kinds[0].model_json_schema()
-    found = models_json_schema([(kind, "validation") for kind in kinds])[1]
-    return {**found, "anyOf": [{"$ref": f"#/$defs/{name}"} for name in found["$defs"] if "JobSpec" in name]}
+    """The spec's JSON schema, for editors that complete and check YAML; it has all families and tasks."""
+    families, tasks = ([kinds.find(name) for name in kinds.builtin] for kinds in (FAMILIES, TASKS))
+    fields: Any = {
+        "model": (_one_of([family.ModelSpec for family in families], "model_type"), ...),
+        "data": (_one_of([task.DataSpec for task in tasks]), ...),
+        "task": (_one_of([task.TaskSpec for task in tasks], "type"), None),
+    }
+    return create_model("JobSpec", __base__=JobSpec, **fields).model_json_schema()
 
 
-def _types(raw: Mapping[str, Any]) -> tuple[str, str | None]:
-    """The family and the task that a spec names; what is not a name is left to validation."""
-    model, task = (raw.get(name) for name in ("model", "task"))
-    family = model.get("model_type") if isinstance(model, dict) else None
-    kind = task.get("type") if isinstance(task, dict) else None
+def _one_of(kinds: Sequence[Any], discriminator: str | None = None) -> Any:
+    found = functools.reduce(operator.or_, kinds)
+    return Annotated[found, Field(discriminator=discriminator)] if discriminator else found
+
+
+def _types(raw: Mapping[str, Any]) -> tuple[str, str | None, list[str]]:
+    """The family, the task and the policies that a spec names; what is no name is left to validation."""
+    policies = raw.get("compression")
+    found = [_text(entry, "type") for entry in (policies if isinstance(policies, list) else [policies])]
     return (
-        family if isinstance(family, str) else "bert",
-        kind if isinstance(kind, str) else None,
+        _text(raw.get("model"), "model_type") or "bert",
+        _text(raw.get("task"), "type"),
+        [name for name in found if name and (":" in name or "." in name or name in OTHERS.installed())],
     )
+
+
+def _text(section: Any, field: str) -> str | None:
+    found = section.get(field) if isinstance(section, dict) else None
+    return found if isinstance(found, str) else None
 
 
 def _find(path: str | Path) -> Path:
