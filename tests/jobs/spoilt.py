@@ -37,6 +37,7 @@ WEIGHTS = (
 )
 FAMILY = SimpleNamespace(
     weights=lambda model: WEIGHTS,
+    untrained=lambda model: (),
     hf_config=lambda model, pad: {},
     activation_bytes=lambda *shapes: 0,
     product_elements=lambda model: 0,
