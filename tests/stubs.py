@@ -57,6 +57,8 @@ def _describe(package: ModuleType) -> Iterator[str]:
                 yield f"from {value.__name__.rpartition('.')[0]} import {name} as {name}"
         elif isinstance(value, int):
             declared.append(f"{name}: int")
+        elif str(getattr(value, "__module__", "")).startswith("hvdtrain."):
+            yield f"from {value.__module__} import {name} as {name}"
         elif str(getattr(value, "__module__", "")).startswith("horovod."):
             if inspect.isroutine(value):
                 declared.append(_routine(name, value))

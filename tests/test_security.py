@@ -112,6 +112,10 @@ def test_the_search_leaves_the_rest_alone(good: str) -> None:
     assert not list(faults(good))
 
 
+# `python -m hvdtrain.horovod script.py` runs the program that its user names.
+RUNS_PROGRAMS = {"hvdtrain/core/dropin/program.py": ["exec"]}
+
+
 def test_nothing_of_ours_runs_what_it_reads() -> None:
     assert len(OURS) > 100
     found = {
@@ -119,7 +123,8 @@ def test_nothing_of_ours_runs_what_it_reads() -> None:
         for path in OURS
         if "tests" not in path.parts
     }
-    assert {name: lines for name, lines in found.items() if lines} == {}
+    without_lines = {name: [line.partition(": ")[2] for line in lines] for name, lines in found.items()}
+    assert {name: whats for name, whats in without_lines.items() if whats} == RUNS_PROGRAMS
 
 
 def test_every_socket_that_listens_is_in_the_table() -> None:

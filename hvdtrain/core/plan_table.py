@@ -15,7 +15,7 @@ def print_plan(plan: Plan, title: str) -> None:
     console = Console()
     print_table(make_table(columns, _rows(plan), title, lines=False), console)
     for note in plan.notes:
-        console.print(f"note: {note}", soft_wrap=True)
+        console.print(f"note: {note}", soft_wrap=True, markup=False, highlight=False)
 
 
 def _rows(plan: Plan) -> list[tuple[str, str, str]]:

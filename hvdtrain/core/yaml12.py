@@ -53,12 +53,12 @@ def load_yaml(text: str, where: str, positions: bool = True) -> Any:
         raise SpecError(f"{where}: above {MAX_CHARS >> 20} Mi characters, so hardly what was meant")
     if re.search(r"^%YAML +(?!1\.2)", text, re.MULTILINE):
         raise SpecError(f"{where}: %YAML asks for another version; this is read as YAML 1.2")
-    yaml = YAML(typ="safe", pure=True)
-    yaml.Constructor = _Constructor
+    reader = YAML(typ="safe", pure=True)
+    reader.Constructor = _Constructor
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ReusedAnchorWarning)
-            found = yaml.load(text)
+            found = reader.load(text)
         _Plain(where).check(found)
     except RecursionError:
         raise SpecError(f"{where}: not valid YAML: nested too deeply") from None

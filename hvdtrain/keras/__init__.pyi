@@ -5,6 +5,9 @@ from typing import Any
 from horovod.common.process_sets import ProcessSet as ProcessSet
 from horovod.tensorflow.compression import Compression as Compression
 
+from hvdtrain.core.errors import TrainingError as TrainingError
+from hvdtrain.core.lazy import LazyNames as LazyNames
+from hvdtrain.engine.cache import require_fit as require_fit
 from hvdtrain.keras import callbacks as callbacks
 from hvdtrain.keras import elastic as elastic
 from hvdtrain.keras.optimizer import DistributedOptimizer as DistributedOptimizer
@@ -14,6 +17,13 @@ from hvdtrain.keras.values import allgather as allgather
 from hvdtrain.keras.values import allreduce as allreduce
 from hvdtrain.keras.values import broadcast as broadcast
 from hvdtrain.keras.values import reducescatter as reducescatter
+from hvdtrain.tensorflow.dropin.joining import join as join
+from hvdtrain.tensorflow.dropin.messages import broadcast_variables as broadcast_variables
+from hvdtrain.tensorflow.dropin.session import init as init
+from hvdtrain.tensorflow.dropin.session import metric_average as metric_average
+from hvdtrain.tensorflow.dropin.sync_batch_norm import SyncBatchNormalization as SyncBatchNormalization
+from hvdtrain.tensorflow.dropin.tape import DistributedGradientTape as DistributedGradientTape
+from hvdtrain.tensorflow.dropin.tape import PartialDistributedGradientTape as PartialDistributedGradientTape
 
 Adasum: int
 Average: int

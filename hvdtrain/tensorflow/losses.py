@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import tensorflow as tf
 
-from hvdtrain.core.families.family import Network
 from hvdtrain.core.losses import chunks
 
 
 def cross_entropy(
-    network: Network, features: tf.Tensor, targets: tf.Tensor, weights: tf.Tensor, dtype: tf.DType
+    logits: Callable[[tf.Tensor], tf.Tensor],
+    classes: int,
+    features: tf.Tensor,
+    targets: tf.Tensor,
+    weights: tf.Tensor,
+    dtype: tf.DType,
 ) -> tf.Tensor:
     """The weighted sum of cross-entropies, in nats.
 
@@ -20,7 +24,8 @@ def cross_entropy(
     backward pass.
 
     Args:
-        network: whose head gives logits.
+        logits: the head, (..., features) -> (..., classes).
+        classes: how many.
         features: what the head takes, (rows, predictions, features).
         targets: the right classes, (rows, predictions).
         weights: factor of each prediction's loss, (rows, predictions).
@@ -30,13 +35,13 @@ def cross_entropy(
         A scalar of that dtype.
     """
 
-    def loss_sum(part: tf.Tensor, classes: tf.Tensor, factors: tf.Tensor) -> tf.Tensor:
-        logits = tf.cast(network.logits(part), dtype)
-        rows = tf.reshape(logits, [-1, logits.shape[-1]])
-        losses = tf.nn.sparse_softmax_cross_entropy_with_logits(tf.reshape(classes, [-1]), rows)
+    def loss_sum(part: tf.Tensor, right: tf.Tensor, factors: tf.Tensor) -> tf.Tensor:
+        found = tf.cast(logits(part), dtype)
+        rows = tf.reshape(found, [-1, found.shape[-1]])
+        losses = tf.nn.sparse_softmax_cross_entropy_with_logits(tf.reshape(right, [-1]), rows)
         return tf.reduce_sum(losses * tf.cast(tf.reshape(factors, [-1]), dtype))
 
-    sizes = chunks(targets.shape.num_elements(), network.classes)
+    sizes = chunks(targets.shape.num_elements(), classes)
     if len(sizes) == 1:
         return loss_sum(features, targets, weights)
     flat = tf.reshape(features, [-1, features.shape[-1]])

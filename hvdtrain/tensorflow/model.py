@@ -43,8 +43,9 @@ class Model:
         Returns:
             A scalar.
         """
-        features = self.network.features(batch, training)
-        return cross_entropy(self.network, features, batch["targets"], batch["loss_weights"], self._dtype)
+        network, features = self.network, self.network.features(batch, training)
+        targets, weights = batch["targets"], batch["loss_weights"]
+        return cross_entropy(network.logits, network.classes, features, targets, weights, self._dtype)
 
     def read(self) -> dict[str, np.ndarray]:
         """Copies of the weights by name, in the Hugging Face layout."""

@@ -92,7 +92,8 @@ def _allgather(values: tf.Tensor, name: str, process_set: Any) -> np.ndarray:
         ),
         autograph=False,
     )
-    return gather(values).numpy()
+    # Not called itself: TensorFlow warns of functions that are made again and again.
+    return gather.get_concrete_function(values)(values).numpy()
 
 
 def shutdown() -> None:

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
-from hvdtrain.core.families.family import Network
 from hvdtrain.core.losses import chunks
 
 
 def cross_entropy(
-    network: Network, features: torch.Tensor, targets: torch.Tensor, weights: torch.Tensor, dtype: torch.dtype
+    logits: Callable[[torch.Tensor], torch.Tensor],
+    classes: int,
+    features: torch.Tensor,
+    targets: torch.Tensor,
+    weights: torch.Tensor,
+    dtype: torch.dtype,
 ) -> torch.Tensor:
     """The weighted sum of cross-entropies, in nats.
 
@@ -19,7 +25,8 @@ def cross_entropy(
     backward pass.
 
     Args:
-        network: whose head gives logits.
+        logits: the head, (..., features) -> (..., classes).
+        classes: how many.
         features: what the head takes, (rows, predictions, features).
         targets: the right classes, (rows, predictions).
         weights: factor of each prediction's loss, (rows, predictions).
@@ -29,12 +36,12 @@ def cross_entropy(
         A scalar of that dtype.
     """
 
-    def loss_sum(part: torch.Tensor, classes: torch.Tensor, factors: torch.Tensor) -> torch.Tensor:
-        logits = network.logits(part).flatten(0, -2).to(dtype)
-        losses = functional.cross_entropy(logits, classes.flatten(), reduction="none")
+    def loss_sum(part: torch.Tensor, right: torch.Tensor, factors: torch.Tensor) -> torch.Tensor:
+        found = logits(part).flatten(0, -2).to(dtype)
+        losses = functional.cross_entropy(found, right.flatten(), reduction="none")
         return losses @ factors.flatten().to(dtype)
 
-    sizes = chunks(targets.numel(), network.classes)
+    sizes = chunks(targets.numel(), classes)
     if len(sizes) == 1:
         return loss_sum(features, targets, weights)
     flat = features.flatten(0, -2), targets.flatten(), weights.flatten()

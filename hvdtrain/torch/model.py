@@ -45,9 +45,12 @@ class Model:
         Returns:
             A scalar; gradients flow when `training`.
         """
-        with torch.set_grad_enabled(training), self._mixed():
-            features = self.network.features(batch, training)
-            return cross_entropy(self.network, features, batch["targets"], batch["loss_weights"], self._dtype)
+        with torch.set_grad_enabled(training):
+            with self._mixed():
+                features = self.network.features(batch, training)
+            # Outside of autocast, which would take the weighted sum in 16 bits.
+            targets, weights = batch["targets"], batch["loss_weights"]
+            return cross_entropy(self._logits, self.network.classes, features, targets, weights, self._dtype)
 
     def read(self) -> dict[str, np.ndarray]:
         """Copies of the weights by name, in the Hugging Face layout."""
@@ -61,6 +64,10 @@ class Model:
         """
         for weight in self.weights:
             write(weight, self.parameters[weight.name], arrays[weight.name])
+
+    def _logits(self, features: torch.Tensor) -> torch.Tensor:
+        with self._mixed():
+            return self.network.logits(features)
 
     def _mixed(self) -> torch.autocast:
         # Casts what enters matrix products alone; PyTorch takes softmax and norms of 16 bits in float32.

@@ -38,7 +38,8 @@ WEIGHTS = (
 )
 FAMILY = SimpleNamespace(
     weights=lambda model: WEIGHTS,
-    hf_config=lambda model: {},
+    untrained=lambda model: (),
+    hf_config=lambda model, pad: {},
     activation_bytes=lambda *shapes: 0,
     product_elements=lambda model: 0,
 )

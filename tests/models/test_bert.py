@@ -229,6 +229,8 @@ def test_products_alone_are_computed_in_16_bits(compute: str, dropout: float, ti
     rounding = {"bfloat16": 2.0**-8, "float16": 2.0**-11}[compute]
     assert losses[1:] == pytest.approx([losses[0]] * 2, rel=rounding)
     assert losses[0] not in losses[1:], "16 bits must be seen somewhere"
+    in_16_bits = torch.tensor(losses[1:]).to(getattr(torch, compute)).tolist()
+    assert not {*losses[1:]} & {*in_16_bits}, "the sum is taken in 32 bits"
     if dropout:
         return
     for model in (exact, ours):

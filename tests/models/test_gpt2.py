@@ -208,6 +208,8 @@ def test_products_alone_are_computed_in_16_bits(compute: str) -> None:
     losses = [mine.item(), float(found)]
     assert losses == pytest.approx([loss.item()] * 2, rel=rounding)
     assert loss.item() not in losses, "16 bits must be seen somewhere"
+    in_16_bits = torch.tensor(losses).to(getattr(torch, compute)).tolist()
+    assert not {*losses} & {*in_16_bits}, "the sum is taken in 32 bits"
     gradients = tape.gradient(found, theirs.parameters)
     for weight in gpt2.weights(spec):
         expected = exact.parameters[weight.name].grad.numpy()
