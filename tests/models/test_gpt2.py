@@ -43,8 +43,11 @@ def hugging_face(model: ModelSpec) -> GPT2LMHeadModel:
     return GPT2LMHeadModel(config).to(getattr(torch, model.dtype)).eval()
 
 
-def batch_of(model: ModelSpec, documents: bool = False) -> Batch:
-    """Three rows, perhaps of two documents each; some predictions have weight 0."""
+DOCUMENTS = ("document_ids", "position_ids")
+
+
+def batch_of(model: ModelSpec, documents: tuple[str, ...] = ()) -> Batch:
+    """Three rows, perhaps of two documents each, told by these inputs; some predictions have weight 0."""
     random = np.random.default_rng(5)
     ids = random.integers(0, model.vocab_size, (3, LENGTH), dtype=np.int32)
     weights = random.integers(0, 2, (3, LENGTH - 1)).astype(np.float64)
@@ -52,8 +55,8 @@ def batch_of(model: ModelSpec, documents: bool = False) -> Batch:
     if documents:
         places = np.arange(LENGTH)
         second = places >= np.array(BORDERS)[:, None]
-        inputs["document_ids"] = second.astype(np.int32)
-        inputs["position_ids"] = (places - second * np.array(BORDERS)[:, None]).astype(np.int32)
+        told = {"document_ids": second, "position_ids": places - second * np.array(BORDERS)[:, None]}
+        inputs |= {name: told[name].astype(np.int32) for name in documents}
     return Batch(inputs, ids[:, 1:], weights, weights.sum(), {"tokens": ids.size, "samples": 3})
 
 
@@ -115,8 +118,8 @@ def test_both_frameworks_compute_the_logits_of_transformers(activation: str, tie
         np.testing.assert_allclose(logits, expected, rtol=0, atol=1e-12 * np.abs(expected).max())
 
 
-@pytest.mark.parametrize("documents", [False, True])
-def test_both_frameworks_compute_the_same_loss_and_gradients(documents: bool) -> None:
+@pytest.mark.parametrize("documents", [(), *((name,) for name in DOCUMENTS), DOCUMENTS], ids=" and ".join)
+def test_both_frameworks_compute_the_same_loss_and_gradients(documents: tuple[str, ...]) -> None:
     batch, (ours, theirs) = batch_of(SMALL, documents), models(SMALL)
     loss = ours.loss_sum(torch_model.tensors(batch), training=True)
     loss.backward()
@@ -132,7 +135,7 @@ def test_both_frameworks_compute_the_same_loss_and_gradients(documents: bool) ->
 
 
 def test_documents_in_one_row_do_not_see_each_other() -> None:
-    batch, (ours, theirs) = batch_of(SMALL, documents=True), models(SMALL)
+    batch, (ours, theirs) = batch_of(SMALL, DOCUMENTS), models(SMALL)
     alone = hugging_face(SMALL)
     alone.load_state_dict(
         {n: torch.from_numpy(a) for n, a in far_from_initial(gpt2.weights(SMALL)).items()}, strict=False

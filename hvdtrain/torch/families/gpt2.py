@@ -39,7 +39,7 @@ class Network:
         hidden = self._module.transformer(
             input_ids=inputs["input_ids"],
             position_ids=inputs.get("position_ids"),
-            attention_mask=_attention_mask(inputs.get("document_ids")),
+            attention_mask=_attention_mask(inputs),
         ).last_hidden_state
         return hidden[:, :-1]
 
@@ -48,9 +48,13 @@ class Network:
         return self._module.lm_head(features)
 
 
-def _attention_mask(documents: torch.Tensor | None) -> torch.Tensor | None:
+def _attention_mask(inputs: Mapping[str, torch.Tensor]) -> torch.Tensor | None:
     """Whether each token may look at each other one, (rows, 1, length, length): back, in its own document."""
-    if documents is None:
+    documents = inputs.get("document_ids")
+    if documents is None and "position_ids" not in inputs:
         return None
+    if documents is None:
+        # Without a mask, Transformers takes positions that start again for documents to be kept apart.
+        documents = torch.zeros_like(inputs["position_ids"])
     same = documents[:, None, :, None] == documents[:, None, None, :]
     return same.tril()
