@@ -62,6 +62,8 @@ def test_a_packaged_spec_is_valid_by_its_name(job: Path) -> None:
         (["plan", "job.yaml", "--set", "schedule.type=cosin"], "did you mean 'cosine'"),
         (["plan", "job.yaml", "-np", "3"], "16 is not a multiple of 3 ranks"),
         (["plan", "job.yaml", "--set", "data.files=[nowhere/*.txt]"], "nowhere/*.txt"),
+        (["generate", "nowhere", "a prompt"], "nowhere: no such folder"),
+        (["generate", ".", "a prompt"], "holds no model"),
         (["run", "job.yaml", "--framework", "torch", "-np", "2", "--set", "seed=-1"], "seed"),
     ],
 )

@@ -16,6 +16,7 @@ FRAMEWORKS = {"torch", "transformers", "tensorflow", "keras", "keras_hub", "horo
 # What makes a command slow to answer; a command imports them when it runs.
 HEAVY = {"numpy", "pydantic", "matplotlib", "tokenizers", "safetensors", "tensorboard", "ruamel"}
 HEAVY |= {"rich", "pygments", "markdown_it", "psutil", "packaging", "asyncio", "multiprocessing"}
+COMMANDS = ("run", "demo", "parity", "simulate", "generate", "doctor", "engine", "validate", "plan", "schema")
 
 
 def module_names(*packages: str) -> list[str]:
@@ -104,7 +105,9 @@ def test_imports_point_one_way(package: str, forbidden: set[str]) -> None:
     assert found <= {(file, f"hvdtrain.engine.cache.{name}") for file, name in starts}
 
 
-@pytest.mark.parametrize("command", [[], ["run"], ["plan"], ["simulate"], ["engine"], ["engine", "build"]])
+@pytest.mark.parametrize(
+    "command", [[], ["run"], ["plan"], ["generate"], ["simulate"], ["engine"], ["engine", "build"]]
+)
 def test_help_answers_without_what_makes_it_slow(command: list[str]) -> None:
     code = (
         "import sys\n"
@@ -116,7 +119,7 @@ def test_help_answers_without_what_makes_it_slow(command: list[str]) -> None:
     )
     shown, _, modules = python(code).rpartition("MODULES")
     if not command:
-        for name in ("run", "demo", "parity", "simulate", "doctor", "engine", "validate", "plan", "schema"):
+        for name in COMMANDS:
             assert f"\n  {name} " in shown
     # What commands do is said whole, and what their code raises is not.
     assert "..." not in shown.replace("[ARGS]...", "")

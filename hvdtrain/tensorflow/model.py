@@ -9,6 +9,7 @@ import tensorflow as tf
 
 from hvdtrain.core.data import Batch
 from hvdtrain.core.sections import ModelSection
+from hvdtrain.core.tasks.causal_lm import next_token_batch
 from hvdtrain.core.weights import Weight
 from hvdtrain.tensorflow.families import network_of
 from hvdtrain.tensorflow.losses import cross_entropy
@@ -46,6 +47,19 @@ class Model:
         network, features = self.network, self.network.features(batch, training)
         targets, weights = batch["targets"], batch["loss_weights"]
         return cross_entropy(network.logits, network.classes, features, targets, weights, self._dtype)
+
+    def next_logits(self, ids: np.ndarray) -> np.ndarray:
+        """What a causal language model predicts behind each row of tokens.
+
+        Args:
+            ids: int32 (rows, length).
+
+        Returns:
+            Logits in the weights' dtype, (rows, vocab_size).
+        """
+        features = self.network.features(tensors(next_token_batch(ids)), training=False)
+        found = tf.cast(self.network.logits(features[:, -1:]), self._dtype)
+        return tf.reshape(found, [-1, found.shape[-1]]).numpy()
 
     def read(self) -> dict[str, np.ndarray]:
         """Copies of the weights by name, in the Hugging Face layout."""

@@ -9,6 +9,7 @@ import torch
 
 from hvdtrain.core.data import Batch
 from hvdtrain.core.sections import ModelSection
+from hvdtrain.core.tasks.causal_lm import next_token_batch
 from hvdtrain.core.weights import Weight
 from hvdtrain.torch.families import network_of
 from hvdtrain.torch.losses import cross_entropy
@@ -51,6 +52,20 @@ class Model:
             # Outside of autocast, which would take the weighted sum in 16 bits.
             targets, weights = batch["targets"], batch["loss_weights"]
             return cross_entropy(self._logits, self.network.classes, features, targets, weights, self._dtype)
+
+    def next_logits(self, ids: np.ndarray) -> np.ndarray:
+        """What a causal language model predicts behind each row of tokens.
+
+        Args:
+            ids: int32 (rows, length).
+
+        Returns:
+            Logits in the weights' dtype, (rows, vocab_size).
+        """
+        with torch.no_grad():
+            with self._mixed():
+                features = self.network.features(tensors(next_token_batch(ids)), training=False)
+            return self._logits(features[:, -1:]).flatten(0, -2).to(self._dtype).cpu().numpy()
 
     def read(self) -> dict[str, np.ndarray]:
         """Copies of the weights by name, in the Hugging Face layout."""

@@ -100,16 +100,20 @@ def read_tokenizer(path: Path) -> bytes:
         raise unreadable(path, error, "data.tokenizer_file: ") from None
 
 
-def tokenizer_from(content: bytes, path: str | Path) -> Tokenizer:
-    """A tokenizer from the bytes of a `tokenizer.json`; DataError, with its path, when it is not one."""
+def tokenizer_from(content: bytes, path: str | Path, field: str = "data.tokenizer_file: ") -> Tokenizer:
+    """A tokenizer from the bytes of a `tokenizer.json`; DataError, with its path, when it is not one.
+
+    Args:
+        content: the bytes.
+        path: where they are from, for the error.
+        field: what the error starts with.
+    """
     from tokenizers import Tokenizer
 
     try:
         return Tokenizer.from_str(content.decode())
     except Exception as error:  # the library raises plain Exception for whatever its parser finds
-        raise DataError(
-            f"data.tokenizer_file: {path} is not a Hugging Face tokenizer.json: {error}"
-        ) from None
+        raise DataError(f"{field}{path} is not a Hugging Face tokenizer.json: {error}") from None
 
 
 def token_ids(tokenizer: Tokenizer, vocab_size: int, where: str) -> TokenIds:

@@ -70,6 +70,26 @@ def prepare(
     )
 
 
+def next_token_batch(ids: NDArray[np.int32]) -> Batch:
+    """A batch whose last prediction in each row is the token behind `ids`.
+
+    Args:
+        ids: tokens, int32 (rows, length).
+    """
+    rows, length = ids.shape
+    # The last token of a row predicts nothing. This one is seen by no other, and its position is one that any
+    # model has.
+    inputs = np.concatenate([ids, np.zeros((rows, 1), np.int32)], axis=1)
+    positions = np.tile(np.append(np.arange(length, dtype=np.int32), np.int32(0)), (rows, 1))
+    return Batch(
+        inputs={"input_ids": inputs, "position_ids": positions},
+        targets=inputs[:, 1:],
+        loss_weights=np.zeros((rows, length)),
+        weight=0.0,
+        counts={"tokens": ids.size, "samples": rows},
+    )
+
+
 @dataclass(frozen=True, eq=False)
 class CausalSplit:
     """Sequences in which every token but the first is predicted.

@@ -62,7 +62,16 @@ class Task(Protocol):
 
 def check_length(length: int, model: Any) -> None:
     """ValueError where sequences are longer than a model has positions."""
-    for field in ("max_position_embeddings", "n_positions"):
-        most = getattr(model, field, None)
-        if most is not None and length > most:
-            raise ValueError(f"data.max_seq_length {length} exceeds model.{field} {most}")
+    most = most_positions(model)
+    if most is not None and length > most:
+        raise ValueError(f"data.max_seq_length {length} exceeds model.{_positions_field(model)} {most}")
+
+
+def most_positions(model: Any) -> int | None:
+    """Tokens of the longest sequence that a model can take; None where its section sets no bound."""
+    field = _positions_field(model)
+    return getattr(model, field) if field else None
+
+
+def _positions_field(model: Any) -> str | None:
+    return next((n for n in ("max_position_embeddings", "n_positions") if hasattr(model, n)), None)
