@@ -54,6 +54,8 @@ class Plan:
         wire_bytes_per_update: bytes one rank hands to collectives in one update, once compression has warmed
             up; where ranks exchange their weights now and then, in an update that does.
         sync_every: updates from one exchange between ranks to the next.
+        flops_per_update: floating-point operations of an update's matrix products on one rank, forward and
+            backward; 0 where they are not predicted.
         compute_dtype: of matrix products.
         memory: per rank.
         threads: compute threads per rank.
@@ -78,6 +80,7 @@ class Plan:
     bucket_compression: tuple[str, ...]
     wire_bytes_per_update: int
     sync_every: int
+    flops_per_update: int
     compute_dtype: str
     memory: Memory
     threads: int
@@ -162,6 +165,7 @@ def make_plan(
         bucket_compression=tuple(rules.policy(b).type for b in buckets),
         wire_bytes_per_update=rules.wire_bytes(buckets, itemsize, size),
         sync_every=rules.period,
+        flops_per_update=_flops(spec, family, batch),
         compute_dtype=compute_dtype(spec),
         memory=predict_memory(spec, family, buckets, batch.per_device_train_batch_size, size),
         threads=threads,
@@ -189,6 +193,14 @@ def _buckets(
 
     cap_bytes = spec.communication.bucket_cap_mb * _MIB
     return plan_buckets(weights, itemsize, cap_bytes, spec.rules.group, touched_rows)
+
+
+def _flops(spec: JobSpec, family: Family | None, batch: Batch) -> int:
+    if family is None:
+        return 0
+    shapes = task_of(spec.task).shapes(spec.data, spec.task)
+    samples = batch.per_device_train_batch_size * batch.gradient_accumulation_steps
+    return samples * family.flops(spec.model, shapes.length, shapes.predictions)
 
 
 def _updates(seed: int, tokens: NDArray[np.int64], accumulation: Accumulation, epochs: float) -> int:

@@ -36,7 +36,11 @@ def _rows(plan: Plan) -> list[tuple[str, str, str]]:
         ("parameters", f"{plan.parameters:,}", f"{plan.decayed_parameters:,} with weight decay"),
         ("gradient buckets", str(len(plan.buckets)), "one reduction each"),
         ("wire per update", *_wire(plan)),
-        ("matrix products", plan.compute_dtype, ""),
+        (
+            "matrix products",
+            plan.compute_dtype,
+            f"{plan.flops_per_update / 1e9:.3g} GFLOP an update and rank",
+        ),
         ("memory per rank", _mib(memory.total), "at the end of a forward pass"),
         ("  weights", _mib(memory.weights), ""),
         ("  gradients", _mib(memory.gradients), ""),

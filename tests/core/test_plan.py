@@ -221,7 +221,9 @@ def test_memory_of_a_forward_pass_is_the_familys(capsys: pytest.CaptureFixture[s
         asked.append((rows, length, predictions, itemsize))
         return 3 * 2**20
 
-    family = SimpleNamespace(activation_bytes=activation_bytes, product_elements=lambda model: 500)
+    family = SimpleNamespace(
+        activation_bytes=activation_bytes, product_elements=lambda model: 500, flops=lambda *sizes: 1000
+    )
     bare, whole, mixed = (
         make_plan(
             parse_spec(yaml.safe_dump(SPEC), overrides),

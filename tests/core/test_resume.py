@@ -39,6 +39,7 @@ FAMILY = SimpleNamespace(
     hf_config=lambda model: {},
     activation_bytes=lambda *shapes: 0,
     product_elements=lambda model: 0,
+    flops=lambda *sizes: 0,
 )
 
 

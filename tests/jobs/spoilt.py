@@ -42,6 +42,7 @@ FAMILY = SimpleNamespace(
     hf_config=lambda model, pad: {},
     activation_bytes=lambda *shapes: 0,
     product_elements=lambda model: 0,
+    flops=lambda *sizes: 0,
 )
 Spoils = Sequence[tuple[int, int, int, int, str]]
 

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 from transformers import BertConfig, BertForMaskedLM
 
 from hvdtrain.core.data import Batch
@@ -200,6 +201,19 @@ def test_activations_are_what_autograd_saves(shape: str, compute: str, itemsize:
     copies = itemsize * bert.product_elements(spec) if compute != "float32" else 0
     predicted = bert.activation_bytes(spec, rows, length, predictions, itemsize) + copies
     assert predicted == pytest.approx(saved, rel=0.03)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_flops_are_what_pytorch_counts(shape: str) -> None:
+    spec = ModelSpec(**SMALL.model_dump() | SHAPES[shape] | {"max_position_embeddings": 64})
+    model, rows, length, predictions = torch_model.Model(spec, bert.weights(spec)), 2, 64, 9
+    ids, places = np.full((rows, length), 5, np.int32), np.zeros((rows, predictions), np.int32)
+    inputs = {"input_ids": ids, "attention_mask": ids * 0 + 1, "token_type_ids": ids * 0}
+    batch = Batch(inputs | {"masked_positions": places}, places, places + 1.0, 1.0, {})
+    with FlopCounterMode(display=False) as counter:
+        model.loss_sum(torch_model.tensors(batch), training=True).backward()
+    predicted = rows * bert.flops(spec, length, predictions)
+    assert predicted == pytest.approx(counter.get_total_flops(), rel=0.1)
 
 
 @pytest.mark.parametrize("compute", ["bfloat16", "float16"])

@@ -39,5 +39,9 @@ def product_elements(model: ModelSpec) -> int:
     return 2 * model.width + 2
 
 
+def flops(model: ModelSpec, length: int, predictions: int) -> int:
+    return 3 * 2 * 2 * model.width
+
+
 def hf_config(model: ModelSpec) -> dict[str, Any]:
     return {"width": model.width}

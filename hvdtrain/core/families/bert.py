@@ -192,6 +192,22 @@ def keras_paths(model: ModelSpec) -> dict[str, tuple[str, ...]]:
     return {name: (path,) for name, path in paths.items()}
 
 
+def flops(model: ModelSpec, length: int, predictions: int) -> int:
+    """Floating-point operations of one sequence's forward and backward passes, matrix products alone.
+
+    A product of (m, k) and (k, n) is 2 m k n; backward takes two such for each of the forward pass.
+
+    Args:
+        model: the hyper-parameters.
+        length: tokens.
+        predictions: positions that the head is computed at.
+    """
+    hidden, inner = model.hidden_size, model.intermediate_size
+    layer = length * (4 * hidden * hidden + 2 * hidden * inner) + 2 * length * length * hidden
+    head = predictions * (hidden * hidden + hidden * model.vocab_size)
+    return 3 * 2 * (model.num_hidden_layers * layer + head)
+
+
 def hf_config(model: ModelSpec) -> dict[str, Any]:
     """The content of `config.json` for `transformers.AutoModelForMaskedLM`.
 

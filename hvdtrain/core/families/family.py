@@ -48,6 +48,16 @@ class Family(Protocol):
         """Elements of all weights and biases that are used in matrix products."""
         ...
 
+    def flops(self, model: Any, length: int, predictions: int) -> int:
+        """Floating-point operations of one sample's forward and backward passes, matrix products alone.
+
+        Args:
+            model: the hyper-parameters.
+            length: tokens.
+            predictions: most predictions.
+        """
+        ...
+
     def hf_config(self, model: Any) -> dict[str, Any]:
         """The content of `config.json`, but for what the data adds."""
         ...
