@@ -5,13 +5,13 @@ from __future__ import annotations
 import itertools
 import warnings
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 
-from hvdtrain.core.dropin import Settings, process_set_of, residuals_are_scaled, settings_of
+from hvdtrain.core.dropin import Settings, by_position, process_set_of, residuals_are_scaled, settings_of
 from hvdtrain.core.errors import SpecError, TrainingError
 from hvdtrain.core.optimizers import clip_factor
 from hvdtrain.engine.cache import wire_types
@@ -73,7 +73,7 @@ def DistributedOptimizer(
     """
     require_init("DistributedOptimizer")
     check_optimizer(optimizer, "DistributedOptimizer")
-    horovod |= _by_name(positional, horovod)
+    horovod |= by_position("DistributedOptimizer", _POSITIONAL, positional, horovod)
     process_set = process_set_of("DistributedOptimizer", HOROVOD, horovod)
     settings = settings_of(
         "DistributedOptimizer",
@@ -248,15 +248,3 @@ class _Distributed(Copyable):
                 "there were. Call it once a window, not after every backward()",
                 stacklevel=4,
             )
-
-
-def _by_name(positional: tuple[Any, ...], named: Mapping[str, Any]) -> dict[str, Any]:
-    """Arguments by position as arguments by name."""
-    if len(positional) > len(_POSITIONAL):
-        raise SpecError(
-            f"DistributedOptimizer takes {3 + len(_POSITIONAL)} arguments by position: name the others"
-        )
-    found = dict(zip(_POSITIONAL, positional, strict=False))
-    for name in found.keys() & named.keys():
-        raise SpecError(f"DistributedOptimizer: {name} is given by position and by name: give it once")
-    return found
