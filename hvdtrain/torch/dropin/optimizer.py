@@ -7,6 +7,7 @@ import warnings
 import weakref
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -96,6 +97,7 @@ def DistributedOptimizer(
     settings.rules.check_ranks(process_set.size(), reduces_over_mpi())
     gradients = Gradients(settings, next(_numbers), process_set)
     gradients.add(parameters)
+    gradients.options = partial(_options, weakref.ref(optimizer))
     optimizer.__class__ = extend(own_class(optimizer), _Distributed)
     # A scheduler made before has put the old `step` there, so as to see it called; ours tells it.
     vars(optimizer).pop("step", None)
@@ -248,3 +250,17 @@ class _Distributed(Copyable):
                 "there were. Call it once a window, not after every backward()",
                 stacklevel=4,
             )
+
+
+def _options(reference: weakref.ref[torch.optim.Optimizer]) -> dict[str, Any]:
+    """The optimizer's class, and the options of each group that are numbers or texts."""
+    optimizer = reference()
+    if optimizer is None:
+        return {}
+    found: dict[str, Any] = {"optimizer": type(optimizer).__name__}
+    for index, group in enumerate(optimizer.param_groups):
+        for name, value in group.items():
+            plain = value.item() if isinstance(value, torch.Tensor) and value.numel() == 1 else value
+            if isinstance(plain, bool | int | float | str):
+                found[f"{name} of group {index}"] = plain
+    return found
