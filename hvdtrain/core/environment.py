@@ -42,7 +42,7 @@ def keep_freed_memory() -> None:
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
-        # Without these, each update has the system map and clear the memory of its activations anew.
+        # Without these, the system maps and clears the memory of the activations again in each update.
         mallopt(_M_MMAP_THRESHOLD, 32 * _MIB)
         mallopt(_M_TRIM_THRESHOLD, 1024 * _MIB)
         # A thread's own arena gives blocks of tens of MiB back whatever the threshold: an update of 28

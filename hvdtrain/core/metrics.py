@@ -26,7 +26,7 @@ class MetricLog:
         Args:
             output_dir: an existing directory.
             tensorboard: whether to write event files into its `tensorboard` folder as well.
-            after_step: where the run goes on; 0 starts anew.
+            after_step: the step to continue after; 0 starts a new log.
         """
         path = output_dir / METRICS_FILE
         old = _lines(path) if after_step and path.exists() else []

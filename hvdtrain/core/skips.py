@@ -1,4 +1,4 @@
-"""Updates that are not applied: when a run with too many of them has to end, and what its person is told.
+"""Updates that are not applied: when a run with too many of them ends, and with which message.
 
 There are two reasons. An update that is not finite is skipped on all ranks, and may lower the loss scale. An
 update is *empty* where no rank has anything to predict: W is 0, and nothing can be divided by it. Nothing is

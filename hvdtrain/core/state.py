@@ -143,7 +143,7 @@ def share_out(policy: Policy, arrays: Mapping[str, np.ndarray], ranks: int) -> l
     """One bucket's saved compression state for each of so many ranks.
 
     Residuals go back to the ranks they came from; where their number has changed, every rank gets the same
-    share of their sum (counts go to rank 0), for it is the sum over ranks that training owes.
+    share of their sum (counts go to rank 0), because their sum over ranks must not change.
 
     Args:
         policy: the bucket's.

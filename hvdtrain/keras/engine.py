@@ -128,7 +128,7 @@ class Engine:
                 "hvdtrain.keras.callbacks to fit's callbacks, or set optimizer.batch_samples = "
                 "tf.shape(x)[0] before every apply_gradients"
             )
-        # Told anew in every step: one of another graph would be an error that nobody understands.
+        # Set in every step: a tensor of another graph would give an error that nobody understands.
         host.batch_samples = self.optimizer.batch_samples = None
         return told[0]
 

@@ -61,7 +61,7 @@ def restore_optimizer(model: keras.Model, filepath: str | Path) -> None:
     if [value.shape for value in values] != [tuple(variable.shape) for variable in optimizer.variables]:
         raise CheckpointError(
             f"{path}: the optimizer's state does not fit {type(inner).__name__} for this model: load it by "
-            "keras.models.load_model(path, compile=False), and compile it anew"
+            "keras.models.load_model(path, compile=False), and compile it again"
         )
     for variable, value in zip(optimizer.variables, values, strict=True):
         variable.assign(value)

@@ -21,7 +21,7 @@ _TOLD = "_hvdtrain_told"
 def _tell_of_plain_optimizers(plain: Callable[..., Any]) -> Callable[..., Any]:
     """Warn, once each and at their first step, of optimizers whose gradients nobody reduces.
 
-    Keras copies, unpickles, clones and loads a model with an optimizer that it makes anew.
+    Keras copies, unpickles, clones and loads a model with a new optimizer.
     """
 
     @functools.wraps(plain)

@@ -53,6 +53,21 @@ def check_weights_that_were_not_broadcast() -> None:
     optimizer.step()
 
 
+def check_other_options_of_the_optimizer_on_one_rank() -> None:
+    model = mlp()
+    for options, words in (
+        ({"lr": 0.1 * (1 + hvd.rank())}, ("lr of group 0 is 0.1 on rank 0, but 0.2 on rank 1",)),
+        ({"lr": 0.1, "momentum": 0.5 * hvd.rank()}, ("momentum of group 0",)),
+    ):
+        optimizer = wrap(torch.optim.SGD(model.parameters(), **options), model)
+        told(words, lambda: backward(model))
+        optimizer.zero_grad()
+    kind = torch.optim.Adam if hvd.rank() else torch.optim.AdamW
+    optimizer = wrap(kind(model.parameters(), lr=0.1), model)
+    told(("optimizer is 'AdamW' on rank 0, but 'Adam' on rank 1",), lambda: backward(model))
+    optimizer.zero_grad()
+
+
 def check_another_model_on_one_rank() -> None:
     model = torch.nn.Sequential(
         torch.nn.Linear(6, 8 + hvd.rank()), torch.nn.Linear(8 + hvd.rank(), 3)

@@ -203,7 +203,7 @@ def _give_own(model: keras.Model, gradients: Gradients, every: Arrays, ranks: in
         for i, seed in enumerate(_seeds(model)):
             seed.assign(of(rank, "seed")[str(i)])
         return
-    # The sum over ranks is what training owes; random generators begin anew.
+    # Residuals must keep their sum over ranks; random generators start again.
     windows = [of(r, "window") for r in range(ranks)]
     added = {n: sum(w[n] for w in windows) / size for n in windows[0] if n.startswith(("total", "samples"))}
     gradients.write_window(windows[0] | added)

@@ -14,7 +14,7 @@ from hvdtrain.core.dropin import Parameter, Settings, check_gathered, check_same
 from hvdtrain.tensorflow.dropin.session import waiting_for_ranks
 from hvdtrain.tensorflow.world import gather_bytes
 
-# One name for all that ranks compare: a rank that compares something else is told so, and does not wait.
+# One name for every comparison: a rank that compares something else gets an error instead of waiting.
 AGREEMENT = "hvdtrain.agreement"
 _ADVICE = (
     "ranks must start equal: add hvdtrain.keras.callbacks.BroadcastGlobalVariables(root_rank=0) to fit's "

@@ -23,8 +23,8 @@ from hvdtrain.core.world import World
 def init(*arguments: Any, **options: Any) -> None:
     """Join the job: Horovod's own `init`, with a limit to how long ranks wait for one that does not come.
 
-    Each rank takes its share of the host's cores unless the program has chosen threads. An error of a
-    collective that nobody catches is told in a sentence, in place of TensorFlow's account of the graph.
+    Each rank takes its share of the host's cores unless the program has chosen threads. If the program does
+    not catch the error of a collective, one sentence replaces TensorFlow's description of the graph.
 
     Args:
         *arguments: Horovod's.

@@ -18,8 +18,8 @@ from hvdtrain.tensorflow.dropin.arguments import HOROVOD, Reach, check_local_lay
 from hvdtrain.tensorflow.dropin.gradients import Gradients
 from hvdtrain.tensorflow.dropin.session import require_init, waiting_for_ranks
 
-# A tape is made anew in every step, and a step may be traced again: what is learnt lasts as long as the
-# variables, and does not keep them.
+# Every step makes a new tape, and may be traced again: this state lives as long as the variables, and does
+# not keep them alive.
 _known: dict[Hashable, Gradients] = {}
 _numbers = itertools.count()
 # What follows the tape in Horovod's wrapper.

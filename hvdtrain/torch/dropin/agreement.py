@@ -26,6 +26,7 @@ def compare_ranks(
     settings: Settings | None,
     name: str,
     process_set: Any = hvd.global_process_set,
+    options: Mapping[str, Any] | None = None,
 ) -> None:
     """Compare names, shapes and dtypes over ranks; with settings, which begin training, values as well.
 
@@ -34,6 +35,7 @@ def compare_ranks(
         settings: of the wrapper, or None before a broadcast.
         name: of the collectives.
         process_set: the ranks that are compared.
+        options: whatever else must be equal, by the names that errors give.
 
     Raises:
         TrainingError: on every rank alike, naming the first difference and what to do.
@@ -44,9 +46,8 @@ def compare_ranks(
     # A state_dict does not say what is frozen.
     found = facts(tensors) if settings else [replace(fact, trainable=True) for fact in facts(tensors)]
     with waiting_for_ranks(f"the comparison of models ({name})"):
-        check_same(
-            describe(found, settings, values), lambda data: gather_bytes(data, name, process_set), _ADVICE
-        )
+        mine = describe(found, settings, values, options)
+        check_same(mine, lambda data: gather_bytes(data, name, process_set), _ADVICE)
 
 
 def check_shapes(tensors: Mapping[str, Any]) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import horovod.torch as hvd
@@ -28,6 +28,7 @@ class Gradients(Filling):
     Attributes:
         ready: whether `.grad` holds a window that neither `step` nor `zero_grad` has ended.
         samples: of the next micro-batch, when `average` is by them.
+        options: what ranks compare beside the parameters, such as the learning rate, by its names in errors.
     """
 
     def __init__(self, settings: Settings, index: int, process_set: Any = hvd.global_process_set) -> None:
@@ -42,6 +43,7 @@ class Gradients(Filling):
         self.settings, self.index = settings, index
         self.ready = False
         self.samples: float | None = None
+        self.options: Callable[[], Mapping[str, Any]] = dict
         self._agreed = False
         self._applied = 0
         self._micro_batches = 0
@@ -97,7 +99,8 @@ class Gradients(Filling):
                 "before each backward()"
             )
         if not self._agreed:
-            compare_ranks(self._parameters, self.settings, f"{self._prefix}agree", self._process_set)
+            name, options = f"{self._prefix}agree", self.options()
+            compare_ranks(self._parameters, self.settings, name, self._process_set, options)
             self._agreed = True
         # A last backward that is followed by another without having ended has failed.
         if self._micro_batches == 0 or self._last_backward or self._discarded():

@@ -5,13 +5,14 @@ from __future__ import annotations
 import itertools
 import warnings
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
 
-from hvdtrain.core.dropin import Settings, process_set_of, residuals_are_scaled, settings_of
+from hvdtrain.core.dropin import Settings, by_position, process_set_of, residuals_are_scaled, settings_of
 from hvdtrain.core.errors import SpecError, TrainingError
 from hvdtrain.core.optimizers import clip_factor
 from hvdtrain.engine.cache import wire_types
@@ -73,7 +74,7 @@ def DistributedOptimizer(
     """
     require_init("DistributedOptimizer")
     check_optimizer(optimizer, "DistributedOptimizer")
-    horovod |= _by_name(positional, horovod)
+    horovod |= by_position("DistributedOptimizer", _POSITIONAL, positional, horovod)
     process_set = process_set_of("DistributedOptimizer", HOROVOD, horovod)
     settings = settings_of(
         "DistributedOptimizer",
@@ -96,6 +97,7 @@ def DistributedOptimizer(
     settings.rules.check_ranks(process_set.size(), reduces_over_mpi())
     gradients = Gradients(settings, next(_numbers), process_set)
     gradients.add(parameters)
+    gradients.options = partial(_options, weakref.ref(optimizer))
     optimizer.__class__ = extend(own_class(optimizer), _Distributed)
     # A scheduler made before has put the old `step` there, so as to see it called; ours tells it.
     vars(optimizer).pop("step", None)
@@ -250,13 +252,15 @@ class _Distributed(Copyable):
             )
 
 
-def _by_name(positional: tuple[Any, ...], named: Mapping[str, Any]) -> dict[str, Any]:
-    """Arguments by position as arguments by name."""
-    if len(positional) > len(_POSITIONAL):
-        raise SpecError(
-            f"DistributedOptimizer takes {3 + len(_POSITIONAL)} arguments by position: name the others"
-        )
-    found = dict(zip(_POSITIONAL, positional, strict=False))
-    for name in found.keys() & named.keys():
-        raise SpecError(f"DistributedOptimizer: {name} is given by position and by name: give it once")
+def _options(reference: weakref.ref[torch.optim.Optimizer]) -> dict[str, Any]:
+    """The optimizer's class, and the options of each group that are numbers or texts."""
+    optimizer = reference()
+    if optimizer is None:
+        return {}
+    found: dict[str, Any] = {"optimizer": type(optimizer).__name__}
+    for index, group in enumerate(optimizer.param_groups):
+        for name, value in group.items():
+            plain = value.item() if isinstance(value, torch.Tensor) and value.numel() == 1 else value
+            if isinstance(plain, bool | int | float | str):
+                found[f"{name} of group {index}"] = plain
     return found
