@@ -37,9 +37,9 @@ from hvdtrain.core.buckets import Bucket, plan_buckets
 from hvdtrain.core.compression import POLICIES, Bf16
 from hvdtrain.core.compression.protocol import Policy
 from hvdtrain.core.environment import keep_freed_memory
-from hvdtrain.core.sections import ModelSpec
+from hvdtrain.core.families import bert
+from hvdtrain.core.families.bert import ModelSpec
 from hvdtrain.core.tables import Kind, make_table, print_table
-from hvdtrain.models import bert
 
 _MIB = 2**20
 _BUSY = 0.5

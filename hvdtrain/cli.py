@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import inspect
 import json as json_
+import math
 import sys
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -13,7 +15,7 @@ from hvdtrain.bench.commands import demo, parity, simulate
 from hvdtrain.core.errors import HvdtrainError
 from hvdtrain.core.outputs import open_outputs
 from hvdtrain.engine.commands import doctor, engine_app
-from hvdtrain.launch.command import run
+from hvdtrain.launch.command import Framework, run
 
 app = typer.Typer(
     help="One job spec, trained on many machines by Horovod in PyTorch or TensorFlow.",
@@ -56,12 +58,12 @@ def plan(
 ) -> None:
     """Print every number that training SPEC on -np ranks would use; prepares the data, starts nothing."""
     from hvdtrain.core.environment import usable_cores
+    from hvdtrain.core.families import family_of
     from hvdtrain.core.job import plan_job, prepare_data
     from hvdtrain.core.plan_table import print_plan
     from hvdtrain.core.spec import load_spec
     from hvdtrain.core.world import World
     from hvdtrain.engine.cache import wire_types
-    from hvdtrain.models import family_of
 
     job = load_spec(spec, set_ or ())
     job.rules.check_wire(wire_types())
@@ -72,6 +74,49 @@ def plan(
         typer.echo(json_.dumps(found.as_dict(), indent=2))
     else:
         print_plan(found, f"{spec}: what a run on {np} rank(s) will do")
+
+
+@app.command()
+def generate(
+    output_dir: Annotated[Path, typer.Argument(help="A job's output directory, its model or a checkpoint.")],
+    prompt: Annotated[str, typer.Argument(help="The text to continue; '' starts a new one.")],
+    *,
+    framework: Annotated[
+        Framework | None, typer.Option(help="Which framework computes; default: one that is installed.")
+    ] = None,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Tokens to add at most.")] = 50,
+    temperature: Annotated[
+        float, typer.Option(min=0.0, help="Of sampling; 0: always the most likely token.")
+    ] = 0.0,
+    top_k: Annotated[
+        int | None, typer.Option(min=1, help="Sample from so many most likely tokens; default: all.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Of sampling.")] = 0,
+) -> None:
+    """Continue PROMPT with the causal language model that a job has saved in OUTPUT_DIR."""
+    import importlib
+
+    from hvdtrain.core.errors import CheckpointError
+    from hvdtrain.core.generation import Sampling, continue_text
+    from hvdtrain.core.paths import user_path
+    from hvdtrain.core.saved_models import open_model
+    from hvdtrain.engine.cache import require_fit
+    from hvdtrain.engine.versions import torch_version
+
+    if not math.isfinite(temperature):
+        raise typer.BadParameter("--temperature must be a finite number")
+    if top_k is not None and temperature == 0.0:
+        raise typer.BadParameter("--top-k has no effect without --temperature above 0")
+    saved = open_model(user_path(output_dir, "OUTPUT_DIR", CheckpointError), "causal_lm")
+    chosen = framework or (Framework.TORCH if torch_version() else Framework.TENSORFLOW)
+    require_fit(chosen)
+    model = importlib.import_module(f"hvdtrain.{chosen}.model").Model(saved.model, saved.weights)
+    model.write(saved.arrays)
+    sampling = Sampling(temperature, top_k, seed)
+    found = continue_text(
+        model.next_logits, saved, prompt, sampling, max_new_tokens, lambda line: typer.echo(line, err=True)
+    )
+    typer.echo(prompt + found)
 
 
 @app.command()

@@ -62,6 +62,8 @@ def test_a_packaged_spec_is_valid_by_its_name(job: Path) -> None:
         (["plan", "job.yaml", "--set", "schedule.type=cosin"], "did you mean 'cosine'"),
         (["plan", "job.yaml", "-np", "3"], "16 is not a multiple of 3 ranks"),
         (["plan", "job.yaml", "--set", "data.files=[nowhere/*.txt]"], "nowhere/*.txt"),
+        (["generate", "nowhere", "a prompt"], "nowhere: no such folder"),
+        (["generate", ".", "a prompt"], "holds no model"),
         (["run", "job.yaml", "--framework", "torch", "-np", "2", "--set", "seed=-1"], "seed"),
     ],
 )
@@ -110,6 +112,7 @@ def test_the_plan_as_a_table_shows_the_same_numbers(job: Path) -> None:
     assert done.returncode == 0
     for told in ("16 sequences", f"{found['parameters']:,}", f"{found['train_samples']} sequences"):
         assert told in done.stdout
+    found = found["text"]
     assert f"{found['tokenizer_size']} of {found['vocab_size']} tokens" in done.stdout
     assert found["tokenizer_size"] <= found["vocab_size"] == 80
     assert found["unknown_share"] == 0.0

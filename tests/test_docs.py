@@ -16,8 +16,10 @@ from pydantic.fields import FieldInfo
 
 from hvdtrain.cli import app
 from hvdtrain.core.compression import POLICIES, Policy
+from hvdtrain.core.families import FAMILIES
 from hvdtrain.core.sections import Section
-from hvdtrain.core.spec import JobSpec, parse_spec
+from hvdtrain.core.spec import parse_spec, spec_class
+from hvdtrain.core.tasks import TASKS
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -32,10 +34,23 @@ def section_of(field: FieldInfo) -> type[Section] | None:
     return kind if isinstance(kind, type) and issubclass(kind, Section) else None
 
 
-SECTIONS = {
-    "top level": JobSpec,
-    **{name: kind for name, field in JobSpec.model_fields.items() if (kind := section_of(field))},
+SECTIONS = {name: kind for name, field in spec_class().model_fields.items() if (kind := section_of(field))}
+BY_FAMILY = {name: FAMILIES.find(name).ModelSpec for name in FAMILIES.builtin}
+BY_TASK = {name: TASKS.find(name) for name in TASKS.builtin}
+# The headings under which the fields of each section are.
+TABLES: dict[tuple[str, ...], type[Section]] = {
+    ("top level",): spec_class(),
+    **{(name,): kind for name, kind in SECTIONS.items() if name not in ("model", "data", "task")},
+    **{(name,): kind for name, kind in BY_FAMILY.items()},
+    **{(name,): task.TaskSpec for name, task in BY_TASK.items()},
+    ("data", "data of masked_lm"): BY_TASK["masked_lm"].DataSpec,
+    ("data",): BY_TASK["causal_lm"].DataSpec,
 }
+
+
+def test_every_family_and_task_has_its_tables() -> None:
+    kinds = {*BY_FAMILY.values(), *(kind for t in BY_TASK.values() for kind in (t.TaskSpec, t.DataSpec))}
+    assert kinds <= {*TABLES.values()}
 
 
 def documented(heading: str, text: str = SPEC_PAGE) -> dict[str, str]:
@@ -53,10 +68,11 @@ def value(text: str) -> Any:
     return tuple(found) if isinstance(found, list) else found
 
 
-@pytest.mark.parametrize(("heading", "kind"), SECTIONS.items(), ids=list(SECTIONS))
-def test_every_field_is_documented_with_its_default(heading: str, kind: type[Section]) -> None:
-    table = documented(heading)
-    assert list(table) == list(kind.model_fields)
+@pytest.mark.parametrize(("headings", "kind"), TABLES.items(), ids=map(", ".join, TABLES))
+def test_every_field_is_documented_with_its_default(headings: tuple[str, ...], kind: type[Section]) -> None:
+    table = {name: text for heading in headings for name, text in documented(heading).items()}
+    # A section inherits what every task or family has, which stands first there.
+    assert sorted(table) == sorted(kind.model_fields)
     for name, field in kind.model_fields.items():
         if field.is_required():
             assert table[name] == "required", name
@@ -130,10 +146,16 @@ def test_commands_named_in_passing_exist(page: Path) -> None:
 def test_overrides_name_fields(page: Path) -> None:
     for path in re.findall(r"--set '?([a-z_.]+)=", page.read_text(encoding="utf-8")):
         first, *rest = path.split(".")
-        fields = JobSpec.model_fields
+        fields = spec_class().model_fields
         if rest:
             section = section_of(fields[first])
-            kinds = POLICIES if first == "compression" else (section,) if section else ()
+            several = {
+                "compression": POLICIES,
+                "model": BY_FAMILY.values(),
+                "data": [task.DataSpec for task in BY_TASK.values()],
+                "task": [task.TaskSpec for task in BY_TASK.values()],
+            }
+            kinds = several.get(first, (section,) if section else ())
             (first,), fields = rest, {n: f for kind in kinds for n, f in kind.model_fields.items()}
         assert first in fields, path
 

@@ -16,6 +16,7 @@ FRAMEWORKS = {"torch", "transformers", "tensorflow", "keras", "keras_hub", "horo
 # What makes a command slow to answer; a command imports them when it runs.
 HEAVY = {"numpy", "pydantic", "matplotlib", "tokenizers", "safetensors", "tensorboard", "ruamel"}
 HEAVY |= {"rich", "pygments", "markdown_it", "psutil", "packaging", "asyncio", "multiprocessing"}
+COMMANDS = ("run", "demo", "parity", "simulate", "generate", "doctor", "engine", "validate", "plan", "schema")
 
 
 def module_names(*packages: str) -> list[str]:
@@ -56,7 +57,7 @@ def test_a_drop_in_package_imports_its_framework_when_a_name_is_used(framework: 
 
 
 def test_nothing_outside_the_adapters_imports_a_framework() -> None:
-    names = [*module_names("core", "models", "launch", "engine", "bench"), "hvdtrain.cli"]
+    names = [*module_names("core", "launch", "engine", "bench"), "hvdtrain.cli"]
     # probe.py is a program: `doctor` runs it in a process of its own, to try the frameworks there.
     names.remove("hvdtrain.engine.probe")
     assert not top_level_modules_after(*names) & FRAMEWORKS
@@ -83,8 +84,7 @@ def test_an_adapter_imports_nothing_of_the_other(adapter: str, stranger: set[str
 @pytest.mark.parametrize(
     ("package", "forbidden"),
     [
-        ("core", {"models", "torch", "tensorflow", "keras", "launch", "engine", "bench", "cli"}),
-        ("models", {"torch", "tensorflow", "keras", "launch", "engine", "bench", "cli"}),
+        ("core", {"torch", "tensorflow", "keras", "launch", "engine", "bench", "cli"}),
         ("torch", {"tensorflow", "keras", "launch", "engine", "bench", "cli"}),
         ("tensorflow", {"torch", "keras", "launch", "engine", "bench", "cli"}),
         ("keras", {"torch", "launch", "bench", "cli"}),
@@ -105,7 +105,9 @@ def test_imports_point_one_way(package: str, forbidden: set[str]) -> None:
     assert found <= {(file, f"hvdtrain.engine.cache.{name}") for file, name in starts}
 
 
-@pytest.mark.parametrize("command", [[], ["run"], ["plan"], ["simulate"], ["engine"], ["engine", "build"]])
+@pytest.mark.parametrize(
+    "command", [[], ["run"], ["plan"], ["generate"], ["simulate"], ["engine"], ["engine", "build"]]
+)
 def test_help_answers_without_what_makes_it_slow(command: list[str]) -> None:
     code = (
         "import sys\n"
@@ -117,7 +119,7 @@ def test_help_answers_without_what_makes_it_slow(command: list[str]) -> None:
     )
     shown, _, modules = python(code).rpartition("MODULES")
     if not command:
-        for name in ("run", "demo", "parity", "simulate", "doctor", "engine", "validate", "plan", "schema"):
+        for name in COMMANDS:
             assert f"\n  {name} " in shown
     # What commands do is said whole, and what their code raises is not.
     assert "..." not in shown.replace("[ARGS]...", "")

@@ -14,7 +14,7 @@ import hvdtrain.tensorflow as dropin
 from hvdtrain.core.spec import JobSpec
 from hvdtrain.keras.optimizer import DistributedOptimizer
 from hvdtrain.tensorflow import world
-from hvdtrain.tensorflow.models import MaskedLM, tensors
+from hvdtrain.tensorflow.model import Model, tensors
 from hvdtrain.tensorflow.trainer import Trainer
 from side_by_side.competitors import RANKS
 from side_by_side.work import Work, make_work
@@ -109,15 +109,15 @@ def _one_thread() -> None:
     tf.config.threading.set_inter_op_parallelism_threads(1)
 
 
-def _build(spec: JobSpec, rank: int) -> tuple[Work, MaskedLM]:
+def _build(spec: JobSpec, rank: int) -> tuple[Work, Model]:
     work = make_work(spec, rank)
-    model = MaskedLM(spec.model, work.weights)
+    model = Model(spec.model, work.weights)
     model.write(work.initial())
     return work, model
 
 
 def _train(
-    model: MaskedLM,
+    model: Model,
     optimizer: keras.optimizers.Optimizer,
     reduced: Callable[[tf.GradientTape], tf.GradientTape] = lambda tape: tape,
 ) -> Callable[[Batch, tf.Tensor], tf.Tensor]:
@@ -141,7 +141,7 @@ def _step(work: Work, train: Callable[[Batch, tf.Tensor], tf.Tensor]) -> Step:
     return step
 
 
-def _adamw(work: Work, model: MaskedLM) -> keras.optimizers.Optimizer:
+def _adamw(work: Work, model: Model) -> keras.optimizers.Optimizer:
     asked = work.spec.optimizer
     optimizer = keras.optimizers.AdamW(
         learning_rate=work.plan.learning_rate,

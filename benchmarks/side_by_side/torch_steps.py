@@ -13,7 +13,7 @@ from torch import distributed, nn
 import hvdtrain.torch as dropin
 from hvdtrain.core.spec import JobSpec
 from hvdtrain.torch import world
-from hvdtrain.torch.models import MaskedLM, tensors
+from hvdtrain.torch.model import Model, tensors
 from hvdtrain.torch.trainer import Trainer
 from side_by_side.competitors import RANKS
 from side_by_side.work import Work, make_work
@@ -105,7 +105,7 @@ def alone(spec: JobSpec) -> tuple[int, Step]:
 
 
 class _Module(nn.Module):
-    def __init__(self, model: MaskedLM) -> None:
+    def __init__(self, model: Model) -> None:
         super().__init__()
         self._model = model
         self._owned = nn.ParameterList(model.parameters.values())
@@ -114,14 +114,14 @@ class _Module(nn.Module):
         return self._model.loss_sum(batch, training=True)
 
 
-def _build(spec: JobSpec, rank: int) -> tuple[Work, MaskedLM]:
+def _build(spec: JobSpec, rank: int) -> tuple[Work, Model]:
     work = make_work(spec, rank)
-    model = MaskedLM(spec.model, work.weights)
+    model = Model(spec.model, work.weights)
     model.write(work.initial())
     return work, model
 
 
-def _plain_step(work: Work, model: MaskedLM, loss_sum: Forward, gradient_scale: int = 1) -> Step:
+def _plain_step(work: Work, model: Model, loss_sum: Forward, gradient_scale: int = 1) -> Step:
     optimizer = _adamw(work, model)
 
     def step(number: int) -> float:
@@ -136,7 +136,7 @@ def _plain_step(work: Work, model: MaskedLM, loss_sum: Forward, gradient_scale: 
     return step
 
 
-def _adamw(work: Work, model: MaskedLM) -> torch.optim.Optimizer:
+def _adamw(work: Work, model: Model) -> torch.optim.Optimizer:
     asked = work.spec.optimizer
     decayed = [model.parameters[w.name] for w in work.weights if w.decays]
     plain = [model.parameters[w.name] for w in work.weights if not w.decays]
@@ -150,6 +150,6 @@ def _adamw(work: Work, model: MaskedLM) -> torch.optim.Optimizer:
     )
 
 
-def _clip(spec: JobSpec, model: MaskedLM) -> None:
+def _clip(spec: JobSpec, model: Model) -> None:
     if spec.max_grad_norm is not None:
         nn.utils.clip_grad_norm_(model.parameters.values(), spec.max_grad_norm)

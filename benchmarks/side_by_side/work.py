@@ -7,12 +7,13 @@ from itertools import islice
 
 import numpy as np
 
-from hvdtrain.core.data import Dataset, MicroBatch, Window, train_windows
+from hvdtrain.core.data import Batch, Dataset, Window, train_windows
+from hvdtrain.core.families import family_of
+from hvdtrain.core.families.family import Family
 from hvdtrain.core.job import plan_job, prepare_data
 from hvdtrain.core.plan import Plan
 from hvdtrain.core.spec import JobSpec
-from hvdtrain.core.weights import ModelFamily, Weight, initial_weights
-from hvdtrain.models import family_of
+from hvdtrain.core.weights import Weight, initial_weights
 from side_by_side.competitors import RANKS
 
 # Batches are used again after so many steps: making them is not what is measured.
@@ -35,7 +36,7 @@ class Work:
     spec: JobSpec
     plan: Plan
     dataset: Dataset
-    family: ModelFamily
+    family: Family
     windows: tuple[Window, ...]
     divisors: tuple[float, ...]
 
@@ -46,15 +47,14 @@ class Work:
 
     def initial(self) -> dict[str, np.ndarray]:
         """The initial weights by name, those that the Trainer starts from."""
-        model = self.spec.model
-        return initial_weights(self.weights, self.spec.seed, model.initializer_range, model.dtype)
+        return initial_weights(self.weights, self.spec.seed, self.spec.model.dtype)
 
     def window(self, step: int) -> tuple[Window, float]:
         """This rank's batches and the divisor of an update, counted from 0."""
         index = step % len(self.windows)
         return self.windows[index], self.divisors[index]
 
-    def batch(self, step: int) -> tuple[MicroBatch, float]:
+    def batch(self, step: int) -> tuple[Batch, float]:
         """As `window`, for those who take its only micro-batch."""
         window, divisor = self.window(step)
         return window.micro_batches[0], divisor
@@ -80,8 +80,7 @@ def make_work(spec: JobSpec, rank: int) -> Work:
 
 def _windows(spec: JobSpec, plan: Plan, dataset: Dataset, rank: int) -> tuple[Window, ...]:
     windows = train_windows(
-        dataset,
-        spec.task,
+        dataset.train,
         seed=spec.seed,
         accumulation=plan.accumulation,
         rank=rank,

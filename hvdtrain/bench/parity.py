@@ -6,7 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
+from hvdtrain.core.families import family_of
 from hvdtrain.core.report import CurveDifference, compare_runs
+from hvdtrain.core.spec import load_spec
 from hvdtrain.launch.command import Framework, run
 from hvdtrain.launch.commands import Launcher
 
@@ -70,12 +72,12 @@ def measure_parity(
     Returns:
         The difference, and the tolerance it must keep.
     """
+    family = family_of(load_spec(spec, overrides).model)
     forced = [
         f"model.dtype={dtype}",
         f"max_steps={updates}",
         "num_train_epochs=null",
-        "model.hidden_dropout_prob=0.0",
-        "model.attention_probs_dropout_prob=0.0",
+        *(f"model.{rate}=0.0" for rate in family.DROPOUT),
         "logging.logging_steps=1",
         "logging.tensorboard=false",
     ]

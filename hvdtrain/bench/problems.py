@@ -10,6 +10,7 @@ import numpy as np
 
 from hvdtrain.core.data.sources import python_docs
 from hvdtrain.core.errors import SpecError
+from hvdtrain.core.initializers import ZEROS, Normal
 from hvdtrain.core.random import generator
 from hvdtrain.core.weights import Weight
 
@@ -24,7 +25,6 @@ class Problem(ABC):
         name: on the command line and in results.
         title: what it is, in a line.
         examples: of one rank in one update.
-        initial_std: standard deviation of the first `normal` weights.
         weights: what is trained.
         best: the lowest loss there is; None where nobody knows it.
     """
@@ -32,7 +32,6 @@ class Problem(ABC):
     name: ClassVar[str]
     title: ClassVar[str]
     examples: ClassVar[int]
-    initial_std: ClassVar[float]
     weights: ClassVar[tuple[Weight, ...]]
     best: float | None = None
 
@@ -69,8 +68,7 @@ class LeastSquares(Problem):
     name = "least-squares"
     title = "least squares: 64 inputs, 32 outputs, 4 examples a rank, ranks that disagree"
     examples = 4
-    initial_std = 0.0
-    weights = (Weight("weight", (32, 64), False, "zeros"), Weight("bias", (32,), False, "zeros"))
+    weights = (Weight("weight", (32, 64), False, ZEROS), Weight("bias", (32,), False, ZEROS))
     _ridge = 1e-3
 
     def __init__(self, ranks: int, seed: int, dtype: str) -> None:
@@ -131,13 +129,12 @@ class LanguageModel(Problem):
     name = "language-model"
     title = "language model: two layers on CPython's documentation, 8 characters a rank and update"
     examples = 8
-    initial_std = 0.2
     weights = (
-        Weight("embeddings.weight", (64, 8), True, "normal"),
-        Weight("hidden.weight", (32, 24), True, "normal"),
-        Weight("hidden.bias", (32,), False, "zeros"),
-        Weight("output.weight", (64, 32), True, "normal"),
-        Weight("output.bias", (64,), False, "zeros"),
+        Weight("embeddings.weight", (64, 8), True, Normal(0.2)),
+        Weight("hidden.weight", (32, 24), True, Normal(0.2)),
+        Weight("hidden.bias", (32,), False, ZEROS),
+        Weight("output.weight", (64, 32), True, Normal(0.2)),
+        Weight("output.bias", (64,), False, ZEROS),
     )
     _context = 3
 

@@ -132,7 +132,7 @@ class _Run:
         cap = job.communication.bucket_cap_mb * _MIB
         self._buckets = plan_buckets(problem.weights, np.dtype(dtype).itemsize, cap, job.rules.group)
         self.fleets = [Fleet(job.rules.policy(b), b, ranks, job.seed, dtype) for b in self._buckets]
-        first = initial_weights(problem.weights, job.seed, problem.initial_std, dtype)
+        first = initial_weights(problem.weights, job.seed, dtype)
         self._flats = self._flatten({name: array[None] for name, array in first.items()})
         self._optimizers = [
             [ReferenceOptimizer(job.optimizer, decays) for decays in (True, False)] for _ in self._buckets

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from hvdtrain.core.compression.protocol import Policy
-from hvdtrain.core.data import MicroBatch, Window
+from hvdtrain.core.data import Batch, Window
 from hvdtrain.core.results import UpdateResult
 
 
@@ -95,7 +95,7 @@ class Adapter(ABC):
         """Wait for what `start_exchange` began, and keep the policy's new state."""
 
     @abstractmethod
-    def loss_sum(self, batch: MicroBatch) -> float:
+    def loss_sum(self, batch: Batch) -> float:
         """The summed loss of one batch on this rank, without dropout."""
 
     @abstractmethod

@@ -15,7 +15,6 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
-from hvdtrain.core.data.tokenizer_files import tokenizer_files
 from hvdtrain.core.errors import CheckpointError
 
 WEIGHTS_FILE, UNTRAINED_FILE = "model.safetensors", "untrained.safetensors"
@@ -29,12 +28,11 @@ def save_model(
     directory: Path,
     arrays: Mapping[str, np.ndarray],
     config: Mapping[str, Any],
-    tokenizer_file: Path,
-    model_max_length: int,
+    files: Mapping[str, str],
     also: Callable[[Path], None] = lambda directory: None,
     untrained: Mapping[str, np.ndarray] | None = None,
 ) -> None:
-    """Write `model.safetensors`, `config.json` and the tokenizer, replacing an older model of the same name.
+    """Write `model.safetensors`, `config.json` and other files, replacing an older model of the same name.
 
     Weights that were not trained lie in a file of their own, which an index names. KerasHub reads the index;
     Transformers reads `model.safetensors` where there is one, and would warn of weights it did not expect.
@@ -43,8 +41,7 @@ def save_model(
         directory: appears only when everything in it is written and synced.
         arrays: weights by Hugging Face name.
         config: the content of `config.json`.
-        tokenizer_file: a `tokenizer.json` to copy.
-        model_max_length: longest sequence in tokens, for the tokenizer's configuration.
+        files: content of the files that belong to the model beside these, such as a tokenizer's, by name.
         also: writes more files into the directory.
         untrained: weights that another library asks for, by Hugging Face name.
 
@@ -55,8 +52,7 @@ def save_model(
     def write(into: Path) -> None:
         _write_weights(into, {WEIGHTS_FILE: arrays, **({UNTRAINED_FILE: untrained} if untrained else {})})
         _write_json(into / "config.json", config)
-        tokenizer = tokenizer_file.read_text(encoding="utf-8")
-        for name, content in tokenizer_files(tokenizer, model_max_length).items():
+        for name, content in files.items():
             (into / name).write_text(content, encoding="utf-8")
         also(into)
         # safetensors makes files their owner's alone, whatever the umask: others could not open the model.

@@ -14,9 +14,10 @@ from pathlib import Path
 from typing import Protocol
 
 from hvdtrain.core import strict_json
-from hvdtrain.core.data import Dataset, prepare
+from hvdtrain.core.data import Dataset
 from hvdtrain.core.environment import cpu_flags, launched_rank
 from hvdtrain.core.errors import CheckpointError, HvdtrainError
+from hvdtrain.core.families.family import Family
 from hvdtrain.core.metrics import METRICS_FILE
 from hvdtrain.core.orphans import end_with_launcher
 from hvdtrain.core.outputs import outlast_readers
@@ -24,10 +25,10 @@ from hvdtrain.core.paths import user_path
 from hvdtrain.core.plan import Plan, make_plan
 from hvdtrain.core.plan_table import print_plan
 from hvdtrain.core.results import TrainingResult, describe_skips
-from hvdtrain.core.sections import ModelSpec
+from hvdtrain.core.sections import ModelSection
 from hvdtrain.core.spec import JobSpec, load_spec
 from hvdtrain.core.start import check_command, check_data, check_plan
-from hvdtrain.core.weights import ModelFamily
+from hvdtrain.core.tasks import task_of
 from hvdtrain.core.world import World
 
 # Every rank meets a bad spec; the others wait for rank 0's message to end the job before they repeat it.
@@ -62,8 +63,8 @@ class Framework:
 
     name: str
     init: Callable[[JobSpec], World]
-    family: Callable[[ModelSpec], ModelFamily]
-    trainer: Callable[[JobSpec, Plan, World, Dataset, ModelFamily, Path, Path | None], Trains]
+    family: Callable[[ModelSection], Family]
+    trainer: Callable[[JobSpec, Plan, World, Dataset, Family, Path, Path | None], Trains]
     shutdown: Callable[[], None]
     gather: Callable[[bytes, str], Sequence[bytes]]
     packages: tuple[str, ...]
@@ -96,22 +97,21 @@ def run_job(load: Callable[[], Framework], default_spec: str, arguments: Sequenc
 
 def prepare_data(spec: JobSpec, announce: Callable[[str], None]) -> Dataset:
     """Prepare a spec's data on this node, or open what was prepared before."""
-    return prepare(spec.data, spec.model.vocab_size, spec.seed, announce=announce)
+    return task_of(spec.task).prepare(spec.model, spec.data, spec.task, spec.seed, announce)
 
 
-def plan_job(spec: JobSpec, family: ModelFamily, dataset: Dataset, size: int, threads: int) -> Plan:
+def plan_job(spec: JobSpec, family: Family, dataset: Dataset, size: int, threads: int) -> Plan:
     """The plan of a spec whose data is prepared."""
     return make_plan(
         spec,
         family.weights(spec.model),
         size=size,
         threads=threads,
-        train_tokens=dataset.train.lengths,
+        train_tokens=dataset.train.costs,
         validation_samples=len(dataset.validation),
         family=family,
         cpu_flags=cpu_flags(),
-        tokenizer_size=dataset.token_ids.size,
-        unknown_share=dataset.unknown_share,
+        text=dataset.text,
     )
 
 

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from hvdtrain.core.buckets import Bucket
-from hvdtrain.core.data.masking import max_predictions
+from hvdtrain.core.families.family import Family
 from hvdtrain.core.precision import compute_itemsize
 from hvdtrain.core.spec import JobSpec
 from hvdtrain.core.state import MOMENTS
-from hvdtrain.core.weights import ModelFamily
+from hvdtrain.core.tasks import task_of
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class Memory:
 
 
 def predict_memory(
-    spec: JobSpec, family: ModelFamily | None, buckets: Sequence[Bucket], rows: int, size: int
+    spec: JobSpec, family: Family | None, buckets: Sequence[Bucket], rows: int, size: int
 ) -> Memory:
     """What a rank of a job keeps at the end of a forward pass.
 
@@ -55,9 +55,10 @@ def predict_memory(
     """
     itemsize, compute = np.dtype(spec.model.dtype).itemsize, compute_itemsize(spec)
     weights = itemsize * sum(bucket.size for bucket in buckets)
-    length = spec.data.max_seq_length
-    predictions = max_predictions(spec.task.mlm_probability, length)
-    activations = family.activation_bytes(spec.model, rows, length, predictions, compute) if family else 0
+    shapes = task_of(spec.task).shapes(spec.data, spec.task)
+    activations = (
+        family.activation_bytes(spec.model, rows, shapes.length, shapes.predictions, compute) if family else 0
+    )
     copies = compute * family.product_elements(spec.model) if family and compute != itemsize else 0
     return Memory(
         weights=weights,

@@ -14,13 +14,16 @@ from hvdtrain.core.accumulation import Accumulation, Batch, batch_of, resolve_ac
 from hvdtrain.core.buckets import Bucket, plan_buckets
 from hvdtrain.core.compression.periodic import Periodic
 from hvdtrain.core.compression.rows import pays
+from hvdtrain.core.data.batches import TextFacts
 from hvdtrain.core.data.order import global_batches
 from hvdtrain.core.errors import SpecError
+from hvdtrain.core.families.family import Family
 from hvdtrain.core.memory import Memory, predict_memory
 from hvdtrain.core.precision import compute_dtype, cpu_notes
 from hvdtrain.core.sections import OptimizerSpec
 from hvdtrain.core.spec import JobSpec
-from hvdtrain.core.weights import ModelFamily, Weight
+from hvdtrain.core.tasks import task_of
+from hvdtrain.core.weights import Weight
 
 # Horovod negotiates every cycle, also while idle: its default of 1 ms takes a tenth of two busy cores.
 CYCLE_TIME_MS = 10.0
@@ -51,13 +54,13 @@ class Plan:
         wire_bytes_per_update: bytes one rank hands to collectives in one update, once compression has warmed
             up; where ranks exchange their weights now and then, in an update that does.
         sync_every: updates from one exchange between ranks to the next.
+        flops_per_update: floating-point operations of an update's matrix products on one rank, forward and
+            backward; 0 where they are not predicted.
         compute_dtype: of matrix products.
         memory: per rank.
         threads: compute threads per rank.
         cycle_time_ms: Horovod's coordination cycle, unless HOROVOD_CYCLE_TIME is set.
-        tokenizer_size: tokens of the tokenizer.
-        vocab_size: tokens of the model, `model.vocab_size`.
-        unknown_share: share of the text's tokens that are [UNK], which nobody is asked to predict.
+        text: how the text was tokenised; None where the data is not text.
         notes: what a user may not have meant.
     """
 
@@ -77,13 +80,12 @@ class Plan:
     bucket_compression: tuple[str, ...]
     wire_bytes_per_update: int
     sync_every: int
+    flops_per_update: int
     compute_dtype: str
     memory: Memory
     threads: int
     cycle_time_ms: float
-    tokenizer_size: int
-    vocab_size: int
-    unknown_share: float
+    text: TextFacts | None
     notes: tuple[str, ...]
 
     def as_dict(self) -> dict[str, Any]:
@@ -105,10 +107,9 @@ def make_plan(
     threads: int,
     train_tokens: NDArray[np.int64],
     validation_samples: int,
-    family: ModelFamily | None = None,
+    family: Family | None = None,
     cpu_flags: Collection[str] = (),
-    tokenizer_size: int | None = None,
-    unknown_share: float = 0.0,
+    text: TextFacts | None = None,
 ) -> Plan:
     """Compute every number of a run.
 
@@ -121,8 +122,7 @@ def make_plan(
         validation_samples: sequences of the validation split.
         family: the model's; without one activations are not predicted.
         cpu_flags: of the hosts' CPUs, where it is CPUs that compute.
-        tokenizer_size: tokens of the tokenizer; None: as many as the model's.
-        unknown_share: share of the text's tokens that are [UNK].
+        text: how the text was tokenised; None where the data is not text.
 
     Returns:
         The frozen plan.
@@ -165,15 +165,14 @@ def make_plan(
         bucket_compression=tuple(rules.policy(b).type for b in buckets),
         wire_bytes_per_update=rules.wire_bytes(buckets, itemsize, size),
         sync_every=rules.period,
+        flops_per_update=_flops(spec, family, batch),
         compute_dtype=compute_dtype(spec),
         memory=predict_memory(spec, family, buckets, batch.per_device_train_batch_size, size),
         threads=threads,
         cycle_time_ms=spec.communication.cycle_time_ms or CYCLE_TIME_MS,
-        tokenizer_size=tokenizer_size or spec.model.vocab_size,
-        vocab_size=spec.model.vocab_size,
-        unknown_share=unknown_share,
+        text=text,
         notes=(
-            *_unknown_notes(spec, unknown_share),
+            *_unknown_notes(text),
             *rules.not_yet(max_steps),
             *_period_notes(spec),
             *cpu_notes(spec, cpu_flags),
@@ -184,7 +183,7 @@ def make_plan(
 def _buckets(
     spec: JobSpec, weights: Sequence[Weight], accumulation: Accumulation, itemsize: int
 ) -> tuple[Bucket, ...]:
-    most = _most_tokens(accumulation, spec.data.max_seq_length)
+    most = _most_tokens(accumulation, task_of(spec.task).shapes(spec.data, spec.task).length)
 
     def touched_rows(weight: Weight) -> int | None:
         if not weight.lookup or most >= weight.shape[0]:
@@ -194,6 +193,14 @@ def _buckets(
 
     cap_bytes = spec.communication.bucket_cap_mb * _MIB
     return plan_buckets(weights, itemsize, cap_bytes, spec.rules.group, touched_rows)
+
+
+def _flops(spec: JobSpec, family: Family | None, batch: Batch) -> int:
+    if family is None:
+        return 0
+    shapes = task_of(spec.task).shapes(spec.data, spec.task)
+    samples = batch.per_device_train_batch_size * batch.gradient_accumulation_steps
+    return samples * family.flops(spec.model, shapes.length, shapes.predictions)
 
 
 def _updates(seed: int, tokens: NDArray[np.int64], accumulation: Accumulation, epochs: float) -> int:
@@ -234,16 +241,15 @@ def _period_notes(spec: JobSpec) -> list[str]:
     ]
 
 
-def _unknown_notes(spec: JobSpec, share: float) -> list[str]:
-    if share <= MUCH_UNKNOWN:
+def _unknown_notes(text: TextFacts | None) -> list[str]:
+    if text is None or text.unknown_share <= MUCH_UNKNOWN:
         return []
-    given = spec.data.tokenizer_file
     cure = (
-        "take a data.tokenizer_file that knows this text"
-        if given
-        else f"give a larger model.vocab_size (now {spec.model.vocab_size:,})"
+        f"give a larger model.vocab_size (now {text.vocab_size:,})"
+        if text.trained
+        else "take a data.tokenizer_file that knows this text"
     )
-    return [f"data: {share:.1%} of the text is [UNK], which is lost: {cure}"]
+    return [f"data: {text.unknown_share:.1%} of the text is [UNK], which is lost: {cure}"]
 
 
 def _looks(spec: JobSpec) -> dict[str, int | None]:

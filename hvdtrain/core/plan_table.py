@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from rich.console import Console
 
+from hvdtrain.core.data.batches import TextFacts
 from hvdtrain.core.plan import Plan
 from hvdtrain.core.tables import Kind, make_table, print_table
 
@@ -31,15 +32,15 @@ def _rows(plan: Plan) -> list[tuple[str, str, str]]:
             f"{plan.validation_samples} sequences",
             f"{plan.per_device_eval_batch_size} per device",
         ),
-        (
-            "tokenizer",
-            f"{plan.tokenizer_size:,} of {plan.vocab_size:,} tokens",
-            f"{plan.unknown_share:.2%} of the text is [UNK]",
-        ),
+        *_tokenizer(plan.text),
         ("parameters", f"{plan.parameters:,}", f"{plan.decayed_parameters:,} with weight decay"),
         ("gradient buckets", str(len(plan.buckets)), "one reduction each"),
         ("wire per update", *_wire(plan)),
-        ("matrix products", plan.compute_dtype, ""),
+        (
+            "matrix products",
+            plan.compute_dtype,
+            f"{plan.flops_per_update / 1e9:.3g} GFLOP an update and rank",
+        ),
         ("memory per rank", _mib(memory.total), "at the end of a forward pass"),
         ("  weights", _mib(memory.weights), ""),
         ("  gradients", _mib(memory.gradients), ""),
@@ -67,6 +68,13 @@ def _global_batch(plan: Plan) -> tuple[str, str]:
         f"{batch.global_batch_size} sequences" + (" in the end" if len(stages) > 1 else ""),
         f"{ranks}{', '.join(stages)} accumulation steps",
     )
+
+
+def _tokenizer(text: TextFacts | None) -> list[tuple[str, str, str]]:
+    if text is None:
+        return []
+    size = f"{text.tokenizer_size:,} of {text.vocab_size:,} tokens"
+    return [("tokenizer", size, f"{text.unknown_share:.2%} of the text is [UNK]")]
 
 
 def _wire(plan: Plan) -> tuple[str, str]:

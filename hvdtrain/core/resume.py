@@ -11,7 +11,6 @@ from safetensors.numpy import load, save
 
 from hvdtrain.core.checkpoint import load_model
 from hvdtrain.core.compression.protocol import Policy
-from hvdtrain.core.data.store import fingerprint_with
 from hvdtrain.core.errors import CheckpointError
 from hvdtrain.core.state import (
     Arrays,
@@ -143,12 +142,7 @@ def _order(trainer: BaseTrainer, fingerprint: str | None = None) -> str:
 def _same_tokens(trainer: BaseTrainer, directory: Path, state: TrainingState) -> bool:
     """Whether a checkpoint's run had the same tokens, from a tokenizer file that only says it otherwise."""
     try:
-        fingerprint = fingerprint_with(
-            trainer.dataset,
-            directory / "tokenizer.json",
-            trainer.spec.data.validation_split,
-            trainer.spec.seed,
-        )
+        fingerprint = trainer.dataset.fingerprint_with(directory)
     except OSError:
         return False
     return state.order == _order(trainer, fingerprint)

@@ -35,71 +35,37 @@ class Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, validate_default=True)
 
 
-class ModelSpec(Section):
-    """A BERT encoder with a masked-LM head, in Hugging Face's `BertConfig` names (Devlin et al. 2018)."""
+class ModelSection(Section):
+    """What every family's section has; the family's own names are Hugging Face's.
 
-    model_type: Literal["bert"] = "bert"
-    vocab_size: Annotated[int, Field(ge=16)] = 30522
-    hidden_size: Count = 768
-    num_hidden_layers: Count = 12
-    num_attention_heads: Count = 12
-    intermediate_size: Count = 3072
-    max_position_embeddings: Count = 512
-    type_vocab_size: Count = 2
-    hidden_act: Literal["gelu", "gelu_new"] = "gelu"
-    hidden_dropout_prob: Probability = 0.1
-    attention_probs_dropout_prob: Probability = 0.1
-    layer_norm_eps: Annotated[float, Field(gt=0.0)] = 1e-12
-    tie_word_embeddings: bool = True
-    initializer_range: Annotated[float, Field(gt=0.0)] = 0.02
+    Attributes:
+        model_type: which family.
+        dtype: of the weights.
+    """
+
+    model_type: str
     dtype: Literal["float32", "float64"] = "float32"
 
-    @model_validator(mode="after")
-    def _fits_both_frameworks(self) -> ModelSpec:
-        if self.hidden_size % self.num_attention_heads:
-            raise ValueError(
-                f"hidden_size {self.hidden_size} is not a multiple of "
-                f"num_attention_heads {self.num_attention_heads}"
-            )
-        if self.hidden_dropout_prob != self.attention_probs_dropout_prob:
-            raise ValueError(
-                f"hidden_dropout_prob {self.hidden_dropout_prob} and attention_probs_dropout_prob "
-                f"{self.attention_probs_dropout_prob} differ; KerasHub's BERT has one rate for both: "
-                "make them equal"
-            )
-        return self
 
+class DataSection(Section):
+    """What the data section of every task has.
 
-class DataSpec(Section):
-    """Where the text comes from and how it becomes sequences."""
+    Attributes:
+        prefetch: updates that a background thread makes ahead.
+    """
 
-    corpus: Literal["python-docs"] | None = None
-    files: tuple[str, ...] = ()
-    text_field: str = "text"
-    tokenizer_file: str | None = None
-    lowercase: bool = True
-    strip_accents: bool = False
-    max_seq_length: Annotated[int, Field(ge=8)] = 128
-    packing: bool = True
-    validation_split: Annotated[float, Field(ge=0.0, le=0.5)] = 0.05
-    cache_dir: str | None = None
     prefetch: Annotated[int, Field(ge=0)] = 2
 
-    @model_validator(mode="after")
-    def _one_source(self) -> DataSpec:
-        if (self.corpus is None) == (not self.files):
-            raise ValueError(
-                "give either corpus: python-docs or files: [paths and globs of .txt or .jsonl], "
-                "not both and not neither"
-            )
-        return self
 
+class TaskSection(Section):
+    """What every task's section has.
 
-class TaskSpec(Section):
-    """Masked language modelling; `normalize` says what the divisor of a mean loss counts."""
+    Attributes:
+        type: which task.
+        normalize: what the divisor of a mean loss counts.
+    """
 
-    type: Literal["masked_lm"] = "masked_lm"
-    mlm_probability: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.15
+    type: str
     normalize: Literal["token", "example"] = "token"
 
 

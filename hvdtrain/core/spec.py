@@ -3,32 +3,47 @@
 from __future__ import annotations
 
 import difflib
+import functools
 import json
+import operator
 import re
 import typing
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    Field,
+    ValidationError,
+    create_model,
+    field_validator,
+    model_validator,
+)
 from pydantic_core import ErrorDetails
 
 from hvdtrain.core import sections
-from hvdtrain.core.compression import Compression, NoCompression
+from hvdtrain.core.compression import OTHERS, POLICIES, Compression, NoCompression, field_type
 from hvdtrain.core.compression.rules import Rules
 from hvdtrain.core.errors import SpecError
+from hvdtrain.core.families import FAMILIES
 from hvdtrain.core.paths import user_path
+from hvdtrain.core.tasks import TASKS, task_of
 from hvdtrain.core.yaml12 import MAX_CHARS, load_yaml
 
 PACKAGED_SPECS = Path(__file__).resolve().parent.parent / "specs"
 
 
 class JobSpec(sections.Section):
-    """Everything a run is made of, whatever the framework and the number of ranks."""
+    """Everything a run is made of, whatever the framework and the number of ranks.
 
-    model: sections.ModelSpec
-    data: sections.DataSpec
-    task: sections.TaskSpec = sections.TaskSpec()
+    `model`, `data` and `task` have the sections of the family and the task: see `spec_class`.
+    """
+
+    model: sections.ModelSection
+    data: sections.DataSection
+    task: sections.TaskSection
     optimizer: sections.OptimizerSpec = sections.OptimizerSpec()
     schedule: sections.ScheduleSpec = sections.ScheduleSpec()
     batch: sections.BatchSpec
@@ -78,11 +93,7 @@ class JobSpec(sections.Section):
                 f"mixed_precision {self.mixed_precision} keeps weights in float32, and model.dtype is "
                 f"{self.model.dtype}: set model.dtype: float32 or mixed_precision: no"
             )
-        if self.data.max_seq_length > self.model.max_position_embeddings:
-            raise ValueError(
-                f"data.max_seq_length {self.data.max_seq_length} exceeds "
-                f"model.max_position_embeddings {self.model.max_position_embeddings}"
-            )
+        task_of(self.task).check(self.model, self.data)
         return self
 
 
@@ -115,14 +126,69 @@ def parse_spec(text: str, overrides: Sequence[str] = (), where: str = "spec") ->
         raise SpecError(f"{where}: expected a mapping of sections, found {type(raw).__name__}")
     for override in overrides:
         _apply_override(raw, override)
-    text = json.dumps(_without_empty_sections(raw))
+    found = _without_empty_sections(raw)
     try:
-        return JobSpec.model_validate_json(text, strict=True)
+        kind = spec_class(*_types(found))
+    except SpecError as error:
+        raise SpecError(f"{where}: 1 problem(s)\n  {error}") from None
+    try:
+        return kind.model_validate_json(json.dumps(found), strict=True)
     except ValidationError as error:
-        lines = problems(error, JobSpec)
+        lines = problems(error, kind)
         raise SpecError(
             f"{where}: {len(lines)} problem(s)\n" + "\n".join(f"  {line}" for line in lines)
         ) from None
+
+
+def spec_class(
+    model_type: str = "bert", task_type: str | None = None, compression: Collection[str] = ()
+) -> type[JobSpec]:
+    """The class of specs for a family and a task.
+
+    Args:
+        model_type: the family.
+        task_type: the task; None: the family's first.
+        compression: types of policies; those of this package need not be named.
+
+    Raises:
+        SpecError: there is no such family, task or policy, or the family is not trained for the task.
+    """
+    family = FAMILIES.find(model_type)
+    task_name = task_type or family.TASKS[0]
+    TASKS.find(task_name)
+    if task_name not in family.TASKS and task_type in TASKS.builtin and model_type in FAMILIES.builtin:
+        raise SpecError(
+            f"task.type: model_type {model_type} is trained for {', '.join(map(repr, family.TASKS))} "
+            f"(found {task_name!r})"
+        )
+    others = sorted({name for name in compression if name not in OTHERS.builtin})
+    return _spec_class(model_type, task_name, tuple(others))
+
+
+@cache
+def _spec_class(model_type: str, task_type: str, policies: tuple[str, ...]) -> type[JobSpec]:
+    task = TASKS.find(task_type)
+    task_section = _named(task.TaskSpec, "type", task_type)
+    try:
+        default: Any = task_section()
+    except ValidationError:
+        default = ...
+    more = tuple(_named(OTHERS.find(name), "type", name) for name in policies)
+    fields: Any = {
+        "model": (_named(FAMILIES.find(model_type).ModelSpec, "model_type", model_type), ...),
+        "data": (task.DataSpec, ...),
+        "task": (task_section, default),
+        **({"compression": (field_type((*POLICIES, *more)), NoCompression())} if more else {}),
+    }
+    return create_model("JobSpec", __base__=JobSpec, __module__=__name__, **fields)
+
+
+def _named(section: Any, field: str, name: str) -> Any:
+    """A section whose type has the name that the spec gives it, which may be a path."""
+    if section.model_fields[field].default == name:
+        return section
+    fields: Any = {field: (Literal[name], name)}
+    return create_model(section.__name__, __base__=section, **fields)
 
 
 def problems(error: ValidationError, root: type[BaseModel]) -> list[str]:
@@ -136,8 +202,35 @@ def problems(error: ValidationError, root: type[BaseModel]) -> list[str]:
 
 
 def json_schema() -> dict[str, Any]:
-    """The spec's JSON schema, for editors that complete and check YAML."""
-    return JobSpec.model_json_schema()
+    """The spec's JSON schema, for editors that complete and check YAML; it has all families and tasks."""
+    families, tasks = ([kinds.find(name) for name in kinds.builtin] for kinds in (FAMILIES, TASKS))
+    fields: Any = {
+        "model": (_one_of([family.ModelSpec for family in families], "model_type"), ...),
+        "data": (_one_of([task.DataSpec for task in tasks]), ...),
+        "task": (_one_of([task.TaskSpec for task in tasks], "type"), None),
+    }
+    return create_model("JobSpec", __base__=JobSpec, **fields).model_json_schema()
+
+
+def _one_of(kinds: Sequence[Any], discriminator: str | None = None) -> Any:
+    found = functools.reduce(operator.or_, kinds)
+    return Annotated[found, Field(discriminator=discriminator)] if discriminator else found
+
+
+def _types(raw: Mapping[str, Any]) -> tuple[str, str | None, list[str]]:
+    """The family, the task and the policies that a spec names; what is no name is left to validation."""
+    policies = raw.get("compression")
+    found = [_text(entry, "type") for entry in (policies if isinstance(policies, list) else [policies])]
+    return (
+        _text(raw.get("model"), "model_type") or "bert",
+        _text(raw.get("task"), "type"),
+        [name for name in found if name and (":" in name or "." in name or name in OTHERS.installed())],
+    )
+
+
+def _text(section: Any, field: str) -> str | None:
+    found = section.get(field) if isinstance(section, dict) else None
+    return found if isinstance(found, str) else None
 
 
 def _find(path: str | Path) -> Path:

@@ -83,8 +83,7 @@ def check_plan(plan: Plan, gather: Gather) -> None:
 
 def common_weights(trainer: BaseTrainer, weights: Sequence[Weight]) -> dict[str, np.ndarray]:
     """Rank 0's initial weights by Hugging Face name, in the Hugging Face layout."""
-    model = trainer.spec.model
-    arrays = initial_weights(weights, trainer.spec.seed, model.initializer_range, model.dtype)
+    arrays = initial_weights(weights, trainer.spec.seed, trainer.spec.model.dtype)
     flat = trainer.broadcast(np.concatenate([arrays[w.name].ravel() for w in weights]))
     parts = np.split(flat, np.cumsum([w.size for w in weights])[:-1])
     return {w.name: part.reshape(w.shape) for w, part in zip(weights, parts, strict=True)}

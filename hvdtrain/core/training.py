@@ -12,7 +12,8 @@ import numpy as np
 
 from hvdtrain.core.adapter import Adapter
 from hvdtrain.core.checkpoint import save_model
-from hvdtrain.core.data import Dataset, MicroBatch, Prefetcher, Window, eval_batches, train_windows
+from hvdtrain.core.data import Batch, Dataset, Prefetcher, Window, eval_batches, train_windows
+from hvdtrain.core.families.family import Family
 from hvdtrain.core.joint_updates import Line, joint_updates
 from hvdtrain.core.local_updates import local_updates
 from hvdtrain.core.metrics import MetricLog
@@ -25,7 +26,7 @@ from hvdtrain.core.schedules import schedule_factor
 from hvdtrain.core.spec import JobSpec
 from hvdtrain.core.start import common_weights
 from hvdtrain.core.state import TrainingState, save_state
-from hvdtrain.core.weights import ModelFamily, Weight, initial_weights
+from hvdtrain.core.weights import Weight, initial_weights
 from hvdtrain.core.world import World
 
 
@@ -38,7 +39,7 @@ class BaseTrainer(Adapter):
         plan: Plan,
         world: World,
         dataset: Dataset,
-        family: ModelFamily,
+        family: Family,
         output_dir: Path,
         resume_from: Path | None = None,
     ) -> None:
@@ -121,7 +122,7 @@ class BaseTrainer(Adapter):
             return {}
         sums = np.zeros(3)
         for batch in self._eval_batches():
-            sums += (self.loss_sum(batch), batch.weight, batch.samples)
+            sums += (self.loss_sum(batch), batch.weight, batch.counts["samples"])
         loss, weight, samples = self.sum_over_ranks(sums).tolist()
         mean = loss / weight if weight else None
         return {"eval_loss": mean, "eval_perplexity": _perplexity(mean), "eval_samples": int(samples)}
@@ -135,16 +136,14 @@ class BaseTrainer(Adapter):
         """
         if self.world.is_chief:
             model = self.spec.model
-            config = self._family.hf_config(model, self.dataset.token_ids.pad)
             untrained = self._family.untrained(model)
             save_model(
                 directory,
                 self.read_weights(),
-                config,
-                self.dataset.tokenizer_path,
-                self.spec.data.max_seq_length,
+                {**self._family.hf_config(model), **self.dataset.config},
+                self.dataset.files,
                 also=(lambda into: save_state(into, state)) if state else lambda into: None,
-                untrained=initial_weights(untrained, self.spec.seed, model.initializer_range, model.dtype),
+                untrained=initial_weights(untrained, self.spec.seed, model.dtype),
             )
 
     def learning_rate(self) -> float:
@@ -166,8 +165,7 @@ class BaseTrainer(Adapter):
 
     def _windows(self) -> Iterator[Window]:
         return train_windows(
-            self.dataset,
-            self.spec.task,
+            self.dataset.train,
             seed=self.spec.seed,
             accumulation=self.plan.accumulation,
             rank=self.world.rank,
@@ -175,11 +173,9 @@ class BaseTrainer(Adapter):
             start_update=self.windows + 1,
         )
 
-    def _eval_batches(self) -> Iterator[MicroBatch]:
+    def _eval_batches(self) -> Iterator[Batch]:
         return eval_batches(
-            self.dataset,
-            self.spec.task,
-            seed=self.spec.seed,
+            self.dataset.validation,
             per_device=self.plan.per_device_eval_batch_size,
             rank=self.world.rank,
             size=self.world.size,

@@ -5,12 +5,56 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
 
 import numpy as np
 
+from hvdtrain.core.initializers import Initializer
 from hvdtrain.core.random import generator
-from hvdtrain.core.sections import ModelSpec
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How Keras holds a weight: with its axes in another order, perhaps in several variables.
+
+    Attributes:
+        axes: the Hugging Face axes in Keras' order; None where the order is the same.
+        parts: variables of equal size that the last axis, in Keras' order, is cut into. Each may have any
+            shape of that size: attention's kernels have an axis for the heads.
+    """
+
+    axes: tuple[int, ...] | None = None
+    parts: int = 1
+
+    def shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """A shape in the Hugging Face layout with its axes in Keras' order."""
+        return shape if self.axes is None else tuple(shape[axis] for axis in self.axes)
+
+    def split(self, array: np.ndarray) -> list[np.ndarray]:
+        """An array of the Hugging Face layout as Keras' variables, in order; each keeps the array's axes."""
+        found = array if self.axes is None else array.transpose(self.axes)
+        return np.split(found, self.parts, axis=-1) if self.parts > 1 else [found]
+
+    def join(self, variables: Sequence[np.ndarray], shape: tuple[int, ...]) -> np.ndarray:
+        """The inverse of `split`.
+
+        Args:
+            variables: of any shapes.
+            shape: of the result, in the Hugging Face layout.
+        """
+        *outer, last = self.shape(shape)
+        parts = [part.reshape(*outer, last // self.parts) for part in variables]
+        found = np.concatenate(parts, axis=-1) if self.parts > 1 else parts[0]
+        return np.ascontiguousarray(found.transpose(self.inverse)) if self.axes else found
+
+    @property
+    def inverse(self) -> tuple[int, ...]:
+        """Keras' axes in the Hugging Face order."""
+        axes = self.axes or ()
+        return tuple(axes.index(axis) for axis in range(len(axes)))
+
+
+SAME = Layout()
+TRANSPOSED = Layout(axes=(1, 0))
 
 
 @dataclass(frozen=True)
@@ -21,8 +65,8 @@ class Weight:
         name: the name in `model.safetensors`.
         shape: the shape in the Hugging Face (PyTorch) layout; a linear map is (out, in).
         decays: whether weight decay applies (not to biases and layer norms).
-        initial: `normal` (mean 0, the model's `initializer_range`), `zeros` or `ones`.
-        transposed: whether Keras holds the matrix the other way round, (in, out).
+        initial: draws its initial values.
+        layout: how Keras holds it.
         lookup: whether tokens look rows up in it and nothing else uses it: other rows have no gradient.
         embedding: whether it is used before the first layer, so that backward completes its gradient last.
     """
@@ -30,8 +74,8 @@ class Weight:
     name: str
     shape: tuple[int, ...]
     decays: bool
-    initial: Literal["normal", "zeros", "ones"]
-    transposed: bool = False
+    initial: Initializer
+    layout: Layout = SAME
     lookup: bool = False
     embedding: bool = False
 
@@ -41,56 +85,18 @@ class Weight:
         return math.prod(self.shape)
 
 
-class ModelFamily(Protocol):
-    """What the core asks of a model family; a module of `hvdtrain.models` is one."""
-
-    def weights(self, model: ModelSpec) -> tuple[Weight, ...]:
-        """Every trainable weight in the order of the forward pass."""
-        ...
-
-    def untrained(self, model: ModelSpec) -> tuple[Weight, ...]:
-        """Weights that another library asks for when it opens a saved model, and that training has not."""
-        ...
-
-    def activation_bytes(
-        self, model: ModelSpec, rows: int, length: int, predictions: int, itemsize: int
-    ) -> int:
-        """What the forward pass of a micro-batch saves for its backward pass, in bytes.
-
-        Args:
-            model: the hyper-parameters.
-            rows: sequences.
-            length: tokens of each.
-            predictions: most predictions of each.
-            itemsize: bytes of one element in matrix products.
-        """
-        ...
-
-    def product_elements(self, model: ModelSpec) -> int:
-        """Elements of all weights and biases that are used in matrix products."""
-        ...
-
-    def hf_config(self, model: ModelSpec, pad_token_id: int) -> dict[str, Any]:
-        """The content of `config.json`."""
-        ...
-
-
-def initial_weights(weights: Sequence[Weight], seed: int, std: float, dtype: str) -> dict[str, np.ndarray]:
+def initial_weights(weights: Sequence[Weight], seed: int, dtype: str) -> dict[str, np.ndarray]:
     """Draw every weight from a generator keyed by (seed, its name), so that both frameworks start equal.
 
     Args:
         weights: the model's weights.
         seed: the job's seed.
-        std: standard deviation of the `normal` weights.
         dtype: NumPy name of the returned dtype; values are drawn in float64 and rounded once.
 
     Returns:
         Arrays by weight name, in the Hugging Face layout.
     """
-    return {w.name: _draw(w, seed, std).astype(dtype) for w in weights}
-
-
-def _draw(weight: Weight, seed: int, std: float) -> np.ndarray:
-    if weight.initial == "normal":
-        return generator(seed, f"initial weight {weight.name}").normal(0.0, std, weight.shape)
-    return np.full(weight.shape, 1.0 if weight.initial == "ones" else 0.0)
+    return {
+        w.name: w.initial.draw(generator(seed, f"initial weight {w.name}"), w.shape).astype(dtype)
+        for w in weights
+    }

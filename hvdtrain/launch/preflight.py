@@ -13,15 +13,16 @@ import psutil
 
 from hvdtrain.core.data.cache import cache_directory
 from hvdtrain.core.data.sources import source_files, unreadable
+from hvdtrain.core.data.text import TextSpec
 from hvdtrain.core.environment import usable_cores
 from hvdtrain.core.errors import DataError, LaunchError
+from hvdtrain.core.families import family_of
 from hvdtrain.core.job import plan_job, prepare_data
 from hvdtrain.core.paths import user_path
 from hvdtrain.core.spec import JobSpec
 from hvdtrain.core.state import check_checkpoint
 from hvdtrain.core.world import World
 from hvdtrain.launch.hosts import Host, is_local
-from hvdtrain.models import family_of
 
 
 def check_job(
@@ -97,6 +98,8 @@ def _check_output(directory: Path) -> None:
 
 def _check_data(spec: JobSpec) -> None:
     data = spec.data
+    if not isinstance(data, TextSpec):
+        return
     cache_directory(data)
     for path in source_files(data):
         _check_readable(path, "data.files: ")

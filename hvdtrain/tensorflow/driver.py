@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +11,9 @@ import tensorflow as tf
 
 from hvdtrain.core.buckets import Bucket
 from hvdtrain.core.compression.protocol import AdasumReduce, AllGather, AllReduce, Policy, Request, State
+from hvdtrain.core.weights import SAME, Weight
 from hvdtrain.tensorflow.ops import Ops
+from hvdtrain.tensorflow.weights import Parameters
 
 
 @dataclass(frozen=True)
@@ -101,19 +103,53 @@ class Driver:
         return tf.ensure_shape(hvd.alltoall(array, name=name, **among), array.shape)
 
 
-def pack(bucket: Bucket, gradients: Mapping[str, tf.Tensor]) -> tf.Tensor:
-    """A bucket's gradients behind each other, sparse ones made dense."""
-    return tf.concat([tf.reshape(tf.convert_to_tensor(gradients[w.name]), [-1]) for w in bucket.weights], 0)
+def pack(bucket: Bucket, gradients: Mapping[str, Sequence[tf.Tensor]]) -> tf.Tensor:
+    """A bucket's gradients behind each other, sparse ones made dense.
+
+    Args:
+        bucket: its layout.
+        gradients: those of the variables that hold a weight, by its name.
+    """
+    found = [gradient for weight in bucket.weights for gradient in gradients[weight.name]]
+    return tf.concat([tf.reshape(tf.convert_to_tensor(gradient), [-1]) for gradient in found], 0)
+
+
+def unpack(bucket: Bucket, flat: tf.Tensor, parameters: Parameters) -> dict[str, list[tf.Tensor]]:
+    """The inverse of `pack`: tensors of the variables' shapes."""
+    held = [variable for weight in bucket.weights for variable in parameters[weight.name]]
+    parts = iter(tf.split(flat, [variable.shape.num_elements() for variable in held]))
+    return {
+        weight.name: [tf.reshape(next(parts), variable.shape) for variable in parameters[weight.name]]
+        for weight in bucket.weights
+    }
 
 
 def swap_layout(bucket: Bucket, flat: tf.Tensor, to_keras: bool) -> tf.Tensor:
-    """A flat bucket with its linear maps in Keras' layout, or in Hugging Face's."""
+    """A flat bucket with its weights in Keras' layout, or in Hugging Face's."""
     parts = tf.split(flat, bucket.sizes)
     for i, weight in enumerate(bucket.weights):
-        if weight.transposed:
-            shape = weight.shape if to_keras else weight.shape[::-1]
-            parts[i] = tf.reshape(tf.transpose(tf.reshape(parts[i], shape)), [-1])
+        if weight.layout != SAME:
+            swap = _split if to_keras else _join
+            parts[i] = swap(weight, parts[i])
     return tf.concat(parts, 0)
+
+
+def _split(weight: Weight, flat: tf.Tensor) -> tf.Tensor:
+    """`Layout.split`, of flat arrays: the variables lie behind each other."""
+    found, layout = tf.reshape(flat, weight.shape), weight.layout
+    if layout.axes is not None:
+        found = tf.transpose(found, layout.axes)
+    parts = tf.split(found, layout.parts, axis=-1) if layout.parts > 1 else [found]
+    return tf.concat([tf.reshape(part, [-1]) for part in parts], 0)
+
+
+def _join(weight: Weight, flat: tf.Tensor) -> tf.Tensor:
+    """`Layout.join`, of flat arrays."""
+    layout = weight.layout
+    *outer, last = layout.shape(weight.shape)
+    parts = [tf.reshape(part, [*outer, last // layout.parts]) for part in tf.split(flat, layout.parts)]
+    found = tf.concat(parts, -1)
+    return tf.reshape(found if layout.axes is None else tf.transpose(found, layout.inverse), [-1])
 
 
 def variables(state: State) -> State:

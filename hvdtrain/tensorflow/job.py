@@ -19,7 +19,7 @@ def _load() -> Framework:
 
     require_fit("tensorflow")
 
-    from hvdtrain.models import family_of
+    from hvdtrain.core.families import family_of
     from hvdtrain.tensorflow import world
     from hvdtrain.tensorflow.trainer import Trainer
 

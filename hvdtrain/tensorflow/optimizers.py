@@ -11,26 +11,25 @@ from hvdtrain.core.buckets import Bucket
 from hvdtrain.core.sections import OptimizerSpec
 from hvdtrain.core.state import MOMENTS
 from hvdtrain.core.weights import Weight
-from hvdtrain.models import bert
+from hvdtrain.tensorflow.driver import pack, unpack
+from hvdtrain.tensorflow.weights import Parameter, Parameters, read, write
 
 
 class Optimizer:
     """AdamW or SGD with momentum, one fused kernel a weight; `apply` is called while TensorFlow traces."""
 
-    def __init__(
-        self, spec: OptimizerSpec, buckets: Sequence[Bucket], parameters: Mapping[str, tf.Variable]
-    ) -> None:
+    def __init__(self, spec: OptimizerSpec, buckets: Sequence[Bucket], parameters: Parameters) -> None:
         """Create the moments.
 
         Args:
             spec: the update rule.
             buckets: the plan's layout.
-            parameters: by weight name.
+            parameters: the variables that hold each weight, by its name.
         """
         self._spec, self._buckets, self._parameters = spec, buckets, parameters
-        self._moments = {
-            name: [tf.Variable(tf.zeros_like(variable), trainable=False) for _ in MOMENTS[spec.type]]
-            for name, variable in parameters.items()
+        self._moments: dict[str, tuple[Parameter, ...]] = {
+            name: tuple(_zeros_like(parameter) for _ in MOMENTS[spec.type])
+            for name, parameter in parameters.items()
         }
 
     def apply(self, gradients: Sequence[tf.Tensor], learning_rate: tf.Tensor, update: tf.Tensor) -> None:
@@ -43,36 +42,33 @@ class Optimizer:
         """
         rule = self._adamw if self._spec.type == "adamw" else self._sgd
         for bucket, flat in zip(self._buckets, gradients, strict=True):
-            for weight, part in zip(bucket.weights, tf.split(flat, bucket.sizes), strict=True):
-                variable = self._parameters[weight.name]
+            found = unpack(bucket, flat, self._parameters)
+            for weight in bucket.weights:
                 decay = self._spec.weight_decay if weight.decays else 0.0
-                rule(weight.name, variable, tf.reshape(part, variable.shape), decay, learning_rate, update)
+                pieces = zip(self._parameters[weight.name], *self._moments[weight.name], strict=True)
+                for (variable, *moments), gradient in zip(pieces, found[weight.name], strict=True):
+                    rule(variable, moments, gradient, decay, learning_rate, update)
 
     def read(self) -> dict[str, np.ndarray]:
         """Copies of the moments as `WEIGHT.exp_avg`, in the Hugging Face layout."""
         return {
-            f"{weight.name}.{moment}": bert.from_keras(weight, variable.numpy())
-            for weight, moment, variable in self._variables()
+            f"{weight.name}.{name}": read(weight, moment) for weight, name, moment in self._every_moment()
         }
 
     def write(self, arrays: Mapping[str, np.ndarray], updates: int) -> None:
         """Set what `read` read, after so many updates."""
-        del updates  # told anew at every `apply`
-        for weight, moment, variable in self._variables():
-            array = arrays[f"{weight.name}.{moment}"]
-            variable.assign(bert.to_keras(weight, array, tuple(variable.shape)))
+        del updates  # every `apply` is passed its number
+        for weight, name, moment in self._every_moment():
+            write(weight, moment, arrays[f"{weight.name}.{name}"])
 
-    def _variables(self) -> Iterator[tuple[Weight, str, tf.Variable]]:
+    def _every_moment(self) -> Iterator[tuple[Weight, str, Parameter]]:
         for weight in (w for bucket in self._buckets for w in bucket.weights):
-            for moment, variable in zip(MOMENTS[self._spec.type], self._moments[weight.name], strict=True):
-                yield weight, moment, variable
+            for name, moment in zip(MOMENTS[self._spec.type], self._moments[weight.name], strict=True):
+                yield weight, name, moment
 
     def read_weights(self) -> list[tf.Tensor]:
         """Copies of the weights, flat, one tensor a bucket."""
-        return [
-            tf.concat([tf.reshape(self._parameters[w.name], [-1]) for w in bucket.weights], 0)
-            for bucket in self._buckets
-        ]
+        return [pack(bucket, self._parameters) for bucket in self._buckets]
 
     def write_weights(self, weights: Sequence[tf.Tensor]) -> None:
         """Set every weight.
@@ -81,21 +77,21 @@ class Optimizer:
             weights: flat, one a bucket.
         """
         for bucket, flat in zip(self._buckets, weights, strict=True):
-            for weight, part in zip(bucket.weights, tf.split(flat, bucket.sizes), strict=True):
-                variable = self._parameters[weight.name]
-                variable.assign(tf.reshape(part, variable.shape))
+            for name, parts in unpack(bucket, flat, self._parameters).items():
+                for variable, part in zip(self._parameters[name], parts, strict=True):
+                    variable.assign(part)
 
     def _adamw(
         self,
-        name: str,
         variable: tf.Variable,
+        moments: Sequence[tf.Variable],
         gradient: tf.Tensor,
         decay: float,
         rate: tf.Tensor,
         update: tf.Tensor,
     ) -> None:
         spec = self._spec
-        first, second = self._moments[name]
+        first, second = moments
         if decay:
             variable.assign(variable * (1.0 - rate * decay))
         # ApplyAdam computes lr * sqrt(1 - b2^t) / (1 - b1^t) * m / (sqrt(v) + eps): with this epsilon it is
@@ -119,8 +115,8 @@ class Optimizer:
 
     def _sgd(
         self,
-        name: str,
         variable: tf.Variable,
+        moments: Sequence[tf.Variable],
         gradient: tf.Tensor,
         decay: float,
         rate: tf.Tensor,
@@ -131,12 +127,16 @@ class Optimizer:
             gradient = gradient + decay * variable
         tf.raw_ops.ResourceApplyMomentum(
             var=variable.handle,
-            accum=self._moments[name][0].handle,
+            accum=moments[0].handle,
             lr=rate,
             grad=gradient,
             momentum=_like(rate, self._spec.momentum),
             use_nesterov=self._spec.nesterov,
         )
+
+
+def _zeros_like(parameter: Parameter) -> Parameter:
+    return tuple(tf.Variable(tf.zeros_like(variable), trainable=False) for variable in parameter)
 
 
 def _like(tensor: tf.Tensor, value: float) -> tf.Tensor:

@@ -15,6 +15,7 @@ from hvdtrain.core.compression.protocol import Policy, State
 from hvdtrain.core.compression.rules import Rules
 from hvdtrain.tensorflow.driver import Driver, pack, swap_layout, variables
 from hvdtrain.tensorflow.ops import Ops
+from hvdtrain.tensorflow.weights import Parameters
 
 
 class Reducer:
@@ -29,7 +30,7 @@ class Reducer:
         self,
         rules: Rules,
         buckets: Sequence[Bucket],
-        parameters: Mapping[str, tf.Variable],
+        parameters: Parameters,
         seed: int,
         scaled: bool = False,
         prefix: str = "",
@@ -39,7 +40,7 @@ class Reducer:
         Args:
             rules: how each bucket is summed over ranks.
             buckets: the plan's layout.
-            parameters: by weight name.
+            parameters: the variables that hold each weight, by its name.
             seed: of the policy's random numbers.
             scaled: whether windows have a loss scale.
             prefix: of the names of collectives: two reducers of one program need different ones.
@@ -50,7 +51,7 @@ class Reducer:
         self._update, self._now = tf.Variable(0, dtype=tf.int64, trainable=False), rules
         self._totals: list[tf.Variable] = []
         self._reduced: list[tf.Tensor] = []
-        dtype = next(iter(parameters.values())).dtype.name
+        dtype = next(iter(parameters.values()))[0].dtype.name
         self._scaled, self._loss_scale = scaled, tf.Variable(1.0, dtype=dtype, trainable=False)
         self._states = [variables(rules.policy(b).init(ops, b, dtype)) for b in buckets]
         self._changes: list[State] = [{} for _ in buckets]
@@ -85,9 +86,9 @@ class Reducer:
             loss = forward()
             scaled = loss * self._loss_scale if self._scaled else loss
         found = tape.gradient(
-            scaled, list(self._parameters.values()), unconnected_gradients=tf.UnconnectedGradients.ZERO
+            scaled, dict(self._parameters), unconnected_gradients=tf.UnconnectedGradients.ZERO
         )
-        flats = [pack(bucket, dict(zip(self._parameters, found, strict=True))) for bucket in self._buckets]
+        flats = [pack(bucket, found) for bucket in self._buckets]
         if self._scaled:
             flats = [flat * (1.0 / self._loss_scale) for flat in flats]
         if not last:

@@ -11,13 +11,13 @@ import numpy as np
 import tensorflow as tf
 
 from hvdtrain.core.compression import Policy
-from hvdtrain.core.data import MicroBatch, Window
+from hvdtrain.core.data import Batch, Window
 from hvdtrain.core.optimizers import clip_factor
 from hvdtrain.core.precision import compute_dtype
 from hvdtrain.core.results import UpdateResult
 from hvdtrain.core.training import BaseTrainer
 from hvdtrain.tensorflow import world
-from hvdtrain.tensorflow.models import MaskedLM, tensors
+from hvdtrain.tensorflow.model import Model, tensors
 from hvdtrain.tensorflow.optimizers import Optimizer
 from hvdtrain.tensorflow.reducer import Reducer
 
@@ -30,7 +30,7 @@ class Trainer(BaseTrainer):
     """Trains a job spec in TensorFlow."""
 
     def _build(self) -> None:
-        self._model = MaskedLM(self.spec.model, self.weights, compute_dtype(self.spec))
+        self._model = Model(self.spec.model, self.weights, compute_dtype(self.spec))
         self._dtype = tf.as_dtype(self.spec.model.dtype)
         self._optimizer = Optimizer(self.spec.optimizer, self.plan.buckets, self._model.parameters)
         scaled = self.spec.mixed_precision == "fp16"
@@ -81,7 +81,8 @@ class Trainer(BaseTrainer):
                 loss = self._model.loss_sum(tensors(batch), training=True) / divisor
                 scaled = loss * loss_scale
             gradients = tape.gradient(scaled, weights)
-            found |= [not np.isfinite(tf.convert_to_tensor(a)).all() for a in (loss, *gradients)]
+            parts = [[loss], *gradients]
+            found |= [not all(np.isfinite(tf.convert_to_tensor(a)).all() for a in part) for part in parts]
         return found
 
     def exchange(self, policy: Policy) -> None:
@@ -98,7 +99,7 @@ class Trainer(BaseTrainer):
         """Wait for the other ranks; see `BaseTrainer.finish_exchange`."""
         self._reducer.finish_exchange()
 
-    def loss_sum(self, batch: MicroBatch) -> float:
+    def loss_sum(self, batch: Batch) -> float:
         """The summed loss of one batch; see `BaseTrainer.loss_sum`."""
         return float(self._compiled_evaluate(tensors(batch)))
 

@@ -19,7 +19,7 @@ def _load() -> Framework:
 
     require_fit("torch")
 
-    from hvdtrain.models import family_of
+    from hvdtrain.core.families import family_of
     from hvdtrain.torch import world
     from hvdtrain.torch.trainer import Trainer
 

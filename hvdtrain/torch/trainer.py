@@ -7,13 +7,13 @@ import numpy as np
 import torch
 
 from hvdtrain.core.compression import Policy
-from hvdtrain.core.data import MicroBatch, Window
+from hvdtrain.core.data import Batch, Window
 from hvdtrain.core.optimizers import clip_factor
 from hvdtrain.core.precision import compute_dtype
 from hvdtrain.core.results import UpdateResult
 from hvdtrain.core.training import BaseTrainer
 from hvdtrain.torch import world
-from hvdtrain.torch.models import MaskedLM, tensors
+from hvdtrain.torch.model import Model, tensors
 from hvdtrain.torch.optimizers import Optimizer
 from hvdtrain.torch.reducer import Reducer
 
@@ -22,7 +22,7 @@ class Trainer(BaseTrainer):
     """Trains a job spec in PyTorch."""
 
     def _build(self) -> None:
-        self._model = MaskedLM(self.spec.model, self.weights, compute_dtype(self.spec))
+        self._model = Model(self.spec.model, self.weights, compute_dtype(self.spec))
         self._optimizer = Optimizer(self.spec.optimizer, self.plan.buckets, self._model.parameters)
         scaled = self.spec.mixed_precision == "fp16"
         self._reducer = Reducer(
@@ -77,7 +77,7 @@ class Trainer(BaseTrainer):
         """Wait for the other ranks; see `BaseTrainer.finish_exchange`."""
         self._reducer.finish_exchange()
 
-    def loss_sum(self, batch: MicroBatch) -> float:
+    def loss_sum(self, batch: Batch) -> float:
         """The summed loss of one batch; see `BaseTrainer.loss_sum`."""
         return float(self._model.loss_sum(tensors(batch), training=False))
 

@@ -38,7 +38,7 @@ def run(policy: str, ranks: int, *overrides: str, problem: str = "least-squares"
 
 
 def some_weights(kind: type[LeastSquares] | type[LanguageModel]) -> Arrays:
-    found = initial_weights(kind.weights, 1, kind.initial_std, "float64")
+    found = initial_weights(kind.weights, 1, "float64")
     draw = np.random.default_rng(0).normal
     return {name: array[None] + draw(0.0, 0.1, array.shape) for name, array in found.items()}
 

@@ -9,7 +9,8 @@ import numpy as np
 from hvdtrain.core.buckets import Bucket
 from hvdtrain.core.compression import Adasum, Bf16, Fp16, Int8, NoCompression, PowerSGD, RandomK, Sign, TopK
 from hvdtrain.core.compression.protocol import Policy, State
-from hvdtrain.core.weights import Weight
+from hvdtrain.core.initializers import ZEROS
+from hvdtrain.core.weights import SAME, TRANSPOSED, Layout, Weight
 from tests.conformance.example_policy import Ternary
 
 POLICIES: dict[str, Policy] = {
@@ -40,12 +41,16 @@ COMBINING: dict[str, Policy] = {"adasum": Adasum()}
 
 
 def bucket(index: int, *shapes: Sequence[int]) -> Bucket:
-    """A bucket of weights of these shapes; Keras holds matrices transposed."""
-    weights = (
-        Weight(f"{index}.{i}", tuple(shape), True, "zeros", transposed=len(shape) == 2)
-        for i, shape in enumerate(shapes)
-    )
+    """A bucket of weights of these shapes; Keras holds those of several axes in other ways."""
+    weights = (Weight(f"{index}.{i}", tuple(s), True, ZEROS, _layout(s)) for i, s in enumerate(shapes))
     return Bucket(index, tuple(weights))
+
+
+def _layout(shape: Sequence[int]) -> Layout:
+    """Transposed, in several variables as fused projections, both, or as a convolution."""
+    if len(shape) == 2:
+        return {20: Layout(parts=2), 33: Layout((1, 0), parts=4)}.get(shape[1], TRANSPOSED)
+    return Layout((2, 1, 0)) if len(shape) == 3 else SAME
 
 
 # Matrices that are worth a low rank and one that is not, a convolution, an empty weight, odd sizes, a scalar.

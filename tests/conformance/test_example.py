@@ -17,7 +17,7 @@ import numpy as np
 from hvdtrain.core.errors import SpecError
 from hvdtrain.core.plan import make_plan
 from hvdtrain.core.spec import json_schema, load_spec
-from hvdtrain.models import bert
+from hvdtrain.core.families import bert
 
 spec = load_spec("bert", ["compression.type=ternary"])
 plan = make_plan(

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
+from hvdtrain.core.buckets import Bucket
 from hvdtrain.core.compression.protocol import Policy
 from hvdtrain.core.compression.rules import Rules
 from tests.conformance.cases import BUCKETS, COMBINING, POLICIES, gradients
@@ -94,14 +95,14 @@ def tensorflow_step() -> tuple[Callable[[Policy], Step], int, int]:
     import horovod.tensorflow as hvd
     import tensorflow as tf
 
-    from hvdtrain.tensorflow.driver import swap_layout
+    from hvdtrain.tensorflow.driver import pack, swap_layout
     from hvdtrain.tensorflow.reducer import Reducer
 
     hvd.init()
 
     def make(policy: Policy) -> Step:
         parameters = {
-            w.name: tf.Variable(tf.ones(w.shape[::-1] if w.transposed else w.shape, tf.float64))
+            w.name: tuple(map(tf.Variable, w.layout.split(np.ones(w.shape))))
             for b in LAYOUT
             for w in b.weights
         }
@@ -112,7 +113,7 @@ def tensorflow_step() -> tuple[Callable[[Policy], Step], int, int]:
             def loss() -> tf.Tensor:
                 return tf.add_n(
                     [
-                        tf.reduce_sum(tf.reshape(parameters[w.name], [-1]) * part)
+                        tf.reduce_sum(pack(Bucket(0, (w,)), parameters) * part)
                         for bucket, flat in zip(LAYOUT, mine, strict=True)
                         for w, part in zip(bucket.weights, tf.split(flat, bucket.sizes), strict=True)
                     ]

@@ -9,11 +9,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hvdtrain.core.buckets import plan_buckets
+from hvdtrain.core.initializers import ZEROS
 from hvdtrain.core.weights import Weight
 
 SHAPES = st.lists(st.integers(1, 9), min_size=1, max_size=3).map(tuple)
 WEIGHTS = st.lists(st.tuples(SHAPES, st.booleans()), min_size=1, max_size=30).map(
-    lambda found: [Weight(f"w{i}", shape, decays, "zeros") for i, (shape, decays) in enumerate(found)]
+    lambda found: [Weight(f"w{i}", shape, decays, ZEROS) for i, (shape, decays) in enumerate(found)]
 )
 CAPS = st.floats(1.0, 10_000.0)
 
@@ -55,7 +56,7 @@ def test_the_last_bucket_of_layers_is_a_quarter_and_no_smaller_than_it_must(
 
 
 def test_embeddings_complete_at_once_and_are_not_cut() -> None:
-    weights = [Weight(f"w{i}", (4,), True, "zeros", embedding=True) for i in range(6)]
+    weights = [Weight(f"w{i}", (4,), True, ZEROS, embedding=True) for i in range(6)]
     assert [bucket.size for bucket in plan_buckets(weights, 4, 100)] == [24]
 
 

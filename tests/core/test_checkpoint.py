@@ -18,10 +18,11 @@ from tokenizers.pre_tokenizers import BertPreTokenizer
 from transformers import AutoModelForMaskedLM, AutoTokenizer
 
 from hvdtrain.core.checkpoint import WEIGHTS_FILE, load_model, save_model
+from hvdtrain.core.data.tokenizer_files import tokenizer_files
 from hvdtrain.core.errors import CheckpointError
-from hvdtrain.core.sections import ModelSpec
+from hvdtrain.core.families import bert
+from hvdtrain.core.families.bert import ModelSpec
 from hvdtrain.core.weights import initial_weights
-from hvdtrain.models import bert
 
 VOCABULARY = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"abcdefghijklmno", *(f"##{c}" for c in "abcd")]
 SPEC = ModelSpec(
@@ -51,13 +52,13 @@ def tokenizer(tmp_path: Path) -> Path:
 
 
 def arrays(seed: int = 0, dtype: str = "float32") -> Arrays:
-    return initial_weights(bert.weights(SPEC), seed, 0.5, dtype)
+    return initial_weights(bert.weights(SPEC), seed, dtype)
 
 
 def save(directory: Path, tokenizer: Path, weights: Arrays) -> None:
     dtype = str(next(iter(weights.values())).dtype)
-    config = bert.hf_config(SPEC.model_copy(update={"dtype": dtype}), pad_token_id=0)
-    save_model(directory, weights, config, tokenizer, 32)
+    config = {**bert.hf_config(SPEC.model_copy(update={"dtype": dtype})), "pad_token_id": 0}
+    save_model(directory, weights, config, tokenizer_files(tokenizer.read_text(), 32))
 
 
 def assert_holds(directory: Path, expected: Arrays) -> None:
@@ -121,14 +122,14 @@ def test_a_write_that_fails_leaves_the_old_model_whole(tmp_path: Path, tokenizer
     out = tmp_path / "out"
     save(out / "model", tokenizer, arrays(1))
     with pytest.raises(CheckpointError, match=r"model: the model could not be saved: .*missing"):
-        save(out / "model", tmp_path / "missing.json", arrays(2))
+        save_model(out / "model", arrays(2), {}, {"missing/file": ""})
     assert_holds(out / "model", arrays(1))
     assert [file.name for file in out.iterdir()] == ["model"]
 
 
 def test_a_first_write_that_fails_leaves_nothing(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError):
-        save(tmp_path / "out" / "model", tmp_path / "missing.json", arrays())
+        save_model(tmp_path / "out" / "model", arrays(), {}, {"missing/file": ""})
     assert not [*(tmp_path / "out").iterdir()]
 
 
@@ -149,7 +150,8 @@ from hvdtrain.core.errors import CheckpointError
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (64 * 1024, resource.RLIM_INFINITY))
 try:
-    save_model(Path(sys.argv[1]), {"w": np.ones(1_000_000)}, {}, Path(sys.argv[2]), 32)
+    files = {"tokenizer.json": Path(sys.argv[2]).read_text()}
+    save_model(Path(sys.argv[1]), {"w": np.ones(1_000_000)}, {}, files)
 except CheckpointError as error:
     print(error)
     sys.exit(3)
@@ -186,7 +188,7 @@ def audit(event, arguments):
         os.kill(os.getpid(), signal.SIGKILL)
 
 sys.addaudithook(audit)
-save_model(Path(sys.argv[1]), {"w": np.ones(10)}, {}, Path(sys.argv[2]), 32)
+save_model(Path(sys.argv[1]), {"w": np.ones(10)}, {}, {"tokenizer.json": Path(sys.argv[2]).read_text()})
 """
 
 

@@ -15,7 +15,9 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from hvdtrain.core.accumulation import Accumulation, Batch, resolve_batch
+from hvdtrain.core.data import TextFacts
 from hvdtrain.core.errors import SpecError
+from hvdtrain.core.initializers import ONES, ZEROS, Normal
 from hvdtrain.core.plan import Plan, make_plan
 from hvdtrain.core.plan_table import print_plan
 from hvdtrain.core.sections import BatchSpec
@@ -24,10 +26,10 @@ from hvdtrain.core.weights import Weight
 
 COUNTS = st.integers(1, 64)
 WEIGHTS = (
-    Weight("embedding", (100, 8), True, "normal"),
-    Weight("norm", (8,), False, "ones"),
-    Weight("kernel", (8, 8), True, "normal"),
-    Weight("bias", (8,), False, "zeros"),
+    Weight("embedding", (100, 8), True, Normal(0.02)),
+    Weight("norm", (8,), False, ONES),
+    Weight("kernel", (8, 8), True, Normal(0.02)),
+    Weight("bias", (8,), False, ZEROS),
 )
 ELEMENTS, DECAYED = 880, 864
 SPEC: dict[str, Any] = {
@@ -219,7 +221,9 @@ def test_memory_of_a_forward_pass_is_the_familys(capsys: pytest.CaptureFixture[s
         asked.append((rows, length, predictions, itemsize))
         return 3 * 2**20
 
-    family = SimpleNamespace(activation_bytes=activation_bytes, product_elements=lambda model: 500)
+    family = SimpleNamespace(
+        activation_bytes=activation_bytes, product_elements=lambda model: 500, flops=lambda *sizes: 1000
+    )
     bare, whole, mixed = (
         make_plan(
             parse_spec(yaml.safe_dump(SPEC), overrides),
@@ -250,15 +254,20 @@ def test_unknown_text_is_shown_and_much_of_it_is_noted(capsys: pytest.CaptureFix
     def with_share(share: float, *overrides: str) -> Plan:
         spec = parse_spec(yaml.safe_dump(SPEC), overrides)
         facts = {"train_tokens": np.full(1000, 128), "validation_samples": 50}
-        return make_plan(spec, WEIGHTS, size=2, threads=3, tokenizer_size=1005, unknown_share=share, **facts)
+        text = TextFacts(1005, 30522, share, trained=spec.data.tokenizer_file is None)
+        return make_plan(spec, WEIGHTS, size=2, threads=3, text=text, **facts)
 
     much = with_share(0.109)
     print_plan(much, "")
     shown = " ".join(capsys.readouterr().out.split())
     assert "tokenizer 1,005 of 30,522 tokens 10.90% of the text is [UNK]" in shown
     assert "note: data: 10.9% of the text is [UNK], which is lost: give a larger model.vocab_size" in shown
-    found = much.as_dict()
-    assert (found["tokenizer_size"], found["vocab_size"], found["unknown_share"]) == (1005, 30522, 0.109)
+    assert much.as_dict()["text"] == {
+        "tokenizer_size": 1005,
+        "vocab_size": 30522,
+        "unknown_share": 0.109,
+        "trained": True,
+    }
     (given,) = with_share(0.02, "data.tokenizer_file=a.json").notes
     assert "take a data.tokenizer_file that knows this text" in given
     assert with_share(0.01).notes == ()

@@ -13,9 +13,11 @@ import numpy as np
 import pytest
 
 from hvdtrain.core.compression.protocol import Policy
-from hvdtrain.core.data import Dataset, MicroBatch, Window, prepare
+from hvdtrain.core.data import Batch, Dataset, Window
 from hvdtrain.core.data.store import fingerprint_with
 from hvdtrain.core.errors import CheckpointError, TrainingError
+from hvdtrain.core.initializers import Normal
+from hvdtrain.core.job import prepare_data
 from hvdtrain.core.metrics import METRICS_FILE, read_metrics
 from hvdtrain.core.plan import make_plan
 from hvdtrain.core.results import UpdateResult
@@ -30,13 +32,14 @@ from tests.jobs.runs import TINY, small_corpus
 BAD_WINDOWS = {1, 6}
 # In these no rank has anything to predict.
 EMPTY_WINDOWS = {2, 8}
-WEIGHTS = (Weight("w", (2, 3), True, "normal"),)
+WEIGHTS = (Weight("w", (2, 3), True, Normal(0.02)),)
 FAMILY = SimpleNamespace(
     weights=lambda model: WEIGHTS,
     untrained=lambda model: (),
-    hf_config=lambda model, pad: {},
+    hf_config=lambda model: {},
     activation_bytes=lambda *shapes: 0,
     product_elements=lambda model: 0,
+    flops=lambda *sizes: 0,
 )
 
 
@@ -96,7 +99,7 @@ class Trainer(BaseTrainer):
     def finish_exchange(self) -> None:
         pass
 
-    def loss_sum(self, batch: MicroBatch) -> float:
+    def loss_sum(self, batch: Batch) -> float:
         return batch.weight
 
     def sum_over_ranks(self, values: np.ndarray) -> np.ndarray:
@@ -107,9 +110,7 @@ class Trainer(BaseTrainer):
 
 
 def train(directory: Path, spec: JobSpec, dataset: Dataset, resume: Path | None = None) -> Trainer:
-    plan = make_plan(
-        spec, WEIGHTS, size=1, threads=1, train_tokens=dataset.train.lengths, validation_samples=0
-    )
+    plan = make_plan(spec, WEIGHTS, size=1, threads=1, train_tokens=dataset.train.costs, validation_samples=0)
     world = World(0, 1, 0, 1, 1)
     family: Any = FAMILY
     trainer = Trainer(spec, plan, world, dataset, family, directory, resume)
@@ -150,7 +151,7 @@ def test_skips_are_counted_on_and_so_are_the_optimizers_updates(
     sets = [f"compression={compression}", "max_steps=8", "checkpointing.save_steps=4"]
     batch = "batch.per_device_train_batch_size=2"
     spec = load_spec("bert", [*TINY, *small_corpus(tmp_path), batch, "model.dtype=float64", *sets])
-    dataset = prepare(spec.data, spec.model.vocab_size, spec.seed)
+    dataset = prepare_data(spec, print)
     train(tmp_path / "whole", spec, dataset)
     assert skipped(tmp_path / "whole") == whole
     checkpoint = tmp_path / "whole" / "checkpoint-4"
@@ -185,7 +186,7 @@ def test_updates_that_are_never_applied_end_the_run_by_their_reason_and_are_logg
     sets = ["batch.per_device_train_batch_size=2", "model.dtype=float64", "max_steps=8"]
     spec = load_spec("bert", [*TINY, *small_corpus(tmp_path), *sets])
     with pytest.raises(TrainingError, match=told):
-        train(tmp_path / "run", spec, prepare(spec.data, spec.model.vocab_size, spec.seed))
+        train(tmp_path / "run", spec, prepare_data(spec, print))
     text = (tmp_path / "run" / METRICS_FILE).read_text()
     lines = [json.loads(line) for line in text.splitlines()]
     assert [line["skipped_updates"] for line in lines] == [*range(1, 51)]
@@ -200,16 +201,16 @@ def test_a_checkpoint_of_the_same_tokens_goes_on_whatever_its_tokenizer_file_loo
 ) -> None:
     sets = ["max_steps=8", "checkpointing.save_steps=4", "batch.per_device_train_batch_size=2"]
     spec = load_spec("bert", [*TINY, *small_corpus(tmp_path), "model.dtype=float64", *sets])
-    dataset = prepare(spec.data, spec.model.vocab_size, spec.seed)
+    dataset = prepare_data(spec, print)
     train(tmp_path / "whole", spec, dataset)
     checkpoint = tmp_path / "whole" / "checkpoint-4"
     # An earlier version wrote null for false, and its fingerprint covers the file.
     file = checkpoint / "tokenizer.json"
     file.write_text(file.read_text().replace('"strip_accents": false', '"strip_accents": null'))
     record = json.loads((checkpoint / STATE_FILE).read_text())
-    split, seed = spec.data.validation_split, spec.seed
-    older = fingerprint_with(dataset, file, split, seed)
-    assert older != dataset.fingerprint == fingerprint_with(dataset, dataset.tokenizer_path, split, seed)
+    split, seed, corpus = spec.data.validation_split, spec.seed, dataset.corpus
+    older = fingerprint_with(corpus, file, split, seed)
+    assert older != dataset.fingerprint == fingerprint_with(corpus, corpus.tokenizer_path, split, seed)
     record["order"] = record["order"].replace(dataset.fingerprint, older)
     (checkpoint / STATE_FILE).write_text(json.dumps(record))
     assert train(tmp_path / "rest", spec, dataset, checkpoint).step == 8

@@ -12,16 +12,17 @@ from hvdtrain.core.compression import NoCompression, Sign
 from hvdtrain.core.compression.rows import SparseRows, pays
 from hvdtrain.core.compression.rules import Rules
 from hvdtrain.core.compression.simulator import Simulator
+from hvdtrain.core.families import bert
+from hvdtrain.core.initializers import ZEROS
 from hvdtrain.core.plan import Plan, make_plan
 from hvdtrain.core.spec import load_spec
 from hvdtrain.core.weights import Weight
-from hvdtrain.models import bert
 
 WORDS = "bert.embeddings.word_embeddings.weight"
 
 
 def table(rows: int, columns: int, touched: int | None) -> Bucket:
-    return Bucket(0, (Weight("table", (rows, columns), True, "zeros", lookup=True),), touched)
+    return Bucket(0, (Weight("table", (rows, columns), True, ZEROS, lookup=True),), touched)
 
 
 @given(ranks=st.integers(1, 6), columns=st.integers(1, 5), data=st.data())

@@ -11,12 +11,13 @@ from transformers import BertForMaskedLM
 
 from hvdtrain.core.accumulation import Accumulation
 from hvdtrain.core.checkpoint import load_model
-from hvdtrain.core.data import Recipe, collate, global_batches, prepare
+from hvdtrain.core.data import global_batches
+from hvdtrain.core.families import bert
+from hvdtrain.core.job import prepare_data
 from hvdtrain.core.metrics import read_metrics
 from hvdtrain.core.optimizers import ReferenceOptimizer, clip_factor
 from hvdtrain.core.spec import JobSpec, load_spec
 from hvdtrain.core.weights import initial_weights
-from hvdtrain.models import bert
 from tests.jobs.runs import TINY
 
 SETTINGS = [
@@ -44,24 +45,23 @@ def check_exact(run: Path, settings: list[str]) -> None:
 
 
 def reference_update(spec: JobSpec) -> tuple[float, float, dict[str, np.ndarray]]:
-    dataset = prepare(spec.data, spec.model.vocab_size, spec.seed)
+    dataset = prepare_data(spec, print)
     whole = Accumulation(1, len(dataset.train))
-    everything = next(global_batches(spec.seed, dataset.train.lengths, whole)).indices
-    recipe = Recipe.of(dataset, spec.task, spec.seed)
+    everything = next(global_batches(spec.seed, dataset.train.costs, whole)).indices
     weights = bert.weights(spec.model)
-    arrays = initial_weights(weights, spec.seed, spec.model.initializer_range, "float64")
+    arrays = initial_weights(weights, spec.seed, "float64")
     model = _hugging_face(spec, arrays)
     loss_sum, weight = 0.0, 0.0
     for indices in np.array_split(everything, len(everything) // 16):
-        batch = collate(dataset.train, indices, 0, len(indices), recipe)
+        batch = dataset.train.collate(indices, 0, len(indices))
         logits = model(
-            input_ids=torch.from_numpy(batch.input_ids).long(),
-            attention_mask=torch.from_numpy(batch.attention_mask),
+            input_ids=torch.from_numpy(batch.inputs["input_ids"]).long(),
+            attention_mask=torch.from_numpy(batch.inputs["attention_mask"]),
         ).logits
         rows = torch.arange(len(indices))[:, None]
-        log_p = torch.log_softmax(logits[rows, torch.from_numpy(batch.masked_positions).long()], -1)
-        picked = log_p.gather(-1, torch.from_numpy(batch.masked_labels).long()[..., None])[..., 0]
-        loss = -(picked * torch.from_numpy(batch.masked_weights)).sum()
+        log_p = torch.log_softmax(logits[rows, torch.from_numpy(batch.inputs["masked_positions"]).long()], -1)
+        picked = log_p.gather(-1, torch.from_numpy(batch.targets).long()[..., None])[..., 0]
+        loss = -(picked * torch.from_numpy(batch.loss_weights)).sum()
         loss.backward()
         loss_sum, weight = loss_sum + loss.item(), weight + batch.weight
     gradients = {n: p.grad.numpy() / weight for n, p in model.named_parameters() if p.grad is not None}

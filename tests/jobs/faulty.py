@@ -49,7 +49,7 @@ def spoil(trainer: Any, fault: str) -> None:
         if fault != "overflow" or self.world.rank != 1 or self.step != 2:
             return window
         # A loss that float32 holds, and gradients that float16 does not.
-        large = [dataclasses.replace(b, masked_weights=1e9 * b.masked_weights) for b in window.micro_batches]
+        large = [dataclasses.replace(b, loss_weights=1e9 * b.loss_weights) for b in window.micro_batches]
         return dataclasses.replace(window, micro_batches=tuple(large))
 
     def failing_save(self: Any, directory: Path) -> None:

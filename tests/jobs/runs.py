@@ -120,12 +120,13 @@ def train_all(
     scenarios: dict[str, list[str]],
     resume: dict[str, Path] | None = None,
     wire: str = "mpirun",
+    spec: str = "bert",
 ) -> dict[str, Path]:
     """Train each scenario (overrides by name) on np ranks in one launch; returns the output directories."""
     directory.mkdir(parents=True, exist_ok=True)
     listing = directory / "scenarios.json"
     places = {name: str(path) for name, path in (resume or {}).items()}
-    found = [{"name": n, "set": sets, "resume": places.get(n)} for n, sets in scenarios.items()]
+    found = [{"name": n, "set": sets, "resume": places.get(n), "spec": spec} for n, sets in scenarios.items()]
     listing.write_text(json.dumps(found))
     done = launch(np, [str(WORKER), framework, str(listing)], wire)
     assert done.returncode == 0, done.stdout[-5000:]

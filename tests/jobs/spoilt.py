@@ -23,7 +23,8 @@ from typing import Any
 
 import numpy as np
 
-from hvdtrain.core.data import MicroBatch, Window
+from hvdtrain.core.data import Window
+from hvdtrain.core.initializers import Normal
 from hvdtrain.core.job import Framework, train_spec
 from hvdtrain.core.spec import load_spec
 from hvdtrain.core.weights import Weight
@@ -32,8 +33,8 @@ from tests.jobs.runs import start_sooner
 WIDTH = 4
 ROWS = 512  # TINY's vocabulary
 WEIGHTS = (
-    Weight("embedding", (ROWS, WIDTH), True, "normal"),
-    Weight("decoder", (ROWS, WIDTH), False, "normal"),
+    Weight("embedding", (ROWS, WIDTH), True, Normal(0.3)),
+    Weight("decoder", (ROWS, WIDTH), False, Normal(0.3)),
 )
 FAMILY = SimpleNamespace(
     weights=lambda model: WEIGHTS,
@@ -41,15 +42,9 @@ FAMILY = SimpleNamespace(
     hf_config=lambda model, pad: {},
     activation_bytes=lambda *shapes: 0,
     product_elements=lambda model: 0,
+    flops=lambda *sizes: 0,
 )
 Spoils = Sequence[tuple[int, int, int, int, str]]
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class SpoiltBatch(MicroBatch):
-    """A micro-batch and what is added to its gradient, float64 (elements of all weights,)."""
-
-    spoil: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros(2 * ROWS * WIDTH))
 
 
 def torch_model() -> type:
@@ -69,9 +64,9 @@ def torch_model() -> type:
                 hidden = embedding[batch["input_ids"].gather(1, batch["masked_positions"])]
                 logits = (hidden.to(self._compute) @ decoder.to(self._compute).T).to(self._dtype)
                 losses = functional.cross_entropy(
-                    logits.flatten(0, 1), batch["masked_labels"].flatten(), reduction="none"
+                    logits.flatten(0, 1), batch["targets"].flatten(), reduction="none"
                 )
-                loss = losses @ batch["masked_weights"].flatten().to(self._dtype)
+                loss = losses @ batch["loss_weights"].flatten().to(self._dtype)
                 if "spoil" in batch:
                     both = torch.cat([embedding.flatten(), decoder.flatten()])
                     loss = loss + (both * batch["spoil"].to(self._dtype)).sum()
@@ -94,17 +89,17 @@ def tensorflow_model() -> type:
     class Model:
         def __init__(self, model: Any, weights: tuple[Weight, ...], compute_dtype: str) -> None:
             self._dtype, self._compute = model.dtype, compute_dtype
-            self.parameters = {w.name: tf.Variable(tf.zeros(w.shape, self._dtype)) for w in weights}
+            self.parameters = {w.name: (tf.Variable(tf.zeros(w.shape, self._dtype)),) for w in weights}
 
         def loss_sum(self, batch: dict[str, Any], training: bool) -> Any:
-            embedding, decoder = self.parameters.values()
+            (embedding,), (decoder,) = self.parameters.values()
             tokens = tf.gather(batch["input_ids"], batch["masked_positions"], batch_dims=1)
             hidden = tf.cast(tf.gather(embedding, tokens), self._compute)
             logits = tf.tensordot(hidden, tf.cast(decoder, self._compute), [[2], [1]])
             losses = tf.nn.sparse_softmax_cross_entropy_with_logits(
-                batch["masked_labels"], tf.cast(logits, self._dtype)
+                batch["targets"], tf.cast(logits, self._dtype)
             )
-            loss = tf.reduce_sum(losses * tf.cast(batch["masked_weights"], self._dtype))
+            loss = tf.reduce_sum(losses * tf.cast(batch["loss_weights"], self._dtype))
             both = tf.concat([tf.reshape(embedding, [-1]), tf.reshape(decoder, [-1])], 0)
             return (
                 loss + tf.reduce_sum(both * tf.cast(batch["spoil"], self._dtype))
@@ -113,10 +108,10 @@ def tensorflow_model() -> type:
             )
 
         def read(self) -> dict[str, np.ndarray]:
-            return {name: variable.numpy() for name, variable in self.parameters.items()}
+            return {name: variable.numpy() for name, (variable,) in self.parameters.items()}
 
         def write(self, arrays: dict[str, np.ndarray]) -> None:
-            for name, variable in self.parameters.items():
+            for name, (variable,) in self.parameters.items():
                 variable.assign(arrays[name])
 
     return Model
@@ -126,14 +121,15 @@ MODELS = {"torch": torch_model, "tensorflow": tensorflow_model}
 
 
 def spoilt(window: Window, number: int, rank: int, spoils: Spoils, factor: float) -> Window:
-    """A window whose micro-batches bring what the script adds."""
+    """A window whose micro-batches bring what the script adds to their gradients, as one more input."""
     batches = []
     for i, batch in enumerate(window.micro_batches):
-        found = SpoiltBatch(**vars(batch) | {"masked_weights": factor * batch.masked_weights})
+        spoil = np.zeros(2 * ROWS * WIDTH)
         for at, whose, micro_batch, element, value in spoils:
             if (at, whose, micro_batch) == (number, rank, i):
-                found.spoil[element] += float(value)
-        batches.append(found)
+                spoil[element] += float(value)
+        inputs = {**batch.inputs, "spoil": spoil}
+        batches.append(dataclasses.replace(batch, inputs=inputs, loss_weights=factor * batch.loss_weights))
     return dataclasses.replace(window, micro_batches=tuple(batches))
 
 
@@ -162,7 +158,7 @@ def main() -> None:
     name, listing = sys.argv[1], Path(sys.argv[2])
     framework: Framework = importlib.import_module(f"hvdtrain.{name}.job")._load()
     module = importlib.import_module(f"hvdtrain.{name}.trainer")
-    module.MaskedLM = MODELS[name]()  # type: ignore[attr-defined]
+    module.Model = MODELS[name]()  # type: ignore[attr-defined]
     own_dtype, world = module.compute_dtype, None
     for scenario in json.loads(listing.read_text()):
         spec = load_spec("bert", scenario["set"])

@@ -11,12 +11,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hvdtrain.core.data.dataset import split_members
 
 from hvdtrain.core.compression import Adasum, DiLoCo, LocalSGD
 from hvdtrain.core.compression.simulator import Simulator
-from hvdtrain.core.data import Dataset, MicroBatch, Window, prepare, train_windows
-from hvdtrain.core.data.dataset import split_members
+from hvdtrain.core.data import Batch, Dataset, Window, train_windows
 from hvdtrain.core.data.tokenizer import train_tokenizer
+from hvdtrain.core.job import prepare_data
 from hvdtrain.core.metrics import METRICS_FILE, read_metrics
 from hvdtrain.core.optimizers import ReferenceOptimizer, clip_factor
 from hvdtrain.core.plan import Plan, make_plan
@@ -67,7 +68,6 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
 COMMON = [
     *TINY,
     "data.validation_split=0.0",
-    "model.initializer_range=0.3",
     "batch.per_device_train_batch_size=2",
 ]
 SCRIPTED = [
@@ -218,15 +218,15 @@ def windows_of(spec: JobSpec) -> Iterator[tuple[Window, ...]]:
     """Both ranks' windows."""
     dataset, plan = prepared(spec)
     streams = [
-        train_windows(dataset, spec.task, seed=spec.seed, accumulation=plan.accumulation, rank=rank)
+        train_windows(dataset.train, seed=spec.seed, accumulation=plan.accumulation, rank=rank)
         for rank in range(2)
     ]
     return zip(*streams, strict=True)
 
 
 def prepared(spec: JobSpec) -> tuple[Dataset, Plan]:
-    dataset = prepare(spec.data, spec.model.vocab_size, spec.seed)
-    tokens = dataset.train.lengths
+    dataset = prepare_data(spec, print)
+    tokens = dataset.train.costs
     plan = make_plan(spec, spoilt.WEIGHTS, size=2, threads=1, train_tokens=tokens, validation_samples=0)
     return dataset, plan
 
@@ -234,7 +234,7 @@ def prepared(spec: JobSpec) -> tuple[Dataset, Plan]:
 def local_reference(spec: JobSpec) -> tuple[dict[str, np.ndarray], list[int]]:
     """Both ranks' local updates in NumPy: the weights in the end, and how many each rank has applied."""
     _, plan = prepared(spec)
-    start = initial_weights(spoilt.WEIGHTS, spec.seed, spec.model.initializer_range, "float64")
+    start = initial_weights(spoilt.WEIGHTS, spec.seed, "float64")
     ranks, own = [dict(start), dict(start)], [0, 0]
     optimizers = [
         {w.name: ReferenceOptimizer(spec.optimizer, w.decays) for w in spoilt.WEIGHTS} for _ in range(2)
@@ -260,7 +260,7 @@ def local_reference(spec: JobSpec) -> tuple[dict[str, np.ndarray], list[int]]:
 def reference(spec: JobSpec, spoils: spoilt.Spoils) -> tuple[dict[str, np.ndarray], list[float]]:
     """Both ranks in NumPy: the weights in the end, and the learning rate of each update tried."""
     _, plan = prepared(spec)
-    weights = initial_weights(spoilt.WEIGHTS, spec.seed, spec.model.initializer_range, "float64")
+    weights = initial_weights(spoilt.WEIGHTS, spec.seed, "float64")
     optimizers = {w.name: ReferenceOptimizer(spec.optimizer, w.decays) for w in spoilt.WEIGHTS}
     (bucket,) = plan.buckets
     assert [w.name for w in bucket.weights] == list(weights)
@@ -294,15 +294,15 @@ def reference(spec: JobSpec, spoils: spoilt.Spoils) -> tuple[dict[str, np.ndarra
     return weights, rates
 
 
-def gradient(embedding: np.ndarray, decoder: np.ndarray, batch: MicroBatch) -> np.ndarray:
+def gradient(embedding: np.ndarray, decoder: np.ndarray, batch: Batch) -> np.ndarray:
     """That of the summed cross-entropy, flat."""
-    rows = np.arange(len(batch.input_ids))[:, None]
-    tokens = batch.input_ids[rows, batch.masked_positions].ravel()
+    rows = np.arange(len(batch.inputs["input_ids"]))[:, None]
+    tokens = batch.inputs["input_ids"][rows, batch.inputs["masked_positions"]].ravel()
     logits = embedding[tokens] @ decoder.T
     p = np.exp(logits - logits.max(axis=1, keepdims=True))
     p /= p.sum(axis=1, keepdims=True)
-    p[np.arange(len(p)), batch.masked_labels.ravel()] -= 1.0
-    p *= batch.masked_weights.reshape(-1, 1)
+    p[np.arange(len(p)), batch.targets.ravel()] -= 1.0
+    p *= batch.loss_weights.reshape(-1, 1)
     by_token = np.zeros_like(embedding)
     np.add.at(by_token, tokens, p @ decoder)
     return np.concatenate([by_token.ravel(), (p.T @ embedding[tokens]).ravel()])

@@ -13,14 +13,15 @@ import torch
 from transformers import BertConfig, BertForMaskedLM
 
 from hvdtrain.core.checkpoint import load_model
-from hvdtrain.core.data import Window, prepare, train_windows
+from hvdtrain.core.data import Window, train_windows
+from hvdtrain.core.families import bert
+from hvdtrain.core.job import prepare_data
 from hvdtrain.core.metrics import read_metrics
 from hvdtrain.core.optimizers import ReferenceOptimizer, clip_factor
 from hvdtrain.core.plan import make_plan
 from hvdtrain.core.schedules import schedule_factor
 from hvdtrain.core.spec import JobSpec, load_spec
 from hvdtrain.core.weights import initial_weights
-from hvdtrain.models import bert
 from tests.jobs.runs import FRAMEWORKS, TINY, WORKER, launch, train_all
 
 Arrays = dict[str, np.ndarray]
@@ -175,18 +176,17 @@ def plan_of(spec: JobSpec):  # type: ignore[no-untyped-def]
 def reference(spec: JobSpec, updates: int) -> tuple[np.ndarray, Arrays]:
     """Both ranks one after the other: the curve of so many updates, and the weights after COMPARED."""
     weights, plan = bert.weights(spec.model), plan_of(spec)
-    dataset = prepare(spec.data, spec.model.vocab_size, spec.seed)
+    dataset = prepare_data(spec, print)
     streams = [
         train_windows(
-            dataset,
-            spec.task,
+            dataset.train,
             seed=spec.seed,
             accumulation=plan.accumulation,
             rank=rank,
         )
         for rank in range(RANKS)
     ]
-    start = initial_weights(weights, spec.seed, spec.model.initializer_range, "float64")
+    start = initial_weights(weights, spec.seed, "float64")
     optimizers = [
         {w.name: ReferenceOptimizer(spec.optimizer, w.decays) for w in weights} for _ in range(RANKS)
     ]
@@ -280,15 +280,15 @@ def backward(model: BertForMaskedLM, arrays: Arrays, window: Window) -> tuple[fl
     total = 0.0
     for batch in window.micro_batches:
         logits = model(
-            input_ids=torch.from_numpy(batch.input_ids).long(),
-            attention_mask=torch.from_numpy(batch.attention_mask),
+            input_ids=torch.from_numpy(batch.inputs["input_ids"]).long(),
+            attention_mask=torch.from_numpy(batch.inputs["attention_mask"]),
         ).logits
         log_p = torch.log_softmax(logits, -1)
         rows = torch.arange(len(logits))[:, None]
         positions, labels = (
-            torch.from_numpy(a).long() for a in (batch.masked_positions, batch.masked_labels)
+            torch.from_numpy(a).long() for a in (batch.inputs["masked_positions"], batch.targets)
         )
-        loss = -(log_p[rows, positions, labels] * torch.from_numpy(batch.masked_weights)).sum()
+        loss = -(log_p[rows, positions, labels] * torch.from_numpy(batch.loss_weights)).sum()
         loss.backward()
         total += loss.item()
     return total, {n: p.grad.numpy().copy() for n, p in model.named_parameters() if n in arrays}

@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from hvdtrain.core.families import bert
 from hvdtrain.core.metrics import read_metrics
 from hvdtrain.core.plan import make_plan
 from hvdtrain.core.spec import load_spec
-from hvdtrain.models import bert
 from tests.jobs.runs import FRAMEWORKS, TINY, train_all
 
 UPDATES = 50

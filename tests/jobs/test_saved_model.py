@@ -8,7 +8,8 @@ import pytest
 import torch
 from transformers import AutoModelForMaskedLM, AutoTokenizer
 
-from hvdtrain.core.data import eval_batches, prepare
+from hvdtrain.core.data import eval_batches
+from hvdtrain.core.job import prepare_data
 from hvdtrain.core.metrics import read_metrics
 from hvdtrain.core.spec import load_spec
 from tests.jobs.runs import TINY, launch
@@ -47,20 +48,20 @@ def test_job_script_leaves_a_hugging_face_model(framework: str, wire: str, tmp_p
 
 def evaluate_with_transformers(directory: Path) -> float:
     spec = load_spec("bert", SETTINGS)
-    dataset = prepare(spec.data, spec.model.vocab_size, spec.seed)
+    dataset = prepare_data(spec, print)
     model = AutoModelForMaskedLM.from_pretrained(directory).eval()
     loss, count = 0.0, 0
-    for batch in eval_batches(dataset, spec.task, seed=spec.seed, per_device=8, rank=0, size=1):
-        labels = torch.full(batch.input_ids.shape, -100)
+    for batch in eval_batches(dataset.validation, per_device=8, rank=0, size=1):
+        labels = torch.full(batch.inputs["input_ids"].shape, -100)
         for row, (positions, tokens, weights) in enumerate(
-            zip(batch.masked_positions, batch.masked_labels, batch.masked_weights, strict=True)
+            zip(batch.inputs["masked_positions"], batch.targets, batch.loss_weights, strict=True)
         ):
             real = weights > 0
             labels[row, positions[real]] = torch.from_numpy(tokens[real]).long()
         with torch.no_grad():
             found = model(
-                input_ids=torch.from_numpy(batch.input_ids).long(),
-                attention_mask=torch.from_numpy(batch.attention_mask),
+                input_ids=torch.from_numpy(batch.inputs["input_ids"]).long(),
+                attention_mask=torch.from_numpy(batch.inputs["attention_mask"]),
                 labels=labels,
             )
         predictions = int((labels != -100).sum())

@@ -1,7 +1,8 @@
 """worker.py FRAMEWORK SCENARIOS.json: trains several specs in one launch, so that tests pay start-up once.
 
-A scenario is {"name", "set": [overrides], "resume": a checkpoint, if any}; rank 0 leaves each run in a folder
-of its name beside the file. With HOROVOD_TIMELINE=DYNAMIC it leaves Horovod's timeline there too, NAME.json.
+A scenario is {"name", "set": [overrides], "resume": a checkpoint, if any, "spec": BERT's by default}; rank 0
+leaves each run in a folder of its name beside the file. With HOROVOD_TIMELINE=DYNAMIC it leaves Horovod's
+timeline there too, NAME.json.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ def main() -> None:
     hvd = importlib.import_module(f"horovod.{sys.argv[1]}")
     timelines, world = os.environ.get("HOROVOD_TIMELINE") == "DYNAMIC", None
     for scenario in json.loads(scenarios.read_text()):
-        spec = load_spec("bert", scenario["set"])
+        spec = load_spec(scenario.get("spec", "bert"), scenario["set"])
         world = world or framework.init(spec)
         resume = Path(scenario["resume"]) if scenario.get("resume") else None
         if timelines:

@@ -33,6 +33,7 @@ ONE_SIDED = {
     "dropin/keeping.py": "PyTorch's gradients are a reducer, which keeps state (torch/reducer.py)",
     "dropin/messages.py": "TensorFlow has a list of variables",
     "dropin/tape.py": "PyTorch has no tape",
+    "families/_keras.py": "what Keras' layers need to compute what the spec says; PyTorch's do it",
     "keras/__init__.py": "Horovod's names for Keras in TensorFlow",
     "keras/callbacks.py": "likewise",
     "keras/elastic.py": "likewise",
@@ -42,7 +43,7 @@ _DRIVER = "PyTorch has requests under way, TensorFlow a graph in which data flow
 # Public names of a module that one adapter alone has, or that are otherwise in each, and why.
 BY_NATURE = {
     "driver.py": dict.fromkeys(
-        ("Work", "launch", "wait", "Driver", "pack", "swap_layout", "variables"), _DRIVER
+        ("Work", "launch", "wait", "Driver", "pack", "unpack", "swap_layout", "variables"), _DRIVER
     ),
     "dropin/arguments.py": dict.fromkeys(
         ("Reach", "check_local_layers", "handles"), "layers that stay local are Horovod's in TensorFlow alone"

@@ -6,16 +6,16 @@ import numpy as np
 import pytest
 import tensorflow as tf
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
+from torch.utils.flop_counter import FlopCounterMode
 from transformers import BertConfig, BertForMaskedLM
 
-from hvdtrain.core.data import MicroBatch
-from hvdtrain.core.sections import ModelSpec
-from hvdtrain.core.weights import Weight, initial_weights
-from hvdtrain.models import bert, family_of
-from hvdtrain.tensorflow import models as tensorflow_models
-from hvdtrain.torch import models as torch_models
+from hvdtrain.core.data import Batch
+from hvdtrain.core.families import bert, family_of
+from hvdtrain.core.families.bert import ModelSpec
+from hvdtrain.core.weights import initial_weights
+from hvdtrain.tensorflow import model as tensorflow_model
+from hvdtrain.torch import model as torch_model
+from tests.models.support import as_hugging_face, bytes_saved, far_from_initial
 
 SMALL = ModelSpec(
     vocab_size=97,
@@ -35,16 +35,10 @@ SMALL = ModelSpec(
 
 def hugging_face(model: ModelSpec) -> BertForMaskedLM:
     """What Transformers builds from the `config.json` of a saved model."""
-    return BertForMaskedLM(BertConfig(**bert.hf_config(model, pad_token_id=0))).eval()
+    return BertForMaskedLM(BertConfig(**bert.hf_config(model))).eval()
 
 
-def weights_far_from_initial(model: ModelSpec) -> dict[str, np.ndarray]:
-    """Every weight drawn, biases and layer norms too, so that none can be mistaken for another."""
-    drawn = [Weight(w.name, w.shape, w.decays, "normal") for w in bert.weights(model)]
-    return initial_weights(drawn, seed=3, std=0.3, dtype="float64")
-
-
-def ragged_batch(model: ModelSpec) -> MicroBatch:
+def ragged_batch(model: ModelSpec) -> Batch:
     """Four rows of 12, 7, 3 and no real tokens; the last row and some predictions have weight 0."""
     random = np.random.default_rng(5)
     lengths, predictions, width, most = (12, 7, 3, 0), (4, 2, 1, 0), 12, 4
@@ -60,7 +54,9 @@ def ragged_batch(model: ModelSpec) -> MicroBatch:
         weights[row, :count] = 1.0
     types = np.zeros_like(tokens)
     types[0, 6:] = 1
-    return MicroBatch(tokens, mask, types, positions, labels, weights, weights.sum(), sum(lengths), 3)
+    inputs = {"input_ids": tokens, "attention_mask": mask, "token_type_ids": types}
+    counts = {"tokens": sum(lengths), "samples": 3}
+    return Batch(inputs | {"masked_positions": positions}, labels, weights, weights.sum(), counts)
 
 
 def test_names_and_shapes_are_those_of_transformers() -> None:
@@ -84,7 +80,7 @@ def test_biases_and_layer_norms_alone_do_not_decay() -> None:
 
 
 def test_a_model_starts_as_bert_does() -> None:
-    arrays = initial_weights(bert.weights(SMALL), seed=0, std=0.02, dtype="float32")
+    arrays = initial_weights(bert.weights(SMALL.model_copy(update={"initializer_range": 0.02})), 0, "float32")
     for name, array in arrays.items():
         if "LayerNorm.weight" in name:
             assert (array == 1).all(), name
@@ -99,38 +95,20 @@ def test_the_family_of_a_spec_is_found() -> None:
     assert family_of(SMALL) is bert
 
 
-@given(st.integers(1, 4), st.integers(1, 4), st.integers(1, 9))
-def test_from_keras_undoes_to_keras(heads: int, per_head: int, others: int) -> None:
-    hidden = heads * per_head
-    query = Weight("bert.encoder.layer.0.attention.self.query.weight", (hidden, others), True, "normal")
-    output = Weight("bert.encoder.layer.0.attention.output.dense.weight", (others, hidden), True, "normal")
-    bias = Weight("bert.encoder.layer.0.attention.self.query.bias", (hidden,), False, "zeros")
-    embedding = Weight("bert.embeddings.word_embeddings.weight", (others, hidden), True, "normal")
-    for weight, keras_shape in (
-        (query, (others, heads, per_head)),
-        (output, (heads, per_head, others)),
-        (bias, (heads, per_head)),
-        (embedding, (others, hidden)),
-    ):
-        array = np.random.default_rng(0).normal(size=weight.shape)
-        there = bert.to_keras(weight, array, keras_shape)
-        assert there.shape == keras_shape
-        np.testing.assert_array_equal(bert.from_keras(weight, there), array)
-
-
 def test_the_table_covers_every_weight_of_keras_hub_but_the_pooler_once() -> None:
-    model = tensorflow_models.MaskedLM(SMALL, bert.weights(SMALL))
-    every = {v.path for v in [*model._backbone.variables, *model._head.variables]}
+    model = tensorflow_model.Model(SMALL, bert.weights(SMALL))
+    every = {v.path for v in [*model.network._backbone.variables, *model.network._head.variables]}
     paths = bert.keras_paths(SMALL)
-    assert len(set(paths.values())) == len(paths)
+    used = [path for parts in paths.values() for path in parts]
+    assert len(set(used)) == len(used)
     assert paths.keys() == {w.name for w in bert.weights(SMALL)}
-    assert every - set(paths.values()) == {"pooled_dense/kernel", "pooled_dense/bias"}
-    assert set(paths.values()) <= every
+    assert every - set(used) == {"pooled_dense/kernel", "pooled_dense/bias"}
+    assert set(used) <= every
 
 
-@pytest.mark.parametrize("adapter", [torch_models, tensorflow_models], ids=["torch", "tensorflow"])
+@pytest.mark.parametrize("adapter", [torch_model, tensorflow_model], ids=["torch", "tensorflow"])
 def test_a_model_gives_back_the_weights_it_was_given(adapter) -> None:  # type: ignore[no-untyped-def]
-    model, arrays = adapter.MaskedLM(SMALL, bert.weights(SMALL)), weights_far_from_initial(SMALL)
+    model, arrays = adapter.Model(SMALL, bert.weights(SMALL)), far_from_initial(bert.weights(SMALL))
     model.write(arrays)
     found = model.read()
     assert found.keys() == arrays.keys()
@@ -145,27 +123,27 @@ def test_a_model_gives_back_the_weights_it_was_given(adapter) -> None:  # type: 
 @pytest.mark.parametrize("training", [False, True])
 def test_both_frameworks_compute_the_loss_of_transformers(activation: str, training: bool) -> None:
     spec = SMALL.model_copy(update={"hidden_act": activation})
-    arrays, batch = weights_far_from_initial(spec), ragged_batch(spec)
+    arrays, batch = far_from_initial(bert.weights(spec)), ragged_batch(spec)
     oracle = hugging_face(spec).double()
     oracle.load_state_dict({n: torch.from_numpy(a) for n, a in arrays.items()}, strict=False)
-    labels = np.full(batch.input_ids.shape, -100)
-    for row, column in zip(*np.nonzero(batch.masked_weights), strict=True):
-        labels[row, batch.masked_positions[row, column]] = batch.masked_labels[row, column]
+    labels = np.full(batch.inputs["input_ids"].shape, -100)
+    for row, column in zip(*np.nonzero(batch.loss_weights), strict=True):
+        labels[row, batch.inputs["masked_positions"][row, column]] = batch.targets[row, column]
     with torch.no_grad():
         mean = oracle(
-            input_ids=torch.from_numpy(batch.input_ids).long(),
-            attention_mask=torch.from_numpy(batch.attention_mask).long(),
-            token_type_ids=torch.from_numpy(batch.token_type_ids).long(),
+            input_ids=torch.from_numpy(batch.inputs["input_ids"]).long(),
+            attention_mask=torch.from_numpy(batch.inputs["attention_mask"]).long(),
+            token_type_ids=torch.from_numpy(batch.inputs["token_type_ids"]).long(),
             labels=torch.from_numpy(labels),
         ).loss
     expected = float(mean) * batch.weight
 
-    ours = torch_models.MaskedLM(spec, bert.weights(spec))
+    ours = torch_model.Model(spec, bert.weights(spec))
     ours.write(arrays)
-    theirs = tensorflow_models.MaskedLM(spec, bert.weights(spec))
+    theirs = tensorflow_model.Model(spec, bert.weights(spec))
     theirs.write(arrays)
-    torch_loss = ours.loss_sum(torch_models.tensors(batch), training=training).item()
-    tensorflow_loss = float(theirs.loss_sum(tensorflow_models.tensors(batch), training=training))
+    torch_loss = ours.loss_sum(torch_model.tensors(batch), training=training).item()
+    tensorflow_loss = float(theirs.loss_sum(tensorflow_model.tensors(batch), training=training))
     assert torch_loss == pytest.approx(expected, rel=1e-13)
     assert tensorflow_loss == pytest.approx(torch_loss, rel=1e-13)
 
@@ -173,17 +151,17 @@ def test_both_frameworks_compute_the_loss_of_transformers(activation: str, train
 @pytest.mark.parametrize("activation", ["gelu", "gelu_new"])
 def test_both_frameworks_compute_the_same_gradients(activation: str) -> None:
     spec = SMALL.model_copy(update={"hidden_act": activation})
-    arrays, batch, table = weights_far_from_initial(spec), ragged_batch(spec), bert.weights(spec)
-    ours, theirs = torch_models.MaskedLM(spec, table), tensorflow_models.MaskedLM(spec, table)
+    arrays, batch, table = far_from_initial(bert.weights(spec)), ragged_batch(spec), bert.weights(spec)
+    ours, theirs = torch_model.Model(spec, table), tensorflow_model.Model(spec, table)
     ours.write(arrays)
     theirs.write(arrays)
-    ours.loss_sum(torch_models.tensors(batch), training=True).backward()
+    ours.loss_sum(torch_model.tensors(batch), training=True).backward()
     with tf.GradientTape() as tape:
-        loss = theirs.loss_sum(tensorflow_models.tensors(batch), training=True)
+        loss = theirs.loss_sum(tensorflow_model.tensors(batch), training=True)
     found = tape.gradient(loss, theirs.parameters)
     for weight in table:
         torch_gradient = ours.parameters[weight.name].grad.numpy()
-        tensorflow_gradient = bert.from_keras(weight, tf.convert_to_tensor(found[weight.name]).numpy())
+        tensorflow_gradient = as_hugging_face(weight, found[weight.name])
         scale = max(np.abs(torch_gradient).max(), 1e-3)
         np.testing.assert_allclose(
             tensorflow_gradient, torch_gradient, rtol=0, atol=1e-12 * scale, err_msg=weight.name
@@ -208,29 +186,34 @@ def test_activations_are_what_autograd_saves(shape: str, compute: str, itemsize:
     spec = ModelSpec(
         **SMALL.model_dump() | SHAPES[shape] | {"dtype": "float32", "max_position_embeddings": 64}
     )
-    model = torch_models.MaskedLM(spec, bert.weights(spec), compute)
+    model = torch_model.Model(spec, bert.weights(spec), compute)
     rows, length, predictions = 4, 64, 9
     random = np.random.default_rng(0)
     ids, positions, labels = (
         random.integers(5, 64, shape, dtype=np.int32)
         for shape in ((rows, length), (rows, predictions), (rows, predictions))
     )
-    batch = MicroBatch(ids, ids * 0 + 1, ids * 0, positions, labels, labels * 1.0, 1.0, 1, rows)
-    inputs = torch_models.tensors(batch)
-    own = {t.untyped_storage().data_ptr() for t in (*model._module.parameters(), *inputs.values())}
-    saved: dict[int, torch.UntypedStorage] = {}
-
-    def keep(tensor: torch.Tensor) -> torch.Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in own and tensor.is_floating_point():
-            saved[storage.data_ptr()] = storage
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        model.loss_sum(inputs, training=True)
+    inputs = {"input_ids": ids, "attention_mask": ids * 0 + 1, "token_type_ids": ids * 0}
+    batch = Batch(inputs | {"masked_positions": positions}, labels, labels * 1.0, 1.0, {})
+    tensors = torch_model.tensors(batch)
+    own = (*model.network._module.parameters(), *tensors.values())
+    saved = bytes_saved(lambda: model.loss_sum(tensors, training=True), own)
     copies = itemsize * bert.product_elements(spec) if compute != "float32" else 0
     predicted = bert.activation_bytes(spec, rows, length, predictions, itemsize) + copies
-    assert predicted == pytest.approx(sum(s.nbytes() for s in saved.values()), rel=0.03)
+    assert predicted == pytest.approx(saved, rel=0.03)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_flops_are_what_pytorch_counts(shape: str) -> None:
+    spec = ModelSpec(**SMALL.model_dump() | SHAPES[shape] | {"max_position_embeddings": 64})
+    model, rows, length, predictions = torch_model.Model(spec, bert.weights(spec)), 2, 64, 9
+    ids, places = np.full((rows, length), 5, np.int32), np.zeros((rows, predictions), np.int32)
+    inputs = {"input_ids": ids, "attention_mask": ids * 0 + 1, "token_type_ids": ids * 0}
+    batch = Batch(inputs | {"masked_positions": places}, places, places + 1.0, 1.0, {})
+    with FlopCounterMode(display=False) as counter:
+        model.loss_sum(torch_model.tensors(batch), training=True).backward()
+    predicted = rows * bert.flops(spec, length, predictions)
+    assert predicted == pytest.approx(counter.get_total_flops(), rel=0.1)
 
 
 @pytest.mark.parametrize("compute", ["bfloat16", "float16"])
@@ -246,35 +229,34 @@ def test_products_alone_are_computed_in_16_bits(compute: str, dropout: float, ti
         }
     )
     table, batch = bert.weights(spec), ragged_batch(spec)
-    arrays = {n: (0.3 * a).astype(np.float32) for n, a in weights_far_from_initial(spec).items()}
-    exact, ours = torch_models.MaskedLM(spec, table), torch_models.MaskedLM(spec, table, compute)
-    theirs = tensorflow_models.MaskedLM(spec, table, compute)
+    arrays = {n: (0.3 * a).astype(np.float32) for n, a in far_from_initial(bert.weights(spec)).items()}
+    exact, ours = torch_model.Model(spec, table), torch_model.Model(spec, table, compute)
+    theirs = tensorflow_model.Model(spec, table, compute)
     for model in (exact, ours, theirs):
         model.write(arrays)
     # Evaluation computes as training does.
     losses = [
-        float(exact.loss_sum(torch_models.tensors(batch), training=False)),
-        float(ours.loss_sum(torch_models.tensors(batch), training=False)),
-        float(theirs.loss_sum(tensorflow_models.tensors(batch), training=False)),
+        float(exact.loss_sum(torch_model.tensors(batch), training=False)),
+        float(ours.loss_sum(torch_model.tensors(batch), training=False)),
+        float(theirs.loss_sum(tensorflow_model.tensors(batch), training=False)),
     ]
     rounding = {"bfloat16": 2.0**-8, "float16": 2.0**-11}[compute]
     assert losses[1:] == pytest.approx([losses[0]] * 2, rel=rounding)
     assert losses[0] not in losses[1:], "16 bits must be seen somewhere"
+    in_16_bits = torch.tensor(losses[1:]).to(getattr(torch, compute)).tolist()
+    assert not {*losses[1:]} & {*in_16_bits}, "the sum is taken in 32 bits"
     if dropout:
         return
     for model in (exact, ours):
-        model.loss_sum(torch_models.tensors(batch), training=True).backward()
+        model.loss_sum(torch_model.tensors(batch), training=True).backward()
     with tf.GradientTape() as tape:
-        loss = theirs.loss_sum(tensorflow_models.tensors(batch), training=True)
+        loss = theirs.loss_sum(tensorflow_model.tensors(batch), training=True)
     found = tape.gradient(loss, theirs.parameters)
     for weight in table:
         expected = exact.parameters[weight.name].grad.numpy()
-        ours_, theirs_ = (
-            ours.parameters[weight.name].grad,
-            tf.convert_to_tensor(found[weight.name]),
-        )
+        ours_, theirs_ = ours.parameters[weight.name].grad, as_hugging_face(weight, found[weight.name])
         # Masters and their gradients stay in float32.
-        assert (ours_.dtype, theirs_.dtype) == (torch.float32, tf.float32)
+        assert (ours_.dtype, theirs_.dtype) == (torch.float32, np.float32)
         scale = max(float(np.linalg.norm(expected)), 1e-3)
-        for gradient in (ours_.numpy(), bert.from_keras(weight, theirs_.numpy())):
+        for gradient in (ours_.numpy(), theirs_):
             assert np.linalg.norm(gradient - expected) < 10 * rounding * scale, weight.name

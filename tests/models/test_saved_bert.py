@@ -18,9 +18,9 @@ from transformers import AutoModelForMaskedLM, AutoTokenizer, BertModel, BertTok
 from hvdtrain.core.checkpoint import UNTRAINED_FILE, load_model, save_model
 from hvdtrain.core.data.tokenizer import encoder, train_tokenizer
 from hvdtrain.core.data.tokenizer_files import tokenizer_files
-from hvdtrain.core.sections import ModelSpec
+from hvdtrain.core.families import bert
+from hvdtrain.core.families.bert import ModelSpec
 from hvdtrain.core.weights import initial_weights
-from hvdtrain.models import bert
 
 TEXTS = [
     "Café, naïve Ünïcode! Škoda (don't) [stop]; $5.00 ~x~ “quotes” — a_b <c>",
@@ -36,17 +36,18 @@ SPEC = ModelSpec(
     intermediate_size=32,
     max_position_embeddings=64,
     hidden_act="gelu_new",
+    initializer_range=0.5,
 )
 
 
 def save(directory: Path, tokenizer: Tokenizer) -> str:
     """A model with large random weights; its folder."""
-    file = directory / "tokenizer.json"
-    tokenizer.save(str(file))
     arrays, untrained = (
-        initial_weights(weights(SPEC), 1, 0.5, "float32") for weights in (bert.weights, bert.untrained)
+        initial_weights(weights(SPEC), 1, "float32") for weights in (bert.weights, bert.untrained)
     )
-    save_model(directory / "model", arrays, bert.hf_config(SPEC, 0), file, 64, untrained=untrained)
+    config = {**bert.hf_config(SPEC), "pad_token_id": 0}
+    files = tokenizer_files(tokenizer.to_str(pretty=True), 64)
+    save_model(directory / "model", arrays, config, files, untrained=untrained)
     return str(directory / "model")
 
 

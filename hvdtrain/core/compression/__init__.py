@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import operator
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import Field
 
@@ -20,6 +20,7 @@ from hvdtrain.core.compression.protocol import Policy
 from hvdtrain.core.compression.randomk import RandomK
 from hvdtrain.core.compression.sign import Sign
 from hvdtrain.core.compression.topk import TopK
+from hvdtrain.core.registry import Registry
 from hvdtrain.core.sections import BY_FORM, LIST, ONE
 
 # The registry: a policy named here works everywhere.
@@ -37,8 +38,20 @@ POLICIES: tuple[type[Policy], ...] = (
     DiLoCo,
 )
 
+# What others install, and dotted paths.
+OTHERS = Registry(
+    "compression.type", "hvdtrain.compression", {p.model_fields["type"].default: "" for p in POLICIES}
+)
+
+
+def field_type(policies: tuple[type[Policy], ...]) -> Any:
+    """The type of a field that is one of these policies, or a list of them."""
+    one: Any = Annotated[functools.reduce(operator.or_, policies), Field(discriminator="type")]
+    many: Any = tuple.__class_getitem__((one, ...))
+    return Annotated[Annotated[one, ONE] | Annotated[many, LIST], BY_FORM]
+
+
 if TYPE_CHECKING:
     Compression = Policy | tuple[Policy, ...]
 else:
-    _One = Annotated[functools.reduce(operator.or_, POLICIES), Field(discriminator="type")]
-    Compression = Annotated[Annotated[_One, ONE] | Annotated[tuple[_One, ...], LIST], BY_FORM]
+    Compression = field_type(POLICIES)

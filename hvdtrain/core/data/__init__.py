@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from hvdtrain.core.data.batches import (
-    MicroBatch,
-    Recipe,
+    Batch,
+    Dataset,
+    Split,
+    TextFacts,
     Window,
-    collate,
     eval_batches,
     eval_rounds,
     train_windows,
 )
 from hvdtrain.core.data.cache import cache_directory, prepare
-from hvdtrain.core.data.dataset import Dataset, Sequences
+from hvdtrain.core.data.corpus import Corpus, Sequences
 from hvdtrain.core.data.masking import max_predictions
 from hvdtrain.core.data.order import (
     Position,
@@ -24,16 +25,17 @@ from hvdtrain.core.data.prefetch import Prefetcher
 from hvdtrain.core.data.tokenizer import TokenIds
 
 __all__ = [
+    "Batch",
+    "Corpus",
     "Dataset",
-    "MicroBatch",
     "Position",
     "Prefetcher",
-    "Recipe",
     "Sequences",
+    "Split",
+    "TextFacts",
     "TokenIds",
     "Window",
     "cache_directory",
-    "collate",
     "epoch_order",
     "eval_batches",
     "eval_rounds",

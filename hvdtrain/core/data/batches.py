@@ -2,56 +2,111 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from hvdtrain.core.accumulation import Accumulation
-from hvdtrain.core.data.dataset import Dataset, Sequences
-from hvdtrain.core.data.masking import EVALUATION_EPOCH, mask_tokens, mask_words
 from hvdtrain.core.data.order import Indices, global_batches, rank_share
-from hvdtrain.core.data.tokenizer import TokenIds
 
-if TYPE_CHECKING:
-    from hvdtrain.core.sections import TaskSpec
+# Every evaluation asks the same questions.
+EVALUATION_EPOCH = -1
 
 
 @dataclass(frozen=True, eq=False)
-class MicroBatch:
-    """What one forward and backward pass takes: always b rows of S tokens with M predictions at most.
+class Batch:
+    """What one forward and backward pass takes: always the same number of rows, whatever data is left.
 
-    Rows beyond the data are [PAD] with weight 0; their attention mask is 1 everywhere, because a softmax over
-    nothing is NaN in some attention kernels, and NaN times weight 0 is NaN.
+    Rows beyond the data have weight 0 in the loss.
 
     Attributes:
-        input_ids: int32 (b, S).
-        attention_mask: 1 on tokens, 0 on padding, int32 (b, S).
-        token_type_ids: zeros, int32 (b, S).
-        masked_positions: where to predict, int32 (b, M).
-        masked_labels: the right tokens, int32 (b, M).
-        masked_weights: factor of each prediction's loss in the sum, 0 beyond the predictions, float64 (b, M).
-            By token: 1. By example: 1 / number of predictions in the row.
-        weight: w(r, m), what the divisor of the update counts: predictions, or examples with a prediction.
-        tokens: real tokens, with [CLS] and [SEP].
-        samples: real rows.
+        inputs: what the model takes, by name, (rows, ...).
+        targets: the right answers, one a prediction, (rows, predictions).
+        loss_weights: factor of each prediction's loss in the sum, 0 beyond the predictions, float64
+            (rows, predictions).
+        weight: w(r, m), what the divisor of the update counts.
+        counts: of real rows (`samples`), and of what the task counts beside them (`tokens`).
     """
 
-    input_ids: NDArray[np.int32]
-    attention_mask: NDArray[np.int32]
-    token_type_ids: NDArray[np.int32]
-    masked_positions: NDArray[np.int32]
-    masked_labels: NDArray[np.int32]
-    masked_weights: NDArray[np.float64]
+    inputs: Mapping[str, NDArray[Any]]
+    targets: NDArray[Any]
+    loss_weights: NDArray[np.float64]
     weight: float
-    tokens: int
-    samples: int
+    counts: Mapping[str, int]
 
     def arrays(self) -> dict[str, NDArray[Any]]:
-        """The arrays a model takes, by field name."""
-        return {name: value for name, value in vars(self).items() if isinstance(value, np.ndarray)}
+        """Every array by name: the inputs, `targets` and `loss_weights`."""
+        return {**self.inputs, "targets": self.targets, "loss_weights": self.loss_weights}
+
+
+class Split(Protocol):
+    """Samples to train on, or to evaluate on.
+
+    Attributes:
+        costs: what each sample costs, in the unit of `batch.target_tokens_per_update`, int64 (len(self),).
+    """
+
+    @property
+    def costs(self) -> NDArray[np.int64]: ...
+
+    def __len__(self) -> int: ...
+
+    def collate(self, indices: Indices, epoch: int, rows: int) -> Batch:
+        """Make a micro-batch; the same arguments give the same batch, on any rank and in any run.
+
+        Args:
+            indices: which samples, int64 (at most rows,); none gives a batch of weight 0.
+            epoch: from 0, or `EVALUATION_EPOCH`; what is random depends on it.
+            rows: of every array.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class TextFacts:
+    """How a text was tokenised.
+
+    Attributes:
+        tokenizer_size: tokens of the tokenizer.
+        vocab_size: tokens of the model.
+        unknown_share: share of the text's tokens that are [UNK], which nobody is asked to predict.
+        trained: whether the tokenizer was trained on the text, and not given.
+    """
+
+    tokenizer_size: int
+    vocab_size: int
+    unknown_share: float
+    trained: bool
+
+
+@dataclass(frozen=True, eq=False)
+class Dataset:
+    """What a task has prepared for a run.
+
+    Attributes:
+        train: the samples to train on.
+        validation: the samples to evaluate on; none of them is in `train`.
+        fingerprint: hash of all samples and of the split; ranks that train together must agree on it.
+        files: content of the files that belong to a saved model, such as a tokenizer's, by name.
+        config: what the data adds to a saved model's `config.json`, such as the id of [PAD].
+        text: how its text was tokenised; None where the data is not text.
+    """
+
+    train: Split
+    validation: Split
+    fingerprint: str
+    files: Mapping[str, str] = field(default_factory=dict)
+    config: Mapping[str, Any] = field(default_factory=dict)
+    text: TextFacts | None = None
+
+    def fingerprint_with(self, directory: Path) -> str:
+        """The fingerprint that an earlier version gave the same samples in a run that saved `directory`."""
+        del directory
+        return self.fingerprint
 
 
 @dataclass(frozen=True)
@@ -65,7 +120,7 @@ class Window:
         samples_consumed: samples used by the whole job once this update is done.
     """
 
-    micro_batches: tuple[MicroBatch, ...]
+    micro_batches: tuple[Batch, ...]
     epoch: int
     samples_global: int
     samples_consumed: int
@@ -78,68 +133,11 @@ class Window:
     @property
     def tokens(self) -> int:
         """This rank's real tokens."""
-        return sum(batch.tokens for batch in self.micro_batches)
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """How sequences become micro-batches, the same for every batch of a run."""
-
-    max_seq_length: int
-    mlm_probability: float
-    normalize: Literal["token", "example"]
-    seed: int
-    token_ids: TokenIds
-
-    @classmethod
-    def of(cls, dataset: Dataset, task: TaskSpec, seed: int) -> Recipe:
-        """The recipe for a dataset and the spec's task section."""
-        return cls(dataset.max_seq_length, task.mlm_probability, task.normalize, seed, dataset.token_ids)
-
-
-def collate(sequences: Sequences, indices: Indices, epoch: int, rows: int, recipe: Recipe) -> MicroBatch:
-    """Make a micro-batch.
-
-    Args:
-        sequences: where the samples are.
-        indices: which samples, int64 (at most rows,); none gives a batch of weight 0.
-        epoch: for the masks, from 0 or `EVALUATION_EPOCH`.
-        rows: b.
-        recipe: S, M and the task.
-
-    Returns:
-        Arrays of `rows` rows.
-    """
-    ids = recipe.token_ids
-    tokens = np.full((rows, recipe.max_seq_length), ids.pad, dtype=np.int32)
-    attention = np.ones_like(tokens)
-    attention[: len(indices)] = 0
-    for row, index in enumerate(indices):
-        sequence = sequences[index]
-        tokens[row, : len(sequence)] = sequence
-        attention[row, : len(sequence)] = 1
-    words = np.zeros((rows, recipe.max_seq_length, 3), dtype=np.uint64)
-    words[: len(indices)] = mask_words(recipe.seed, epoch, indices, recipe.max_seq_length)
-    masked = mask_tokens(tokens, words, recipe.mlm_probability, ids)
-    predictions = masked.valid.sum(axis=1)
-    by_token = recipe.normalize == "token"
-    share = np.ones(rows) if by_token else 1.0 / np.maximum(predictions, 1)
-    return MicroBatch(
-        input_ids=masked.input_ids,
-        attention_mask=attention,
-        token_type_ids=np.zeros_like(tokens),
-        masked_positions=masked.positions,
-        masked_labels=masked.labels,
-        masked_weights=np.where(masked.valid, share[:, None], 0.0),
-        weight=float(predictions.sum() if by_token else np.count_nonzero(predictions)),
-        tokens=int(attention[: len(indices)].sum()),
-        samples=len(indices),
-    )
+        return sum(batch.counts["tokens"] for batch in self.micro_batches)
 
 
 def train_windows(
-    dataset: Dataset,
-    task: TaskSpec,
+    split: Split,
     *,
     seed: int,
     accumulation: Accumulation,
@@ -150,8 +148,7 @@ def train_windows(
     """One rank's windows of a run, for ever; the same global batches whatever the ranks and the accumulation.
 
     Args:
-        dataset: its `train` sequences are used.
-        task: the spec's task section.
+        split: the samples.
         seed: the job's seed.
         accumulation: how many samples an update takes, on how many ranks, in micro-batches of how many rows.
         rank: this rank, from 0.
@@ -161,29 +158,25 @@ def train_windows(
     Yields:
         One window an update.
     """
-    recipe, per_device = Recipe.of(dataset, task, seed), accumulation.per_device
-    for batch in global_batches(seed, dataset.train.lengths, accumulation, start_samples, start_update):
+    per_device = accumulation.per_device
+    for batch in global_batches(seed, split.costs, accumulation, start_samples, start_update):
         shares = rank_share(batch.indices, rank, accumulation.size, batch.micro_batches, per_device)
         yield Window(
-            tuple(collate(dataset.train, share, batch.epoch, per_device, recipe) for share in shares),
+            tuple(split.collate(share, batch.epoch, per_device) for share in shares),
             batch.epoch,
             len(batch.indices),
             batch.samples_consumed,
         )
 
 
-def eval_batches(
-    dataset: Dataset, task: TaskSpec, *, seed: int, per_device: int, rank: int, size: int
-) -> Iterator[MicroBatch]:
+def eval_batches(split: Split, *, per_device: int, rank: int, size: int) -> Iterator[Batch]:
     """One rank's part of an evaluation, the same questions each time.
 
-    Each validation sequence comes once over all ranks, and every rank gets `eval_rounds` batches, the last of
+    Each sample comes once over all ranks, and every rank gets `eval_rounds` batches, the last of
     them short or empty where its share is smaller.
 
     Args:
-        dataset: its `validation` sequences are used.
-        task: the spec's task section.
-        seed: the job's seed.
+        split: the samples.
         per_device: b, rows of a batch.
         rank: this rank, from 0.
         size: number of ranks.
@@ -191,10 +184,9 @@ def eval_batches(
     Yields:
         Batches of `per_device` rows.
     """
-    recipe = Recipe.of(dataset, task, seed)
-    rounds = eval_rounds(len(dataset.validation), per_device, size)
-    for share in rank_share(np.arange(len(dataset.validation)), rank, size, rounds, per_device):
-        yield collate(dataset.validation, share, EVALUATION_EPOCH, per_device, recipe)
+    rounds = eval_rounds(len(split), per_device, size)
+    for share in rank_share(np.arange(len(split)), rank, size, rounds, per_device):
+        yield split.collate(share, EVALUATION_EPOCH, per_device)
 
 
 def eval_rounds(n_samples: int, per_device: int, size: int) -> int:

@@ -12,24 +12,21 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hvdtrain.core.data.dataset import Dataset
+from hvdtrain.core.data.corpus import Corpus
 from hvdtrain.core.data.hashing import Contents, hash_contents, hash_texts
-from hvdtrain.core.data.packing import pack, split
 from hvdtrain.core.data.sources import Changed, documents, file_digest
 from hvdtrain.core.data.store import Damaged, Store, open_store, write_store
 from hvdtrain.core.data.tokenizer import (
     encoder,
     read_tokenizer,
-    token_ids,
     tokenizer_from,
-    train_tokenizer,
     unknown_id,
 )
 from hvdtrain.core.errors import DataError
 from hvdtrain.core.paths import cache_root, user_path
 
 if TYPE_CHECKING:
-    from hvdtrain.core.sections import DataSpec
+    from hvdtrain.core.data.text import TextSpec
 
 FORMAT = 2
 _INDEX = "sources.json"
@@ -39,7 +36,7 @@ def _silent(message: str) -> None:
     pass
 
 
-def prepare(data: DataSpec, vocab_size: int, seed: int, announce: Callable[[str], None] = _silent) -> Dataset:
+def prepare(data: TextSpec, vocab_size: int, seed: int, announce: Callable[[str], None] = _silent) -> Corpus:
     """Open the corpus as token sequences; tokenise and pack it first if this node has not done so.
 
     The cache is named by a hash of the sources' bytes, the tokenizer, the sequence length and the packing, so
@@ -54,7 +51,7 @@ def prepare(data: DataSpec, vocab_size: int, seed: int, announce: Callable[[str]
         announce: called with a line for the user when the call will take a while.
 
     Returns:
-        The dataset; its files lie in `data.cache_dir`, else $HVDTRAIN_CACHE_DIR/data, else
+        The corpus; its files lie in `data.cache_dir`, else $HVDTRAIN_CACHE_DIR/data, else
         ~/.cache/hvdtrain/data.
 
     Raises:
@@ -68,17 +65,17 @@ def prepare(data: DataSpec, vocab_size: int, seed: int, announce: Callable[[str]
         with _writing(root), _locked(root / f"{inputs.name}.lock", announce):
             # Another rank may have built it while this one waited for the lock.
             store = _open(root / inputs.name, announce) or _build(inputs, root, announce)
-    dataset = store.dataset(data.max_seq_length, data.validation_split, seed)
-    if not dataset.train.has_other_tokens(dataset.token_ids.special):
+    corpus = store.corpus(data.max_seq_length, data.validation_split, seed)
+    if not corpus.train.has_other_tokens(corpus.token_ids.special):
         raise DataError(
             f"{_source(data)}: nothing to predict, all of the training split is [UNK]: the tokenizer has "
-            f"{dataset.token_ids.size:,} tokens and knows none of its words; give a larger model.vocab_size "
+            f"{corpus.token_ids.size:,} tokens and knows none of its words; give a larger model.vocab_size "
             f"(now {vocab_size:,}), a data.tokenizer_file for this text, or other text"
         )
-    return dataset
+    return corpus
 
 
-def cache_directory(data: DataSpec) -> Path:
+def cache_directory(data: TextSpec) -> Path:
     """`data.cache_dir`, else data/ in the folder of all caches (see `cache_root`)."""
     if data.cache_dir is not None:
         return user_path(data.cache_dir, "data.cache_dir:", DataError)
@@ -90,20 +87,16 @@ class _Inputs:
     """What a cache is made from, as it was when the cache was named."""
 
     name: str
-    data: DataSpec
+    data: TextSpec
     vocab_size: int
     contents: Contents
     tokenizer: bytes | None
 
 
-def _look_at(data: DataSpec, vocab_size: int, root: Path) -> _Inputs:
+def _look_at(data: TextSpec, vocab_size: int, root: Path) -> _Inputs:
     file = data.tokenizer_file
     given = read_tokenizer(user_path(file, "data.tokenizer_file:", DataError)) if file else None
-    vocabulary = (
-        f"wordpiece {data.lowercase} {data.strip_accents}"
-        if given is None
-        else file_digest(given).hexdigest()
-    )
+    vocabulary = data.scheme.key if given is None else file_digest(given).hexdigest()
     contents = hash_contents(data, root / _INDEX)
     shape = f"{data.max_seq_length} {data.packing} {data.text_field}"
     texts = [
@@ -162,19 +155,19 @@ def _tokenise(inputs: _Inputs, directory: Path) -> None:
         return documents(data, inputs.contents.files)
 
     if inputs.tokenizer is None:
-        tokenizer = train_tokenizer(texts, vocab_size, data.lowercase, data.strip_accents)
+        tokenizer = data.scheme.train(texts, vocab_size)
         where = f"the tokenizer trained for model.vocab_size {vocab_size}"
     else:
         tokenizer = tokenizer_from(inputs.tokenizer, f"{data.tokenizer_file}")
         where = f"data.tokenizer_file {data.tokenizer_file}"
-    ids = token_ids(tokenizer, vocab_size, where)
-    arrange = pack if data.packing else split
-    sequences = arrange(encoder(tokenizer, where)(texts()), data.max_seq_length, ids.cls, ids.sep)
+    ids = data.scheme.token_ids(tokenizer, vocab_size, where)
+    tokens = encoder(tokenizer, where)(texts())
+    sequences = data.scheme.sequences(tokens, data.max_seq_length, data.packing, ids)
     if not write_store(directory, sequences, ids, tokenizer.to_str(pretty=True), unknown_id(tokenizer)):
         raise DataError(f"{_source(data)}: no text found, so there is nothing to train on")
 
 
-def _source(data: DataSpec) -> str:
+def _source(data: TextSpec) -> str:
     return f"data.corpus {data.corpus}" if data.corpus else f"data.files {', '.join(data.files)}"
 
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from hvdtrain.core.data.sources import file_digest, python_docs, source_files, unreadable
 
 if TYPE_CHECKING:
-    from hvdtrain.core.sections import DataSpec
+    from hvdtrain.core.data.text import TextSpec
 
 _SETTLED_NS = 2_000_000_000
 
@@ -32,7 +32,7 @@ class Contents:
     files: dict[Path, str] = field(default_factory=dict)
 
 
-def hash_contents(data: DataSpec, index: Path) -> Contents:
+def hash_contents(data: TextSpec, index: Path) -> Contents:
     """Hash the corpus' bytes.
 
     Reading every byte of a large corpus at each start would cost minutes, so the hash of a file is remembered

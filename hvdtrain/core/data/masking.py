@@ -10,7 +10,6 @@ from numpy.typing import NDArray
 from hvdtrain.core.data.tokenizer import TokenIds
 from hvdtrain.core.random import random_words, unit_floats
 
-EVALUATION_EPOCH = -1
 _MASKED, _MASKED_OR_RANDOM = 0.8, 0.9
 
 

@@ -16,7 +16,7 @@ from hvdtrain.core.errors import DataError
 from hvdtrain.core.paths import user_path
 
 if TYPE_CHECKING:
-    from hvdtrain.core.sections import DataSpec
+    from hvdtrain.core.data.text import TextSpec
 
 # A line of JSON is held whole while it is parsed.
 MAX_JSON_CHARS = 64 << 20
@@ -33,7 +33,7 @@ class Changed(DataError):
     """A file is not what it was when it was hashed."""
 
 
-def documents(data: DataSpec, files: Mapping[Path, str] | None = None) -> Iterator[str]:
+def documents(data: TextSpec, files: Mapping[Path, str] | None = None) -> Iterator[str]:
     """Every document of the corpus, in an order that is the same on every node.
 
     The embedded corpus gives one document a topic, by topic name; a `.txt` file one a paragraph (blank lines
@@ -62,7 +62,7 @@ def documents(data: DataSpec, files: Mapping[Path, str] | None = None) -> Iterat
         )
 
 
-def source_files(data: DataSpec) -> tuple[Path, ...]:
+def source_files(data: TextSpec) -> tuple[Path, ...]:
     """The files that `data.files` names, each once: patterns in the spec's order, a glob's matches by name.
 
     Raises:

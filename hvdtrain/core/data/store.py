@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hvdtrain.core.data.dataset import Dataset, Sequences, split_members
+from hvdtrain.core.data.corpus import Corpus, Sequences, split_members
 from hvdtrain.core.data.tokenizer import TokenIds
 
 _FILES = ("tokens.bin", "offsets.bin", "tokenizer.json")
@@ -47,10 +47,10 @@ class Store:
     fingerprint: str
     unknown_share: float
 
-    def dataset(self, max_seq_length: int, validation_split: float, seed: int) -> Dataset:
+    def corpus(self, max_seq_length: int, validation_split: float, seed: int) -> Corpus:
         """The sequences, split for training and validation by `split_members`."""
         train, validation = split_members(len(self.offsets) - 1, validation_split, seed)
-        return Dataset(
+        return Corpus(
             train=Sequences(self.tokens, self.offsets, train),
             validation=Sequences(self.tokens, self.offsets, validation),
             tokenizer_path=self.directory / "tokenizer.json",
@@ -129,11 +129,11 @@ def open_store(directory: Path) -> Store | None:
     return Store(directory, tokens, offsets, ids, _fingerprint(meta), unknown_share)
 
 
-def fingerprint_with(dataset: Dataset, tokenizer: Path, validation_split: float, seed: int) -> str:
-    """The fingerprint that a cached dataset would have, had this `tokenizer.json` made its tokens.
+def fingerprint_with(corpus: Corpus, tokenizer: Path, validation_split: float, seed: int) -> str:
+    """The fingerprint that a cached corpus would have, had this `tokenizer.json` made its tokens.
 
     Args:
-        dataset: opened from a cache, with this split and seed.
+        corpus: opened from a cache, with this split and seed.
         tokenizer: the file.
         validation_split: the spec's.
         seed: the job's.
@@ -141,7 +141,7 @@ def fingerprint_with(dataset: Dataset, tokenizer: Path, validation_split: float,
     Raises:
         OSError: a file cannot be read.
     """
-    meta = _read_meta(dataset.tokenizer_path.parent)
+    meta = _read_meta(corpus.tokenizer_path.parent)
     meta["files"]["tokenizer.json"] = _describe(tokenizer)
     return _with_split(_fingerprint(meta), validation_split, seed)
 

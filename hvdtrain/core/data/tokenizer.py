@@ -20,7 +20,7 @@ SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 _NEEDED = ("[PAD]", "[CLS]", "[SEP]", "[MASK]")
 # The library takes about 150 bytes a character of what it is given at once, and holds 256 texts in training.
 _BATCH_CHARS = 1 << 18
-_PIECE_CHARS = 1 << 16
+PIECE_CHARS = 1 << 16
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ def train_tokenizer(
         limit_alphabet=len(alphabet),
         show_progress=False,
     )
-    draft.train_from_iterator((part for text in documents() for part in pieces(text, _PIECE_CHARS)), trainer)
+    draft.train_from_iterator((part for text in documents() for part in pieces(text, PIECE_CHARS)), trainer)
     vocabulary = draft.get_vocab()
     for character in rare:
         new = [token for token in found.tokens(character) if token not in vocabulary]
@@ -100,16 +100,20 @@ def read_tokenizer(path: Path) -> bytes:
         raise unreadable(path, error, "data.tokenizer_file: ") from None
 
 
-def tokenizer_from(content: bytes, path: str | Path) -> Tokenizer:
-    """A tokenizer from the bytes of a `tokenizer.json`; DataError, with its path, when it is not one."""
+def tokenizer_from(content: bytes, path: str | Path, field: str = "data.tokenizer_file: ") -> Tokenizer:
+    """A tokenizer from the bytes of a `tokenizer.json`; DataError, with its path, when it is not one.
+
+    Args:
+        content: the bytes.
+        path: where they are from, for the error.
+        field: what the error starts with.
+    """
     from tokenizers import Tokenizer
 
     try:
         return Tokenizer.from_str(content.decode())
     except Exception as error:  # the library raises plain Exception for whatever its parser finds
-        raise DataError(
-            f"data.tokenizer_file: {path} is not a Hugging Face tokenizer.json: {error}"
-        ) from None
+        raise DataError(f"{field}{path} is not a Hugging Face tokenizer.json: {error}") from None
 
 
 def token_ids(tokenizer: Tokenizer, vocab_size: int, where: str) -> TokenIds:
@@ -160,7 +164,7 @@ def encoder(
     tokenizer.encode_special_tokens = True
     # BERT's words end at white space, so a text that is cut there has the same tokens.
     is_bert = bert_options(json.loads(tokenizer.to_str())) is not None
-    most = _PIECE_CHARS if is_bert else MAX_DOCUMENT_CHARS
+    most = PIECE_CHARS if is_bert else MAX_DOCUMENT_CHARS
 
     def encode(documents: Iterable[str]) -> Iterator[list[int]]:
         ids: list[int] = []

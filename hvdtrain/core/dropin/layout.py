@@ -10,6 +10,7 @@ import numpy as np
 from hvdtrain.core.buckets import Bucket, plan_buckets
 from hvdtrain.core.dropin.settings import Settings
 from hvdtrain.core.errors import SpecError
+from hvdtrain.core.initializers import ZEROS
 from hvdtrain.core.weights import Weight
 
 _MIB = 2**20
@@ -71,7 +72,7 @@ def lay_out(parameters: Sequence[Parameter], settings: Settings, first: int = 0)
     """
     kinds: dict[tuple[str, bool], list[Weight]] = {}
     for p in parameters:
-        weight = Weight(p.name, p.shape, decays=True, initial="zeros")
+        weight = Weight(p.name, p.shape, decays=True, initial=ZEROS)
         kinds.setdefault((accumulator(p), p.trainable), []).append(weight)
     found = [
         bucket

@@ -144,7 +144,7 @@ class Gradients(Kept):
     def _flats(self, gradients: _Gradients, own: tf.Tensor) -> list[tf.Tensor]:
         scale = tf.convert_to_tensor(self.settings.scale(self._ranks, own), tf.float64)
         found = {
-            p.name: tf.zeros(p.shape, p.dtype) if g is None else g
+            p.name: [tf.zeros(p.shape, p.dtype) if g is None else g]
             for p, g in zip(self._parameters, gradients, strict=True)
         }
         flats = []

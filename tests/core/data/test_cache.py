@@ -18,7 +18,7 @@ from hvdtrain.core.data import Dataset, Sequences, cache, prepare
 from hvdtrain.core.data.hashing import file_stamp, hash_contents, hash_file
 from hvdtrain.core.data.tokenizer import train_tokenizer
 from hvdtrain.core.errors import DataError
-from hvdtrain.core.sections import DataSpec
+from hvdtrain.core.tasks.masked_lm import DataSpec
 
 VOCAB = 300
 TEXT = "\n\n".join(
@@ -30,7 +30,7 @@ PREPARE = """
 import json, sys
 from hvdtrain.core.data import prepare
 from hvdtrain.core.errors import DataError
-from hvdtrain.core.sections import DataSpec
+from hvdtrain.core.tasks.masked_lm import DataSpec
 try:
     dataset = prepare(
         DataSpec.model_validate_json(sys.argv[1]), int(sys.argv[2]), 0, lambda line: print(line, flush=True)
@@ -206,7 +206,7 @@ def test_corpus_with_nothing_to_predict_is_refused(tmp_path: Path, packing: bool
 MEASURE = """
 import resource, sys
 from hvdtrain.core.data import prepare
-from hvdtrain.core.sections import DataSpec
+from hvdtrain.core.tasks.masked_lm import DataSpec
 prepare(DataSpec.model_validate_json(sys.argv[1]), 300, 0)
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10)
 """

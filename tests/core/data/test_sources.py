@@ -19,7 +19,7 @@ from hvdtrain.core.data import sources
 from hvdtrain.core.data.hashing import hash_contents
 from hvdtrain.core.data.sources import documents, source_files
 from hvdtrain.core.errors import DataError
-from hvdtrain.core.sections import DataSpec
+from hvdtrain.core.tasks.masked_lm import DataSpec
 
 
 def read(*files: Path | str, **more: str) -> list[str]:

@@ -166,7 +166,7 @@ def test_a_document_that_is_cut_for_memory_has_the_tokens_of_the_whole(text: str
     tokenizer = train_tokenizer(lambda: ["ab ba aab Ä,中 ก ab aab"] * 2, 40)
     whole = tokenizer.encode(text, add_special_tokens=False).ids
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("hvdtrain.core.data.tokenizer._PIECE_CHARS", most)
+        patch.setattr("hvdtrain.core.data.tokenizer.PIECE_CHARS", most)
         patch.setattr("hvdtrain.core.data.tokenizer._BATCH_CHARS", 2 * most)
         cut = list(encoder(tokenizer)([text, "ab", text]))
     # Only words that are longer than a part come apart.

@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
+from pydantic import Field, model_validator
 
-from hvdtrain.core.sections import ModelSpec
-from hvdtrain.core.weights import Weight
+from hvdtrain.core.initializers import ONES, ZEROS, Normal
+from hvdtrain.core.sections import Count, ModelSection, Probability
+from hvdtrain.core.weights import TRANSPOSED, Weight
+
+TASKS = ("masked_lm",)
+DROPOUT = ("hidden_dropout_prob", "attention_probs_dropout_prob")
+NETWORKS = {"torch": "hvdtrain.torch.families.bert", "tensorflow": "hvdtrain.tensorflow.families.bert"}
 
 # Hugging Face module -> Keras layer path, and the kind of weights it has.
 _EMBEDDINGS = {
@@ -30,6 +36,40 @@ _TIED_BIAS = "cls.predictions.bias"
 _DECODER = "cls.predictions.decoder"
 
 
+class ModelSpec(ModelSection):
+    """A BERT encoder with a masked-LM head, in Hugging Face's `BertConfig` names (Devlin et al. 2018)."""
+
+    model_type: Literal["bert"] = "bert"
+    vocab_size: Annotated[int, Field(ge=16)] = 30522
+    hidden_size: Count = 768
+    num_hidden_layers: Count = 12
+    num_attention_heads: Count = 12
+    intermediate_size: Count = 3072
+    max_position_embeddings: Count = 512
+    type_vocab_size: Count = 2
+    hidden_act: Literal["gelu", "gelu_new"] = "gelu"
+    hidden_dropout_prob: Probability = 0.1
+    attention_probs_dropout_prob: Probability = 0.1
+    layer_norm_eps: Annotated[float, Field(gt=0.0)] = 1e-12
+    tie_word_embeddings: bool = True
+    initializer_range: Annotated[float, Field(gt=0.0)] = 0.02
+
+    @model_validator(mode="after")
+    def _fits_both_frameworks(self) -> ModelSpec:
+        if self.hidden_size % self.num_attention_heads:
+            raise ValueError(
+                f"hidden_size {self.hidden_size} is not a multiple of "
+                f"num_attention_heads {self.num_attention_heads}"
+            )
+        if self.hidden_dropout_prob != self.attention_probs_dropout_prob:
+            raise ValueError(
+                f"hidden_dropout_prob {self.hidden_dropout_prob} and attention_probs_dropout_prob "
+                f"{self.attention_probs_dropout_prob} differ; KerasHub's BERT has one rate for both: "
+                "make them equal"
+            )
+        return self
+
+
 def weights(model: ModelSpec) -> tuple[Weight, ...]:
     """Every trainable weight in the order of the forward pass.
 
@@ -40,12 +80,13 @@ def weights(model: ModelSpec) -> tuple[Weight, ...]:
         The weights under the names that `transformers.BertForMaskedLM` saves.
     """
     hidden, inner = model.hidden_size, model.intermediate_size
+    normal = Normal(model.initializer_range)
     found = [
         Weight(
             f"{name}.weight",
             (getattr(model, rows), hidden),
             True,
-            "normal",
+            normal,
             lookup=rows == "vocab_size" and not model.tie_word_embeddings,
             embedding=True,
         )
@@ -59,19 +100,20 @@ def weights(model: ModelSpec) -> tuple[Weight, ...]:
             if part.endswith("LayerNorm"):
                 found += _layer_norm(name, hidden)
             else:
-                found += _linear(name, *sizes.get(part, (hidden, hidden)))
-    found += _linear("cls.predictions.transform.dense", hidden, hidden)
+                found += _linear(name, *sizes.get(part, (hidden, hidden)), normal)
+    found += _linear("cls.predictions.transform.dense", hidden, hidden, normal)
     found += _layer_norm("cls.predictions.transform.LayerNorm", hidden)
     if model.tie_word_embeddings:
-        found.append(Weight(_TIED_BIAS, (model.vocab_size,), False, "zeros"))
+        found.append(Weight(_TIED_BIAS, (model.vocab_size,), False, ZEROS))
     else:
-        found += _linear(_DECODER, model.vocab_size, hidden)
+        found += _linear(_DECODER, model.vocab_size, hidden, normal)
     return tuple(found)
 
 
 def untrained(model: ModelSpec) -> tuple[Weight, ...]:
     """The pooler, without which KerasHub's `BertBackbone` does not open; masked-LM training has none."""
-    return tuple(_linear("bert.pooler.dense", model.hidden_size, model.hidden_size))
+    normal = Normal(model.initializer_range)
+    return tuple(_linear("bert.pooler.dense", model.hidden_size, model.hidden_size, normal))
 
 
 def activation_bytes(model: ModelSpec, rows: int, length: int, predictions: int, itemsize: int) -> int:
@@ -121,14 +163,14 @@ def product_elements(model: ModelSpec) -> int:
     )
 
 
-def keras_paths(model: ModelSpec) -> dict[str, str]:
+def keras_paths(model: ModelSpec) -> dict[str, tuple[str, ...]]:
     """Where each weight lives in `keras_hub`'s `BertBackbone` + `MaskedLMHead` (named `mlm_head`).
 
     Args:
         model: the hyper-parameters.
 
     Returns:
-        Keras variable path by Hugging Face name.
+        The paths of the Keras variables that hold a weight, by its Hugging Face name.
     """
     layers = {hf: keras for hf, (keras, _) in _EMBEDDINGS.items()}
     layers["bert.embeddings.LayerNorm"] = "embeddings_layer_norm"
@@ -147,27 +189,30 @@ def keras_paths(model: ModelSpec) -> dict[str, str]:
         if weight.name not in paths:
             module, leaf = weight.name.rsplit(".", 1)
             paths[weight.name] = f"{layers[module]}/{_keras_leaf(module, leaf)}"
-    return paths
+    return {name: (path,) for name, path in paths.items()}
 
 
-def to_keras(weight: Weight, array: np.ndarray, keras_shape: tuple[int, ...]) -> np.ndarray:
-    """Turn an array of the Hugging Face layout into Keras' (linear maps (in, out), attention by head)."""
-    return (array.T if weight.transposed else array).reshape(keras_shape)
+def flops(model: ModelSpec, length: int, predictions: int) -> int:
+    """Floating-point operations of one sequence's forward and backward passes, matrix products alone.
+
+    A product of (m, k) and (k, n) is 2 m k n; backward takes two such for each of the forward pass.
+
+    Args:
+        model: the hyper-parameters.
+        length: tokens.
+        predictions: positions that the head is computed at.
+    """
+    hidden, inner = model.hidden_size, model.intermediate_size
+    layer = length * (4 * hidden * hidden + 2 * hidden * inner) + 2 * length * length * hidden
+    head = predictions * (hidden * hidden + hidden * model.vocab_size)
+    return 3 * 2 * (model.num_hidden_layers * layer + head)
 
 
-def from_keras(weight: Weight, array: np.ndarray) -> np.ndarray:
-    """Turn an array of Keras' layout into the Hugging Face layout; the inverse of `to_keras`."""
-    if weight.transposed:
-        return np.ascontiguousarray(array.reshape(weight.shape[::-1]).T)
-    return array.reshape(weight.shape)
-
-
-def hf_config(model: ModelSpec, pad_token_id: int) -> dict[str, Any]:
+def hf_config(model: ModelSpec) -> dict[str, Any]:
     """The content of `config.json` for `transformers.AutoModelForMaskedLM`.
 
     Args:
         model: the hyper-parameters.
-        pad_token_id: the tokenizer's padding token.
 
     Returns:
         A JSON-ready mapping.
@@ -175,20 +220,19 @@ def hf_config(model: ModelSpec, pad_token_id: int) -> dict[str, Any]:
     fields = model.model_dump(exclude={"dtype"})
     return fields | {
         "architectures": ["BertForMaskedLM"],
-        "pad_token_id": pad_token_id,
         "dtype": model.dtype,
     }
 
 
-def _linear(name: str, rows: int, columns: int) -> list[Weight]:
+def _linear(name: str, rows: int, columns: int, initial: Normal) -> list[Weight]:
     return [
-        Weight(f"{name}.weight", (rows, columns), True, "normal", transposed=True),
-        Weight(f"{name}.bias", (rows,), False, "zeros"),
+        Weight(f"{name}.weight", (rows, columns), True, initial, TRANSPOSED),
+        Weight(f"{name}.bias", (rows,), False, ZEROS),
     ]
 
 
 def _layer_norm(name: str, size: int) -> list[Weight]:
-    return [Weight(f"{name}.weight", (size,), False, "ones"), Weight(f"{name}.bias", (size,), False, "zeros")]
+    return [Weight(f"{name}.weight", (size,), False, ONES), Weight(f"{name}.bias", (size,), False, ZEROS)]
 
 
 def _keras_leaf(module: str, leaf: str) -> str:

@@ -49,8 +49,8 @@ class Sequences:
 
 
 @dataclass(frozen=True, eq=False)
-class Dataset:
-    """A corpus ready for training.
+class Corpus:
+    """Text as tokens, ready for a task.
 
     Attributes:
         train: the sequences to train on.

@@ -1,0 +1,87 @@
+"""The data section of tasks on text, and how text becomes sequences."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import TYPE_CHECKING, Annotated, Literal, Protocol
+
+from pydantic import Field, model_validator
+
+from hvdtrain.core.sections import DataSection
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+    from hvdtrain.core.data.packing import Tokens
+    from hvdtrain.core.data.tokenizer import TokenIds
+
+
+class Scheme(Protocol):
+    """A kind of tokenizer, and how its tokens become sequences."""
+
+    @property
+    def key(self) -> str:
+        """What differs between tokenizers trained on the same text; part of the name of a cache."""
+        ...
+
+    def train(self, documents: Callable[[], Iterable[str]], vocab_size: int) -> Tokenizer:
+        """Train a tokenizer; the same documents always give the same one.
+
+        Args:
+            documents: gives the documents from the start at each call.
+            vocab_size: upper bound of the number of tokens.
+        """
+        ...
+
+    def token_ids(self, tokenizer: Tokenizer, vocab_size: int, where: str) -> TokenIds:
+        """The ids that training needs.
+
+        Args:
+            tokenizer: trained or given.
+            vocab_size: the model's.
+            where: what to call the tokenizer in an error.
+
+        Raises:
+            DataError: the tokenizer has more tokens than the model, or lacks a special one.
+        """
+        ...
+
+    def sequences(
+        self, documents: Iterable[list[int]], length: int, packing: bool, ids: TokenIds
+    ) -> Iterator[Tokens]:
+        """Cut and join documents.
+
+        Args:
+            documents: token ids of each, without special tokens.
+            length: of a full sequence.
+            packing: whether documents share sequences.
+            ids: of the tokenizer.
+        """
+        ...
+
+
+class TextSpec(DataSection):
+    """Where the text comes from and how it becomes sequences."""
+
+    corpus: Literal["python-docs"] | None = None
+    files: tuple[str, ...] = ()
+    text_field: str = "text"
+    tokenizer_file: str | None = None
+    max_seq_length: Annotated[int, Field(ge=8)] = 128
+    packing: bool = True
+    validation_split: Annotated[float, Field(ge=0.0, le=0.5)] = 0.05
+    cache_dir: str | None = None
+
+    @model_validator(mode="after")
+    def _one_source(self) -> TextSpec:
+        if (self.corpus is None) == (not self.files):
+            raise ValueError(
+                "give either corpus: python-docs or files: [paths and globs of .txt or .jsonl], "
+                "not both and not neither"
+            )
+        return self
+
+    @property
+    def scheme(self) -> Scheme:
+        """How this text becomes sequences; each task's section says it."""
+        raise NotImplementedError

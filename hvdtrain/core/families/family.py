@@ -1,0 +1,97 @@
+"""What a model family supplies: facts for the core, and a network in each framework."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+from hvdtrain.core.sections import ModelSection
+from hvdtrain.core.weights import Weight
+
+
+class Family(Protocol):
+    """What the core asks of a model family; the other modules of this package are some.
+
+    Attributes:
+        ModelSpec: its section of the spec; the functions take such a section as `model`.
+        TASKS: what it can be trained for, the default first.
+        DROPOUT: fields of its section that are rates of dropout.
+        NETWORKS: the module whose `Network` builds the model, by framework.
+    """
+
+    ModelSpec: type[ModelSection]
+    TASKS: tuple[str, ...]
+    DROPOUT: tuple[str, ...]
+    NETWORKS: Mapping[str, str]
+
+    def weights(self, model: Any) -> tuple[Weight, ...]:
+        """Every trainable weight in the order of the forward pass."""
+        ...
+
+    def untrained(self, model: Any) -> tuple[Weight, ...]:
+        """Weights that another library asks for when it opens a saved model, and that training has not."""
+        ...
+
+    def activation_bytes(self, model: Any, rows: int, length: int, predictions: int, itemsize: int) -> int:
+        """What the forward pass of a micro-batch saves for its backward pass, in bytes.
+
+        Args:
+            model: the hyper-parameters.
+            rows: sequences.
+            length: tokens of each.
+            predictions: most predictions of each.
+            itemsize: bytes of one element in matrix products.
+        """
+        ...
+
+    def product_elements(self, model: Any) -> int:
+        """Elements of all weights and biases that are used in matrix products."""
+        ...
+
+    def flops(self, model: Any, length: int, predictions: int) -> int:
+        """Floating-point operations of one sample's forward and backward passes, matrix products alone.
+
+        Args:
+            model: the hyper-parameters.
+            length: tokens.
+            predictions: most predictions.
+        """
+        ...
+
+    def hf_config(self, model: Any) -> dict[str, Any]:
+        """The content of `config.json`, but for what the data adds."""
+        ...
+
+
+class Network(Protocol):
+    """A family's model in one framework; class `Network` of `hvdtrain.torch.families.<family>` is one.
+
+    Attributes:
+        parameters: what holds each weight, by its Hugging Face name. Values are arbitrary until they are set.
+        classes: logits of one prediction.
+    """
+
+    parameters: Mapping[str, Any]
+    classes: int
+
+    def __init__(self, model: Any, compute_dtype: str) -> None:
+        """Build the model.
+
+        Args:
+            model: the hyper-parameters.
+            compute_dtype: of matrix products.
+        """
+        ...
+
+    def features(self, inputs: Mapping[str, Any], training: bool) -> Any:
+        """What the head takes, where predictions are asked for: (..., features).
+
+        Args:
+            inputs: a batch's tensors by name.
+            training: whether dropout is on.
+        """
+        ...
+
+    def logits(self, features: Any) -> Any:
+        """The head's output, (..., classes), of the weights' dtype or narrower."""
+        ...

@@ -1,0 +1,77 @@
+"""What a task supplies: its sections of the spec, its data, and the shapes of a batch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from hvdtrain.core.data.batches import Dataset
+from hvdtrain.core.sections import DataSection, TaskSection
+
+
+@dataclass(frozen=True)
+class Shapes:
+    """Sizes of one sample, by which memory and operations are predicted.
+
+    Attributes:
+        length: tokens, or whatever the network's features are numbered by.
+        predictions: at most.
+    """
+
+    length: int
+    predictions: int
+
+
+class Task(Protocol):
+    """How samples become batches; the other modules of this package are some.
+
+    Attributes:
+        TaskSpec: its section of the spec.
+        DataSpec: the data section of a spec with this task.
+    """
+
+    TaskSpec: type[TaskSection]
+    DataSpec: type[DataSection]
+
+    def check(self, model: Any, data: Any) -> None:
+        """Compare the sections of a spec; ValueError where they contradict each other."""
+        ...
+
+    def shapes(self, data: Any, task: Any) -> Shapes:
+        """Of one sample, known before there is any data."""
+        ...
+
+    def prepare(
+        self, model: Any, data: Any, task: Any, seed: int, announce: Callable[[str], None]
+    ) -> Dataset:
+        """Make the samples on this node, once, or open what was made before.
+
+        Args:
+            model: the spec's model section.
+            data: the data section.
+            task: the task section.
+            seed: the job's seed.
+            announce: called with a line for the user when the call will take a while.
+
+        Raises:
+            DataError: the data cannot be used.
+        """
+        ...
+
+
+def check_length(length: int, model: Any) -> None:
+    """ValueError where sequences are longer than a model has positions."""
+    most = most_positions(model)
+    if most is not None and length > most:
+        raise ValueError(f"data.max_seq_length {length} exceeds model.{_positions_field(model)} {most}")
+
+
+def most_positions(model: Any) -> int | None:
+    """Tokens of the longest sequence that a model can take; None where its section sets no bound."""
+    field = _positions_field(model)
+    return getattr(model, field) if field else None
+
+
+def _positions_field(model: Any) -> str | None:
+    return next((n for n in ("max_position_embeddings", "n_positions") if hasattr(model, n)), None)

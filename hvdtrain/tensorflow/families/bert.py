@@ -1,0 +1,86 @@
+"""BERT as KerasHub builds it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import keras_hub
+import tensorflow as tf
+
+from hvdtrain.core.families import bert
+from hvdtrain.core.families.bert import ModelSpec
+from hvdtrain.tensorflow.families._keras import ACTIVATIONS, round_products, set_attention_scale
+from hvdtrain.tensorflow.weights import Parameters
+
+
+class Network:
+    """`BertBackbone` with a `MaskedLMHead` at the masked positions."""
+
+    def __init__(self, model: ModelSpec, compute_dtype: str) -> None:
+        """Build the model; see `Network` of `hvdtrain.core.families.family`."""
+        self._model, self._compute_dtype = model, compute_dtype
+        self._backbone = keras_hub.models.BertBackbone(
+            vocabulary_size=model.vocab_size,
+            num_layers=model.num_hidden_layers,
+            num_heads=model.num_attention_heads,
+            hidden_dim=model.hidden_size,
+            intermediate_dim=model.intermediate_size,
+            dropout=model.hidden_dropout_prob,
+            max_sequence_length=model.max_position_embeddings,
+            num_segments=model.type_vocab_size,
+            dtype=model.dtype,
+        )
+        self._head = keras_hub.layers.MaskedLMHead(
+            vocabulary_size=model.vocab_size,
+            token_embedding=self._backbone.token_embedding if model.tie_word_embeddings else None,
+            intermediate_activation=ACTIVATIONS[model.hidden_act],
+            layer_norm_epsilon=model.layer_norm_eps,
+            dtype=model.dtype,
+            name="mlm_head",
+        )
+        self._head.build((None, None, model.hidden_size))
+        self._obey()
+        found = {v.path: v.value for v in [*self._backbone.variables, *self._head.variables]}
+        self.classes = model.vocab_size
+        self.parameters: Parameters = {
+            name: tuple(found[path] for path in paths) for name, paths in bert.keras_paths(model).items()
+        }
+
+    def features(self, inputs: Mapping[str, tf.Tensor], training: bool) -> tf.Tensor:
+        """The last hidden state at the masked positions, (rows, predictions, hidden_size)."""
+        hidden = self._backbone(
+            {
+                "token_ids": inputs["input_ids"],
+                "segment_ids": inputs["token_type_ids"],
+                "padding_mask": inputs["attention_mask"],
+            },
+            training=training,
+        )["sequence_output"]
+        return tf.gather(hidden, inputs["masked_positions"], batch_dims=1)
+
+    def logits(self, features: tf.Tensor) -> tf.Tensor:
+        """The masked-LM head, (rows · predictions, vocab_size)."""
+        # The head's own call, but for the dtype of its largest product, and that one of two matrices.
+        head = self._head
+        hidden = head._intermediate_layer_norm(head._intermediate_dense(features))
+        tied = head.token_embedding
+        matrix = tf.convert_to_tensor(tied.embeddings if tied else head._kernel)
+        rows = tf.reshape(hidden, [-1, hidden.shape[-1]])
+        rows, matrix = (tf.cast(x, self._compute_dtype) for x in (rows, matrix))
+        logits = tf.matmul(rows, matrix, transpose_b=bool(tied))
+        return tf.cast(logits, self._model.dtype) + head._bias
+
+    def _obey(self) -> None:
+        # KerasHub 0.32 fixes the tanh GELU and an epsilon of 1e-12; the spec decides here.
+        model, backbone = self._model, self._backbone
+        backbone.embeddings_layer_norm.epsilon = model.layer_norm_eps
+        products = [self._head._intermediate_dense]
+        for layer in backbone.transformer_layers:
+            attention, inner = layer._self_attention_layer, layer._feedforward_intermediate_dense
+            set_attention_scale(attention, model.hidden_size // model.num_attention_heads, model.dtype)
+            inner.activation = ACTIVATIONS[model.hidden_act]
+            layer._self_attention_layer_norm.epsilon = model.layer_norm_eps
+            layer._feedforward_layer_norm.epsilon = model.layer_norm_eps
+            products += [attention, inner, layer._feedforward_output_dense]
+        if self._compute_dtype != model.dtype:
+            round_products(self._compute_dtype, *products)

@@ -1,0 +1,15 @@
+"""The model families in PyTorch: one module each, imported when it is used."""
+
+from __future__ import annotations
+
+import importlib
+
+from hvdtrain.core.families import family_of
+from hvdtrain.core.families.family import Network
+from hvdtrain.core.sections import ModelSection
+
+
+def network_of(model: ModelSection) -> type[Network]:
+    """The network of the family that a spec's model belongs to."""
+    found: type[Network] = importlib.import_module(family_of(model).NETWORKS["torch"]).Network
+    return found

@@ -1,0 +1,60 @@
+"""GPT-2 as Hugging Face Transformers builds it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from transformers import GPT2Config, GPT2LMHeadModel
+
+from hvdtrain.core.families.gpt2 import ModelSpec
+from hvdtrain.torch.world import device
+
+_ACTIVATIONS = {"gelu": torch.nn.GELU, "gelu_new": lambda: torch.nn.GELU(approximate="tanh")}
+
+
+class Network:
+    """`GPT2LMHeadModel`, whose head predicts the token behind each position."""
+
+    def __init__(self, model: ModelSpec, compute_dtype: str) -> None:
+        """Build the model; see `Network` of `hvdtrain.core.families.family`."""
+        del compute_dtype  # autocast casts what enters matrix products
+        config = GPT2Config(
+            **model.model_dump(exclude={"dtype", "model_type"}),
+            bos_token_id=None,
+            eos_token_id=None,
+            use_cache=False,
+            attn_implementation="sdpa",
+        )
+        self._module = GPT2LMHeadModel(config).to(dtype=getattr(torch, model.dtype), device=device())
+        # Transformers' gelu_new is a chain of Python operations; this is one kernel with the same formula.
+        for block in self._module.transformer.h:
+            block.mlp.act = _ACTIVATIONS[model.activation_function]()
+        self.classes = model.vocab_size
+        self.parameters = dict(self._module.named_parameters())
+
+    def features(self, inputs: Mapping[str, torch.Tensor], training: bool) -> torch.Tensor:
+        """The last hidden state at every position but the last, (rows, length - 1, n_embd)."""
+        self._module.train(training)
+        hidden = self._module.transformer(
+            input_ids=inputs["input_ids"],
+            position_ids=inputs.get("position_ids"),
+            attention_mask=_attention_mask(inputs),
+        ).last_hidden_state
+        return hidden[:, :-1]
+
+    def logits(self, features: torch.Tensor) -> torch.Tensor:
+        """The language-model head, (rows, length - 1, vocab_size)."""
+        return self._module.lm_head(features)
+
+
+def _attention_mask(inputs: Mapping[str, torch.Tensor]) -> torch.Tensor | None:
+    """Whether each token may look at each other one, (rows, 1, length, length): back, in its own document."""
+    documents = inputs.get("document_ids")
+    if documents is None and "position_ids" not in inputs:
+        return None
+    if documents is None:
+        # Without a mask, Transformers takes positions that start again for documents to be kept apart.
+        documents = torch.zeros_like(inputs["position_ids"])
+    same = documents[:, None, :, None] == documents[:, None, None, :]
+    return same.tril()

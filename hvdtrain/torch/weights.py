@@ -1,0 +1,26 @@
+"""A weight in this framework's variables, and as an array in the Hugging Face layout."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TypeAlias
+
+import numpy as np
+import torch
+
+from hvdtrain.core.weights import Weight
+
+# What holds one weight, and what holds each by its Hugging Face name.
+Parameter: TypeAlias = torch.Tensor
+Parameters: TypeAlias = Mapping[str, Parameter]
+
+
+def read(weight: Weight, parameter: Parameter) -> np.ndarray:
+    """A copy of what a parameter holds, in the Hugging Face layout."""
+    return parameter.detach().cpu().numpy().reshape(weight.shape).copy()
+
+
+def write(weight: Weight, parameter: Parameter, array: np.ndarray) -> None:
+    """Set a parameter from an array in the Hugging Face layout."""
+    with torch.no_grad():
+        parameter.copy_(torch.from_numpy(array).reshape(weight.shape))
