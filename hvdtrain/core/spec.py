@@ -302,6 +302,8 @@ def _hint(error: ErrorDetails) -> str:
     found = error["input"]
     if error["type"] in ("tuple_type", "list_type") and isinstance(found, str):
         return f"; write a list: [{json.dumps(found, ensure_ascii=False)}]"
+    if error["type"] in ("dict_type", "model_type") and isinstance(found, str):
+        return f"; write a section: {{type: {found}}}"
     if error["type"] == "bool_type" and str(found).lower() in ("yes", "no", "on", "off"):
         return "; write true or false"
     return ""

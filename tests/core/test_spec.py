@@ -223,6 +223,14 @@ def test_overrides_are_read_as_the_file_is(override: str, told: str) -> None:
     assert told in message
 
 
+@pytest.mark.parametrize(
+    ("field", "name"), [("compression", "topk"), ("optimizer", "sgd"), ("schedule", "cosine")]
+)
+def test_a_type_in_place_of_a_section_has_a_hint(field: str, name: str) -> None:
+    with pytest.raises(SpecError, match=rf"{field}: .*found '{name}'.*; write a section: {{type: {name}}}"):
+        load_spec("bert", [f"{field}={name}"])
+
+
 @pytest.mark.parametrize("text", ["corpus.txt", "'*.txt'", "a b.txt"])
 def test_one_file_is_still_a_list(text: str) -> None:
     assert f'; write a list: ["{text.strip(chr(39))}"]' in refusal("data.corpus=null", f"data.files={text}")

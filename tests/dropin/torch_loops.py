@@ -245,7 +245,7 @@ def check_a_skipped_update_keeps_the_compressions_state() -> None:
 
 def check_closures() -> None:
     """LBFGS decides by the loss and calls the closure as often as it likes: ranks must decide alike."""
-    for search in (None, "strong_wolfe"):
+    for search, number in ((None, False), ("strong_wolfe", False), ("strong_wolfe", True)):
         model, twin = twins()
 
         def make(parameters: Any, search: Any = search) -> torch.optim.Optimizer:
@@ -255,20 +255,21 @@ def check_closures() -> None:
 
         optimizer, other = wrap(make(model.parameters()), model), make(twin.parameters())
 
-        def ours(model: Any = model, optimizer: Any = optimizer) -> torch.Tensor:
+        def ours(model: Any = model, optimizer: Any = optimizer, number: bool = number) -> Any:
             optimizer.zero_grad()
             loss = own(model, 0, rows=8)
             loss.backward()
-            return loss
+            return loss.item() if number else loss
 
-        def theirs(twin: Any = twin, other: Any = other) -> torch.Tensor:
+        def theirs(twin: Any = twin, other: Any = other, number: bool = number) -> Any:
             other.zero_grad()
             loss = every(twin, 0, rows=8)
             loss.backward()
-            return loss
+            return loss.item() if number else loss
 
         for _ in range(3):
             found, expected = optimizer.step(ours), other.step(theirs)
+            assert isinstance(found, float) == number
             torch.testing.assert_close(found, expected, rtol=1e-9, atol=0.0)
         assert_same(model, twin, 1e-9)
 

@@ -8,6 +8,7 @@ import weakref
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
+from numbers import Real
 from typing import Any
 
 import torch
@@ -144,7 +145,8 @@ class _Distributed(Copyable):
             if not self._gradients.ready:
                 raise TrainingError(
                     "optimizer.step(): since the last step() or zero_grad() no backward() has reached any of "
-                    "its parameters: call step() once, after backward()"
+                    "its parameters: call step() once, after backward(). To set gradients by hand, write "
+                    "`p.grad = g` or `p.grad.copy_(g)`: PyTorch does not show writes through `.data` or NumPy"
                 )
             self._clip()
             result = super().step()  # type: ignore[misc]
@@ -220,6 +222,8 @@ class _Distributed(Copyable):
             self.synchronize()
             self._clip()
             # An optimizer that decides by the loss must decide alike on every rank.
+            if isinstance(loss, Real):
+                return self._gradients.mean(torch.tensor(float(loss), dtype=torch.float64)).item()
             return self._gradients.mean(loss) if torch.is_tensor(loss) else loss
 
         return whole
