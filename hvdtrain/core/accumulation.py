@@ -54,6 +54,10 @@ class Accumulation:
         reached = int(np.searchsorted(np.cumsum(tokens[: self.target_tokens]), self.target_tokens))
         return min(reached + 1, len(tokens))
 
+    def reached(self, updates: int) -> tuple[tuple[int, int], ...]:
+        """The stages that a run of so many updates comes to."""
+        return tuple(stage for stage in self.stages if stage[0] < updates)
+
     def micro_batches(self, update: int, samples: int) -> int:
         """How many micro-batches every rank has in an update of so many samples."""
         if self.target_tokens is None:
@@ -109,11 +113,17 @@ def resolve_batch(batch: BatchSpec, size: int) -> Batch:
     return Batch(per_device, accumulation, total)
 
 
-def batch_of(accumulation: Accumulation, tokens_per_sample: float) -> Batch:
-    """How a global batch is cut: where that changes, in the last stage, or as is to be expected."""
+def batch_of(accumulation: Accumulation, tokens_per_sample: float, updates: int = 1) -> Batch:
+    """How a global batch is cut: where that changes, in the run's last update, or as is to be expected.
+
+    Args:
+        accumulation: what each update is made of.
+        tokens_per_sample: their mean.
+        updates: of the run.
+    """
     size, per_device = accumulation.size, accumulation.per_device
     if accumulation.target_tokens is None:
-        steps = accumulation.stages[-1][1]
+        steps = accumulation.reached(updates)[-1][1]
         return Batch(per_device, steps, size * per_device * steps)
     samples = math.ceil(accumulation.target_tokens / tokens_per_sample)
     return Batch(per_device, accumulation.micro_batches(1, samples), samples)

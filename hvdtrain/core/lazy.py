@@ -7,6 +7,8 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from importlib import import_module
 from importlib.util import find_spec
+from inspect import getmodule, ismodule
+from types import ModuleType
 from typing import Any
 
 
@@ -47,22 +49,33 @@ class LazyNames:
         try:
             found = getattr(import_module(self.ours.get(name, self.others)), name)
         except AttributeError as error:
-            # One of ours has said it already, and may know what to use instead.
-            ours = self.others.startswith("hvdtrain.")
-            said = str(error) if ours else f"neither {self.package} nor {self.others} has a {name!r}"
+            said = f"neither {self.package} nor {self.others} has a {name!r}"
+            if self.others.startswith("hvdtrain."):
+                # One of ours has said it already, of itself, and may know what to use instead.
+                said = str(error).replace(self.others, self.package, 1)
             raise AttributeError(said) from None
         return vars(sys.modules[self.package]).setdefault(name, found)
 
     def listed(self) -> list[str]:
-        """Every name there is."""
-        found = {
-            *vars(sys.modules[self.package]),
-            *self.ours,
-            *self.modules,
-            *dir(import_module(self.others)),
-        }
+        """Every public name there is."""
+        found = {*self.ours, *self.modules, *public_names(import_module(self.others))}
         return sorted(found - set(self.gone))
 
     def _has_module(self, name: str) -> bool:
         is_package = hasattr(sys.modules[self.package], "__path__")
         return is_package and find_spec(f"{self.package}.{name}") is not None
+
+
+def public_names(module: ModuleType) -> list[str]:
+    """Names of a module that a program may use: no modules, and nothing that it has of other libraries."""
+    if isinstance(names := vars(module).get("_NAMES"), LazyNames):
+        return sorted({*names.listed()}.difference(names.modules))
+    if hasattr(module, "__all__"):
+        return sorted(module.__all__)
+    found = {name: value for name, value in vars(module).items() if not name.startswith("_")}
+    return sorted(name for name, value in found.items() if not ismodule(value) and _is_own(value))
+
+
+def _is_own(value: Any) -> bool:
+    home = getmodule(value)
+    return home is None or home.__name__.partition(".")[0] in ("horovod", "hvdtrain")

@@ -140,10 +140,10 @@ def make_plan(
     rules.check_ranks(size)
     _check_period(spec)
     accumulation = resolve_accumulation(spec.batch, size)
-    batch = batch_of(accumulation, float(np.mean(train_tokens)))
     updates_per_epoch = _updates(spec.seed, train_tokens, accumulation, 1.0)
     epochs = spec.num_train_epochs or 0.0
     max_steps = spec.max_steps or _updates(spec.seed, train_tokens, accumulation, epochs)
+    batch = batch_of(accumulation, float(np.mean(train_tokens)), max_steps)
     itemsize = np.dtype(spec.model.dtype).itemsize
     buckets = _buckets(spec, weights, accumulation, itemsize)
     parameters = sum(w.size for w in weights)
@@ -175,6 +175,7 @@ def make_plan(
             *_unknown_notes(text),
             *rules.not_yet(max_steps),
             *_period_notes(spec),
+            *_stage_notes(accumulation, max_steps),
             *cpu_notes(spec, cpu_flags),
         ),
     )
@@ -238,6 +239,15 @@ def _period_notes(spec: JobSpec) -> list[str]:
         f"compression.overlap: {name} {every} is compression.sync_every, so ranks wait for every exchange"
         for name, every in _looks(spec).items()
         if every == policy.period
+    ]
+
+
+def _stage_notes(accumulation: Accumulation, max_steps: int) -> list[str]:
+    return [
+        f"batch.gradient_accumulation_steps: from_step {start} is not reached: the run has {max_steps} "
+        "updates"
+        for start, _ in accumulation.stages
+        if start >= max_steps
     ]
 
 

@@ -61,12 +61,16 @@ def _global_batch(plan: Plan) -> tuple[str, str]:
             f"about {batch.global_batch_size} sequences",
             f"{ranks}{steps}{accumulation.target_tokens:,} tokens",
         )
-    stages = [
-        f"{steps}" + (f" from update {start + 1} on" if start else "") for start, steps in accumulation.stages
-    ]
+    stages = accumulation.reached(plan.max_steps)
+    if len(stages) == 1:
+        return f"{batch.global_batch_size} sequences", f"{ranks}{stages[0][1]} accumulation steps"
+    ends = [*(start for start, _ in stages[1:]), plan.max_steps]
+    shown = (
+        f"{steps} (updates {start + 1} to {end})" for (start, steps), end in zip(stages, ends, strict=True)
+    )
     return (
-        f"{batch.global_batch_size} sequences" + (" in the end" if len(stages) > 1 else ""),
-        f"{ranks}{', '.join(stages)} accumulation steps",
+        f"{batch.global_batch_size} sequences in the last stage",
+        f"{ranks}accumulation steps: {', '.join(shown)}",
     )
 
 

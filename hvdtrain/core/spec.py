@@ -288,7 +288,18 @@ def _describe(error: ErrorDetails, root: type[BaseModel]) -> str:
         return f"{path}.type: required, but not given"
     if error["type"] == "missing":
         return f"{path}: required, but not given"
+    message = message.replace("Input should be ", "expected ", 1)
+    if error["type"] == "literal_error":
+        message = _choices(error["ctx"]["expected"])
+    elif error["type"] in ("greater_than", "greater_than_equal", "less_than", "less_than_equal"):
+        message = message.replace("expected ", "expected a number ", 1)
     return f"{path}: {message} (found {error['input']!r}){_near_literal(error)}{_hint(error)}"
+
+
+def _choices(expected: str) -> str:
+    """Pydantic's `'a', 'b' or 'c'` in the words of the other errors."""
+    names = re.findall(r"'([^']+)'", expected)
+    return f"expected one of {', '.join(names)}" if len(names) > 1 else f"expected {expected}"
 
 
 def _describe_tag(path: str, error: ErrorDetails) -> str:

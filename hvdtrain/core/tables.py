@@ -31,7 +31,10 @@ def make_table(
         title: above the table.
         lines: draw lines around it.
     """
-    table = Table(title=title, title_justify="left", show_header=any(map(str.strip, columns)))
+    # Rich's own style is italic, which a file would have as escape codes.
+    table = Table(
+        title=title, title_style="none", title_justify="left", show_header=any(map(str.strip, columns))
+    )
     if not lines:
         table.box, table.pad_edge = None, False
     cells = [[Text(cell) if isinstance(cell, str) else cell for cell in row] for row in rows]

@@ -8,7 +8,7 @@ _SHOWN = (
     "command lines can be read by every user of a host, and held the environment of the job with its secret"
 )
 _STDIN = "what a command line must not show goes through the standard input"
-_KEY = "the launcher's servers answer whoever knows the job's secret"
+_KEY = "servers must answer only clients that know the job's secret"
 
 _GLOO_RUN = "horovod/runner/gloo_run.py"
 _SHELL = "horovod/runner/common/util/safe_shell_exec.py"
@@ -126,7 +126,7 @@ LAUNCHER_EDITS = (
         patch("interfaces_command.old.py.txt"),
         "        command = '{python} -m horovod.runner.task_fn'.format(python=sys.executable)\n"
         "        stdin = task_fn.errand(index, num_hosts, driver_addresses, settings)\n",
-        "the command line showed the key of services that unpickle what carries its digest",
+        "the command line exposed the key of services that unpickle signed messages",
     ),
     Edit(
         "interfaces-import",
@@ -155,7 +155,7 @@ LAUNCHER_EDITS = (
         "horovod/runner/task_fn.py",
         patch("interfaces_task.old.py.txt"),
         patch("interfaces_task.new.py.txt"),
-        "the command line showed the key of services that unpickle what carries its digest",
+        "the command line exposed the key of services that unpickle signed messages",
     ),
     Edit(
         "interfaces-task-import",

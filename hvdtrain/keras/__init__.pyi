@@ -5,9 +5,6 @@ from typing import Any
 from horovod.common.process_sets import ProcessSet as ProcessSet
 from horovod.tensorflow.compression import Compression as Compression
 
-from hvdtrain.core.errors import TrainingError as TrainingError
-from hvdtrain.core.lazy import LazyNames as LazyNames
-from hvdtrain.engine.cache import require_fit as require_fit
 from hvdtrain.keras import callbacks as callbacks
 from hvdtrain.keras import elastic as elastic
 from hvdtrain.keras.optimizer import DistributedOptimizer as DistributedOptimizer

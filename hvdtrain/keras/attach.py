@@ -69,9 +69,9 @@ class Attached:
         for engine in engines_of(self._model):
             if engine.gradients is not None and (left := engine.gradients.micro_batches):
                 print(
-                    f"hvdtrain: fit has ended inside a window: {left} of the "
-                    f"{engine.settings.gradient_accumulation_steps} micro-batches of an update are kept, and "
-                    "applied when the next fit has completed it",
+                    f"hvdtrain: fit ended with an unfinished update: {left} of "
+                    f"{engine.settings.gradient_accumulation_steps} micro-batches are kept. The next fit "
+                    "completes and applies it.",
                     flush=True,
                 )
 

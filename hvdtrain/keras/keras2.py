@@ -46,6 +46,8 @@ _WORKERS = ("workers", "use_multiprocessing", "max_queue_size")
 _OLD_COMPILE = ("experimental_run_tf_function", "sample_weight_mode")
 _OLD_APPLY = ("experimental_aggregate_gradients", "skip_gradients_aggregation", "name")
 
+_SCHEDULE = "decay= makes the learning rate a schedule, which cannot be set; leave decay= out to set the rate"
+
 _bridging = False
 _told: set[str] = set()
 
@@ -71,11 +73,14 @@ def _meet(written: str, key: str | None = None) -> None:
     Raises:
         SpecError: it is not to be translated.
     """
-    text = f"{written} is Keras 2: {INSTEAD[key or written]}"
+    instead = INSTEAD[key or written]
     if not _bridging:
-        raise SpecError(f"{text}; `python -m hvdtrain.horovod SCRIPT` runs it as it is")
+        raise SpecError(
+            f"{written} is from Keras 2. {instead[:1].upper()}{instead[1:]}, or start the program with "
+            "`python -m hvdtrain.horovod SCRIPT`"
+        )
     if written not in _told and not launched_rank():
-        print(f"hvdtrain: {text}", file=sys.stderr, flush=True)
+        print(f"hvdtrain: {written} is from Keras 2: {instead}", file=sys.stderr, flush=True)
     _told.add(written)
 
 
@@ -173,6 +178,8 @@ def _lr(self: Any) -> Any:
 def _set_lr(self: Any, value: Any) -> None:
     # Keras 3 would keep it as an attribute that nobody reads.
     _meet("optimizer.lr")
+    if isinstance(self._learning_rate, keras.optimizers.schedules.LearningRateSchedule):
+        raise SpecError(f"optimizer.lr cannot be set: {_SCHEDULE}")
     self.learning_rate = value
 
 
@@ -240,12 +247,17 @@ def _bridge_modules() -> None:
 
 
 def _set_value(variable: Any, value: Any) -> None:
+    if not hasattr(variable, "assign"):
+        raise SpecError(
+            f"keras.backend.set_value: expected a variable (found {type(variable).__name__}). If it is "
+            f"optimizer.lr: {_SCHEDULE}"
+        )
     variable.assign(value)
 
 
 def _set_values(pairs: Iterable[tuple[Any, Any]]) -> None:
     for variable, value in pairs:
-        variable.assign(value)
+        _set_value(variable, value)
 
 
 def _legacy_optimizer(name: str) -> Any:

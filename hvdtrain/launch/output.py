@@ -169,7 +169,9 @@ class FailureWatch:
         if line.rank is None:
             self._note_launcher(text)
         elif _CONSEQUENCE.search(text):
-            self._bereaved.add(line.rank)
+            # A rank that has said why it fails may be told to end before it has.
+            if line.rank not in self._errors:
+                self._bereaved.add(line.rank)
         elif _ERROR.match(text):
             self._errors[line.rank] = text
 

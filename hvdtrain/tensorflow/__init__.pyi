@@ -5,8 +5,6 @@ from typing import Any
 from horovod.common.process_sets import ProcessSet as ProcessSet
 from horovod.tensorflow.compression import Compression as Compression
 
-from hvdtrain.core.lazy import LazyNames as LazyNames
-from hvdtrain.engine.cache import require_fit as require_fit
 from hvdtrain.keras import DistributedOptimizer as DistributedOptimizer
 from hvdtrain.tensorflow import elastic as elastic
 from hvdtrain.tensorflow.dropin.joining import join as join

@@ -6,8 +6,6 @@ from horovod.common.exceptions import HorovodInternalError as HorovodInternalErr
 from horovod.common.process_sets import ProcessSet as ProcessSet
 from horovod.torch.compression import Compression as Compression
 
-from hvdtrain.core.lazy import LazyNames as LazyNames
-from hvdtrain.engine.cache import require_fit as require_fit
 from hvdtrain.torch import elastic as elastic
 from hvdtrain.torch.dropin.joining import join as join
 from hvdtrain.torch.dropin.optimizer import DistributedOptimizer as DistributedOptimizer

@@ -333,7 +333,20 @@ def test_stages_are_counted_through_and_shown(
     assert found.max_steps == found.updates_per_epoch == 34
     assert found.batch == Batch(4, 4, 32)
     print_plan(found, "")
-    assert "1, 4 from update 4 on accumulation steps" in capsys.readouterr().out
+    assert "accumulation steps: 1 (updates 1 to 3), 4 (updates 4 to 34)" in capsys.readouterr().out
+
+
+def test_a_stage_that_is_not_reached_is_noted_and_not_counted(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "160")
+    found = plan(STAGES, "max_steps=3")
+    assert found.batch == Batch(4, 1, 8)
+    print_plan(found, "")
+    shown = capsys.readouterr().out
+    assert "8 sequences " in shown and "x 1 accumulation steps" in shown
+    assert "from_step 3 is not reached: the run has 3 updates" in shown
+    assert not any("not reached" in note for note in plan(STAGES, "max_steps=4").notes)
 
 
 def test_a_number_of_tokens_decides_the_batch() -> None:

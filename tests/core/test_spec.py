@@ -47,7 +47,7 @@ def accepted(*overrides: str) -> JobSpec:
         ("schedule.type=cosin", ["schedule.type", "'cosin'", "did you mean 'cosine'"]),
         ("model.model_type=gpt", ["model.model_type", "'gpt'", "'bert'"]),
         ("mixed_precision=fp8", ["mixed_precision", "'fp8'", "'no'"]),
-        ("mixed_precision=true", ["mixed_precision", "'no', 'fp16' or 'bf16'", "True"]),
+        ("mixed_precision=true", ["mixed_precision", "expected one of no, fp16, bf16", "True"]),
         ("mixed_precision=fp61", ["mixed_precision", "did you mean 'fp16'"]),
         ("loss_scale.initial=1000", ["loss_scale.initial", "1000.0 is not a power of two", "exactly"]),
         ("loss_scale.fixed=-2", ["loss_scale.fixed", "-2.0 is not a power of two"]),
@@ -78,7 +78,7 @@ def accepted(*overrides: str) -> JobSpec:
         ("compression=[{type: topkk}]", ["compression.0.type", "did you mean 'topk'?"]),
         ("compression=[{type: topk, match: 3}]", ["compression.0.match: ", "string"]),
         ("task.normalize=tokens", ["task.normalize", "did you mean 'token'"]),
-        ("data.corpus=wikipedia", ["data.corpus", "'wikipedia'", "'python-docs'"]),
+        ("data.corpus=wikipedia", ["data.corpus: expected 'python-docs' (found 'wikipedia')"]),
         # Wrong types: nothing is converted in silence.
         ("max_steps='10'", ["max_steps", "integer", "'10'"]),
         ("max_steps=10.5", ["max_steps", "integer", "10.5"]),
@@ -91,7 +91,7 @@ def accepted(*overrides: str) -> JobSpec:
         ("batch=8", ["batch", "object", "found 8"]),
         ("model=[1]", ["model", "object", "[1]"]),
         # Out of range.
-        ("max_steps=0", ["max_steps", "greater than or equal to 1", "found 0"]),
+        ("max_steps=0", ["max_steps", "expected a number greater than or equal to 1 (found 0)"]),
         ("optimizer.learning_rate=0", ["optimizer.learning_rate", "greater than 0", "found 0"]),
         ("optimizer.learning_rate=-1e-4", ["optimizer.learning_rate", "greater than 0", "-0.0001"]),
         ("optimizer.adam_beta2=1.0", ["optimizer.adam_beta2", "less than 1", "1.0"]),

@@ -13,6 +13,7 @@ from types import ModuleType
 from typing import Any
 
 from hvdtrain.core.dropin.program import TWINS
+from hvdtrain.core.lazy import public_names
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "horovod-names.md"
 HEAD = """# Horovod's names
@@ -39,18 +40,8 @@ def section(theirs: str, ours: str) -> str:
 
 def public(module: ModuleType) -> list[str]:
     """Names that a program may use: none of other libraries, and no module that is Horovod's own affair."""
-    if hasattr(module, "__all__"):
-        return sorted(module.__all__)
-    found = []
-    for name, value in vars(module).items():
-        if name.startswith("_"):
-            continue
-        if isinstance(value, ModuleType):
-            if value.__name__ in TWINS:
-                found.append(name)
-        elif inspect.getmodule(value) is None or inspect.getmodule(value).__name__.startswith("horovod"):
-            found.append(name)
-    return sorted(found)
+    modules = [name for name, value in vars(module).items() if getattr(value, "__name__", "") in TWINS]
+    return sorted({*public_names(module), *modules})
 
 
 def said(name: str, theirs: Any, twin: ModuleType) -> str:

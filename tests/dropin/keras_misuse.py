@@ -210,7 +210,10 @@ def check_variables_that_differ_are_not_broadcast() -> None:
 def check_a_tape_beside_a_loss_scale() -> None:
     """By either kind of variable, clipped on the way or not; what nothing is kept of goes through."""
     feedback = {"type": "topk", "ratio": 0.3}
-    waits = "waits in units of its loss scale, which LossScaleOptimizer changes: use a plain tape"
+    waits = (
+        "error feedback cannot be used with LossScaleOptimizer, because LossScaleOptimizer changes the loss "
+        "scale. Use a plain tape"
+    )
     for arguments, told in (
         ({"compression": feedback}, waits),
         ({"max_grad_norm": 0.3}, "max_grad_norm: the tape clips gradients that still"),

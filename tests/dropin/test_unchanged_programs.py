@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 import re
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.jobs.runs import launch
+from tests.jobs.runs import ROOT, launch
 
 HERE = Path(__file__).parent
 PROGRAMS = HERE / "horovod_programs"
@@ -91,7 +93,40 @@ def test_keras_and_tensorflow_programs(elsewhere: Path) -> None:
         "checkpoint.h5",
         "save_weights('weights.h5')",
     ):
-        assert printed.count(f"hvdtrain: {habit} is Keras 2: ") == 1, habit
+        assert printed.count(f"hvdtrain: {habit} is from Keras 2: ") == 1, habit
+
+
+DECAY = """import keras, numpy as np
+import horovod.keras as hvd
+from keras import backend as K
+hvd.init()
+model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
+model.compile(hvd.DistributedOptimizer(keras.optimizers.SGD(lr=0.1, decay=1e-3)), "mse")
+def fit():
+    model.fit(np.ones((4, 2)), np.ones((4, 1)), callbacks=[hvd.callbacks.LearningRateWarmupCallback(0.1)])
+def set_lr():
+    model.optimizer.lr = 0.1
+for act in (lambda: K.set_value(model.optimizer.lr, 0.1), set_lr, fit):
+    try:
+        act()
+    except Exception as error:
+        print(f"told: {type(error).__name__}: {error}")
+"""
+
+
+def test_a_rate_that_decays_cannot_be_set(tmp_path: Path) -> None:
+    (tmp_path / "decay.py").write_text(DECAY)
+    done = subprocess.run(
+        [sys.executable, "-m", "hvdtrain.horovod", "decay.py"],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    told = [line for line in done.stdout.splitlines() if line.startswith("told: ")]
+    assert len(told) == 3, done.stdout + done.stderr
+    assert all(line.startswith("told: SpecError: ") and "decay=" in line for line in told), told
 
 
 def test_a_pytorch_program_with_a_fork_server(elsewhere: Path) -> None:
@@ -116,4 +151,4 @@ def test_keras_programs_that_were_written_for_keras_3(elsewhere: Path) -> None:
     found, printed = run([str(HERE / "run_all.py"), *(str(PROGRAMS / f"{name}.py") for name in names)])
     for name in ("weights", "last", "rate", "score", "tapemean"):
         assert found[name][0] == found[name][1], name
-    assert "is Keras 2" not in printed
+    assert "is from Keras 2" not in printed

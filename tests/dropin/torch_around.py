@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import warnings
 from collections.abc import Callable
 from inspect import ismodule
 from typing import Any
@@ -48,7 +49,7 @@ def check_horovods_names() -> None:
 
     # Submodules that Horovod happens to have imported aside.
     public = {n for n, v in vars(horovod.torch).items() if not n.startswith("_") and not ismodule(v)}
-    assert public <= set(dir(hvd))
+    assert public | {"metric_average", "DistributedSampler", "elastic"} == set(dir(hvd))
     for name in public:
         getattr(hvd, name)
     try:
@@ -124,6 +125,10 @@ def check_metric_average() -> None:
     empty = [4.0, float("nan")][hvd.rank()]
     assert hvd.metric_average(empty, [2, 0][hvd.rank()]) == 4.0
     assert math.isnan(hvd.metric_average(1.0, 0))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        loss = (torch.ones(2, requires_grad=True) * 3).mean()
+        assert hvd.metric_average(loss, 2) == hvd.metric_average({"a": loss}, 2)["a"] == 3.0
 
 
 def check_sampler_is_a_drop_in() -> None:

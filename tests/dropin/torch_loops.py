@@ -102,6 +102,26 @@ def check_schedulers_made_before_and_after_the_wrapper() -> None:
     assert any("before `optimizer.step()`" in str(each.message) for each in found)
 
 
+def check_only_early_steps_in_a_row_are_warned_of() -> None:
+    model = mlp()
+    optimizer = wrap(sgd(model.parameters()), model, gradient_accumulation_steps=2)
+
+    def epoch(*windows: int) -> list[str]:
+        with warnings.catch_warnings(record=True) as found:
+            warnings.simplefilter("always")
+            for micro_batches in windows:
+                for each in range(micro_batches):
+                    own(model, each).backward()
+                optimizer.step()
+                optimizer.zero_grad()
+        return [str(each.message) for each in found]
+
+    for _ in range(4):
+        assert epoch(2, 1) == []
+    (warned,) = epoch(1, 1, 1, 1)
+    assert "step() was called three times in a row after fewer than 2 micro-batches" in warned
+
+
 def check_copies_of_a_wrapped_optimizer() -> None:
     """By deepcopy, pickle and torch.save: state and options, and a sentence where it would train apart."""
 

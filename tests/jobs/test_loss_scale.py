@@ -11,11 +11,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hvdtrain.core.data.dataset import split_members
 
 from hvdtrain.core.compression import Adasum, DiLoCo, LocalSGD
 from hvdtrain.core.compression.simulator import Simulator
 from hvdtrain.core.data import Batch, Dataset, Window, train_windows
+from hvdtrain.core.data.corpus import split_members
 from hvdtrain.core.data.tokenizer import train_tokenizer
 from hvdtrain.core.job import prepare_data
 from hvdtrain.core.metrics import METRICS_FILE, read_metrics

@@ -74,6 +74,11 @@ def exits_under_mpi(rank: int, status: int) -> list[tuple[None, str]]:
         ([LOST, exits(0, 1), exits(2, 143), exits(1, 137)], Failure(1, 137)),
         # … and have the launcher end the peer while its error does.
         ([(1, "ValueError: bad"), LOST, exits(0, 1), exits(1, 143)], Failure(1, None, "ValueError: bad")),
+        # … whose shell says so.
+        (
+            [(1, "ValueError: bad"), LOST, (1, "Terminated"), exits(0, 1), exits(1, 143)],
+            Failure(1, None, "ValueError: bad"),
+        ),
         ([(None, KILLED)], Failure(3, 139)),
         ([(2, "error: disk full"), *ABORTED], Failure(2, 5, "error: disk full")),
         (exits_under_mpi(2, 3), Failure(2, 3)),

@@ -25,6 +25,6 @@ def residuals_are_scaled(scaler: str, instead: str) -> SpecError:
         instead: what to use, as the first of several ways out.
     """
     return SpecError(
-        f"compression: what an update did not send waits in units of its loss scale, which {scaler} changes: "
-        f"use {instead}, or none, fp16, or a compression with use_error_feedback: false"
+        f"compression with error feedback cannot be used with {scaler}, because {scaler} changes the loss "
+        f"scale. Use {instead}, or none, fp16, or a compression with use_error_feedback: false"
     )

@@ -53,8 +53,8 @@ class LearningRateSchedule(Callback):
         super().on_train_begin(logs)
         if isinstance(_inner(self.model)._learning_rate, keras.optimizers.schedules.LearningRateSchedule):
             raise SpecError(
-                f"{type(self).__name__}: the optimizer's learning_rate is a schedule of Keras' already; give "
-                "it a number"
+                f"{type(self).__name__}: the optimizer's learning_rate is a schedule, which cannot be set; "
+                "give learning_rate a number, and leave out Keras 2's decay=, which makes a schedule of it"
             )
         if self.initial_lr is None:
             self.initial_lr = self._rate()

@@ -102,7 +102,7 @@ def DistributedOptimizer(
     optimizer.__class__ = extend(own_class(optimizer), _Distributed)
     # A scheduler made before has put the old `step` there, so as to see it called; ours tells it.
     vars(optimizer).pop("step", None)
-    vars(optimizer).update(_gradients=gradients, _names=names, _early=0)
+    vars(optimizer).update(_gradients=gradients, _names=names, _early=0, _is_early=False)
     _live.add(optimizer)
     return optimizer
 
@@ -118,7 +118,9 @@ class _Distributed(Copyable):
 
     _gradients: Gradients
     _names: Names | None
+    # Updates in a row that were asked for too early, and whether this one is.
     _early: int
+    _is_early: bool
     param_groups: list[dict[str, Any]]
 
     @property
@@ -156,6 +158,7 @@ class _Distributed(Copyable):
         found_inf = getattr(self, "found_inf", None)
         if found_inf is None or not found_inf.item():
             self._gradients.commit()
+        self._warn_of_early_steps()
         return result
 
     # PyTorch would wrap it for profiling and for step hooks, which the optimizer's own step has been already.
@@ -169,8 +172,7 @@ class _Distributed(Copyable):
         There is nothing to do after a window's last backward.
         """
         if self._gradients.open:
-            if not self._gradients.closing:
-                self._warn_of_early_steps()
+            self._is_early = not self._gradients.closing
             self._gradients.close()
         elif not self._gradients.ready:
             self._gradients.take_hand_made()
@@ -246,13 +248,15 @@ class _Distributed(Copyable):
             gradient.mul_(factor)
 
     def _warn_of_early_steps(self) -> None:
-        self._early += 1
+        # Only in a row: the last update of an epoch may have fewer.
+        self._early, self._is_early = self._early + 1 if self._is_early else 0, False
         if self._early == 3:
             steps = self._gradients.settings.gradient_accumulation_steps
             warnings.warn(
-                f"step() has ended three windows before their {steps} micro-batches; it updates with those "
-                "there were. Call it once a window, not after every backward()",
-                stacklevel=4,
+                f"step() was called three times in a row after fewer than {steps} micro-batches. Each update "
+                f"used the micro-batches that were ready. Call it after every {steps} micro-batches; the "
+                "last update of an epoch may have fewer",
+                stacklevel=3,
             )
 
 

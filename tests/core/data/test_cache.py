@@ -374,7 +374,8 @@ def edit(path: Path) -> None:
 def test_edit_after_the_cache_was_named_is_refused(
     corpus: Path, monkeypatch: pytest.MonkeyPatch, step: str
 ) -> None:
-    where = f"hvdtrain.core.data.{'tokenizer' if step == 'survey' else 'cache'}.{step}"
+    modules = {"hash_contents": "cache", "survey": "tokenizer"}
+    where = f"hvdtrain.core.data.{modules.get(step, 'wordpiece')}.{step}"
     module, name = where.rsplit(".", 1)
     original = getattr(sys.modules[module], name)
 

@@ -31,4 +31,4 @@ def test_residuals_are_what_differs_by_rank_and_is_no_count(policy: Policy, keep
 
 def test_the_refusal_says_what_to_use() -> None:
     told = str(residuals_are_scaled("GradScaler", "bfloat16"))
-    assert "which GradScaler changes: use bfloat16, or none, fp16, or" in told
+    assert "because GradScaler changes the loss scale. Use bfloat16, or none, fp16, or" in told
