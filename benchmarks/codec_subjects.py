@@ -9,8 +9,8 @@ from functools import partial
 
 import numpy as np
 
-from hvdtrain.core.buckets import Bucket
 from hvdtrain.core.compression.protocol import AllGather, Policy, Reduction, Request, State
+from hvdtrain.core.update.buckets import Bucket
 
 RANKS = 2
 # Beyond every warm-up's default.

@@ -33,13 +33,13 @@ from codec_subjects import (
 from rich.console import Console
 from rich.table import Table
 
-from hvdtrain.core.buckets import Bucket, plan_buckets
 from hvdtrain.core.compression import POLICIES, Bf16
 from hvdtrain.core.compression.protocol import Policy
-from hvdtrain.core.environment import keep_freed_memory
 from hvdtrain.core.families import bert
 from hvdtrain.core.families.bert import ModelSpec
+from hvdtrain.core.process.environment import keep_freed_memory
 from hvdtrain.core.tables import Kind, make_table, print_table
+from hvdtrain.core.update.buckets import Bucket, plan_buckets
 
 _MIB = 2**20
 _BUSY = 0.5

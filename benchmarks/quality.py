@@ -16,7 +16,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from hvdtrain.core.metrics import read_metrics
+from hvdtrain.core.run.metrics import read_metrics
 from hvdtrain.core.tables import Kind, make_table, print_table
 
 POLICIES = {

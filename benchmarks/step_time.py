@@ -23,7 +23,7 @@ from side_by_side.conductor import take_turns
 from side_by_side.results import Result, as_table, summarise
 
 from hvdtrain.core.errors import HvdtrainError
-from hvdtrain.core.job import prepare_data
+from hvdtrain.core.run.job import prepare_data
 from hvdtrain.core.tables import print_table
 from hvdtrain.launch.processes import handle_signals
 

@@ -12,7 +12,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from hvdtrain.core.metrics import METRICS_FILE, read_metrics
+from hvdtrain.core.run.metrics import METRICS_FILE, read_metrics
 from tests.launch.cluster import Cluster
 
 _POLL_S = 0.03

@@ -17,7 +17,7 @@ from typing import Annotated
 
 import typer
 
-from hvdtrain.core.environment import launched_rank
+from hvdtrain.core.process.environment import launched_rank
 from hvdtrain.launch.commands import Launcher, LaunchRequest, Wire, build_command, choose_launch
 from hvdtrain.launch.facts import find_facts
 from hvdtrain.launch.hosts import is_local, parse_hosts

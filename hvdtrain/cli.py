@@ -13,7 +13,7 @@ import typer
 
 from hvdtrain.bench.commands import demo, parity, simulate
 from hvdtrain.core.errors import HvdtrainError
-from hvdtrain.core.outputs import open_outputs
+from hvdtrain.core.process.outputs import open_outputs
 from hvdtrain.engine.commands import doctor, engine_app
 from hvdtrain.launch.command import Framework, run
 
@@ -39,7 +39,7 @@ _Set = Annotated[list[str] | None, typer.Option("--set", help="Override: FIELD.P
 @app.command()
 def validate(spec: _Spec, set_: _Set = None) -> None:
     """Check SPEC and say what is wrong with it, field by field."""
-    from hvdtrain.core.spec import load_spec
+    from hvdtrain.core.spec.job_spec import load_spec
 
     load_spec(spec, set_ or ())
     typer.echo(f"{spec}: valid")
@@ -57,12 +57,12 @@ def plan(
     json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
 ) -> None:
     """Print every number that training SPEC on -np ranks would use; prepares the data, starts nothing."""
-    from hvdtrain.core.environment import usable_cores
     from hvdtrain.core.families import family_of
-    from hvdtrain.core.job import plan_job, prepare_data
-    from hvdtrain.core.plan_table import print_plan
-    from hvdtrain.core.spec import load_spec
-    from hvdtrain.core.world import World
+    from hvdtrain.core.plan.table import print_plan
+    from hvdtrain.core.process.environment import usable_cores
+    from hvdtrain.core.run.job import plan_job, prepare_data
+    from hvdtrain.core.run.world import World
+    from hvdtrain.core.spec.job_spec import load_spec
     from hvdtrain.engine.cache import wire_types
 
     job = load_spec(spec, set_ or ())
@@ -96,10 +96,10 @@ def generate(
     """Continue PROMPT with the causal language model that a job has saved in OUTPUT_DIR."""
     import importlib
 
+    from hvdtrain.core.checkpoints.saved_models import open_model
     from hvdtrain.core.errors import CheckpointError
-    from hvdtrain.core.generation import Sampling, continue_text
-    from hvdtrain.core.paths import user_path
-    from hvdtrain.core.saved_models import open_model
+    from hvdtrain.core.process.paths import user_path
+    from hvdtrain.core.run.generation import Sampling, continue_text
     from hvdtrain.engine.cache import require_fit
     from hvdtrain.engine.versions import torch_version
 
@@ -122,7 +122,7 @@ def generate(
 @app.command()
 def schema() -> None:
     """Print the JSON schema of job specs, for editors that complete and check YAML."""
-    from hvdtrain.core.spec import json_schema
+    from hvdtrain.core.spec.job_spec import json_schema
 
     typer.echo(json_.dumps(json_schema(), indent=2))
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from hvdtrain.core.spec import json_schema
+from hvdtrain.core.spec.job_spec import json_schema
 
 SPEC = """
 model: {vocab_size: 80, hidden_size: 8, num_hidden_layers: 1, num_attention_heads: 2, intermediate_size: 16,

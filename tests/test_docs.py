@@ -17,8 +17,8 @@ from pydantic.fields import FieldInfo
 from hvdtrain.cli import app
 from hvdtrain.core.compression import POLICIES, Policy
 from hvdtrain.core.families import FAMILIES
-from hvdtrain.core.sections import Section
-from hvdtrain.core.spec import parse_spec, spec_class
+from hvdtrain.core.spec.job_spec import parse_spec, spec_class
+from hvdtrain.core.spec.sections import Section
 from hvdtrain.core.tasks import TASKS
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -22,7 +22,7 @@ CALLS = {
 UNSAFE_LOADERS = {"Loader", "FullLoader", "UnsafeLoader", "CLoader", "CFullLoader", "CUnsafeLoader"}
 # Where our programs listen: why each is no door is in docs/security.md.
 LISTENING = {
-    "hvdtrain/core/stall.py": "StallGuard",
+    "hvdtrain/core/run/stall.py": "StallGuard",
     "hvdtrain/engine/patches/proof.py": "RendezvousServer",
 }
 

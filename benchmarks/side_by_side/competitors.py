@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from hvdtrain.core.spec import JobSpec, load_spec
+from hvdtrain.core.spec.job_spec import JobSpec, load_spec
 from hvdtrain.launch.commands import Launcher, LaunchRequest, Wire, build_command, choose_launch
 from hvdtrain.launch.facts import find_facts
 from hvdtrain.launch.hosts import Host

@@ -11,7 +11,7 @@ import keras
 import tensorflow as tf
 
 import hvdtrain.tensorflow as dropin
-from hvdtrain.core.spec import JobSpec
+from hvdtrain.core.spec.job_spec import JobSpec
 from hvdtrain.keras.optimizer import DistributedOptimizer
 from hvdtrain.tensorflow import world
 from hvdtrain.tensorflow.model import Model, tensors

@@ -11,7 +11,7 @@ import torch
 from torch import distributed, nn
 
 import hvdtrain.torch as dropin
-from hvdtrain.core.spec import JobSpec
+from hvdtrain.core.spec.job_spec import JobSpec
 from hvdtrain.torch import world
 from hvdtrain.torch.model import Model, tensors
 from hvdtrain.torch.trainer import Trainer

@@ -10,10 +10,10 @@ import numpy as np
 from hvdtrain.core.data import Batch, Dataset, Window, train_windows
 from hvdtrain.core.families import family_of
 from hvdtrain.core.families.family import Family
-from hvdtrain.core.job import plan_job, prepare_data
-from hvdtrain.core.plan import Plan
-from hvdtrain.core.spec import JobSpec
-from hvdtrain.core.weights import Weight, initial_weights
+from hvdtrain.core.families.weights import Weight, initial_weights
+from hvdtrain.core.plan.plan import Plan
+from hvdtrain.core.run.job import plan_job, prepare_data
+from hvdtrain.core.spec.job_spec import JobSpec
 from side_by_side.competitors import RANKS
 
 # Batches are used again after so many steps: making them is not what is measured.

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from hvdtrain.core.compression import POLICIES, NoCompression
 from hvdtrain.core.compression.protocol import Policy
 from hvdtrain.core.errors import SpecError
-from hvdtrain.core.spec import JobSpec, load_spec
-from hvdtrain.core.yaml12 import load_yaml
+from hvdtrain.core.spec.job_spec import JobSpec, load_spec
+from hvdtrain.core.spec.yaml12 import load_yaml
 
 # A run of a few hundred updates would not leave these warm-ups' defaults.
 _SHORT = {"start_powerSGD_iter": 10}

@@ -53,7 +53,7 @@ def demo(
 ) -> None:
     """Train the default BERT in PyTorch and in TensorFlow through horovodrun, and compare the curves."""
     from hvdtrain.bench.parity import run_both
-    from hvdtrain.core.report import compare_runs, plot_losses
+    from hvdtrain.core.run.report import compare_runs, plot_losses
     from hvdtrain.launch.commands import Launcher
 
     directory = _output_dir(output_dir)
@@ -116,6 +116,6 @@ def simulate(
 
 def _output_dir(given: Path) -> Path:
     from hvdtrain.core.errors import TrainingError
-    from hvdtrain.core.paths import user_path
+    from hvdtrain.core.process.paths import user_path
 
     return user_path(given, "--output-dir", TrainingError)

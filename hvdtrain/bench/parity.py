@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Literal
 
 from hvdtrain.core.families import family_of
-from hvdtrain.core.report import CurveDifference, compare_runs
-from hvdtrain.core.spec import load_spec
+from hvdtrain.core.run.report import CurveDifference, compare_runs
+from hvdtrain.core.spec.job_spec import load_spec
 from hvdtrain.launch.command import Framework, run
 from hvdtrain.launch.commands import Launcher
 

@@ -10,9 +10,9 @@ import numpy as np
 
 from hvdtrain.core.data.sources import python_docs
 from hvdtrain.core.errors import SpecError
-from hvdtrain.core.initializers import ZEROS, Normal
+from hvdtrain.core.families.initializers import ZEROS, Normal
+from hvdtrain.core.families.weights import Weight
 from hvdtrain.core.random import generator
-from hvdtrain.core.weights import Weight
 
 # By weight name: shape (ranks, *weight.shape), or (1, *weight.shape) when all ranks have the same.
 Arrays = dict[str, np.ndarray]

@@ -15,16 +15,16 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 
 from hvdtrain.bench.candidates import Candidate
 from hvdtrain.bench.problems import Arrays, Problem
-from hvdtrain.core.buckets import Bucket, plan_buckets
 from hvdtrain.core.compression.fleet import Fleet
 from hvdtrain.core.compression.periodic import Periodic
 from hvdtrain.core.compression.protocol import Policy
 from hvdtrain.core.errors import SpecError
-from hvdtrain.core.optimizers import ReferenceOptimizer, clip_factor
-from hvdtrain.core.plan import peak_learning_rate, warmup_updates
-from hvdtrain.core.schedules import schedule_factor
-from hvdtrain.core.spec import JobSpec
-from hvdtrain.core.weights import initial_weights
+from hvdtrain.core.families.weights import initial_weights
+from hvdtrain.core.plan.plan import peak_learning_rate, warmup_updates
+from hvdtrain.core.spec.job_spec import JobSpec
+from hvdtrain.core.update.buckets import Bucket, plan_buckets
+from hvdtrain.core.update.optimizers import ReferenceOptimizer, clip_factor
+from hvdtrain.core.update.schedules import schedule_factor
 
 _MIB = 2**20
 # Arrays of all ranks' gradients that a policy holds at a time, about.

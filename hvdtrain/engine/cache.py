@@ -10,7 +10,7 @@ from typing import Any
 from packaging.version import Version
 
 from hvdtrain.core.errors import EngineError
-from hvdtrain.core.paths import cache_root
+from hvdtrain.core.process.paths import cache_root
 from hvdtrain.engine.edits import RECORD_FILE, edits_for, recipe_digest
 from hvdtrain.engine.versions import (
     Versions,

@@ -27,7 +27,7 @@ def build(
 ) -> None:
     """Builds the Horovod wheel for the installed torch and TensorFlow, unless the cache has it."""
     from hvdtrain.core.errors import EngineError
-    from hvdtrain.core.paths import user_path
+    from hvdtrain.core.process.paths import user_path
     from hvdtrain.engine import build as builder
     from hvdtrain.engine.versions import find_versions
 

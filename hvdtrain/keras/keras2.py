@@ -13,8 +13,8 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from hvdtrain.core.environment import launched_rank
 from hvdtrain.core.errors import SpecError
+from hvdtrain.core.process.environment import launched_rank
 from hvdtrain.keras import keras2_files
 
 # What Keras 2 took, and what Keras 3 has in its place.

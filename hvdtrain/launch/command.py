@@ -47,8 +47,8 @@ def run(
         typer.Exit: with the status of the rank that failed first, if any did.
     """
     # These read the spec's schema and the installed Horovod: not for --help.
-    from hvdtrain.core.paths import user_path
-    from hvdtrain.core.spec import load_spec
+    from hvdtrain.core.process.paths import user_path
+    from hvdtrain.core.spec.job_spec import load_spec
     from hvdtrain.launch.facts import find_facts
     from hvdtrain.launch.preflight import check_job
     from hvdtrain.launch.run import run_command

@@ -10,7 +10,7 @@ from difflib import get_close_matches
 from pathlib import Path
 
 from hvdtrain.core.errors import LaunchError
-from hvdtrain.core.paths import user_path
+from hvdtrain.core.process.paths import user_path
 
 # What Horovod's own launcher accepts as a name; IPv6 literals are not among them.
 _NAME = re.compile(r"[\w.-]+")

@@ -11,17 +11,17 @@ from pathlib import Path
 
 import psutil
 
+from hvdtrain.core.checkpoints.state import check_checkpoint
 from hvdtrain.core.data.cache import cache_directory
 from hvdtrain.core.data.sources import source_files, unreadable
 from hvdtrain.core.data.text import TextSpec
-from hvdtrain.core.environment import usable_cores
 from hvdtrain.core.errors import DataError, LaunchError
 from hvdtrain.core.families import family_of
-from hvdtrain.core.job import plan_job, prepare_data
-from hvdtrain.core.paths import user_path
-from hvdtrain.core.spec import JobSpec
-from hvdtrain.core.state import check_checkpoint
-from hvdtrain.core.world import World
+from hvdtrain.core.process.environment import usable_cores
+from hvdtrain.core.process.paths import user_path
+from hvdtrain.core.run.job import plan_job, prepare_data
+from hvdtrain.core.run.world import World
+from hvdtrain.core.spec.job_spec import JobSpec
 from hvdtrain.launch.hosts import Host, is_local
 
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from hvdtrain.core.errors import LaunchError
-from hvdtrain.core.orphans import end_with_launcher
+from hvdtrain.core.process.orphans import end_with_launcher
 
 
 def main(arguments: Sequence[str]) -> None:

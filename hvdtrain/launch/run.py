@@ -17,7 +17,7 @@ from typing import IO, NoReturn, TextIO
 import psutil
 
 from hvdtrain.core.errors import LaunchError
-from hvdtrain.core.outputs import outlast_readers
+from hvdtrain.core.process.outputs import outlast_readers
 from hvdtrain.launch.output import FailureWatch, Line, LineSplitter, Statements, describe_status
 from hvdtrain.launch.processes import STOP_SIGNALS, adopt_orphans, handle_signals, kill_children
 

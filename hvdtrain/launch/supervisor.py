@@ -16,7 +16,7 @@ from functools import partial
 
 import psutil
 
-from hvdtrain.core.orphans import call_when_orphaned
+from hvdtrain.core.process.orphans import call_when_orphaned
 from hvdtrain.launch.processes import (
     STOP_SIGNALS,
     adopt_orphans,

@@ -9,9 +9,9 @@ from typing import Any
 import horovod.tensorflow as hvd
 import tensorflow as tf
 
-from hvdtrain.core.buckets import Bucket
 from hvdtrain.core.compression.protocol import AdasumReduce, AllGather, AllReduce, Policy, Request, State
-from hvdtrain.core.weights import SAME, Weight
+from hvdtrain.core.families.weights import SAME, Weight
+from hvdtrain.core.update.buckets import Bucket
 from hvdtrain.tensorflow.ops import Ops
 from hvdtrain.tensorflow.weights import Parameters
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from hvdtrain.core.losses import chunks
+from hvdtrain.core.update.losses import chunks
 
 
 def cross_entropy(

@@ -8,9 +8,9 @@ import numpy as np
 import tensorflow as tf
 
 from hvdtrain.core.data import Batch
-from hvdtrain.core.sections import ModelSection
+from hvdtrain.core.families.weights import Weight
+from hvdtrain.core.spec.sections import ModelSection
 from hvdtrain.core.tasks.causal_lm import next_token_batch
-from hvdtrain.core.weights import Weight
 from hvdtrain.tensorflow.families import network_of
 from hvdtrain.tensorflow.losses import cross_entropy
 from hvdtrain.tensorflow.weights import Parameters, read, write

@@ -7,10 +7,10 @@ from collections.abc import Iterator, Mapping, Sequence
 import numpy as np
 import tensorflow as tf
 
-from hvdtrain.core.buckets import Bucket
-from hvdtrain.core.sections import OptimizerSpec
-from hvdtrain.core.state import MOMENTS
-from hvdtrain.core.weights import Weight
+from hvdtrain.core.checkpoints.state import MOMENTS
+from hvdtrain.core.families.weights import Weight
+from hvdtrain.core.spec.sections import OptimizerSpec
+from hvdtrain.core.update.buckets import Bucket
 from hvdtrain.tensorflow.driver import pack, unpack
 from hvdtrain.tensorflow.weights import Parameter, Parameters, read, write
 

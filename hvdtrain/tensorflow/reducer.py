@@ -10,9 +10,9 @@ import horovod.tensorflow as hvd
 import numpy as np
 import tensorflow as tf
 
-from hvdtrain.core.buckets import Bucket
 from hvdtrain.core.compression.protocol import Policy, State
 from hvdtrain.core.compression.rules import Rules
+from hvdtrain.core.update.buckets import Bucket
 from hvdtrain.tensorflow.driver import Driver, pack, swap_layout, variables
 from hvdtrain.tensorflow.ops import Ops
 from hvdtrain.tensorflow.weights import Parameters

@@ -12,10 +12,10 @@ import tensorflow as tf
 
 from hvdtrain.core.compression import Policy
 from hvdtrain.core.data import Batch, Window
-from hvdtrain.core.optimizers import clip_factor
-from hvdtrain.core.precision import compute_dtype
-from hvdtrain.core.results import UpdateResult
-from hvdtrain.core.training import BaseTrainer
+from hvdtrain.core.run.results import UpdateResult
+from hvdtrain.core.run.training import BaseTrainer
+from hvdtrain.core.update.optimizers import clip_factor
+from hvdtrain.core.update.precision import compute_dtype
 from hvdtrain.tensorflow import world
 from hvdtrain.tensorflow.model import Model, tensors
 from hvdtrain.tensorflow.optimizers import Optimizer

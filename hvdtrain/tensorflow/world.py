@@ -9,10 +9,10 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from hvdtrain.core.environment import horovod_environment, keep_freed_memory, usable_cores
+from hvdtrain.core.process.environment import horovod_environment, keep_freed_memory, usable_cores
 from hvdtrain.core.random import framework_seed
-from hvdtrain.core.spec import JobSpec
-from hvdtrain.core.world import World
+from hvdtrain.core.run.world import World
+from hvdtrain.core.spec.job_spec import JobSpec
 
 
 def init(spec: JobSpec) -> World:

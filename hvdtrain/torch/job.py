@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from hvdtrain.core.job import Framework, run_job
+from hvdtrain.core.run.job import Framework, run_job
 
 
 def main(default_spec: str = "bert") -> None:

@@ -8,7 +8,7 @@ import torch
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
-from hvdtrain.core.losses import chunks
+from hvdtrain.core.update.losses import chunks
 
 
 def cross_entropy(

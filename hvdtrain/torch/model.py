@@ -8,9 +8,9 @@ import numpy as np
 import torch
 
 from hvdtrain.core.data import Batch
-from hvdtrain.core.sections import ModelSection
+from hvdtrain.core.families.weights import Weight
+from hvdtrain.core.spec.sections import ModelSection
 from hvdtrain.core.tasks.causal_lm import next_token_batch
-from hvdtrain.core.weights import Weight
 from hvdtrain.torch.families import network_of
 from hvdtrain.torch.losses import cross_entropy
 from hvdtrain.torch.weights import Parameters, read, write

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from hvdtrain.core.buckets import Bucket
-from hvdtrain.core.sections import OptimizerSpec
-from hvdtrain.core.state import MOMENTS
+from hvdtrain.core.checkpoints.state import MOMENTS
+from hvdtrain.core.spec.sections import OptimizerSpec
+from hvdtrain.core.update.buckets import Bucket
 
 
 class Optimizer:

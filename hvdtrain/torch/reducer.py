@@ -9,9 +9,9 @@ import horovod.torch as hvd
 import numpy as np
 import torch
 
-from hvdtrain.core.buckets import Bucket
 from hvdtrain.core.compression.protocol import Array, Policy, State
 from hvdtrain.core.compression.rules import Rules
+from hvdtrain.core.update.buckets import Bucket
 from hvdtrain.torch.driver import Work, launch, wait
 from hvdtrain.torch.ops import Ops
 

@@ -8,10 +8,10 @@ import torch
 
 from hvdtrain.core.compression import Policy
 from hvdtrain.core.data import Batch, Window
-from hvdtrain.core.optimizers import clip_factor
-from hvdtrain.core.precision import compute_dtype
-from hvdtrain.core.results import UpdateResult
-from hvdtrain.core.training import BaseTrainer
+from hvdtrain.core.run.results import UpdateResult
+from hvdtrain.core.run.training import BaseTrainer
+from hvdtrain.core.update.optimizers import clip_factor
+from hvdtrain.core.update.precision import compute_dtype
 from hvdtrain.torch import world
 from hvdtrain.torch.model import Model, tensors
 from hvdtrain.torch.optimizers import Optimizer

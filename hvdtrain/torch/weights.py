@@ -8,7 +8,7 @@ from typing import TypeAlias
 import numpy as np
 import torch
 
-from hvdtrain.core.weights import Weight
+from hvdtrain.core.families.weights import Weight
 
 # What holds one weight, and what holds each by its Hugging Face name.
 Parameter: TypeAlias = torch.Tensor

@@ -8,10 +8,10 @@ import horovod.torch as hvd
 import numpy as np
 import torch
 
-from hvdtrain.core.environment import horovod_environment, keep_freed_memory, usable_cores
+from hvdtrain.core.process.environment import horovod_environment, keep_freed_memory, usable_cores
 from hvdtrain.core.random import framework_seed
-from hvdtrain.core.spec import JobSpec
-from hvdtrain.core.world import World
+from hvdtrain.core.run.world import World
+from hvdtrain.core.spec.job_spec import JobSpec
 
 
 def init(spec: JobSpec) -> World:

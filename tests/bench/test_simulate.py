@@ -17,9 +17,9 @@ from hvdtrain.bench.candidates import Candidate, candidates
 from hvdtrain.bench.problems import PROBLEMS, Arrays, LanguageModel, LeastSquares
 from hvdtrain.bench.simulate import Outcome, simulate
 from hvdtrain.bench.simulate_report import draw, write
-from hvdtrain.core.buckets import plan_buckets
 from hvdtrain.core.errors import SpecError
-from hvdtrain.core.weights import initial_weights
+from hvdtrain.core.families.weights import initial_weights
+from hvdtrain.core.update.buckets import plan_buckets
 
 ROOT = Path(__file__).resolve().parents[2]
 PLAIN = (

@@ -59,7 +59,7 @@ spec = importlib.util.spec_from_file_location("measuring", "benchmarks/codecs.py
 sys.modules["measuring"] = codecs = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(codecs)
 from hvdtrain.core.tables import print_table
-from hvdtrain.core.buckets import Bucket
+from hvdtrain.core.update.buckets import Bucket
 results = [codecs.Result("topk momentum=0.9 local_clipping=1.0", "tensorflow", 123.4, 12.345, 0.12, 1.23)]
 print_table(codecs.as_table(results, codecs.bert_bucket(2**20)))
 WHOLE: topk momentum=0.9 local_clipping=1.0 tensorflow 123 ms 12.35 0.12 1.23 of memcpy's rate of hook's time

@@ -6,11 +6,11 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from hvdtrain.core.buckets import Bucket
 from hvdtrain.core.compression import Adasum, Bf16, Fp16, Int8, NoCompression, PowerSGD, RandomK, Sign, TopK
 from hvdtrain.core.compression.protocol import Policy, State
-from hvdtrain.core.initializers import ZEROS
-from hvdtrain.core.weights import SAME, TRANSPOSED, Layout, Weight
+from hvdtrain.core.families.initializers import ZEROS
+from hvdtrain.core.families.weights import SAME, TRANSPOSED, Layout, Weight
+from hvdtrain.core.update.buckets import Bucket
 from tests.conformance.example_policy import Ternary
 
 POLICIES: dict[str, Policy] = {

@@ -15,8 +15,8 @@ READ = """
 import json, sys
 import numpy as np
 from hvdtrain.core.errors import SpecError
-from hvdtrain.core.plan import make_plan
-from hvdtrain.core.spec import json_schema, load_spec
+from hvdtrain.core.plan.plan import make_plan
+from hvdtrain.core.spec.job_spec import json_schema, load_spec
 from hvdtrain.core.families import bert
 
 spec = load_spec("bert", ["compression.type=ternary"])

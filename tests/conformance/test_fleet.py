@@ -5,13 +5,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from hvdtrain.core.buckets import Bucket
 from hvdtrain.core.compression import DiLoCo, LocalSGD
 from hvdtrain.core.compression.fleet import Fleet
 from hvdtrain.core.compression.periodic import Periodic
 from hvdtrain.core.compression.protocol import Policy
 from hvdtrain.core.compression.simulator import Simulator
 from hvdtrain.core.compression.stacked_ops import StackedOps
+from hvdtrain.core.update.buckets import Bucket
 from tests.conformance.cases import BUCKETS, POLICIES, gradients
 
 EVERY = pytest.mark.parametrize("policy", POLICIES.values(), ids=POLICIES.keys())

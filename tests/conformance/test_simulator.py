@@ -7,10 +7,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hvdtrain.core.buckets import Bucket
 from hvdtrain.core.compression import Bf16, Fp16, Int8, PowerSGD, RandomK, Sign, TopK
 from hvdtrain.core.compression.protocol import Policy
 from hvdtrain.core.compression.simulator import Simulator
+from hvdtrain.core.update.buckets import Bucket
 from tests.conformance.cases import BUCKETS, POLICIES, bucket, gradients, residual
 
 EVERY = pytest.mark.parametrize("policy", POLICIES.values(), ids=POLICIES.keys())

@@ -13,9 +13,9 @@ from pathlib import Path
 
 import numpy as np
 
-from hvdtrain.core.buckets import Bucket
 from hvdtrain.core.compression.protocol import Policy
 from hvdtrain.core.compression.rules import Rules
+from hvdtrain.core.update.buckets import Bucket
 from tests.conformance.cases import BUCKETS, COMBINING, POLICIES, gradients
 from tests.jobs.runs import start_sooner
 

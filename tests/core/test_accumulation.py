@@ -8,9 +8,9 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hvdtrain.core.accumulation import Accumulation, resolve_accumulation
 from hvdtrain.core.data.order import epoch_order, global_batches, rank_share
-from hvdtrain.core.sections import AccumulationStage, BatchSpec
+from hvdtrain.core.spec.sections import AccumulationStage, BatchSpec
+from hvdtrain.core.update.accumulation import Accumulation, resolve_accumulation
 
 TOKENS = st.lists(st.integers(1, 50), min_size=1, max_size=60).map(lambda found: np.array(found, np.int64))
 

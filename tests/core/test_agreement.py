@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hvdtrain.core.agreement import agree, flatten
 from hvdtrain.core.errors import TrainingError
+from hvdtrain.core.run.agreement import agree, flatten
 
 ADVICE = "Do the same everywhere."
 

@@ -8,9 +8,9 @@ from dataclasses import replace
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hvdtrain.core.buckets import plan_buckets
-from hvdtrain.core.initializers import ZEROS
-from hvdtrain.core.weights import Weight
+from hvdtrain.core.families.initializers import ZEROS
+from hvdtrain.core.families.weights import Weight
+from hvdtrain.core.update.buckets import plan_buckets
 
 SHAPES = st.lists(st.integers(1, 9), min_size=1, max_size=3).map(tuple)
 WEIGHTS = st.lists(st.tuples(SHAPES, st.booleans()), min_size=1, max_size=30).map(

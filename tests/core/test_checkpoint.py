@@ -17,12 +17,12 @@ from tokenizers.models import WordPiece
 from tokenizers.pre_tokenizers import BertPreTokenizer
 from transformers import AutoModelForMaskedLM, AutoTokenizer
 
-from hvdtrain.core.checkpoint import WEIGHTS_FILE, load_model, save_model
+from hvdtrain.core.checkpoints.model_folder import WEIGHTS_FILE, load_model, save_model
 from hvdtrain.core.data.tokenizer_files import tokenizer_files
 from hvdtrain.core.errors import CheckpointError
 from hvdtrain.core.families import bert
 from hvdtrain.core.families.bert import ModelSpec
-from hvdtrain.core.weights import initial_weights
+from hvdtrain.core.families.weights import initial_weights
 
 VOCABULARY = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"abcdefghijklmno", *(f"##{c}" for c in "abcd")]
 SPEC = ModelSpec(
@@ -144,7 +144,7 @@ FULL_DISK = """
 import resource, signal, sys
 from pathlib import Path
 import numpy as np
-from hvdtrain.core.checkpoint import save_model
+from hvdtrain.core.checkpoints.model_folder import save_model
 from hvdtrain.core.errors import CheckpointError
 
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
@@ -181,7 +181,7 @@ KILLED = """
 import os, signal, sys
 from pathlib import Path
 import numpy as np
-from hvdtrain.core.checkpoint import save_model
+from hvdtrain.core.checkpoints.model_folder import save_model
 
 def audit(event, arguments):
     if event == "os.rename" or (event == "ctypes.dlsym" and arguments[1] == "renameat2"):

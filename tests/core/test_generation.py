@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from hvdtrain.core.errors import CheckpointError
-from hvdtrain.core.generation import Sampling, continue_tokens
+from hvdtrain.core.run.generation import Sampling, continue_tokens
 
 LOGITS = np.log(np.array([0.1, 0.4, 0.2, 0.3]))
 

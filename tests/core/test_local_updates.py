@@ -18,10 +18,10 @@ from hvdtrain.core.compression import LocalSGD
 from hvdtrain.core.compression.protocol import Policy
 from hvdtrain.core.compression.rules import Rules
 from hvdtrain.core.errors import TrainingError
-from hvdtrain.core.local_updates import local_updates
-from hvdtrain.core.precision import LossScale
-from hvdtrain.core.results import UpdateResult
-from hvdtrain.core.sections import LossScaleSpec
+from hvdtrain.core.run.local_updates import local_updates
+from hvdtrain.core.run.results import UpdateResult
+from hvdtrain.core.spec.sections import LossScaleSpec
+from hvdtrain.core.update.precision import LossScale
 
 
 @dataclass

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
 
-from hvdtrain.core.metrics import METRICS_FILE, MetricLog, read_metrics
+from hvdtrain.core.run.metrics import METRICS_FILE, MetricLog, read_metrics
 
 TRAIN: list[dict[str, Any]] = [
     {"step": 1, "loss": 0.1 + 0.2, "learning_rate": 1e-4 / 3, "tokens": 12345678901},

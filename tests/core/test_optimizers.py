@@ -11,12 +11,12 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hvdtrain.core.buckets import Bucket, plan_buckets
-from hvdtrain.core.initializers import ONES, ZEROS, Normal
-from hvdtrain.core.optimizers import ReferenceOptimizer, clip_factor
-from hvdtrain.core.schedules import schedule_factor
-from hvdtrain.core.sections import OptimizerSpec
-from hvdtrain.core.weights import Weight
+from hvdtrain.core.families.initializers import ONES, ZEROS, Normal
+from hvdtrain.core.families.weights import Weight
+from hvdtrain.core.spec.sections import OptimizerSpec
+from hvdtrain.core.update.buckets import Bucket, plan_buckets
+from hvdtrain.core.update.optimizers import ReferenceOptimizer, clip_factor
+from hvdtrain.core.update.schedules import schedule_factor
 from hvdtrain.tensorflow.optimizers import Optimizer as TensorFlowOptimizer
 from hvdtrain.torch.optimizers import Optimizer as TorchOptimizer
 

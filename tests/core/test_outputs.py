@@ -12,7 +12,7 @@ import pytest
 ROOT = str(Path(__file__).parents[2])
 PROGRAM = """
 import sys
-from hvdtrain.core.outputs import outlast_readers
+from hvdtrain.core.process.outputs import outlast_readers
 from rich.console import Console
 import typer
 outlast_readers()

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from hvdtrain.core.errors import DataError, HvdtrainError
-from hvdtrain.core.paths import cache_root, user_path
+from hvdtrain.core.process.paths import cache_root, user_path
 
 NAMES = ("HVDTRAIN_CACHE_DIR", "XDG_CACHE_HOME", "HOME")
 

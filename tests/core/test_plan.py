@@ -14,15 +14,15 @@ import yaml
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from hvdtrain.core.accumulation import Accumulation, Batch, resolve_batch
 from hvdtrain.core.data import TextFacts
 from hvdtrain.core.errors import SpecError
-from hvdtrain.core.initializers import ONES, ZEROS, Normal
-from hvdtrain.core.plan import Plan, make_plan
-from hvdtrain.core.plan_table import print_plan
-from hvdtrain.core.sections import BatchSpec
-from hvdtrain.core.spec import parse_spec
-from hvdtrain.core.weights import Weight
+from hvdtrain.core.families.initializers import ONES, ZEROS, Normal
+from hvdtrain.core.families.weights import Weight
+from hvdtrain.core.plan.plan import Plan, make_plan
+from hvdtrain.core.plan.table import print_plan
+from hvdtrain.core.spec.job_spec import parse_spec
+from hvdtrain.core.spec.sections import BatchSpec
+from hvdtrain.core.update.accumulation import Accumulation, Batch, resolve_batch
 
 COUNTS = st.integers(1, 64)
 WEIGHTS = (

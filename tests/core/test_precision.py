@@ -9,9 +9,9 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hvdtrain.core.precision import LossScale, compute_dtype, cpu_notes
-from hvdtrain.core.sections import LARGEST_LOSS_SCALE, LossScaleSpec
-from hvdtrain.core.spec import JobSpec, parse_spec
+from hvdtrain.core.spec.job_spec import JobSpec, parse_spec
+from hvdtrain.core.spec.sections import LARGEST_LOSS_SCALE, LossScaleSpec
+from hvdtrain.core.update.precision import LossScale, compute_dtype, cpu_notes
 
 SPEC: dict[str, Any] = {
     "model": {},

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hvdtrain.core.progress import Pace, Progress
+from hvdtrain.core.run.progress import Pace, Progress
 
 LINE = {
     "loss": 1.5,

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from hvdtrain.core.errors import SpecError
-from hvdtrain.core.spec import load_spec, parse_spec, spec_class
+from hvdtrain.core.spec.job_spec import load_spec, parse_spec, spec_class
 
 SPEC = """
 model: {{model_type: {family}, width: 3}}

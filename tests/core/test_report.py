@@ -13,8 +13,8 @@ from matplotlib.axes import Axes
 from matplotlib.category import StrCategoryConverter
 
 from hvdtrain.core.errors import TrainingError
-from hvdtrain.core.metrics import MetricLog
-from hvdtrain.core.report import compare_runs, draw_losses, plot_losses
+from hvdtrain.core.run.metrics import MetricLog
+from hvdtrain.core.run.report import compare_runs, draw_losses, plot_losses
 
 
 def run(directory: Path, losses: list[float], evaluations: Sequence[float] = (), first: int = 1) -> Path:

@@ -12,20 +12,20 @@ from typing import Any
 import numpy as np
 import pytest
 
+from hvdtrain.core.checkpoints.state import STATE_FILE, load_state
 from hvdtrain.core.compression.protocol import Policy
 from hvdtrain.core.data import Batch, Dataset, Window
 from hvdtrain.core.data.store import fingerprint_with
 from hvdtrain.core.errors import CheckpointError, TrainingError
-from hvdtrain.core.initializers import Normal
-from hvdtrain.core.job import prepare_data
-from hvdtrain.core.metrics import METRICS_FILE, read_metrics
-from hvdtrain.core.plan import make_plan
-from hvdtrain.core.results import UpdateResult
-from hvdtrain.core.spec import JobSpec, load_spec
-from hvdtrain.core.state import STATE_FILE, load_state
-from hvdtrain.core.training import BaseTrainer
-from hvdtrain.core.weights import Weight
-from hvdtrain.core.world import World
+from hvdtrain.core.families.initializers import Normal
+from hvdtrain.core.families.weights import Weight
+from hvdtrain.core.plan.plan import make_plan
+from hvdtrain.core.run.job import prepare_data
+from hvdtrain.core.run.metrics import METRICS_FILE, read_metrics
+from hvdtrain.core.run.results import UpdateResult
+from hvdtrain.core.run.training import BaseTrainer
+from hvdtrain.core.run.world import World
+from hvdtrain.core.spec.job_spec import JobSpec, load_spec
 from tests.jobs.runs import TINY, small_corpus
 
 # Counted from 0: what these bring is not finite.

@@ -7,16 +7,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hvdtrain.core.buckets import Bucket
 from hvdtrain.core.compression import NoCompression, Sign
 from hvdtrain.core.compression.rows import SparseRows, pays
 from hvdtrain.core.compression.rules import Rules
 from hvdtrain.core.compression.simulator import Simulator
 from hvdtrain.core.families import bert
-from hvdtrain.core.initializers import ZEROS
-from hvdtrain.core.plan import Plan, make_plan
-from hvdtrain.core.spec import load_spec
-from hvdtrain.core.weights import Weight
+from hvdtrain.core.families.initializers import ZEROS
+from hvdtrain.core.families.weights import Weight
+from hvdtrain.core.plan.plan import Plan, make_plan
+from hvdtrain.core.spec.job_spec import load_spec
+from hvdtrain.core.update.buckets import Bucket
 
 WORDS = "bert.embeddings.word_embeddings.weight"
 

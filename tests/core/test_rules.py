@@ -6,13 +6,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hvdtrain.core.buckets import plan_buckets
 from hvdtrain.core.compression import Adasum, Bf16, DiLoCo, Fp16, LocalSGD, NoCompression, PowerSGD, TopK
 from hvdtrain.core.compression.protocol import Policy
 from hvdtrain.core.compression.rules import Rules
 from hvdtrain.core.errors import SpecError
-from hvdtrain.core.initializers import ZEROS
-from hvdtrain.core.weights import Weight
+from hvdtrain.core.families.initializers import ZEROS
+from hvdtrain.core.families.weights import Weight
+from hvdtrain.core.update.buckets import plan_buckets
 
 NAMES = ("embeddings.word.weight", "embeddings.LayerNorm.weight", "layer.0.weight", "layer.0.LayerNorm.bias")
 RULES = Rules((TopK(match="*LayerNorm*"), Fp16(match="embeddings.*"), TopK(match="layer.[1-9].*", ratio=0.5)))

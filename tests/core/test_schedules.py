@@ -16,7 +16,7 @@ from transformers import (
 )
 
 from hvdtrain.core.errors import SpecError
-from hvdtrain.core.schedules import schedule_factor
+from hvdtrain.core.update.schedules import schedule_factor
 
 KINDS = ["linear", "cosine", "constant"]
 RUNS = st.tuples(st.integers(0, 50), st.integers(1, 200)).map(lambda run: (run[0], run[0] + run[1]))

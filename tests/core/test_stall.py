@@ -14,9 +14,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hvdtrain.core import stall
 from hvdtrain.core.errors import TrainingError
-from hvdtrain.core.stall import StallWatch, Standing, verdict
+from hvdtrain.core.run import stall
+from hvdtrain.core.run.stall import StallWatch, Standing, verdict
 
 
 def test_ranks_behind_the_furthest_are_named_when_nobody_comes_further() -> None:

@@ -11,11 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from hvdtrain.core.compression import Fp16, LocalSGD, NoCompression, TopK
-from hvdtrain.core.compression.protocol import Policy
-from hvdtrain.core.compression.rules import Rules
-from hvdtrain.core.errors import CheckpointError
-from hvdtrain.core.state import (
+from hvdtrain.core.checkpoints.state import (
     COMPRESSION_FILE,
     OPTIMIZER_FILE,
     STATE_FILE,
@@ -27,6 +23,10 @@ from hvdtrain.core.state import (
     share_moments,
     share_out,
 )
+from hvdtrain.core.compression import Fp16, LocalSGD, NoCompression, TopK
+from hvdtrain.core.compression.protocol import Policy
+from hvdtrain.core.compression.rules import Rules
+from hvdtrain.core.errors import CheckpointError
 from tests.conformance.cases import BUCKETS
 
 RANKS = st.integers(1, 7)

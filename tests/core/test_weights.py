@@ -11,8 +11,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from hvdtrain.core.initializers import ONES, ZEROS, Initializer, KaimingNormal, Normal, TruncatedNormal
-from hvdtrain.core.weights import Layout, Weight, initial_weights
+from hvdtrain.core.families.initializers import (
+    ONES,
+    ZEROS,
+    Initializer,
+    KaimingNormal,
+    Normal,
+    TruncatedNormal,
+)
+from hvdtrain.core.families.weights import Layout, Weight, initial_weights
 
 NORMAL = Weight("layer.kernel", (64, 32), True, Normal(0.02))
 OTHER = Weight("layer.other", (64, 32), True, Normal(0.02))

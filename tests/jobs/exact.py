@@ -9,15 +9,15 @@ import pytest
 import torch
 from transformers import BertForMaskedLM
 
-from hvdtrain.core.accumulation import Accumulation
-from hvdtrain.core.checkpoint import load_model
+from hvdtrain.core.checkpoints.model_folder import load_model
 from hvdtrain.core.data import global_batches
 from hvdtrain.core.families import bert
-from hvdtrain.core.job import prepare_data
-from hvdtrain.core.metrics import read_metrics
-from hvdtrain.core.optimizers import ReferenceOptimizer, clip_factor
-from hvdtrain.core.spec import JobSpec, load_spec
-from hvdtrain.core.weights import initial_weights
+from hvdtrain.core.families.weights import initial_weights
+from hvdtrain.core.run.job import prepare_data
+from hvdtrain.core.run.metrics import read_metrics
+from hvdtrain.core.spec.job_spec import JobSpec, load_spec
+from hvdtrain.core.update.accumulation import Accumulation
+from hvdtrain.core.update.optimizers import ReferenceOptimizer, clip_factor
 from tests.jobs.runs import TINY
 
 SETTINGS = [

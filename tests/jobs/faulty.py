@@ -14,7 +14,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from hvdtrain.core.job import Framework, run_job
+from hvdtrain.core.run.job import Framework, run_job
 from tests.jobs.runs import TINY, start_sooner
 
 

@@ -24,10 +24,10 @@ from typing import Any
 import numpy as np
 
 from hvdtrain.core.data import Window
-from hvdtrain.core.initializers import Normal
-from hvdtrain.core.job import Framework, train_spec
-from hvdtrain.core.spec import load_spec
-from hvdtrain.core.weights import Weight
+from hvdtrain.core.families.initializers import Normal
+from hvdtrain.core.families.weights import Weight
+from hvdtrain.core.run.job import Framework, train_spec
+from hvdtrain.core.spec.job_spec import load_spec
 from tests.jobs.runs import start_sooner
 
 WIDTH = 4

@@ -10,9 +10,9 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from hvdtrain.core.data import eval_batches
-from hvdtrain.core.job import prepare_data
-from hvdtrain.core.metrics import read_metrics
-from hvdtrain.core.spec import load_spec
+from hvdtrain.core.run.job import prepare_data
+from hvdtrain.core.run.metrics import read_metrics
+from hvdtrain.core.spec.job_spec import load_spec
 from tests.jobs.runs import train_all
 
 TINY = [

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from hvdtrain.core.metrics import read_metrics
+from hvdtrain.core.run.metrics import read_metrics
 from tests.jobs.runs import train_all
 from tests.jobs.test_policies import POLICIES, SETTINGS
 

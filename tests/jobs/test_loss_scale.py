@@ -17,13 +17,13 @@ from hvdtrain.core.compression.simulator import Simulator
 from hvdtrain.core.data import Batch, Dataset, Window, train_windows
 from hvdtrain.core.data.corpus import split_members
 from hvdtrain.core.data.tokenizer import train_tokenizer
-from hvdtrain.core.job import prepare_data
-from hvdtrain.core.metrics import METRICS_FILE, read_metrics
-from hvdtrain.core.optimizers import ReferenceOptimizer, clip_factor
-from hvdtrain.core.plan import Plan, make_plan
-from hvdtrain.core.schedules import schedule_factor
-from hvdtrain.core.spec import JobSpec, load_spec
-from hvdtrain.core.weights import initial_weights
+from hvdtrain.core.families.weights import initial_weights
+from hvdtrain.core.plan.plan import Plan, make_plan
+from hvdtrain.core.run.job import prepare_data
+from hvdtrain.core.run.metrics import METRICS_FILE, read_metrics
+from hvdtrain.core.spec.job_spec import JobSpec, load_spec
+from hvdtrain.core.update.optimizers import ReferenceOptimizer, clip_factor
+from hvdtrain.core.update.schedules import schedule_factor
 from tests.conformance.cases import POLICIES
 from tests.jobs import spoilt
 from tests.jobs.runs import FRAMEWORKS, TINY, launch

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from hvdtrain.core.metrics import read_metrics
+from hvdtrain.core.run.metrics import read_metrics
 from tests.jobs.runs import FRAMEWORKS, TINY, train_all
 
 PRECISIONS = ("no", "bf16", "fp16")

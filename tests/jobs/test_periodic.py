@@ -12,16 +12,16 @@ import pytest
 import torch
 from transformers import BertConfig, BertForMaskedLM
 
-from hvdtrain.core.checkpoint import load_model
+from hvdtrain.core.checkpoints.model_folder import load_model
 from hvdtrain.core.data import Window, train_windows
 from hvdtrain.core.families import bert
-from hvdtrain.core.job import prepare_data
-from hvdtrain.core.metrics import read_metrics
-from hvdtrain.core.optimizers import ReferenceOptimizer, clip_factor
-from hvdtrain.core.plan import make_plan
-from hvdtrain.core.schedules import schedule_factor
-from hvdtrain.core.spec import JobSpec, load_spec
-from hvdtrain.core.weights import initial_weights
+from hvdtrain.core.families.weights import initial_weights
+from hvdtrain.core.plan.plan import make_plan
+from hvdtrain.core.run.job import prepare_data
+from hvdtrain.core.run.metrics import read_metrics
+from hvdtrain.core.spec.job_spec import JobSpec, load_spec
+from hvdtrain.core.update.optimizers import ReferenceOptimizer, clip_factor
+from hvdtrain.core.update.schedules import schedule_factor
 from tests.jobs.runs import FRAMEWORKS, TINY, WORKER, launch, train_all
 
 Arrays = dict[str, np.ndarray]

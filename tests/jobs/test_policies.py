@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from hvdtrain.core.families import bert
-from hvdtrain.core.metrics import read_metrics
-from hvdtrain.core.plan import make_plan
-from hvdtrain.core.spec import load_spec
+from hvdtrain.core.plan.plan import make_plan
+from hvdtrain.core.run.metrics import read_metrics
+from hvdtrain.core.spec.job_spec import load_spec
 from tests.jobs.runs import FRAMEWORKS, TINY, train_all
 
 UPDATES = 50

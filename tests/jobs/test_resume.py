@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from hvdtrain.core.checkpoints.state import STATE_FILE, load_state, share_out
 from hvdtrain.core.compression import TopK
-from hvdtrain.core.metrics import read_metrics
-from hvdtrain.core.state import STATE_FILE, load_state, share_out
+from hvdtrain.core.run.metrics import read_metrics
 from tests.jobs.runs import TINY, small_corpus, train_all
 
 SETTINGS = [

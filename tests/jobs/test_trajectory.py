@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from hvdtrain.core.checkpoint import load_model
-from hvdtrain.core.metrics import read_metrics
+from hvdtrain.core.checkpoints.model_folder import load_model
+from hvdtrain.core.run.metrics import read_metrics
 from tests.jobs import exact
 from tests.jobs.runs import FRAMEWORKS, TINY, small_corpus, train_all
 

@@ -14,8 +14,8 @@ import sys
 import traceback
 from pathlib import Path
 
-from hvdtrain.core.job import train_spec
-from hvdtrain.core.spec import load_spec
+from hvdtrain.core.run.job import train_spec
+from hvdtrain.core.spec.job_spec import load_spec
 from tests.jobs.runs import start_sooner
 
 

@@ -17,7 +17,7 @@ HANG_S = 60.0
 # It has looked a few times at its parent and its outputs before it says so.
 ORPHAN = """
 import pathlib, time
-from hvdtrain.core import orphans
+from hvdtrain.core.process import orphans
 orphans._LOOK_MS = 10
 orphans.end_with_launcher()
 pathlib.Path("started").touch()

@@ -10,8 +10,8 @@ import numpy as np
 import tensorflow as tf
 import torch
 
-from hvdtrain.core.initializers import Normal
-from hvdtrain.core.weights import Weight, initial_weights
+from hvdtrain.core.families.initializers import Normal
+from hvdtrain.core.families.weights import Weight, initial_weights
 
 
 def far_from_initial(weights: Sequence[Weight]) -> dict[str, np.ndarray]:

@@ -12,12 +12,12 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from typer.testing import CliRunner, Result
 
 from hvdtrain.cli import app
-from hvdtrain.core.checkpoint import load_model, save_model
+from hvdtrain.core.checkpoints.model_folder import load_model, save_model
+from hvdtrain.core.checkpoints.saved_models import read_model
 from hvdtrain.core.data.byte_level_bpe import END_OF_TEXT, ByteLevelBPE, bpe_files
 from hvdtrain.core.errors import CheckpointError, DataError
 from hvdtrain.core.families import bert, gpt2
-from hvdtrain.core.saved_models import read_model
-from hvdtrain.core.weights import initial_weights
+from hvdtrain.core.families.weights import initial_weights
 from tests.models.support import far_from_initial
 
 MODEL = gpt2.ModelSpec(vocab_size=300, n_positions=16, n_embd=24, n_layer=2, n_head=3, n_inner=40)

@@ -14,7 +14,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 from hvdtrain.core.data import Batch
 from hvdtrain.core.families import gpt2
 from hvdtrain.core.families.gpt2 import ModelSpec
-from hvdtrain.core.weights import initial_weights
+from hvdtrain.core.families.weights import initial_weights
 from hvdtrain.tensorflow import model as tensorflow_model
 from hvdtrain.torch import model as torch_model
 from tests.models.support import as_hugging_face, bytes_saved, far_from_initial

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hvdtrain.core.families import gpt2
-from hvdtrain.core.losses import chunks
+from hvdtrain.core.update.losses import chunks
 from hvdtrain.tensorflow import losses as tensorflow_losses
 from hvdtrain.tensorflow import model as tensorflow_model
 from hvdtrain.torch import losses as torch_losses

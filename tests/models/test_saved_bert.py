@@ -15,12 +15,12 @@ import torch
 from tokenizers import Tokenizer
 from transformers import AutoModelForMaskedLM, AutoTokenizer, BertModel, BertTokenizer
 
-from hvdtrain.core.checkpoint import UNTRAINED_FILE, load_model, save_model
+from hvdtrain.core.checkpoints.model_folder import UNTRAINED_FILE, load_model, save_model
 from hvdtrain.core.data.tokenizer import encoder, train_tokenizer
 from hvdtrain.core.data.tokenizer_files import tokenizer_files
 from hvdtrain.core.families import bert
 from hvdtrain.core.families.bert import ModelSpec
-from hvdtrain.core.weights import initial_weights
+from hvdtrain.core.families.weights import initial_weights
 
 TEXTS = [
     "Café, naïve Ünïcode! Škoda (don't) [stop]; $5.00 ~x~ “quotes” — a_b <c>",

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from hvdtrain.core.initializers import ZEROS, Normal
-from hvdtrain.core.sections import ModelSection
-from hvdtrain.core.weights import TRANSPOSED, Weight
+from hvdtrain.core.families.initializers import ZEROS, Normal
+from hvdtrain.core.families.weights import TRANSPOSED, Weight
+from hvdtrain.core.spec.sections import ModelSection
 
 TASKS = ("tests.outsider.task:Regression",)
 DROPOUT = ()

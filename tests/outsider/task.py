@@ -10,7 +10,7 @@ import numpy as np
 
 from hvdtrain.core.data import Batch, Dataset
 from hvdtrain.core.random import generator
-from hvdtrain.core.sections import DataSection, TaskSection
+from hvdtrain.core.spec.sections import DataSection, TaskSection
 from hvdtrain.core.tasks.task import Shapes
 
 

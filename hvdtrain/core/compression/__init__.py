@@ -21,7 +21,7 @@ from hvdtrain.core.compression.randomk import RandomK
 from hvdtrain.core.compression.sign import Sign
 from hvdtrain.core.compression.topk import TopK
 from hvdtrain.core.registry import Registry
-from hvdtrain.core.sections import BY_FORM, LIST, ONE
+from hvdtrain.core.spec.sections import BY_FORM, LIST, ONE
 
 # The registry: a policy named here works everywhere.
 POLICIES: tuple[type[Policy], ...] = (

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import ClassVar, Literal
 
-from hvdtrain.core.buckets import Bucket
 from hvdtrain.core.compression.protocol import AdasumReduce, Array, Ops, Policy, Reduction, State
 from hvdtrain.core.errors import SpecError
+from hvdtrain.core.update.buckets import Bucket
 
 
 class Adasum(Policy):

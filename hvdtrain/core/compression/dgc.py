@@ -7,8 +7,8 @@ from typing import Annotated, ClassVar
 
 from pydantic import Field, model_validator
 
-from hvdtrain.core.buckets import Bucket
 from hvdtrain.core.compression.protocol import Array, Ops, Policy, State
+from hvdtrain.core.update.buckets import Bucket
 
 # The paper's warm-up: 25 % at first, then a quarter of that, and so on.
 _WARMUP_FACTOR = 0.25

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from hvdtrain.core.buckets import Bucket
 from hvdtrain.core.compression.protocol import AdasumReduce, AllGather, AllReduce, Policy, Request, State
 from hvdtrain.core.compression.simulator import adasum
 from hvdtrain.core.compression.stacked_ops import Stacked, StackedOps
+from hvdtrain.core.update.buckets import Bucket
 
 
 class Fleet:

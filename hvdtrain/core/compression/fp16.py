@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Generator
 from typing import ClassVar, Literal
 
-from hvdtrain.core.buckets import Bucket
 from hvdtrain.core.compression.protocol import (
     AllGather,
     AllReduce,
@@ -20,6 +19,7 @@ from hvdtrain.core.compression.protocol import (
     Request,
     State,
 )
+from hvdtrain.core.update.buckets import Bucket
 
 _ITEMSIZE = 2
 # How much larger than the largest sum of recent updates one rank's element may be without being clipped.

@@ -10,11 +10,11 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from hvdtrain.core.buckets import Bucket
 from hvdtrain.core.compression.none import NoCompression
 from hvdtrain.core.compression.periodic import Local, Periodic
 from hvdtrain.core.compression.protocol import AllReduce, Array, Ops, Policy, Reduction, State
-from hvdtrain.core.sections import Count
+from hvdtrain.core.spec.sections import Count
+from hvdtrain.core.update.buckets import Bucket
 
 
 class LocalSGD(Periodic):

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import ClassVar, Literal
 
-from hvdtrain.core.buckets import Bucket
 from hvdtrain.core.compression.protocol import AllReduce, Array, Ops, Policy, Reduction, State
+from hvdtrain.core.update.buckets import Bucket
 
 
 class NoCompression(Policy):

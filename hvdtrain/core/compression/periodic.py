@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import ClassVar, Literal
 
-from hvdtrain.core.buckets import Bucket
 from hvdtrain.core.compression.protocol import Array, Ops, Policy, Reduction, State
-from hvdtrain.core.sections import Count
+from hvdtrain.core.spec.sections import Count
+from hvdtrain.core.update.buckets import Bucket
 
 
 class Local(Policy):
@@ -31,7 +31,7 @@ class Periodic(Policy):
 
     `at` gives what is done with gradients. `reduce` is given buckets of *weights*, after every update whose
     number `sync_every` divides and after the last one, and returns what all ranks go on with.
-    `hvdtrain.core.local_updates` says what a local update means.
+    `hvdtrain.core.run.local_updates` says what a local update means.
     """
 
     elementwise: ClassVar[bool] = True

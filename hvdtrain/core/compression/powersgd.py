@@ -9,9 +9,9 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from hvdtrain.core.buckets import Bucket
 from hvdtrain.core.compression.none import NoCompression
 from hvdtrain.core.compression.protocol import AllReduce, Array, Ops, Policy, Reduction, State
+from hvdtrain.core.update.buckets import Bucket
 
 
 class PowerSGD(Policy):

@@ -9,9 +9,9 @@ from typing import Annotated, ClassVar, TypeAlias
 
 from pydantic import Field
 
-from hvdtrain.core.buckets import Bucket
 from hvdtrain.core.compression.verbs import Array, Ops
-from hvdtrain.core.sections import Section
+from hvdtrain.core.spec.sections import Section
+from hvdtrain.core.update.buckets import Bucket
 
 State: TypeAlias = dict[str, Array]
 

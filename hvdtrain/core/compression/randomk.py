@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Literal
 
-from hvdtrain.core.buckets import Bucket
 from hvdtrain.core.compression.dgc import DGC
 from hvdtrain.core.compression.protocol import AllReduce, Array, Ops, Reduction, State
+from hvdtrain.core.update.buckets import Bucket
 
 
 class RandomK(DGC):

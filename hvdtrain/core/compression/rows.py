@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Literal
 
-from hvdtrain.core.buckets import Bucket
 from hvdtrain.core.compression.positions import POSITION_BYTES, gather_and_sum
 from hvdtrain.core.compression.protocol import Array, Ops, Policy, Reduction, State
+from hvdtrain.core.update.buckets import Bucket
 
 
 class SparseRows(Policy):

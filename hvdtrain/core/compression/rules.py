@@ -7,12 +7,12 @@ from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
-from hvdtrain.core.buckets import Bucket
 from hvdtrain.core.compression.none import NoCompression
 from hvdtrain.core.compression.numpy_ops import Ops
 from hvdtrain.core.compression.protocol import Policy
 from hvdtrain.core.compression.rows import SparseRows
 from hvdtrain.core.errors import SpecError
+from hvdtrain.core.update.buckets import Bucket
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,8 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from hvdtrain.core.buckets import Bucket
 from hvdtrain.core.compression.protocol import AllGather, Array, Ops, Policy, Reduction, State
+from hvdtrain.core.update.buckets import Bucket
 
 _SCALE_BYTES = 4
 

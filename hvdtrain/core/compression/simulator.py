@@ -6,7 +6,6 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from hvdtrain.core.buckets import Bucket
 from hvdtrain.core.compression.numpy_ops import Ops
 from hvdtrain.core.compression.protocol import (
     AdasumReduce,
@@ -17,6 +16,7 @@ from hvdtrain.core.compression.protocol import (
     Request,
     State,
 )
+from hvdtrain.core.update.buckets import Bucket
 
 
 class Simulator:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import ClassVar, Literal
 
-from hvdtrain.core.buckets import Bucket
 from hvdtrain.core.compression.dgc import DGC
 from hvdtrain.core.compression.positions import POSITION_BYTES, gather_and_sum
 from hvdtrain.core.compression.protocol import Array, Ops, Reduction, State
+from hvdtrain.core.update.buckets import Bucket
 
 
 class TopK(DGC):

@@ -10,8 +10,8 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from hvdtrain.core.accumulation import Accumulation
 from hvdtrain.core.data.order import Indices, global_batches, rank_share
+from hvdtrain.core.update.accumulation import Accumulation
 
 # Every evaluation asks the same questions.
 EVALUATION_EPOCH = -1

@@ -23,7 +23,7 @@ from hvdtrain.core.data.tokenizer import (
     unknown_id,
 )
 from hvdtrain.core.errors import DataError
-from hvdtrain.core.paths import cache_root, user_path
+from hvdtrain.core.process.paths import cache_root, user_path
 
 if TYPE_CHECKING:
     from hvdtrain.core.data.text import TextSpec

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from hvdtrain.core.accumulation import Accumulation
 from hvdtrain.core.random import random_words
+from hvdtrain.core.update.accumulation import Accumulation
 
 Indices = NDArray[np.int64]
 

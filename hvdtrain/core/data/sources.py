@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hvdtrain.core.errors import DataError
-from hvdtrain.core.paths import user_path
+from hvdtrain.core.process.paths import user_path
 
 if TYPE_CHECKING:
     from hvdtrain.core.data.text import TextSpec

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, Protocol
 
 from pydantic import Field, model_validator
 
-from hvdtrain.core.sections import DataSection
+from hvdtrain.core.spec.sections import DataSection
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer

@@ -7,10 +7,10 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from hvdtrain.core.agreement import gather_where_different, name_ranks, odd_ranks, who_has_what
 from hvdtrain.core.dropin.layout import Parameter
 from hvdtrain.core.dropin.settings import Settings
 from hvdtrain.core.errors import TrainingError
+from hvdtrain.core.run.agreement import gather_where_different, name_ranks, odd_ranks, who_has_what
 
 # Where another rank has a value.
 _MISSING = "missing"

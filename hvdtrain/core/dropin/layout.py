@@ -7,11 +7,11 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from hvdtrain.core.buckets import Bucket, plan_buckets
 from hvdtrain.core.dropin.settings import Settings
 from hvdtrain.core.errors import SpecError
-from hvdtrain.core.initializers import ZEROS
-from hvdtrain.core.weights import Weight
+from hvdtrain.core.families.initializers import ZEROS
+from hvdtrain.core.families.weights import Weight
+from hvdtrain.core.update.buckets import Bucket, plan_buckets
 
 _MIB = 2**20
 # Gradients add up in float32 or float64 whatever the parameter is: 16 bits would lose small micro-batches.

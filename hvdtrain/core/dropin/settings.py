@@ -11,8 +11,8 @@ from hvdtrain.core.compression import Compression, NoCompression
 from hvdtrain.core.compression.periodic import Periodic
 from hvdtrain.core.compression.rules import Rules
 from hvdtrain.core.errors import SpecError
-from hvdtrain.core.sections import Count, Section
-from hvdtrain.core.spec import problems
+from hvdtrain.core.spec.job_spec import problems
+from hvdtrain.core.spec.sections import Count, Section
 
 
 class Settings(Section):

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from hvdtrain.core.environment import launched_rank
 from hvdtrain.core.errors import TrainingError
+from hvdtrain.core.process.environment import launched_rank
 
 
 def left_alone(what: str, package: str, said: str) -> TrainingError:

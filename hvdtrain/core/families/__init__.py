@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from hvdtrain.core.families.family import Family
 from hvdtrain.core.registry import Registry
-from hvdtrain.core.sections import ModelSection
+from hvdtrain.core.spec.sections import ModelSection
 
 FAMILIES = Registry(
     "model.model_type",

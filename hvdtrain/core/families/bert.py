@@ -8,9 +8,9 @@ from typing import Annotated, Any, Literal
 import numpy as np
 from pydantic import Field, model_validator
 
-from hvdtrain.core.initializers import ONES, ZEROS, Normal
-from hvdtrain.core.sections import Count, ModelSection, Probability
-from hvdtrain.core.weights import TRANSPOSED, Weight
+from hvdtrain.core.families.initializers import ONES, ZEROS, Normal
+from hvdtrain.core.families.weights import TRANSPOSED, Weight
+from hvdtrain.core.spec.sections import Count, ModelSection, Probability
 
 TASKS = ("masked_lm",)
 DROPOUT = ("hidden_dropout_prob", "attention_probs_dropout_prob")

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Protocol
 
-from hvdtrain.core.sections import ModelSection
-from hvdtrain.core.weights import Weight
+from hvdtrain.core.families.weights import Weight
+from hvdtrain.core.spec.sections import ModelSection
 
 
 class Family(Protocol):

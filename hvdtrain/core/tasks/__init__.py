@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from hvdtrain.core.registry import Registry
-from hvdtrain.core.sections import TaskSection
+from hvdtrain.core.spec.sections import TaskSection
 from hvdtrain.core.tasks.task import Task
 
 TASKS = Registry(

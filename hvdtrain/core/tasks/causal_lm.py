@@ -15,7 +15,7 @@ from hvdtrain.core.data.cache import prepare as prepare_text
 from hvdtrain.core.data.corpus import Corpus, Sequences
 from hvdtrain.core.data.order import Indices
 from hvdtrain.core.data.text import TextSpec
-from hvdtrain.core.sections import TaskSection
+from hvdtrain.core.spec.sections import TaskSection
 from hvdtrain.core.tasks.task import Shapes, check_length
 
 

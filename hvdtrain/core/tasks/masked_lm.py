@@ -20,7 +20,7 @@ from hvdtrain.core.data.store import fingerprint_with
 from hvdtrain.core.data.text import TextSpec
 from hvdtrain.core.data.tokenizer_files import tokenizer_files
 from hvdtrain.core.data.wordpiece import WordPieceScheme
-from hvdtrain.core.sections import TaskSection
+from hvdtrain.core.spec.sections import TaskSection
 from hvdtrain.core.tasks.task import Shapes, check_length
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from hvdtrain.core.data.batches import Dataset
-from hvdtrain.core.sections import DataSection, TaskSection
+from hvdtrain.core.spec.sections import DataSection, TaskSection
 
 
 @dataclass(frozen=True)

@@ -13,9 +13,9 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load, load_file, save, save_file
 
-from hvdtrain.core.checkpoint import WEIGHTS_FILE, replace_directory
+from hvdtrain.core.checkpoints.model_folder import WEIGHTS_FILE, replace_directory
+from hvdtrain.core.checkpoints.state import OPTIMIZER_FILE, STATE_FILE, Arrays, layout_of, share_out
 from hvdtrain.core.errors import CheckpointError, TrainingError
-from hvdtrain.core.state import OPTIMIZER_FILE, STATE_FILE, Arrays, layout_of, share_out
 from hvdtrain.keras.attach import engines_of
 from hvdtrain.keras.callbacks.base import Callback
 from hvdtrain.tensorflow.dropin.agreement import parameters_of, shared_name

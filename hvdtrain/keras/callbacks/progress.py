@@ -10,8 +10,8 @@ from typing import Any, Literal
 import horovod.tensorflow as hvd
 import keras
 
-from hvdtrain.core.environment import launched_rank
 from hvdtrain.core.errors import CheckpointError, SpecError
+from hvdtrain.core.process.environment import launched_rank
 from hvdtrain.keras.attach import attach
 from hvdtrain.keras.callbacks.base import Callback
 

@@ -11,7 +11,7 @@ import horovod.tensorflow as hvd
 import keras
 
 from hvdtrain.core.errors import SpecError
-from hvdtrain.core.stall import StallWatch
+from hvdtrain.core.run.stall import StallWatch
 from hvdtrain.keras.attach import engines_of
 from hvdtrain.keras.callbacks.base import Callback
 from hvdtrain.tensorflow.dropin.messages import broadcast_bytes

@@ -15,7 +15,7 @@ import tensorflow as tf
 from hvdtrain.core.compression.protocol import State
 from hvdtrain.core.compression.rules import Rules
 from hvdtrain.core.dropin import Parameter, Settings, accumulator, lay_out
-from hvdtrain.core.optimizers import clip_factor
+from hvdtrain.core.update.optimizers import clip_factor
 from hvdtrain.tensorflow.driver import Driver, pack, variables
 from hvdtrain.tensorflow.dropin.agreement import check_structure, check_values, parameters_of
 from hvdtrain.tensorflow.dropin.arguments import Reach

@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import tensorflow as tf
 
-from hvdtrain.core.buckets import Bucket
 from hvdtrain.core.compression.protocol import State
 from hvdtrain.core.dropin import Settings, keeps_residuals
+from hvdtrain.core.update.buckets import Bucket
 from hvdtrain.tensorflow.driver import Driver
 from hvdtrain.tensorflow.dropin.messages import broadcast_variables
 

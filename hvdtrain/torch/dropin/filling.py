@@ -9,10 +9,10 @@ from typing import Any
 
 import torch
 
-from hvdtrain.core.buckets import Bucket
 from hvdtrain.core.compression.rules import Rules
 from hvdtrain.core.dropin import accumulator
 from hvdtrain.core.errors import TrainingError
+from hvdtrain.core.update.buckets import Bucket
 from hvdtrain.torch.dropin.agreement import facts
 from hvdtrain.torch.dropin.session import waiting_for_ranks
 from hvdtrain.torch.dropin.showing import Shown

@@ -15,7 +15,7 @@ import torch
 
 from hvdtrain.core.dropin import Settings, by_position, process_set_of, residuals_are_scaled, settings_of
 from hvdtrain.core.errors import SpecError, TrainingError
-from hvdtrain.core.optimizers import clip_factor
+from hvdtrain.core.update.optimizers import clip_factor
 from hvdtrain.engine.cache import wire_types
 from hvdtrain.torch.dropin.arguments import HOROVOD
 from hvdtrain.torch.dropin.copies import Copyable, extend, own_class

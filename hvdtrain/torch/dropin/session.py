@@ -11,10 +11,10 @@ import horovod.torch as hvd
 import torch
 
 from hvdtrain.core.dropin import left_alone
-from hvdtrain.core.environment import horovod_environment, stall_environment, usable_cores
 from hvdtrain.core.errors import TrainingError
-from hvdtrain.core.sections import CommunicationSpec
-from hvdtrain.core.world import World
+from hvdtrain.core.process.environment import horovod_environment, stall_environment, usable_cores
+from hvdtrain.core.run.world import World
+from hvdtrain.core.spec.sections import CommunicationSpec
 
 
 def init(*arguments: Any, **options: Any) -> None:

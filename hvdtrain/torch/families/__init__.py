@@ -6,7 +6,7 @@ import importlib
 
 from hvdtrain.core.families import family_of
 from hvdtrain.core.families.family import Network
-from hvdtrain.core.sections import ModelSection
+from hvdtrain.core.spec.sections import ModelSection
 
 
 def network_of(model: ModelSection) -> type[Network]:

@@ -12,7 +12,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hvdtrain.core.accumulation import Accumulation
 from hvdtrain.core.data.batches import (
     Batch,
     Window,
@@ -24,6 +23,7 @@ from hvdtrain.core.data.corpus import Corpus, Sequences
 from hvdtrain.core.data.masking import max_predictions
 from hvdtrain.core.data.tokenizer import TokenIds
 from hvdtrain.core.tasks.masked_lm import MaskedSplit, TaskSpec
+from hvdtrain.core.update.accumulation import Accumulation
 
 IDS = TokenIds(size=500, pad=0, cls=2, sep=3, mask=4, special=(0, 1, 2, 3, 4))
 WIDTH = 24

@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hvdtrain.core.accumulation import Accumulation
 from hvdtrain.core.data.order import GlobalBatch, Position, epoch_order, rank_share
 from hvdtrain.core.data.order import global_batches as batches_of
+from hvdtrain.core.update.accumulation import Accumulation
 
 
 def global_batches(seed: int, n: int, batch_size: int, start_samples: int = 0) -> Iterator[GlobalBatch]:

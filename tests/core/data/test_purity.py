@@ -9,7 +9,7 @@ import sys
 def test_no_framework_is_imported_by_making_batches() -> None:
     program = """
 import sys, tempfile
-from hvdtrain.core.accumulation import Accumulation
+from hvdtrain.core.update.accumulation import Accumulation
 from hvdtrain.core.data import Prefetcher, prepare, train_windows
 from hvdtrain.core.tasks.masked_lm import DataSpec, TaskSpec
 from hvdtrain.core.tasks.masked_lm import MaskedSplit

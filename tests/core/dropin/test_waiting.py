@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from hvdtrain.core.dropin import left_alone
-from hvdtrain.core.environment import STALL_CHECK_SECONDS, STALL_SHUTDOWN_SECONDS
+from hvdtrain.core.process.environment import STALL_CHECK_SECONDS, STALL_SHUTDOWN_SECONDS
 
 
 def horovods_end(start: float, period: float, limit: float, sent_before: bool) -> float:

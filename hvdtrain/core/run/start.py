@@ -11,16 +11,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 import hvdtrain
-from hvdtrain.core.agreement import Gather, agree
 from hvdtrain.core.data import Dataset
-from hvdtrain.core.plan import Plan
-from hvdtrain.core.spec import JobSpec
-from hvdtrain.core.weights import Weight, initial_weights
+from hvdtrain.core.families.weights import Weight, initial_weights
+from hvdtrain.core.plan.plan import Plan
+from hvdtrain.core.run.agreement import Gather, agree
+from hvdtrain.core.spec.job_spec import JobSpec
 
 if TYPE_CHECKING:
-    from hvdtrain.core.job import Framework
-    from hvdtrain.core.training import BaseTrainer
-    from hvdtrain.core.world import World
+    from hvdtrain.core.run.job import Framework
+    from hvdtrain.core.run.training import BaseTrainer
+    from hvdtrain.core.run.world import World
 
 # What only says how quick one host is, or where it keeps its files.
 _OF_ONE_HOST: Any = {"num_threads": True, "data": {"cache_dir": True}}

@@ -9,10 +9,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from safetensors.numpy import load, save
 
-from hvdtrain.core.checkpoint import load_model
-from hvdtrain.core.compression.protocol import Policy
-from hvdtrain.core.errors import CheckpointError
-from hvdtrain.core.state import (
+from hvdtrain.core.checkpoints.model_folder import load_model
+from hvdtrain.core.checkpoints.state import (
     Arrays,
     Position,
     TrainingState,
@@ -21,9 +19,11 @@ from hvdtrain.core.state import (
     share_moments,
     share_out,
 )
+from hvdtrain.core.compression.protocol import Policy
+from hvdtrain.core.errors import CheckpointError
 
 if TYPE_CHECKING:
-    from hvdtrain.core.training import BaseTrainer
+    from hvdtrain.core.run.training import BaseTrainer
 
 
 def gather_state(trainer: BaseTrainer) -> TrainingState:

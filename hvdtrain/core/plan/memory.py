@@ -7,12 +7,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from hvdtrain.core.buckets import Bucket
+from hvdtrain.core.checkpoints.state import MOMENTS
 from hvdtrain.core.families.family import Family
-from hvdtrain.core.precision import compute_itemsize
-from hvdtrain.core.spec import JobSpec
-from hvdtrain.core.state import MOMENTS
+from hvdtrain.core.spec.job_spec import JobSpec
 from hvdtrain.core.tasks import task_of
+from hvdtrain.core.update.buckets import Bucket
+from hvdtrain.core.update.precision import compute_itemsize
 
 
 @dataclass(frozen=True)

@@ -10,20 +10,20 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hvdtrain.core.accumulation import Accumulation, Batch, batch_of, resolve_accumulation
-from hvdtrain.core.buckets import Bucket, plan_buckets
 from hvdtrain.core.compression.periodic import Periodic
 from hvdtrain.core.compression.rows import pays
 from hvdtrain.core.data.batches import TextFacts
 from hvdtrain.core.data.order import global_batches
 from hvdtrain.core.errors import SpecError
 from hvdtrain.core.families.family import Family
-from hvdtrain.core.memory import Memory, predict_memory
-from hvdtrain.core.precision import compute_dtype, cpu_notes
-from hvdtrain.core.sections import OptimizerSpec
-from hvdtrain.core.spec import JobSpec
+from hvdtrain.core.families.weights import Weight
+from hvdtrain.core.plan.memory import Memory, predict_memory
+from hvdtrain.core.spec.job_spec import JobSpec
+from hvdtrain.core.spec.sections import OptimizerSpec
 from hvdtrain.core.tasks import task_of
-from hvdtrain.core.weights import Weight
+from hvdtrain.core.update.accumulation import Accumulation, Batch, batch_of, resolve_accumulation
+from hvdtrain.core.update.buckets import Bucket, plan_buckets
+from hvdtrain.core.update.precision import compute_dtype, cpu_notes
 
 # Horovod negotiates every cycle, also while idle: its default of 1 ms takes a tenth of two busy cores.
 CYCLE_TIME_MS = 10.0

@@ -15,11 +15,11 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
-from hvdtrain.core.buckets import Bucket
-from hvdtrain.core.checkpoint import WEIGHTS_FILE
+from hvdtrain.core.checkpoints.model_folder import WEIGHTS_FILE
 from hvdtrain.core.compression.protocol import Policy
 from hvdtrain.core.compression.rules import Rules
 from hvdtrain.core.errors import CheckpointError
+from hvdtrain.core.update.buckets import Bucket
 
 OPTIMIZER_FILE, COMPRESSION_FILE, STATE_FILE = (
     "optimizer.safetensors",

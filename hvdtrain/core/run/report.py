@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hvdtrain.core.errors import TrainingError
-from hvdtrain.core.metrics import read_metrics
+from hvdtrain.core.run.metrics import read_metrics
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

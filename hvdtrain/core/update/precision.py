@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from hvdtrain.core.sections import LARGEST_LOSS_SCALE, LossScaleSpec
+from hvdtrain.core.spec.sections import LARGEST_LOSS_SCALE, LossScaleSpec
 
 if TYPE_CHECKING:
-    from hvdtrain.core.spec import JobSpec
+    from hvdtrain.core.spec.job_spec import JobSpec
 
 _COMPUTE_DTYPES = {"fp16": "float16", "bf16": "bfloat16"}
 # Instructions that multiply matrices of that type; any of them will do.

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from hvdtrain.core.initializers import Initializer
+from hvdtrain.core.families.initializers import Initializer
 from hvdtrain.core.random import generator
 
 

@@ -19,11 +19,11 @@ import numpy as np
 
 from hvdtrain.core.compression.periodic import Periodic
 from hvdtrain.core.data import Window
-from hvdtrain.core.joint_updates import Line
-from hvdtrain.core.skips import Streak, check_scale
+from hvdtrain.core.run.joint_updates import Line
+from hvdtrain.core.run.skips import Streak, check_scale
 
 if TYPE_CHECKING:
-    from hvdtrain.core.training import BaseTrainer
+    from hvdtrain.core.run.training import BaseTrainer
 
 
 def local_updates(trainer: BaseTrainer, window: Window, windows: Iterator[Window]) -> Iterator[Line]:

@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from pydantic import ValidationError
 
-from hvdtrain.core.checkpoint import WEIGHTS_FILE, load_model
+from hvdtrain.core.checkpoints.model_folder import WEIGHTS_FILE, load_model
 from hvdtrain.core.data.tokenizer import tokenizer_from
 from hvdtrain.core.errors import CheckpointError, SpecError
 from hvdtrain.core.families import family_of
-from hvdtrain.core.sections import ModelSection
-from hvdtrain.core.spec import problems, spec_class
-from hvdtrain.core.weights import Weight
+from hvdtrain.core.families.weights import Weight
+from hvdtrain.core.spec.job_spec import problems, spec_class
+from hvdtrain.core.spec.sections import ModelSection
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer

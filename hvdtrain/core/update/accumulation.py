@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hvdtrain.core.errors import SpecError
-from hvdtrain.core.sections import BatchSpec
+from hvdtrain.core.spec.sections import BatchSpec
 
 
 @dataclass(frozen=True)

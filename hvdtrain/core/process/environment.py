@@ -6,8 +6,8 @@ import ctypes
 import os
 from pathlib import Path
 
-from hvdtrain.core.plan import CYCLE_TIME_MS
-from hvdtrain.core.sections import CommunicationSpec
+from hvdtrain.core.plan.plan import CYCLE_TIME_MS
+from hvdtrain.core.spec.sections import CommunicationSpec
 
 _MIB = 2**20
 # Of glibc's malloc.h.

@@ -10,24 +10,24 @@ from pathlib import Path
 
 import numpy as np
 
-from hvdtrain.core.adapter import Adapter
-from hvdtrain.core.checkpoint import save_model
+from hvdtrain.core.checkpoints.model_folder import save_model
+from hvdtrain.core.checkpoints.resume import gather_state, resume
+from hvdtrain.core.checkpoints.state import TrainingState, save_state
 from hvdtrain.core.data import Batch, Dataset, Prefetcher, Window, eval_batches, train_windows
 from hvdtrain.core.families.family import Family
-from hvdtrain.core.joint_updates import Line, joint_updates
-from hvdtrain.core.local_updates import local_updates
-from hvdtrain.core.metrics import MetricLog
-from hvdtrain.core.plan import Plan
-from hvdtrain.core.precision import LossScale
-from hvdtrain.core.progress import Progress
-from hvdtrain.core.results import TrainingResult
-from hvdtrain.core.resume import gather_state, resume
-from hvdtrain.core.schedules import schedule_factor
-from hvdtrain.core.spec import JobSpec
-from hvdtrain.core.start import common_weights
-from hvdtrain.core.state import TrainingState, save_state
-from hvdtrain.core.weights import Weight, initial_weights
-from hvdtrain.core.world import World
+from hvdtrain.core.families.weights import Weight, initial_weights
+from hvdtrain.core.plan.plan import Plan
+from hvdtrain.core.run.adapter import Adapter
+from hvdtrain.core.run.joint_updates import Line, joint_updates
+from hvdtrain.core.run.local_updates import local_updates
+from hvdtrain.core.run.metrics import MetricLog
+from hvdtrain.core.run.progress import Progress
+from hvdtrain.core.run.results import TrainingResult
+from hvdtrain.core.run.start import common_weights
+from hvdtrain.core.run.world import World
+from hvdtrain.core.spec.job_spec import JobSpec
+from hvdtrain.core.update.precision import LossScale
+from hvdtrain.core.update.schedules import schedule_factor
 
 
 class BaseTrainer(Adapter):

@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from hvdtrain.core.data import Window
-from hvdtrain.core.results import UpdateResult
-from hvdtrain.core.skips import Streak, check_scale
+from hvdtrain.core.run.results import UpdateResult
+from hvdtrain.core.run.skips import Streak, check_scale
 
 if TYPE_CHECKING:
-    from hvdtrain.core.training import BaseTrainer
+    from hvdtrain.core.run.training import BaseTrainer
 
 # What one line of the metric log holds, by name; None for what is not a number.
 Line = dict[str, float | None]

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 
-from hvdtrain.core.weights import Weight
+from hvdtrain.core.families.weights import Weight
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from hvdtrain.core.data import Window
 from hvdtrain.core.errors import TrainingError
 
 if TYPE_CHECKING:
-    from hvdtrain.core.training import BaseTrainer
+    from hvdtrain.core.run.training import BaseTrainer
 
 
 @dataclass

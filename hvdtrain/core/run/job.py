@@ -15,21 +15,21 @@ from typing import Protocol
 
 from hvdtrain.core import strict_json
 from hvdtrain.core.data import Dataset
-from hvdtrain.core.environment import cpu_flags, launched_rank
 from hvdtrain.core.errors import CheckpointError, HvdtrainError
 from hvdtrain.core.families.family import Family
-from hvdtrain.core.metrics import METRICS_FILE
-from hvdtrain.core.orphans import end_with_launcher
-from hvdtrain.core.outputs import outlast_readers
-from hvdtrain.core.paths import user_path
-from hvdtrain.core.plan import Plan, make_plan
-from hvdtrain.core.plan_table import print_plan
-from hvdtrain.core.results import TrainingResult, describe_skips
-from hvdtrain.core.sections import ModelSection
-from hvdtrain.core.spec import JobSpec, load_spec
-from hvdtrain.core.start import check_command, check_data, check_plan
+from hvdtrain.core.plan.plan import Plan, make_plan
+from hvdtrain.core.plan.table import print_plan
+from hvdtrain.core.process.environment import cpu_flags, launched_rank
+from hvdtrain.core.process.orphans import end_with_launcher
+from hvdtrain.core.process.outputs import outlast_readers
+from hvdtrain.core.process.paths import user_path
+from hvdtrain.core.run.metrics import METRICS_FILE
+from hvdtrain.core.run.results import TrainingResult, describe_skips
+from hvdtrain.core.run.start import check_command, check_data, check_plan
+from hvdtrain.core.run.world import World
+from hvdtrain.core.spec.job_spec import JobSpec, load_spec
+from hvdtrain.core.spec.sections import ModelSection
 from hvdtrain.core.tasks import task_of
-from hvdtrain.core.world import World
 
 # Every rank meets a bad spec; the others wait for rank 0's message to end the job before they repeat it.
 _SECONDS_BEFORE_REPEATING = 3.0

@@ -9,7 +9,7 @@ import numpy as np
 
 from hvdtrain.core.compression.protocol import Policy
 from hvdtrain.core.data import Batch, Window
-from hvdtrain.core.results import UpdateResult
+from hvdtrain.core.run.results import UpdateResult
 
 
 class Adapter(ABC):

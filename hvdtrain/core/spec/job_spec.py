@@ -23,16 +23,16 @@ from pydantic import (
 )
 from pydantic_core import ErrorDetails
 
-from hvdtrain.core import sections
 from hvdtrain.core.compression import OTHERS, POLICIES, Compression, NoCompression, field_type
 from hvdtrain.core.compression.rules import Rules
 from hvdtrain.core.errors import SpecError
 from hvdtrain.core.families import FAMILIES
-from hvdtrain.core.paths import user_path
+from hvdtrain.core.process.paths import user_path
+from hvdtrain.core.spec import sections
+from hvdtrain.core.spec.yaml12 import MAX_CHARS, load_yaml
 from hvdtrain.core.tasks import TASKS, task_of
-from hvdtrain.core.yaml12 import MAX_CHARS, load_yaml
 
-PACKAGED_SPECS = Path(__file__).resolve().parent.parent / "specs"
+PACKAGED_SPECS = Path(__file__).resolve().parents[2] / "specs"
 
 
 class JobSpec(sections.Section):

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from hvdtrain.core.sections import OptimizerSpec
+from hvdtrain.core.spec.sections import OptimizerSpec
 
 # Keeps max_norm / norm finite.
 _CLIP_EPSILON = 1e-6

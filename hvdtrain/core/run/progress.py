@@ -13,8 +13,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
 from rich.progress import Progress as RichProgress
 
-from hvdtrain.core.environment import launched_rank
-from hvdtrain.core.results import describe_skips
+from hvdtrain.core.process.environment import launched_rank
+from hvdtrain.core.run.results import describe_skips
 
 _SECONDS_BETWEEN_LINES = 5.0
 

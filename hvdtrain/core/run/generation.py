@@ -8,10 +8,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from hvdtrain.core.checkpoints.saved_models import TOKENIZER_FILE, SavedModel
 from hvdtrain.core.data.byte_level_bpe import ByteLevelBPE
 from hvdtrain.core.errors import CheckpointError, DataError
 from hvdtrain.core.random import random_words, unit_floats
-from hvdtrain.core.saved_models import TOKENIZER_FILE, SavedModel
 from hvdtrain.core.tasks.task import most_positions
 
 # From tokens, (rows, length), to the logits of what follows each row, (rows, vocab_size).

@@ -5,7 +5,7 @@ from __future__ import annotations
 from rich.console import Console
 
 from hvdtrain.core.data.batches import TextFacts
-from hvdtrain.core.plan import Plan
+from hvdtrain.core.plan.plan import Plan
 from hvdtrain.core.tables import Kind, make_table, print_table
 
 

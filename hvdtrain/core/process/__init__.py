@@ -1,0 +1,1 @@
+"""The process that a rank or a command is: its environment, paths, outputs and its end."""

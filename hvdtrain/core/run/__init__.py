@@ -1,0 +1,1 @@
+"""A run: the job, the loop, what ranks agree on, and what is logged."""

@@ -1,0 +1,1 @@
+"""The job spec: its sections, how it is read, and what is wrong with it."""

@@ -1,0 +1,1 @@
+"""What one update is made of: micro-batches, buckets, precision, optimizers, schedules."""
