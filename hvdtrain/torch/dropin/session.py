@@ -76,7 +76,7 @@ def metric_average(
     require_init("metric_average")
     found = values if isinstance(values, Mapping) else {"value": values}
     # PyTorch warns of a number that is taken from a loss with its graph.
-    found = {k: each.detach() if torch.is_tensor(each) else each for k, each in found.items()}
+    found = {k: each.detach() if isinstance(each, torch.Tensor) else each for k, each in found.items()}
     # A rank without samples has no mean: its NaN must not count.
     sums = [float(value) * weight if weight else 0.0 for value in found.values()]
     with waiting_for_ranks(name):
