@@ -43,10 +43,13 @@ def accepted(*overrides: str) -> JobSpec:
         ("framework=torch", ["framework", "unknown", "'torch'", "valid names here", "optimizer"]),
         ("batch.zzz=1", ["batch.zzz", "valid names here", "global_batch_size"]),
         # Values that are none of the choices: the choices and the nearest.
-        ("optimizer.type=adamW", ["optimizer.type", "'adamW'", "one of adamw, sgd", "did you mean 'adamw'"]),
+        (
+            "optimizer.type=adamW",
+            ["optimizer.type", "'adamW'", "expected one of adamw, sgd", "did you mean 'adamw'"],
+        ),
         ("schedule.type=cosin", ["schedule.type", "'cosin'", "did you mean 'cosine'"]),
         ("model.model_type=gpt", ["model.model_type", "'gpt'", "'bert'"]),
-        ("mixed_precision=fp8", ["mixed_precision", "'fp8'", "one of no, fp16"]),
+        ("mixed_precision=fp8", ["mixed_precision", "'fp8'", "one of no, "]),
         ("mixed_precision=true", ["mixed_precision", "expected one of no, fp16, bf16", "True"]),
         ("mixed_precision=fp61", ["mixed_precision", "did you mean 'fp16'"]),
         ("loss_scale.initial=1000", ["loss_scale.initial", "1000.0 is not a power of two", "exactly"]),

@@ -253,9 +253,9 @@ class _Distributed(Copyable):
         if self._early == 3:
             steps = self._gradients.settings.gradient_accumulation_steps
             warnings.warn(
-                f"step() was called three times in a row after fewer than {steps} micro-batches. Each update "
-                f"used the micro-batches that were ready. Call it after every {steps} micro-batches; the "
-                "last update of an epoch may have fewer",
+                f"step() was called three times in a row after fewer than {steps} micro-batches. Each "
+                f"update used the micro-batches that were ready. Call it after every {steps} micro-batches; "
+                "the last update of an epoch may have fewer",
                 stacklevel=3,
             )
 
