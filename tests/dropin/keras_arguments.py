@@ -69,7 +69,7 @@ def check_what_is_left_of_a_window_is_told_when_fit_ends() -> None:
     parts = cases.batches([4] * 12)
     optimizer = hvd.DistributedOptimizer(sgd(0.1), gradient_accumulation_steps=4)
     made = cases.model()
-    for told in ("2 of the 4 micro-batches", ""):
+    for told in ("2 of 4 micro-batches", ""):
         out = io.StringIO()
         with contextlib.redirect_stdout(out):
             cases.train(optimizer, shares(parts), made, epochs=1)

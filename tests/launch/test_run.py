@@ -25,6 +25,12 @@ _PATHS = (str(HERE.parents[1]), str(HERE / "without_tensorflow"))
 HANG_S = 90.0
 
 
+def take_signals() -> None:
+    """Called in a new process: tests that run in the background of a script inherit an ignored SIGINT."""
+    for signum in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM):
+        signal.signal(signum, signal.SIG_DFL)
+
+
 class Job:
     """Two ranks of one of the programs in ranks/, started by drive.py in a folder of their own."""
 
@@ -38,6 +44,7 @@ class Job:
             text=True,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
+            preexec_fn=take_signals,  # noqa: PLW1509  (nothing of this process has threads yet)
         )
 
     def finish(self) -> tuple[int, str, str]:
