@@ -16,7 +16,8 @@ from hvdtrain.core.data.tokenizer import tokenizer_from
 from hvdtrain.core.errors import CheckpointError, SpecError
 from hvdtrain.core.families import family_of
 from hvdtrain.core.families.weights import Weight
-from hvdtrain.core.spec.job_spec import problems, spec_class
+from hvdtrain.core.spec.job_spec import spec_class
+from hvdtrain.core.spec.problems import problems
 from hvdtrain.core.spec.sections import ModelSection
 
 if TYPE_CHECKING:

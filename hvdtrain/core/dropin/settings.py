@@ -11,7 +11,7 @@ from hvdtrain.core.compression import Compression, NoCompression
 from hvdtrain.core.compression.periodic import Periodic
 from hvdtrain.core.compression.rules import Rules
 from hvdtrain.core.errors import SpecError
-from hvdtrain.core.spec.job_spec import problems
+from hvdtrain.core.spec.problems import problems
 from hvdtrain.core.spec.sections import Count, Section
 
 

@@ -2,26 +2,21 @@
 
 from __future__ import annotations
 
-import difflib
 import functools
 import json
 import operator
-import re
-import typing
 from collections.abc import Collection, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import (
-    BaseModel,
     Field,
     ValidationError,
     create_model,
     field_validator,
     model_validator,
 )
-from pydantic_core import ErrorDetails
 
 from hvdtrain.core.compression import OTHERS, POLICIES, Compression, NoCompression, field_type
 from hvdtrain.core.compression.rules import Rules
@@ -29,6 +24,7 @@ from hvdtrain.core.errors import SpecError
 from hvdtrain.core.families import FAMILIES
 from hvdtrain.core.process.paths import user_path
 from hvdtrain.core.spec import sections
+from hvdtrain.core.spec.problems import models_of, problems
 from hvdtrain.core.spec.yaml12 import MAX_CHARS, load_yaml
 from hvdtrain.core.tasks import TASKS, task_of
 
@@ -191,16 +187,6 @@ def _named(section: Any, field: str, name: str) -> Any:
     return create_model(section.__name__, __base__=section, **fields)
 
 
-def problems(error: ValidationError, root: type[BaseModel]) -> list[str]:
-    """What is wrong with each field: its value, what was expected and the nearest valid name.
-
-    Args:
-        error: raised by a validation of `root`.
-        root: a spec, or a section by itself.
-    """
-    return [_describe(e, root) for e in error.errors(include_url=False)]
-
-
 def json_schema() -> dict[str, Any]:
     """The spec's JSON schema, for editors that complete and check YAML; it has all families and tasks."""
     families, tasks = ([kinds.find(name) for name in kinds.builtin] for kinds in (FAMILIES, TASKS))
@@ -264,92 +250,8 @@ def _without_empty_sections(raw: dict[str, Any]) -> dict[str, Any]:
     """A section whose lines are all commented out is null in YAML; it takes its defaults."""
     found = dict(raw)
     for name, field in JobSpec.model_fields.items():
-        if name in raw and raw[name] is None and _models(field.annotation):
+        if name in raw and raw[name] is None and models_of(field.annotation):
             del found[name]
             if field.is_required():
                 found[name] = {}
     return found
-
-
-def _describe(error: ErrorDetails, root: type[BaseModel]) -> str:
-    location = [str(part) for part in error["loc"]]
-    path = ".".join(_walk(location, root)[0]) or "spec"
-    if error["type"] == "union_tag_invalid":
-        return _describe_tag(path, error)
-    if error["type"] == "extra_forbidden":
-        _, valid = _walk(location[:-1], root)
-        near = difflib.get_close_matches(location[-1], valid, n=1, cutoff=0.5)
-        hint = f"did you mean {near[0]!r}?" if near else f"valid names here: {', '.join(valid)}"
-        return f"{path}: unknown key (value {error['input']!r}); {hint}"
-    message = error["msg"].removeprefix("Value error, ")
-    if error["type"] == "value_error":
-        return f"{path}: {message}"
-    if error["type"] == "union_tag_not_found":
-        return f"{path}.type: required, but not given"
-    if error["type"] == "missing":
-        return f"{path}: required, but not given"
-    message = message.replace("Input should be ", "expected ", 1)
-    if error["type"] == "literal_error":
-        message = _choices(error["ctx"]["expected"])
-    elif error["type"] in ("greater_than", "greater_than_equal", "less_than", "less_than_equal"):
-        message = message.replace("expected ", "expected a number ", 1)
-    return f"{path}: {message} (found {error['input']!r}){_near_literal(error)}{_hint(error)}"
-
-
-def _choices(expected: str) -> str:
-    """Pydantic's `'a', 'b' or 'c'` in the words of the other errors."""
-    names = re.findall(r"'([^']+)'", expected)
-    return f"expected one of {', '.join(names)}" if len(names) > 1 else f"expected {expected}"
-
-
-def _describe_tag(path: str, error: ErrorDetails) -> str:
-    expected = re.findall(r"'([^']+)'", error["ctx"]["expected_tags"])
-    near = difflib.get_close_matches(error["ctx"]["tag"], expected, n=1, cutoff=0.4)
-    hint = f"; did you mean {near[0]!r}?" if near else ""
-    return f"{path}.type: expected one of {', '.join(expected)} (found {error['ctx']['tag']!r}){hint}"
-
-
-def _hint(error: ErrorDetails) -> str:
-    found = error["input"]
-    if error["type"] in ("tuple_type", "list_type") and isinstance(found, str):
-        return f"; write a list: [{json.dumps(found, ensure_ascii=False)}]"
-    if error["type"] in ("dict_type", "model_type") and isinstance(found, str):
-        return f"; write a section: {{type: {found}}}"
-    if error["type"] == "bool_type" and str(found).lower() in ("yes", "no", "on", "off"):
-        return "; write true or false"
-    return ""
-
-
-def _near_literal(error: ErrorDetails) -> str:
-    expected = re.findall(r"'([^']+)'", str(error.get("ctx", {}).get("expected", "")))
-    near = difflib.get_close_matches(str(error["input"]), expected, n=1, cutoff=0.4)
-    return f"; did you mean {near[0]!r}?" if near else ""
-
-
-def _walk(location: Sequence[str], root: type[BaseModel]) -> tuple[list[str], list[str]]:
-    """A pydantic location as the user wrote it, and the names that are valid there.
-
-    A section that comes in several types has the type behind its name in pydantic's location, and one that
-    may be a list has its form there as well.
-    """
-    path: list[str] = []
-    models: list[type[BaseModel]] = [root]
-    for part in location:
-        if part in sections.FORMS:
-            continue
-        if part.isdigit():
-            path.append(part)
-            continue
-        if len(models) > 1:
-            models = [model for model in models if model.model_fields["type"].default == part]
-            continue
-        path.append(part)
-        field = models[0].model_fields.get(part) if models else None
-        models = _models(field.annotation) if field else []
-    return path, sorted({name for model in models for name in model.model_fields})
-
-
-def _models(annotation: Any) -> list[type[BaseModel]]:
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return [annotation]
-    return list(dict.fromkeys(m for inner in typing.get_args(annotation) for m in _models(inner)))
