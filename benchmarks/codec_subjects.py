@@ -15,7 +15,7 @@ from hvdtrain.core.update.buckets import Bucket
 RANKS = 2
 # Beyond every warm-up's default.
 FIRST_UPDATE = 2000
-# Called once an update; sets itself up anew each time, outside of what it times, and returns seconds.
+# Called once an update; its set-up runs each time, outside of what it times, and returns seconds.
 Timed = Callable[[], float]
 
 

@@ -165,7 +165,7 @@ class LanguageModel(Problem):
         self._held_out = self._examples(held_out[None], places)
 
     def gradients(self, weights: Arrays, update: int) -> Arrays:
-        """As `Problem.gradients`; examples are drawn anew for every update."""
+        """As `Problem.gradients`; every update draws its own examples."""
         ranks, stretch = self._texts.shape
         draw = generator(self._seed, "simulate batch", update).integers
         places = draw(0, stretch - self._context, (ranks, self.examples))

@@ -10,7 +10,7 @@ from hvdtrain.core.update.buckets import Bucket
 
 
 class RandomK(DGC):
-    """Sums a random share of a bucket's elements, drawn anew each update from a key that all ranks know.
+    """Sums a random share of a bucket's elements, drawn in each update from a key that all ranks know.
 
     State and attributes: as `DGC`. Without error feedback what is sent is divided by its share, which keeps
     the sum right on average (Wangni et al. 2018).

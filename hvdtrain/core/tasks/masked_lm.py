@@ -74,7 +74,7 @@ def prepare(
 
 @dataclass(frozen=True, eq=False)
 class MaskedText(Dataset):
-    """Text whose tokens are masked anew in every epoch."""
+    """Text whose tokens are given new masks in every epoch."""
 
     corpus: Corpus | None = None
     split: tuple[float, int] = (0.0, 0)
