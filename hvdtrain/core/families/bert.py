@@ -8,8 +8,8 @@ from typing import Annotated, Any, Literal
 import numpy as np
 from pydantic import Field, model_validator
 
-from hvdtrain.core.families.initializers import ONES, ZEROS, Normal
-from hvdtrain.core.families.weights import TRANSPOSED, Weight
+from hvdtrain.core.families.initializers import ZEROS, Normal
+from hvdtrain.core.families.weights import TRANSPOSED, Weight, layer_norm
 from hvdtrain.core.spec.sections import Count, ModelSection, Probability
 
 TASKS = ("masked_lm",)
@@ -92,17 +92,17 @@ def weights(model: ModelSpec) -> tuple[Weight, ...]:
         )
         for name, (_, rows) in _EMBEDDINGS.items()
     ]
-    found += [replace(w, embedding=True) for w in _layer_norm("bert.embeddings.LayerNorm", hidden)]
+    found += [replace(w, embedding=True) for w in layer_norm("bert.embeddings.LayerNorm", hidden)]
     sizes = {"intermediate.dense": (inner, hidden), "output.dense": (hidden, inner)}
     for i in range(model.num_hidden_layers):
         for part in _LAYER:
             name = f"bert.encoder.layer.{i}.{part}"
             if part.endswith("LayerNorm"):
-                found += _layer_norm(name, hidden)
+                found += layer_norm(name, hidden)
             else:
                 found += _linear(name, *sizes.get(part, (hidden, hidden)), normal)
     found += _linear("cls.predictions.transform.dense", hidden, hidden, normal)
-    found += _layer_norm("cls.predictions.transform.LayerNorm", hidden)
+    found += layer_norm("cls.predictions.transform.LayerNorm", hidden)
     if model.tie_word_embeddings:
         found.append(Weight(_TIED_BIAS, (model.vocab_size,), False, ZEROS))
     else:
@@ -229,10 +229,6 @@ def _linear(name: str, rows: int, columns: int, initial: Normal) -> list[Weight]
         Weight(f"{name}.weight", (rows, columns), True, initial, TRANSPOSED),
         Weight(f"{name}.bias", (rows,), False, ZEROS),
     ]
-
-
-def _layer_norm(name: str, size: int) -> list[Weight]:
-    return [Weight(f"{name}.weight", (size,), False, ONES), Weight(f"{name}.bias", (size,), False, ZEROS)]
 
 
 def _keras_leaf(module: str, leaf: str) -> str:

@@ -9,8 +9,8 @@ from typing import Annotated, Any, Literal
 import numpy as np
 from pydantic import Field, model_validator
 
-from hvdtrain.core.families.initializers import ONES, ZEROS, Normal
-from hvdtrain.core.families.weights import TRANSPOSED, Layout, Weight
+from hvdtrain.core.families.initializers import ZEROS, Normal
+from hvdtrain.core.families.weights import TRANSPOSED, Layout, Weight, layer_norm
 from hvdtrain.core.spec.sections import Count, ModelSection, Probability
 
 TASKS = ("causal_lm",)
@@ -89,15 +89,15 @@ def weights(model: ModelSpec) -> tuple[Weight, ...]:
     ]
     for i in range(model.n_layer):
         layer = f"transformer.h.{i}"
-        found += _layer_norm(f"{layer}.ln_1", hidden)
+        found += layer_norm(f"{layer}.ln_1", hidden)
         found += [
             replace(w, layout=_FUSED) for w in _conv1d(f"{layer}.attn.c_attn", hidden, 3 * hidden, normal)
         ]
         found += _conv1d(f"{layer}.attn.c_proj", hidden, hidden, residual)
-        found += _layer_norm(f"{layer}.ln_2", hidden)
+        found += layer_norm(f"{layer}.ln_2", hidden)
         found += _conv1d(f"{layer}.mlp.c_fc", hidden, inner, normal)
         found += _conv1d(f"{layer}.mlp.c_proj", inner, hidden, residual)
-    found += _layer_norm("transformer.ln_f", hidden)
+    found += layer_norm("transformer.ln_f", hidden)
     if not model.tie_word_embeddings:
         found.append(Weight(_HEAD, (model.vocab_size, hidden), True, normal, TRANSPOSED))
     return tuple(found)
@@ -210,10 +210,6 @@ def _conv1d(name: str, inputs: int, outputs: int, initial: Normal) -> list[Weigh
         Weight(f"{name}.weight", (inputs, outputs), True, initial),
         Weight(f"{name}.bias", (outputs,), False, ZEROS),
     ]
-
-
-def _layer_norm(name: str, size: int) -> list[Weight]:
-    return [Weight(f"{name}.weight", (size,), False, ONES), Weight(f"{name}.bias", (size,), False, ZEROS)]
 
 
 def _keras_leaf(module: str, leaf: str) -> str:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from hvdtrain.core.families.initializers import Initializer
+from hvdtrain.core.families.initializers import ONES, ZEROS, Initializer
 from hvdtrain.core.random import generator
 
 
@@ -83,6 +83,16 @@ class Weight:
     def size(self) -> int:
         """How many elements the weight has."""
         return math.prod(self.shape)
+
+
+def layer_norm(name: str, size: int) -> list[Weight]:
+    """A layer norm's two weights, neither of which decays: a scale of ones and a bias of zeros.
+
+    Args:
+        name: of the layer.
+        size: elements of each.
+    """
+    return [Weight(f"{name}.weight", (size,), False, ONES), Weight(f"{name}.bias", (size,), False, ZEROS)]
 
 
 def initial_weights(weights: Sequence[Weight], seed: int, dtype: str) -> dict[str, np.ndarray]:
