@@ -58,14 +58,28 @@ class Registry:
         return {point.name: point.value for point in entry_points(group=self._group)}
 
     def _load(self, path: str, name: str) -> Any:
-        module, _, attribute = path.partition(":")
-        try:
-            found = importlib.import_module(module)
-            for part in filter(None, attribute.split(".")):
-                found = getattr(found, part)
-        except (ImportError, AttributeError) as error:
-            raise SpecError(
-                f"{self._field}: {name!r} cannot be imported: {error}; is its module installed on every "
-                "host, or in a folder of PYTHONPATH?"
-            ) from None
-        return found
+        return load_path(path, self._field, name)
+
+
+def load_path(path: str, field: str, name: str | None = None) -> Any:
+    """Import what a dotted path names.
+
+    Args:
+        path: `package.module:Name`, or `package.module` for the module itself.
+        field: of the spec, for errors.
+        name: what the user wrote, where that is not the path.
+
+    Raises:
+        SpecError: it cannot be imported.
+    """
+    module, _, attribute = path.partition(":")
+    try:
+        found = importlib.import_module(module)
+        for part in filter(None, attribute.split(".")):
+            found = getattr(found, part)
+    except (ImportError, AttributeError) as error:
+        raise SpecError(
+            f"{field}: {name or path!r} cannot be imported: {error}; is its module installed on every "
+            "host, or in a folder of PYTHONPATH?"
+        ) from None
+    return found

@@ -25,6 +25,7 @@ from hvdtrain.core.families import FAMILIES
 from hvdtrain.core.process.paths import user_path
 from hvdtrain.core.spec import sections
 from hvdtrain.core.spec.problems import models_of, problems
+from hvdtrain.core.spec.reference import add_import_folders
 from hvdtrain.core.spec.yaml12 import MAX_CHARS, load_yaml
 from hvdtrain.core.tasks import TASKS, task_of
 
@@ -107,6 +108,9 @@ def load_spec(path: str | Path, overrides: Sequence[str] = ()) -> JobSpec:
         SpecError: naming every bad field, its value, what was expected and the nearest valid name.
     """
     file = _find(path)
+    if file.parent != PACKAGED_SPECS:
+        # What the spec names may lie beside it, or where the command was started.
+        add_import_folders((file.resolve().parent, Path.cwd()))
     try:
         with file.open(encoding="utf-8") as opened:
             text = opened.read(MAX_CHARS + 1)
