@@ -42,9 +42,10 @@ TABLES: dict[tuple[str, ...], type[Section]] = {
     ("top level",): spec_class(),
     **{(name,): kind for name, kind in SECTIONS.items() if name not in ("model", "data", "task")},
     **{(name,): kind for name, kind in BY_FAMILY.items()},
-    **{(name,): task.TaskSpec for name, task in BY_TASK.items()},
+    **{(name if name != "custom" else "custom task",): task.TaskSpec for name, task in BY_TASK.items()},
     ("data", "data of masked_lm"): BY_TASK["masked_lm"].DataSpec,
     ("data",): BY_TASK["causal_lm"].DataSpec,
+    ("data of custom",): BY_TASK["custom"].DataSpec,
 }
 
 

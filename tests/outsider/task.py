@@ -60,4 +60,5 @@ Regression = SimpleNamespace(
     check=lambda model, data: None,
     shapes=lambda data, task: Shapes(1, 1),
     prepare=_prepare,
+    summarise=lambda mean_loss: {},
 )

@@ -1,17 +1,21 @@
-"""Micro-batches: NumPy arrays of static shapes, ready for either framework."""
+"""Micro-batches: NumPy arrays, ready for either framework."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 
-from hvdtrain.core.data.order import Indices, global_batches, rank_share
+from hvdtrain.core.data.order import GlobalBatch, Indices, global_batches, rank_share
 from hvdtrain.core.update.accumulation import Accumulation
+
+T = TypeVar("T")
 
 # Every evaluation asks the same questions.
 EVALUATION_EPOCH = -1
@@ -19,15 +23,16 @@ EVALUATION_EPOCH = -1
 
 @dataclass(frozen=True, eq=False)
 class Batch:
-    """What one forward and backward pass takes: always the same number of rows, whatever data is left.
+    """What one forward and backward pass takes.
 
-    Rows beyond the data have weight 0 in the loss.
+    The tasks on text fill a batch up to the same number of rows, whatever data is left: rows beyond the data
+    have weight 0 in the loss. The task `custom` has real rows only, and so none where no data is left.
 
     Attributes:
         inputs: what the model takes, by name, (rows, ...).
-        targets: the right answers, one a prediction, (rows, predictions).
-        loss_weights: factor of each prediction's loss in the sum, 0 beyond the predictions, float64
-            (rows, predictions).
+        targets: the right answers, one a prediction, (rows, ...).
+        loss_weights: factor of each prediction's loss in the sum, 0 beyond the predictions, float64 of the
+            shape of the losses: one a prediction, or (rows,) where a function gives one an example.
         weight: w(r, m), what the divisor of the update counts.
         counts: of real rows (`samples`), and of what the task counts beside them (`tokens`).
     """
@@ -61,8 +66,24 @@ class Split(Protocol):
         Args:
             indices: which samples, int64 (at most rows,); none gives a batch of weight 0.
             epoch: from 0, or `EVALUATION_EPOCH`; what is random depends on it.
-            rows: of every array.
+            rows: of every array; a task that needs no equal shapes may give len(indices) instead.
         """
+        ...
+
+
+@runtime_checkable
+class DrawsAhead(Split, Protocol):
+    """Samples that others draw while this process computes.
+
+    Attributes:
+        ahead: micro-batches that are worth beginning before the one that is needed.
+    """
+
+    @property
+    def ahead(self) -> int: ...
+
+    def start(self, indices: Indices, epoch: int, rows: int) -> Callable[[], Batch]:
+        """Begin a micro-batch; what is returned waits for it. Arguments as those of `collate`."""
         ...
 
 
@@ -94,6 +115,8 @@ class Dataset:
         files: content of the files that belong to a saved model, such as a tokenizer's, by name.
         config: what the data adds to a saved model's `config.json`, such as the id of [PAD].
         text: how its text was tokenised; None where the data is not text.
+        facts: what the fingerprint stands for, such as lengths and shapes, by name and JSON-ready: what ranks
+            that differ are told.
     """
 
     train: Split
@@ -102,6 +125,7 @@ class Dataset:
     files: Mapping[str, str] = field(default_factory=dict)
     config: Mapping[str, Any] = field(default_factory=dict)
     text: TextFacts | None = None
+    facts: Mapping[str, Any] = field(default_factory=dict)
 
     def fingerprint_with(self, directory: Path) -> str:
         """The fingerprint that an earlier version gave the same samples in a run that saved `directory`."""
@@ -159,14 +183,19 @@ def train_windows(
         One window an update.
     """
     per_device = accumulation.per_device
-    for batch in global_batches(seed, split.costs, accumulation, start_samples, start_update):
-        shares = rank_share(batch.indices, rank, accumulation.size, batch.micro_batches, per_device)
-        yield Window(
-            tuple(split.collate(share, batch.epoch, per_device) for share in shares),
-            batch.epoch,
-            len(batch.indices),
-            batch.samples_consumed,
-        )
+    start = _starter(split)
+
+    def started() -> Iterator[tuple[GlobalBatch, Callable[[], Batch]]]:
+        for batch in global_batches(seed, split.costs, accumulation, start_samples, start_update):
+            for share in rank_share(batch.indices, rank, accumulation.size, batch.micro_batches, per_device):
+                yield batch, start(share, batch.epoch, per_device)
+
+    done: list[Batch] = []
+    for batch, finish in _ahead(started(), split):
+        done.append(finish())
+        if len(done) == batch.micro_batches:
+            yield Window(tuple(done), batch.epoch, len(batch.indices), batch.samples_consumed)
+            done = []
 
 
 def eval_batches(split: Split, *, per_device: int, rank: int, size: int) -> Iterator[Batch]:
@@ -185,11 +214,28 @@ def eval_batches(split: Split, *, per_device: int, rank: int, size: int) -> Iter
         Batches of `per_device` rows.
     """
     rounds = eval_rounds(len(split), per_device, size)
-    for share in rank_share(np.arange(len(split)), rank, size, rounds, per_device):
-        yield split.collate(share, EVALUATION_EPOCH, per_device)
+    start, shares = _starter(split), rank_share(np.arange(len(split)), rank, size, rounds, per_device)
+    for finish in _ahead((start(share, EVALUATION_EPOCH, per_device) for share in shares), split):
+        yield finish()
 
 
 def eval_rounds(n_samples: int, per_device: int, size: int) -> int:
     """Batches that every rank takes in one evaluation of `n_samples`: enough for the largest share."""
     largest_share = -(-n_samples // size)
     return -(-largest_share // per_device)
+
+
+def _starter(split: Split) -> Callable[[Indices, int, int], Callable[[], Batch]]:
+    if isinstance(split, DrawsAhead):
+        return split.start
+    return lambda indices, epoch, rows: partial(split.collate, indices, epoch, rows)
+
+
+def _ahead(started: Iterator[T], split: Split) -> Iterator[T]:
+    """What was started, in order, each once as many more have been as the split draws ahead."""
+    waiting: deque[T] = deque()
+    for each in started:
+        waiting.append(each)
+        if len(waiting) > (split.ahead if isinstance(split, DrawsAhead) else 0):
+            yield waiting.popleft()
+    yield from waiting

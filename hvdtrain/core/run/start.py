@@ -65,12 +65,17 @@ def check_command(
 
 def check_data(dataset: Dataset, gather: Gather) -> None:
     """Compare this node's data with that of the other nodes; otherwise as `check_command`."""
-    agree(
-        {"the data's fingerprint": dataset.fingerprint},
-        gather,
-        "A node prepared other data than rank 0's (corpus, tokenizer or split differ; python-docs differs "
-        "between Python versions): give every node the same files.",
-    )
+    if dataset.text is not None:
+        advice = (
+            "A node prepared other data than rank 0's (corpus, tokenizer or split differ; python-docs "
+            "differs between Python versions): give every node the same files."
+        )
+    else:
+        advice = (
+            "Every rank needs the same samples in the same order: give every node the same files, sort what "
+            "is listed from a folder, and give a fixed seed to whatever is random when the data set is made."
+        )
+    agree({**dataset.facts, "the data's fingerprint": dataset.fingerprint}, gather, advice)
 
 
 def check_plan(plan: Plan, gather: Gather) -> None:

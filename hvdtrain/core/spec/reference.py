@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import difflib
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -23,6 +24,23 @@ def resolve(reference: Any, field: str) -> Any:
         SpecError: the path cannot be imported.
     """
     return load_path(reference, field) if isinstance(reference, str) else reference
+
+
+def name_or_path(names: Sequence[str]) -> AfterValidator:
+    """Accept, as a string, one of `names` or a path; what is no string is the user's object."""
+
+    def check(value: Any) -> Any:
+        if not isinstance(value, str) or value in names:
+            return value
+        if ":" in value:
+            return _is_path(value)
+        near = difflib.get_close_matches(value, names, n=1, cutoff=0.4)
+        raise ValueError(
+            f"expected {', '.join(map(repr, names))}, or a path as 'package.module:name' (found {value!r})"
+            + (f"; did you mean {near[0]!r}?" if near else "")
+        )
+
+    return AfterValidator(check)
 
 
 def describe(reference: Any) -> str | None:

@@ -9,7 +9,11 @@ from hvdtrain.core.tasks.task import Task
 TASKS = Registry(
     "task.type",
     "hvdtrain.tasks",
-    {"masked_lm": "hvdtrain.core.tasks.masked_lm", "causal_lm": "hvdtrain.core.tasks.causal_lm"},
+    {
+        "masked_lm": "hvdtrain.core.tasks.masked_lm",
+        "causal_lm": "hvdtrain.core.tasks.causal_lm",
+        "custom": "hvdtrain.core.tasks.custom",
+    },
 )
 
 

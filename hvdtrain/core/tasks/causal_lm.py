@@ -16,7 +16,7 @@ from hvdtrain.core.data.corpus import Corpus, Sequences
 from hvdtrain.core.data.order import Indices
 from hvdtrain.core.data.text import TextSpec
 from hvdtrain.core.spec.sections import TaskSection
-from hvdtrain.core.tasks.task import Shapes, check_length
+from hvdtrain.core.tasks.task import Shapes, check_length, perplexity
 
 
 class TaskSpec(TaskSection):
@@ -68,6 +68,11 @@ def prepare(
             corpus.token_ids.size, model.vocab_size, corpus.unknown_share, data.tokenizer_file is None
         ),
     )
+
+
+def summarise(mean_loss: float | None) -> dict[str, float | None]:
+    """As `Task.summarise`: the perplexity."""
+    return perplexity(mean_loss)
 
 
 def next_token_batch(ids: NDArray[np.int32]) -> Batch:

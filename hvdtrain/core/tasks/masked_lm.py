@@ -21,7 +21,7 @@ from hvdtrain.core.data.text import TextSpec
 from hvdtrain.core.data.tokenizer_files import tokenizer_files
 from hvdtrain.core.data.wordpiece import WordPieceScheme
 from hvdtrain.core.spec.sections import TaskSection
-from hvdtrain.core.tasks.task import Shapes, check_length
+from hvdtrain.core.tasks.task import Shapes, check_length, perplexity
 
 
 class TaskSpec(TaskSection):
@@ -70,6 +70,11 @@ def prepare(
     """
     corpus = prepare_text(data, model.vocab_size, seed, announce=announce)
     return MaskedText.of(corpus, model.vocab_size, data, task, seed)
+
+
+def summarise(mean_loss: float | None) -> dict[str, float | None]:
+    """As `Task.summarise`: the perplexity."""
+    return perplexity(mean_loss)
 
 
 @dataclass(frozen=True, eq=False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -58,6 +59,25 @@ class Task(Protocol):
             DataError: the data cannot be used.
         """
         ...
+
+    def summarise(self, mean_loss: float | None) -> dict[str, float | None]:
+        """What an evaluation reports beside its loss.
+
+        Args:
+            mean_loss: the sum of losses over all ranks divided by the sum of weights; None where that is 0.
+
+        Returns:
+            Numbers by the names that a line of metrics.jsonl has for them; None for one that there is not.
+        """
+        ...
+
+
+def perplexity(mean_loss: float | None) -> dict[str, float | None]:
+    """`eval_perplexity`, the exponential of a mean loss in nats; infinite beyond float64."""
+    try:
+        return {"eval_perplexity": None if mean_loss is None else math.exp(mean_loss)}
+    except OverflowError:
+        return {"eval_perplexity": math.inf}
 
 
 def check_length(length: int, model: Any) -> None:

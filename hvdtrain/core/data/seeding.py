@@ -1,0 +1,48 @@
+"""The global random generators that a user's data set may draw from."""
+
+from __future__ import annotations
+
+import random
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+
+from hvdtrain.core.random import random_words
+
+
+def seed_generators(seed: int, *indices: int) -> None:
+    """Seed the global generators of Python, NumPy and, where it is imported, PyTorch (on the CPU).
+
+    Args:
+        seed: the job's seed.
+        *indices: what the random numbers are for, such as epoch and sample; any integers.
+    """
+    word = int(random_words(1, seed, "sample", *indices)[0])
+    random.seed(word)
+    np.random.seed(word % 2**32)
+    if (torch := _torch()) is not None:
+        # torch.manual_seed would seed the generators of GPUs as well, which a worker must not touch.
+        torch.default_generator.manual_seed(word)
+
+
+@contextmanager
+def generators_kept() -> Iterator[None]:
+    """Give the global generators the state back that they had."""
+    torch = _torch()
+    python, numpy = random.getstate(), np.random.get_state()
+    own = torch.default_generator.get_state() if torch is not None else None
+    try:
+        yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(numpy)
+        if torch is not None:
+            torch.default_generator.set_state(own)
+
+
+def _torch() -> Any:
+    # Nothing can draw from it before it is imported, and this package imports no framework.
+    return sys.modules.get("torch")
