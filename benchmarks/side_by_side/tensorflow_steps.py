@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from pathlib import Path
 
 import horovod.tensorflow as hvd
 import keras
@@ -15,7 +14,7 @@ from hvdtrain.core.spec.job_spec import JobSpec
 from hvdtrain.keras.optimizer import DistributedOptimizer
 from hvdtrain.tensorflow import world
 from hvdtrain.tensorflow.model import Model, tensors
-from hvdtrain.tensorflow.trainer import Trainer
+from hvdtrain.tensorflow.trainer import build_trainer
 from side_by_side.competitors import RANKS
 from side_by_side.work import Work, make_work
 
@@ -26,9 +25,10 @@ Batch = dict[str, tf.Tensor]
 
 def hvdtrain(spec: JobSpec) -> tuple[int, Step]:
     """This project's `Trainer.update`."""
-    place = world.init(spec)
-    work = make_work(spec, place.rank)
-    trainer = Trainer(spec, work.plan, place, work.dataset, work.family, Path(os.devnull))
+    ranks = world.init(spec)
+    work = make_work(spec, ranks.rank)
+    trainer = build_trainer(spec, work.plan, work.weights)
+    trainer.model.write(work.initial())
 
     def step(number: int) -> float:
         window, divisor = work.window(number)
@@ -37,7 +37,7 @@ def hvdtrain(spec: JobSpec) -> tuple[int, Step]:
         )
         return result.loss_sum / divisor / RANKS
 
-    return place.rank, step
+    return ranks.rank, step
 
 
 def stock(spec: JobSpec) -> tuple[int, Step]:

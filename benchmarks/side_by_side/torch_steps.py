@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from pathlib import Path
 
 import horovod.torch as hvd
 import torch
@@ -14,7 +13,7 @@ import hvdtrain.torch as dropin
 from hvdtrain.core.spec.job_spec import JobSpec
 from hvdtrain.torch import world
 from hvdtrain.torch.model import Model, tensors
-from hvdtrain.torch.trainer import Trainer
+from hvdtrain.torch.trainer import build_trainer
 from side_by_side.competitors import RANKS
 from side_by_side.work import Work, make_work
 
@@ -25,9 +24,10 @@ Forward = Callable[[dict[str, torch.Tensor]], torch.Tensor]
 
 def hvdtrain(spec: JobSpec) -> tuple[int, Step]:
     """This project's `Trainer.update`."""
-    place = world.init(spec)
-    work = make_work(spec, place.rank)
-    trainer = Trainer(spec, work.plan, place, work.dataset, work.family, Path(os.devnull))
+    ranks = world.init(spec)
+    work = make_work(spec, ranks.rank)
+    trainer = build_trainer(spec, work.plan, work.weights)
+    trainer.model.write(work.initial())
 
     def step(number: int) -> float:
         window, divisor = work.window(number)
@@ -36,7 +36,7 @@ def hvdtrain(spec: JobSpec) -> tuple[int, Step]:
         )
         return result.loss_sum / divisor / RANKS
 
-    return place.rank, step
+    return ranks.rank, step
 
 
 def wrapper(spec: JobSpec) -> tuple[int, Step]:

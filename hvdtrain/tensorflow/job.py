@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from hvdtrain.core.run.job import Framework, run_job
+from hvdtrain.core.run.framework import Framework
+from hvdtrain.core.run.job import run_job
 
 
 def main(default_spec: str = "bert") -> None:
@@ -21,15 +22,14 @@ def _load() -> Framework:
 
     from hvdtrain.core.families import family_of
     from hvdtrain.tensorflow import world
-    from hvdtrain.tensorflow.trainer import Trainer
+    from hvdtrain.tensorflow.trainer import build_trainer
 
     return Framework(
         "tensorflow",
         world.init,
         family_of,
-        Trainer,
+        build_trainer,
         world.shutdown,
-        world.gather_bytes,
         ("tensorflow", "keras", "keras-hub"),
         wire_types(),
     )

@@ -12,11 +12,12 @@ import tensorflow as tf
 
 from hvdtrain.core.compression import Policy
 from hvdtrain.core.data import Batch, Window
+from hvdtrain.core.families.weights import Weight
+from hvdtrain.core.plan.plan import Plan
 from hvdtrain.core.run.results import UpdateResult
-from hvdtrain.core.run.training import BaseTrainer
+from hvdtrain.core.spec.job_spec import JobSpec
 from hvdtrain.core.update.optimizers import clip_factor
 from hvdtrain.core.update.precision import compute_dtype
-from hvdtrain.tensorflow import world
 from hvdtrain.tensorflow.model import Model, tensors
 from hvdtrain.tensorflow.optimizers import Optimizer
 from hvdtrain.tensorflow.reducer import Reducer
@@ -26,21 +27,47 @@ _Batch = dict[str, tf.Tensor]
 _compiled = partial(tf.function, autograph=False)
 
 
-class Trainer(BaseTrainer):
-    """Trains a job spec in TensorFlow."""
+def build_trainer(spec: JobSpec, plan: Plan, weights: tuple[Weight, ...]) -> Trainer:
+    """Build this rank's trainer of the spec's model.
 
-    def _build(self) -> None:
-        self._model = Model(self.spec.model, self.weights, compute_dtype(self.spec))
-        self._dtype = tf.as_dtype(self.spec.model.dtype)
-        self._optimizer = Optimizer(self.spec.optimizer, self.plan.buckets, self._model.parameters)
-        scaled = self.spec.mixed_precision == "fp16"
-        self._reducer = Reducer(
-            self.spec.rules, self.plan.buckets, self._model.parameters, self.spec.seed, scaled
-        )
+    Args:
+        spec: the job.
+        plan: made from the spec for these ranks.
+        weights: the model's, in the order of the forward pass.
+
+    Returns:
+        The trainer; its weights are arbitrary until `model.write`.
+    """
+    return Trainer(spec, plan, Model(spec.model, weights, compute_dtype(spec)))
+
+
+class Trainer:
+    """Computes a job's updates in TensorFlow; the core's loop holds it as its `Adapter`.
+
+    Attributes:
+        model: the model.
+        optimizer: updates the model's weights.
+        reducer: sums gradients over ranks.
+    """
+
+    def __init__(self, spec: JobSpec, plan: Plan, model: Model) -> None:
+        """Build what trains a model.
+
+        Args:
+            spec: the job.
+            plan: made from the spec for these ranks.
+            model: the model to train.
+        """
+        self.model = model
+        self._spec = spec
+        self._dtype = tf.as_dtype(spec.model.dtype)
+        self.optimizer = Optimizer(spec.optimizer, plan.buckets, model.parameters)
+        scaled = spec.mixed_precision == "fp16"
+        self.reducer = Reducer(spec.rules, plan.buckets, model.parameters, spec.seed, scaled)
         self._compiled_accumulate = _compiled(self._accumulate)
         self._compiled_finishes: dict[Hashable, tf.types.experimental.PolymorphicFunction] = {}
         self._compiled_exchanges: dict[Policy, tf.types.experimental.PolymorphicFunction] = {}
-        self._compiled_evaluate = _compiled(lambda batch: self._model.loss_sum(batch, training=False))
+        self._compiled_evaluate = _compiled(lambda batch: self.model.loss_sum(batch, training=False))
 
     def update(
         self,
@@ -51,7 +78,7 @@ class Trainer(BaseTrainer):
         update: int,
         loss_scale: float,
     ) -> UpdateResult:
-        """One update; see `BaseTrainer.update`."""
+        """One update; see `Adapter.update`."""
         last, inverse, loss_sum = self._accumulate_early(window, divisor, update, loss_scale)
         others = tf.constant([next_weight, window.tokens], tf.float64)
         finish = self._compiled_finish(self._finish, update, window)
@@ -64,7 +91,7 @@ class Trainer(BaseTrainer):
     def local_update(
         self, window: Window, divisor: float, learning_rate: float, update: int, loss_scale: float
     ) -> UpdateResult:
-        """One update of this rank alone; see `BaseTrainer.local_update`."""
+        """One update of this rank alone; see `Adapter.local_update`."""
         last, inverse, loss_sum = self._accumulate_early(window, divisor, update, loss_scale)
         finish = self._compiled_finish(self._finish_alone, update, window)
         loss, norm, finite = finish(
@@ -73,12 +100,12 @@ class Trainer(BaseTrainer):
         return UpdateResult(float(loss), float(norm), bool(finite), 0.0, window.tokens)
 
     def find_nonfinite(self, window: Window, divisor: float, loss_scale: float) -> np.ndarray:
-        """Whether the loss and each gradient is not finite; see `BaseTrainer.find_nonfinite`."""
-        weights = [self._model.parameters[w.name] for w in reversed(self.weights)]
+        """Whether the loss and each gradient is not finite; see `Adapter.find_nonfinite`."""
+        weights = [self.model.parameters[w.name] for w in reversed(self.model.weights)]
         found = np.zeros(1 + len(weights), bool)
         for batch in window.micro_batches:
             with tf.GradientTape() as tape:
-                loss = self._model.loss_sum(tensors(batch), training=True) / divisor
+                loss = self.model.loss_sum(tensors(batch), training=True) / divisor
                 scaled = loss * loss_scale
             gradients = tape.gradient(scaled, weights)
             parts = [[loss], *gradients]
@@ -86,36 +113,28 @@ class Trainer(BaseTrainer):
         return found
 
     def exchange(self, policy: Policy) -> None:
-        """Replace the weights by what ranks agree on; see `BaseTrainer.exchange`."""
+        """Replace the weights by what ranks agree on; see `Adapter.exchange`."""
         if policy not in self._compiled_exchanges:
             self._compiled_exchanges[policy] = _compiled(lambda: self._exchange(policy))
         self._compiled_exchanges[policy]()
 
     def start_exchange(self, policy: Policy) -> None:
-        """Ask the other ranks while updates go on; see `BaseTrainer.start_exchange`."""
-        self._reducer.start_exchange(policy, self._optimizer.read_weights())
+        """Ask the other ranks while updates go on; see `Adapter.start_exchange`."""
+        self.reducer.start_exchange(policy, self.optimizer.read_weights())
 
     def finish_exchange(self) -> None:
-        """Wait for the other ranks; see `BaseTrainer.finish_exchange`."""
-        self._reducer.finish_exchange()
+        """Wait for the other ranks; see `Adapter.finish_exchange`."""
+        self.reducer.finish_exchange()
 
     def loss_sum(self, batch: Batch) -> float:
-        """The summed loss of one batch; see `BaseTrainer.loss_sum`."""
+        """The summed loss of one batch; see `Adapter.loss_sum`."""
         return float(self._compiled_evaluate(tensors(batch)))
-
-    def sum_over_ranks(self, values: np.ndarray) -> np.ndarray:
-        """Element-wise sum over all ranks."""
-        return world.sum_over_ranks(values, "sum_over_ranks")
-
-    def broadcast(self, values: np.ndarray) -> np.ndarray:
-        """Rank 0's copy of a vector."""
-        return world.broadcast(values, "broadcast")
 
     def _compiled_finish(
         self, finish: Callable[..., Any], update: int, window: Window
     ) -> tf.types.experimental.PolymorphicFunction:
         # Which collectives a graph holds, and whether there are totals, is fixed when it is traced.
-        key = finish, self.spec.rules.at(update), len(window.micro_batches) > 1
+        key = finish, self._spec.rules.at(update), len(window.micro_batches) > 1
         if key not in self._compiled_finishes:
             self._compiled_finishes[key] = _compiled(finish)
         return self._compiled_finishes[key]
@@ -125,7 +144,7 @@ class Trainer(BaseTrainer):
     ) -> tuple[_Batch, tf.Tensor, tf.Tensor]:
         *early, last = [tensors(batch) for batch in window.micro_batches]
         inverse, loss_sum = self._scalar(1.0 / divisor), tf.constant(0.0, tf.float64)
-        self._reducer.start_window(update, loss_scale)
+        self.reducer.start_window(update, loss_scale)
         for batch in early:
             loss_sum += self._compiled_accumulate(batch, inverse)
         return last, inverse, loss_sum
@@ -158,31 +177,31 @@ class Trainer(BaseTrainer):
         return loss, *self._apply(learning_rate, update)
 
     def _apply(self, learning_rate: tf.Tensor, update: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        reduced = self._reducer.finish()
+        reduced = self.reducer.finish()
         # l2_loss is half the sum of squares, in one pass that keeps no squares.
         norm = tf.sqrt(2.0 * tf.add_n([tf.nn.l2_loss(g) for g in reduced]))
         finite = tf.math.is_finite(norm)
 
         def apply() -> bool:
-            self._optimizer.apply(self._clip(reduced, norm), learning_rate, update)
-            self._reducer.commit()
+            self.optimizer.apply(self._clip(reduced, norm), learning_rate, update)
+            self.reducer.commit()
             return True
 
         tf.cond(finite, apply, lambda: False)
         return norm, finite
 
     def _exchange(self, policy: Policy) -> None:
-        weights = self._reducer.exchange(policy, self._optimizer.read_weights())
-        self._optimizer.write_weights(weights)
+        weights = self.reducer.exchange(policy, self.optimizer.read_weights())
+        self.optimizer.write_weights(weights)
 
     def _backward(self, batch: _Batch, inverse: tf.Tensor, last: bool) -> tf.Tensor:
-        loss = self._reducer.backward(lambda: self._model.loss_sum(batch, training=True) * inverse, last)
+        loss = self.reducer.backward(lambda: self.model.loss_sum(batch, training=True) * inverse, last)
         return tf.cast(loss, tf.float64) / tf.cast(inverse, tf.float64)
 
     def _clip(self, gradients: list[tf.Tensor], norm: tf.Tensor) -> list[tf.Tensor]:
-        if self.spec.max_grad_norm is None:
+        if self._spec.max_grad_norm is None:
             return gradients
-        factor = clip_factor(norm, self.spec.max_grad_norm, tf.minimum)
+        factor = clip_factor(norm, self._spec.max_grad_norm, tf.minimum)
         return [gradient * factor for gradient in gradients]
 
     def _scalar(self, value: float) -> tf.Tensor:

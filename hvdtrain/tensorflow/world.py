@@ -11,18 +11,19 @@ import tensorflow as tf
 
 from hvdtrain.core.process.environment import horovod_environment, keep_freed_memory, usable_cores
 from hvdtrain.core.random import framework_seed
+from hvdtrain.core.run.ranks import Ranks
 from hvdtrain.core.run.world import World
 from hvdtrain.core.spec.job_spec import JobSpec
 
 
-def init(spec: JobSpec) -> World:
+def init(spec: JobSpec) -> Ranks:
     """Join the job, pin this rank to its share of the cores (or its GPU), and seed the framework.
 
     Args:
         spec: the job; its communication and thread settings take effect here.
 
     Returns:
-        This rank's place.
+        All ranks of the job, as this one sees them.
     """
     horovod_environment(spec.communication)
     keep_freed_memory()
@@ -38,7 +39,7 @@ def init(spec: JobSpec) -> World:
     if gpus:
         tf.config.set_visible_devices(gpus[world.local_rank % len(gpus)], "GPU")
     keras.utils.set_random_seed(framework_seed(spec.seed, world.rank))
-    return world
+    return Ranks(world, sum_over_ranks, broadcast, gather_bytes)
 
 
 def reduces_over_mpi() -> bool:

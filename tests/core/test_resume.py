@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,16 +14,20 @@ import pytest
 
 from hvdtrain.core.checkpoints.state import STATE_FILE, load_state
 from hvdtrain.core.compression.protocol import Policy
-from hvdtrain.core.data import Batch, Dataset, Window
+from hvdtrain.core.data import Batch, Dataset, Split, Window, global_batches
 from hvdtrain.core.data.store import fingerprint_with
 from hvdtrain.core.errors import CheckpointError, TrainingError
 from hvdtrain.core.families.initializers import Normal
 from hvdtrain.core.families.weights import Weight
 from hvdtrain.core.plan.plan import make_plan
+from hvdtrain.core.run import training
 from hvdtrain.core.run.job import prepare_data
 from hvdtrain.core.run.metrics import METRICS_FILE, read_metrics
+from hvdtrain.core.run.ranks import Ranks
 from hvdtrain.core.run.results import UpdateResult
-from hvdtrain.core.run.training import BaseTrainer
+from hvdtrain.core.run.run import Run
+from hvdtrain.core.run.start import start
+from hvdtrain.core.run.state import RunState
 from hvdtrain.core.run.world import World
 from hvdtrain.core.spec.job_spec import JobSpec, load_spec
 from tests.jobs.runs import TINY, small_corpus
@@ -57,17 +61,25 @@ class Held:
         self.arrays, self.updates = arrays, updates
 
 
-class Trainer(BaseTrainer):
-    """One rank whose updates are applied or skipped by a script."""
+class Reducer:
+    """Keeps no state and sends nothing."""
 
-    def _build(self) -> None:
-        self._model, self._optimizer = Held("w"), Held("w.exp_avg", "w.exp_avg_sq")
-        self._reducer = SimpleNamespace(read=lambda: [{}], write=lambda states: None, wire_bytes=0)
+    wire_bytes = 0
+
+    def read(self) -> list[dict[str, np.ndarray]]:
+        return [{}]
+
+    def write(self, states: list[dict[str, np.ndarray]]) -> None:
+        pass
+
+
+class Scripted:
+    """An adapter on one rank whose updates are applied or skipped by a script."""
+
+    def __init__(self, window_numbers: dict[int, int]) -> None:
+        self.model, self.optimizer, self.reducer = Held("w"), Held("w.exp_avg", "w.exp_avg_sq"), Reducer()
         self.numbers: list[int] = []
-
-    def _windows(self) -> Iterator[Window]:
-        for number, window in enumerate(super()._windows(), self.windows):
-            yield dataclasses.replace(window, micro_batches=()) if number in EMPTY_WINDOWS else window
+        self._window_numbers = window_numbers
 
     def update(
         self,
@@ -80,7 +92,8 @@ class Trainer(BaseTrainer):
     ) -> UpdateResult:
         self.numbers.append(update)
         assert divisor > 0
-        return UpdateResult(divisor, 1.0, self.windows not in BAD_WINDOWS, next_weight, window.tokens)
+        applied = self._window_numbers[window.samples_consumed] not in BAD_WINDOWS
+        return UpdateResult(divisor, 1.0, applied, next_weight, window.tokens)
 
     def local_update(
         self, window: Window, divisor: float, learning_rate: float, update: int, loss_scale: float
@@ -102,20 +115,40 @@ class Trainer(BaseTrainer):
     def loss_sum(self, batch: Batch) -> float:
         return batch.weight
 
-    def sum_over_ranks(self, values: np.ndarray) -> np.ndarray:
-        return values
 
-    def broadcast(self, values: np.ndarray) -> np.ndarray:
-        return values
+class Emptied:
+    """A split whose samples have nothing to predict in some windows."""
+
+    def __init__(self, split: Split, windows: dict[tuple[int, int], int]) -> None:
+        self.costs, self._split, self._windows = split.costs, split, windows
+
+    def __len__(self) -> int:
+        return len(self._split)
+
+    def collate(self, indices: np.ndarray, epoch: int, rows: int) -> Batch:
+        batch = self._split.collate(indices, epoch, rows)
+        window = self._windows[epoch, int(indices[0])]
+        return dataclasses.replace(batch, weight=0.0) if window in EMPTY_WINDOWS else batch
 
 
-def train(directory: Path, spec: JobSpec, dataset: Dataset, resume: Path | None = None) -> Trainer:
+def train(
+    directory: Path, spec: JobSpec, dataset: Dataset, resume: Path | None = None
+) -> tuple[RunState, list[int]]:
+    """Where a run stands at its end, and the numbers of the updates it tried."""
     plan = make_plan(spec, WEIGHTS, size=1, threads=1, train_tokens=dataset.train.costs, validation_samples=0)
-    world = World(0, 1, 0, 1, 1)
+    batches = [*islice(global_batches(spec.seed, dataset.train.costs, plan.accumulation), 110)]
+    windows = {(b.epoch, int(index)): number for number, b in enumerate(batches) for index in b.indices}
+    dataset = dataclasses.replace(dataset, train=Emptied(dataset.train, windows))
+    adapter = Scripted({b.samples_consumed: number for number, b in enumerate(batches)})
+    ranks = Ranks(
+        World(0, 1, 0, 1, 1),
+        lambda values, name: values,
+        lambda values, name: values,
+        lambda data, name: [data],
+    )
     family: Any = FAMILY
-    trainer = Trainer(spec, plan, world, dataset, family, directory, resume)
-    trainer.train()
-    return trainer
+    run = Run(spec, plan, ranks, dataset, family, WEIGHTS, adapter, directory)
+    return training.train(run, start(run, resume)).state, adapter.numbers
 
 
 def skipped(directory: Path) -> list[tuple[int, int]]:
@@ -155,11 +188,11 @@ def test_skips_are_counted_on_and_so_are_the_optimizers_updates(
     train(tmp_path / "whole", spec, dataset)
     assert skipped(tmp_path / "whole") == whole
     checkpoint = tmp_path / "whole" / "checkpoint-4"
-    position = load_state(checkpoint).position
-    assert (position.skipped_updates, position.empty_updates) == (2, 1)
-    found = train(tmp_path / "rest", spec, dataset, checkpoint)
+    state = load_state(checkpoint).run
+    assert (state.skipped_updates, state.empty_updates) == (2, 1)
+    _, found = train(tmp_path / "rest", spec, dataset, checkpoint)
     assert skipped(tmp_path / "rest") == rest
-    assert found.numbers == numbers
+    assert found == numbers
     # One that was saved before skips were.
     record = json.loads((checkpoint / STATE_FILE).read_text())
     del record["skipped_updates"], record["empty_updates"]
@@ -213,7 +246,8 @@ def test_a_checkpoint_of_the_same_tokens_goes_on_whatever_its_tokenizer_file_loo
     assert older != dataset.fingerprint == fingerprint_with(corpus, corpus.tokenizer_path, split, seed)
     record["order"] = record["order"].replace(dataset.fingerprint, older)
     (checkpoint / STATE_FILE).write_text(json.dumps(record))
-    assert train(tmp_path / "rest", spec, dataset, checkpoint).step == 8
+    state, _ = train(tmp_path / "rest", spec, dataset, checkpoint)
+    assert state.step == 8
     record["order"] = record["order"].replace(older, "0" * 32)
     (checkpoint / STATE_FILE).write_text(json.dumps(record))
     with pytest.raises(CheckpointError, match="another seed or other data"):

@@ -15,7 +15,6 @@ from hvdtrain.core.checkpoints.state import (
     COMPRESSION_FILE,
     OPTIMIZER_FILE,
     STATE_FILE,
-    Position,
     TrainingState,
     layout_of,
     load_state,
@@ -27,6 +26,8 @@ from hvdtrain.core.compression import Fp16, LocalSGD, NoCompression, TopK
 from hvdtrain.core.compression.protocol import Policy
 from hvdtrain.core.compression.rules import Rules
 from hvdtrain.core.errors import CheckpointError
+from hvdtrain.core.run.state import RunState
+from hvdtrain.core.update.precision import LossScale
 from tests.conformance.cases import BUCKETS
 
 RANKS = st.integers(1, 7)
@@ -34,7 +35,7 @@ RANKS = st.integers(1, 7)
 
 def state(applied: tuple[int, ...] = ()) -> TrainingState:
     return TrainingState(
-        Position(step=7, windows=8, samples_consumed=64, good_updates=3, skipped_updates=1),
+        RunState(step=7, windows=8, samples_consumed=64, skipped_updates=1, loss_scale=LossScale(1024.0, 3)),
         {"w.exp_avg": np.arange(6.0).reshape(2, 3), "w.exp_avg_sq": np.ones((2, 3), np.float32)},
         (
             {"residual": np.array([[1.0], [2.0]]), "clips": np.array([3, 4]), "maximum": np.array(0.5)},
@@ -52,7 +53,7 @@ def test_what_was_saved_is_what_is_read(tmp_path: Path, applied: tuple[int, ...]
     saved = state(applied)
     save_state(tmp_path, saved)
     found = load_state(tmp_path)
-    assert (found.position, found.layout, found.order) == (saved.position, "layout", "order")
+    assert (found.run, found.layout, found.order) == (saved.run, "layout", "order")
     assert found.applied == applied
     pairs = zip((saved.moments, *saved.compression), (found.moments, *found.compression), strict=True)
     for expected, arrays in pairs:

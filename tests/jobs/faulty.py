@@ -11,55 +11,92 @@ import os
 import resource
 import signal
 import sys
-from pathlib import Path
 from typing import Any
 
-from hvdtrain.core.run.job import Framework, run_job
+import numpy as np
+
+from hvdtrain.core.data import Window
+from hvdtrain.core.process.environment import launched_rank
+from hvdtrain.core.run.adapter import Adapter, ModelState
+from hvdtrain.core.run.framework import Framework
+from hvdtrain.core.run.job import run_job
+from hvdtrain.core.run.results import UpdateResult
 from tests.jobs.runs import TINY, start_sooner
 
 
 def main(name: str, fault: str, output_dir: str, *overrides: str) -> None:
     def load() -> Framework:
         framework = importlib.import_module(f"hvdtrain.{name}.job")._load()
-        spoil(framework.trainer, fault)
-        return framework
+        return dataclasses.replace(
+            framework, adapter=lambda *arguments: Faulty(framework.adapter(*arguments), fault)
+        )
 
     settings = [part for override in (*TINY, "max_steps=8", *overrides) for part in ("--set", override)]
     run_job(load, "bert", [*settings, "--output-dir", output_dir])
 
 
-def spoil(trainer: Any, fault: str) -> None:
-    update, save, find = trainer.update, trainer.save, trainer.find_nonfinite
+class OnFullDisk:
+    """A model for which no disk has room once it has been read: that is when it is saved."""
 
-    def failing_update(self: Any, window: Any, *arguments: Any) -> Any:
-        if self.world.rank == 1 and self.step == 2 and fault == "raise":
+    def __init__(self, model: ModelState) -> None:
+        self.write = model.write
+        self._read = model.read
+
+    def read(self) -> dict[str, np.ndarray]:
+        # The kernel then refuses to let any file grow beyond 20 kB, as a full disk would.
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
+        return self._read()
+
+
+class Faulty:
+    """An adapter that does what another one does, but for one fault."""
+
+    def __init__(self, adapter: Adapter, fault: str) -> None:
+        self._adapter, self._fault = adapter, fault
+        self._faulty_rank, self._update = launched_rank() == 1, 0
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._adapter, name)
+
+    @property
+    def model(self) -> ModelState:
+        return OnFullDisk(self._adapter.model) if self._fault == "disk" else self._adapter.model
+
+    def update(
+        self,
+        window: Window,
+        divisor: float,
+        next_weight: float,
+        learning_rate: float,
+        update: int,
+        loss_scale: float,
+    ) -> UpdateResult:
+        self._update = update
+        if self._is_due("raise"):
             raise RuntimeError("the third update is cursed")
-        if self.world.rank == 1 and self.step == 2 and fault == "kill":
+        if self._is_due("kill"):
             os.kill(os.getpid(), signal.SIGKILL)
-        if fault == "nan" and self.world.rank == 1 and self.step == 2:
-            weights = self.read_weights()
+        if self._is_due("nan"):
+            weights = self._adapter.model.read()
             weights["cls.predictions.bias"][:] = float("nan")
-            self.load_weights(weights)
-        return update(self, overflowing(self, window), *arguments)
+            self._adapter.model.write(weights)
+        return self._adapter.update(
+            self._overflowing(window), divisor, next_weight, learning_rate, update, loss_scale
+        )
 
-    def failing_find(self: Any, window: Any, *arguments: Any) -> Any:
-        return find(self, overflowing(self, window), *arguments)
+    def find_nonfinite(self, window: Window, divisor: float, loss_scale: float) -> np.ndarray:
+        return self._adapter.find_nonfinite(self._overflowing(window), divisor, loss_scale)
 
-    def overflowing(self: Any, window: Any) -> Any:
-        if fault != "overflow" or self.world.rank != 1 or self.step != 2:
+    def _overflowing(self, window: Window) -> Window:
+        if not self._is_due("overflow"):
             return window
         # A loss that float32 holds, and gradients that float16 does not.
         large = [dataclasses.replace(b, loss_weights=1e9 * b.loss_weights) for b in window.micro_batches]
         return dataclasses.replace(window, micro_batches=tuple(large))
 
-    def failing_save(self: Any, directory: Path) -> None:
-        if fault == "disk":
-            # The kernel then refuses to let any file grow beyond 20 kB, as a full disk would.
-            signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-            resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
-        save(self, directory)
-
-    trainer.update, trainer.save, trainer.find_nonfinite = failing_update, failing_save, failing_find
+    def _is_due(self, fault: str) -> bool:
+        return self._fault == fault and self._faulty_rank and self._update == 3
 
 
 if __name__ == "__main__":

@@ -26,8 +26,10 @@ import numpy as np
 from hvdtrain.core.data import Window
 from hvdtrain.core.families.initializers import Normal
 from hvdtrain.core.families.weights import Weight
-from hvdtrain.core.run.job import Framework, train_spec
+from hvdtrain.core.run.framework import Framework
+from hvdtrain.core.run.job import train_spec
 from hvdtrain.core.spec.job_spec import load_spec
+from hvdtrain.core.update.precision import compute_dtype
 from tests.jobs.runs import start_sooner
 
 WIDTH = 4
@@ -45,6 +47,8 @@ FAMILY = SimpleNamespace(
     flops=lambda *sizes: 0,
 )
 Spoils = Sequence[tuple[int, int, int, int, str]]
+# Of each update tried: the loss scale, the learning rate, and whether it was applied.
+Record = list[tuple[float, float, bool]]
 
 
 def torch_model() -> type:
@@ -53,6 +57,7 @@ def torch_model() -> type:
 
     class Model:
         def __init__(self, model: Any, weights: tuple[Weight, ...], compute_dtype: str) -> None:
+            self.weights = weights
             self._dtype, self._compute = (getattr(torch, name) for name in (model.dtype, compute_dtype))
             self.parameters = {
                 w.name: torch.nn.Parameter(torch.zeros(w.shape, dtype=self._dtype)) for w in weights
@@ -88,6 +93,7 @@ def tensorflow_model() -> type:
 
     class Model:
         def __init__(self, model: Any, weights: tuple[Weight, ...], compute_dtype: str) -> None:
+            self.weights = weights
             self._dtype, self._compute = model.dtype, compute_dtype
             self.parameters = {w.name: (tf.Variable(tf.zeros(w.shape, self._dtype)),) for w in weights}
 
@@ -133,20 +139,20 @@ def spoilt(window: Window, number: int, rank: int, spoils: Spoils, factor: float
     return dataclasses.replace(window, micro_batches=tuple(batches))
 
 
-def recording(base: type, spoils: Spoils, factor: float, record: list[tuple[float, float, bool]]) -> type:
+def recording(base: type, rank: int, spoils: Spoils, factor: float, record: Record) -> type:
     """A trainer that spoils its windows and keeps what became of each."""
 
     class Recording(base):  # type: ignore[misc,valid-type]
         def update(
             self, window: Window, divisor: float, weight: float, rate: float, update: int, scale: float
         ) -> Any:
-            window = spoilt(window, len(record), self.world.rank, spoils, factor)
+            window = spoilt(window, len(record), rank, spoils, factor)
             found = super().update(window, divisor, weight, rate, update, scale)
             record.append((scale, rate, found.applied))
             return found
 
         def local_update(self, window: Window, divisor: float, rate: float, update: int, scale: float) -> Any:
-            window = spoilt(window, len(record), self.world.rank, spoils, factor)
+            window = spoilt(window, len(record), rank, spoils, factor)
             found = super().local_update(window, divisor, rate, update, scale)
             record.append((scale, rate, found.applied))
             return found
@@ -157,35 +163,33 @@ def recording(base: type, spoils: Spoils, factor: float, record: list[tuple[floa
 def main() -> None:
     name, listing = sys.argv[1], Path(sys.argv[2])
     framework: Framework = importlib.import_module(f"hvdtrain.{name}.job")._load()
-    module = importlib.import_module(f"hvdtrain.{name}.trainer")
-    module.Model = MODELS[name]()  # type: ignore[attr-defined]
-    own_dtype, world = module.compute_dtype, None
+    base, make_model = importlib.import_module(f"hvdtrain.{name}.trainer").Trainer, MODELS[name]()
+    ranks = None
     for scenario in json.loads(listing.read_text()):
         spec = load_spec("bert", scenario["set"])
-        module.compute_dtype = own_dtype  # type: ignore[attr-defined]
+        products = compute_dtype(spec)
         if spec.model.dtype == "float64":
             # Which a spec is not allowed.
             spec = spec.model_copy(update={"mixed_precision": "fp16"})
-            module.compute_dtype = lambda spec: "float64"  # type: ignore[attr-defined]
-        world = world or framework.init(spec)
-        record: list[tuple[float, float, bool]] = []
-        trainer = recording(module.Trainer, scenario.get("spoil", ()), scenario.get("factor", 1.0), record)
-        kept: list[Any] = []
-
-        def keep(*arguments: Any, trainer: type = trainer, kept: list[Any] = kept) -> Any:
-            kept.append(trainer(*arguments))
-            return kept[0]
-
-        changed = dataclasses.replace(framework, family=lambda model: FAMILY, trainer=keep)
-        train_spec(changed, world, spec, listing.parent / scenario["name"])
+        ranks = ranks or framework.init(spec)
+        record: Record = []
+        spoils, factor = scenario.get("spoil", ()), scenario.get("factor", 1.0)
+        trainer = recording(base, ranks.rank, spoils, factor, record)
+        model = make_model(spec.model, WEIGHTS, products)
+        changed = dataclasses.replace(
+            framework,
+            family=lambda section: FAMILY,
+            adapter=lambda spec, plan, weights, trainer=trainer, model=model: trainer(spec, plan, model),
+        )
+        state = train_spec(changed, ranks, spec, listing.parent / scenario["name"]).state
         scales, rates, applied = zip(*record, strict=True)
         np.savez(
-            listing.parent / f"{scenario['name']}-{world.rank}.npz",
-            scales=np.array([*scales, kept[0].loss_scale.value]),
+            listing.parent / f"{scenario['name']}-{ranks.rank}.npz",
+            scales=np.array([*scales, state.loss_scale.value]),
             rates=np.array(rates),
             applied=np.array(applied),
-            step=np.array([kept[0].step, kept[0].windows]),
-            **kept[0].read_weights(),
+            step=np.array([state.step, state.windows]),
+            **model.read(),
         )
     framework.shutdown()
 

@@ -23,14 +23,14 @@ def main() -> None:
     scenarios = Path(sys.argv[2])
     framework = importlib.import_module(f"hvdtrain.{sys.argv[1]}.job")._load()
     hvd = importlib.import_module(f"horovod.{sys.argv[1]}")
-    timelines, world = os.environ.get("HOROVOD_TIMELINE") == "DYNAMIC", None
+    timelines, ranks = os.environ.get("HOROVOD_TIMELINE") == "DYNAMIC", None
     for scenario in json.loads(scenarios.read_text()):
         spec = load_spec(scenario.get("spec", "bert"), scenario["set"])
-        world = world or framework.init(spec)
+        ranks = ranks or framework.init(spec)
         resume = Path(scenario["resume"]) if scenario.get("resume") else None
         if timelines:
             hvd.start_timeline(str(scenarios.parent / f"{scenario['name']}.json"))
-        train_spec(framework, world, spec, scenarios.parent / scenario["name"], resume)
+        train_spec(framework, ranks, spec, scenarios.parent / scenario["name"], resume)
         if timelines:
             hvd.stop_timeline()
     framework.shutdown()

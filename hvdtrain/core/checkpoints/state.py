@@ -1,4 +1,4 @@
-"""What a run needs beside the weights to go on: moments, residuals and its position, in either framework.
+"""What a run needs beside the weights to go on: moments, residuals and where it stands, in either framework.
 
 Arrays lie in the Hugging Face layout under the weights' names, so a run may go on in the other framework and
 on another number of ranks.
@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from safetensors import SafetensorError
@@ -19,7 +20,9 @@ from hvdtrain.core.checkpoints.model_folder import WEIGHTS_FILE
 from hvdtrain.core.compression.protocol import Policy
 from hvdtrain.core.compression.rules import Rules
 from hvdtrain.core.errors import CheckpointError
+from hvdtrain.core.run.state import RunState
 from hvdtrain.core.update.buckets import Bucket
+from hvdtrain.core.update.precision import LossScale
 
 OPTIMIZER_FILE, COMPRESSION_FILE, STATE_FILE = (
     "optimizer.safetensors",
@@ -32,35 +35,12 @@ Arrays = dict[str, np.ndarray]
 
 
 @dataclass(frozen=True)
-class Position:
-    """Where a run stands.
-
-    Attributes:
-        step: updates applied.
-        windows: updates tried: those that were skipped as well.
-        samples_consumed: samples used up over all ranks.
-        loss_scale: that of the next update; 0 where it never changes.
-        good_updates: applied ones since it last changed.
-        skipped_updates: not applied, whatever the reason; where they were not finite in local updates, each
-            rank's own.
-        empty_updates: those of them in which no rank had anything to predict.
-    """
-
-    step: int
-    windows: int
-    samples_consumed: int
-    loss_scale: float = 0.0
-    good_updates: int = 0
-    skipped_updates: int = 0
-    empty_updates: int = 0
-
-
-@dataclass(frozen=True)
 class TrainingState:
     """Everything beside the weights.
 
     Attributes:
-        position: where the run stands.
+        run: where the run stands. Of its loss scale it has what `LossScale.saved` returns, and `applied`
+            is 0: the field below holds every rank's.
         moments: the optimizer's, as `WEIGHT.exp_avg`; with a first axis of ranks where they differ by rank.
         compression: one mapping a bucket. What differs by rank has a first axis of ranks.
         layout: a text that says which weights lie in which bucket, and how each travels.
@@ -68,7 +48,7 @@ class TrainingState:
         applied: updates that each rank's optimizer has applied; empty where moments are alike on all ranks.
     """
 
-    position: Position
+    run: RunState
     moments: Arrays
     compression: tuple[Arrays, ...]
     layout: str
@@ -81,7 +61,7 @@ def save_state(directory: Path, state: TrainingState) -> None:
     save_file(_contiguous(state.moments), directory / OPTIMIZER_FILE)
     numbered = {f"{i}.{name}": a for i, arrays in enumerate(state.compression) for name, a in arrays.items()}
     save_file(_contiguous(numbered), directory / COMPRESSION_FILE)
-    record = asdict(state.position) | {
+    record = _numbers(state.run) | {
         "buckets": len(state.compression),
         "layout": state.layout,
         "order": state.order,
@@ -106,7 +86,7 @@ def load_state(directory: Path) -> TrainingState:
             compression[int(index)][name] = array
         layout, order = record.pop("layout"), record.pop("order")
         applied = tuple(record.pop("applied", ()))
-        return TrainingState(Position(**record), moments, tuple(compression), layout, order, applied)
+        return TrainingState(_run_state(**record), moments, tuple(compression), layout, order, applied)
     except (OSError, SafetensorError, ValueError, KeyError, TypeError, IndexError) as error:
         raise CheckpointError(
             f"--resume {directory}: not a whole checkpoint-N directory of a run "
@@ -176,7 +156,7 @@ def share_moments(state: TrainingState, rules: Rules, ranks: int) -> list[tuple[
     Returns:
         One pair a rank, or a single one that is for all.
     """
-    applied, step = state.applied, state.position.step
+    applied, step = state.applied, state.run.step
     if not applied:
         return [(state.moments, step)]
     # A policy goes by the number of a rank's own updates: it must be local for the rank with the fewest, too.
@@ -185,6 +165,39 @@ def share_moments(state: TrainingState, rules: Rules, ranks: int) -> list[tuple[
         return [({n: a[rank] for n, a in state.moments.items()}, applied[rank]) for rank in range(ranks)]
     means = {name: array.mean(axis=0) for name, array in state.moments.items()}
     return [(means, sum(applied) // len(applied) if local else step)]
+
+
+def _numbers(run: RunState) -> dict[str, Any]:
+    return {
+        "step": run.step,
+        "windows": run.windows,
+        "samples_consumed": run.samples_consumed,
+        "loss_scale": run.loss_scale.value,
+        "good_updates": run.loss_scale.good_updates,
+        "skipped_updates": run.skipped_updates,
+        "empty_updates": run.empty_updates,
+    }
+
+
+def _run_state(
+    *,
+    step: int,
+    windows: int,
+    samples_consumed: int,
+    loss_scale: float = 0.0,
+    good_updates: int = 0,
+    skipped_updates: int = 0,
+    empty_updates: int = 0,
+) -> RunState:
+    """What `_numbers` gave; earlier versions did not write those that have a default."""
+    return RunState(
+        step=step,
+        windows=windows,
+        samples_consumed=samples_consumed,
+        skipped_updates=skipped_updates,
+        empty_updates=empty_updates,
+        loss_scale=LossScale(loss_scale, good_updates),
+    )
 
 
 def _rows(array: np.ndarray, ranks: int, counts: bool) -> Sequence[np.ndarray]:

@@ -1,9 +1,8 @@
-"""What a framework has to supply: one update, one evaluation batch, collectives, and its state as arrays."""
+"""What a framework computes for a run: updates, losses, and its weights and moments as arrays."""
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-from typing import Any
+from typing import Protocol
 
 import numpy as np
 
@@ -12,19 +11,69 @@ from hvdtrain.core.data import Batch, Window
 from hvdtrain.core.run.results import UpdateResult
 
 
-class Adapter(ABC):
-    """The part of a trainer that differs between frameworks."""
+class ModelState(Protocol):
+    """The weights of a model, as arrays by Hugging Face name in the Hugging Face layout."""
 
-    # The adapter's own classes; their states are read and written alike.
-    _model: Any
-    _optimizer: Any
-    _reducer: Any
+    def read(self) -> dict[str, np.ndarray]:
+        """Copies of the weights."""
+        ...
 
-    @abstractmethod
-    def _build(self) -> None:
-        """Create the model, the reducer and the optimizer."""
+    def write(self, arrays: dict[str, np.ndarray]) -> None:
+        """Set every weight."""
+        ...
 
-    @abstractmethod
+
+class OptimizerState(Protocol):
+    """The moments of an optimizer, as arrays named `WEIGHT.exp_avg` in the Hugging Face layout."""
+
+    def read(self) -> dict[str, np.ndarray]:
+        """Copies of the moments."""
+        ...
+
+    def write(self, arrays: dict[str, np.ndarray], updates: int) -> None:
+        """Set what `read` returned, after so many updates."""
+        ...
+
+
+class ReducerState(Protocol):
+    """This rank's compression state, one mapping for each bucket, in the Hugging Face layout."""
+
+    def read(self) -> list[dict[str, np.ndarray]]:
+        """Copies of the state."""
+        ...
+
+    def write(self, states: list[dict[str, np.ndarray]]) -> None:
+        """Set what `read` returned."""
+        ...
+
+    @property
+    def wire_bytes(self) -> int:
+        """Bytes of gradients and weights that this rank has handed to collectives so far."""
+        ...
+
+
+class Adapter(Protocol):
+    """A model, its optimizer and the reduction of its gradients, in one framework on one rank.
+
+    `Trainer` of `hvdtrain.torch.trainer` and that of `hvdtrain.tensorflow.trainer` are adapters. They know
+    nothing of the loop, of files and of where the run stands: what an update needs to know is passed to it.
+    """
+
+    @property
+    def model(self) -> ModelState:
+        """The model."""
+        ...
+
+    @property
+    def optimizer(self) -> OptimizerState:
+        """The optimizer."""
+        ...
+
+    @property
+    def reducer(self) -> ReducerState:
+        """What sums gradients over ranks."""
+        ...
+
     def update(
         self,
         window: Window,
@@ -34,33 +83,33 @@ class Adapter(ABC):
         update: int,
         loss_scale: float,
     ) -> UpdateResult:
-        """One update, in this order: accumulate, unscale, reduce, check, clip, apply.
+        """Take one update with all ranks, in this order: accumulate, unscale, reduce, check, clip, apply.
 
         Args:
             window: this rank's micro-batches.
             divisor: of this rank's summed gradients: W, over all ranks, unless the policy says otherwise.
-            next_weight: this rank's share of the next window's W, summed on the way.
+            next_weight: this rank's share of the next window's W, which is summed over ranks on the way.
             learning_rate: of this update.
             update: its number, counted from 1.
-            loss_scale: what the loss is multiplied with before backward; gradients lose it again where they
-                enter their bucket.
+            loss_scale: what the loss is multiplied with before backward; gradients are divided by it where
+                they enter their bucket.
         """
+        ...
 
-    @abstractmethod
     def local_update(
         self, window: Window, divisor: float, learning_rate: float, update: int, loss_scale: float
     ) -> UpdateResult:
-        """One update of this rank alone, in the same order; nothing is sent and nobody is waited for.
+        """Take one update on this rank alone, in the same order; no collective is called.
 
         Args:
             window: this rank's micro-batches, of a weight above 0.
             divisor: the window's own weight.
             learning_rate: of this update.
-            update: its number among those this rank has applied, counted from 1.
+            update: its number among those that this rank has applied, counted from 1.
             loss_scale: as in `update`.
         """
+        ...
 
-    @abstractmethod
     def find_nonfinite(self, window: Window, divisor: float, loss_scale: float) -> np.ndarray:
         """Repeat a window's forward and backward passes on this rank alone, and change nothing.
 
@@ -73,64 +122,28 @@ class Adapter(ABC):
             Booleans: whether the loss, and then each weight's gradient, from the model's last weight to its
             first, was not finite in any micro-batch.
         """
+        ...
 
-    @abstractmethod
     def exchange(self, policy: Policy) -> None:
         """Have a policy replace the weights by what ranks agree on; moments stay as they are.
 
         Args:
             policy: the spec's, or one that shares its state.
         """
+        ...
 
-    @abstractmethod
     def start_exchange(self, policy: Policy) -> None:
-        """Have a policy ask the other ranks while updates of this rank alone go on; weights stay as they are.
+        """Start a policy's exchange with the other ranks while local updates go on; weights stay as they are.
 
         Args:
             policy: one that shares its state with the spec's, and changes nothing else.
         """
+        ...
 
-    @abstractmethod
     def finish_exchange(self) -> None:
         """Wait for what `start_exchange` began, and keep the policy's new state."""
+        ...
 
-    @abstractmethod
     def loss_sum(self, batch: Batch) -> float:
         """The summed loss of one batch on this rank, without dropout."""
-
-    @abstractmethod
-    def sum_over_ranks(self, values: np.ndarray) -> np.ndarray:
-        """Element-wise sum of a float64 vector over all ranks."""
-
-    @abstractmethod
-    def broadcast(self, values: np.ndarray) -> np.ndarray:
-        """Rank 0's copy of a vector."""
-
-    def read_weights(self) -> dict[str, np.ndarray]:
-        """Copies of the weights by Hugging Face name, in the Hugging Face layout."""
-        return self._model.read()
-
-    def load_weights(self, arrays: dict[str, np.ndarray]) -> None:
-        """Set every weight from arrays by Hugging Face name, in the Hugging Face layout."""
-        self._model.write(arrays)
-
-    def read_moments(self) -> dict[str, np.ndarray]:
-        """Copies of the optimizer's moments as `WEIGHT.exp_avg`, in the Hugging Face layout."""
-        return self._optimizer.read()
-
-    def load_moments(self, arrays: dict[str, np.ndarray], updates: int) -> None:
-        """Set what `read_moments` read, after so many updates."""
-        self._optimizer.write(arrays, updates)
-
-    def read_compression(self) -> list[dict[str, np.ndarray]]:
-        """Copies of this rank's compression state, a mapping a bucket, in the Hugging Face layout."""
-        return self._reducer.read()
-
-    def load_compression(self, states: list[dict[str, np.ndarray]]) -> None:
-        """Set what `read_compression` read."""
-        self._reducer.write(states)
-
-    @property
-    def wire_bytes(self) -> int:
-        """Bytes of gradients and weights this rank has handed to collectives so far."""
-        return self._reducer.wire_bytes
+        ...

@@ -1,4 +1,4 @@
-"""What a job script does in either framework: one world, one plan, one trainer, one closing line."""
+"""What a job script does in either framework: join, plan, train, and say what came of it."""
 
 from __future__ import annotations
 
@@ -9,9 +9,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 
 from hvdtrain.core import strict_json
 from hvdtrain.core.data import Dataset
@@ -23,52 +21,20 @@ from hvdtrain.core.process.environment import cpu_flags, launched_rank
 from hvdtrain.core.process.orphans import end_with_launcher
 from hvdtrain.core.process.outputs import outlast_readers
 from hvdtrain.core.process.paths import user_path
+from hvdtrain.core.run.framework import Framework
 from hvdtrain.core.run.metrics import METRICS_FILE
+from hvdtrain.core.run.ranks import Ranks
 from hvdtrain.core.run.results import TrainingResult, describe_skips
-from hvdtrain.core.run.start import check_command, check_data, check_plan
-from hvdtrain.core.run.world import World
+from hvdtrain.core.run.run import Run
+from hvdtrain.core.run.start import check_command, check_data, check_plan, start
+from hvdtrain.core.run.training import train
 from hvdtrain.core.spec.job_spec import JobSpec, load_spec
-from hvdtrain.core.spec.sections import ModelSection
 from hvdtrain.core.tasks import task_of
 
 # Every rank meets a bad spec; the others wait for rank 0's message to end the job before they repeat it.
 _SECONDS_BEFORE_REPEATING = 3.0
 # What every collective says, in either framework, once another rank has ended.
 _LOST = "Horovod has been shut down"
-
-
-class Trains(Protocol):
-    """A built trainer."""
-
-    def train(self) -> TrainingResult:
-        """Run the whole plan."""
-        ...
-
-
-@dataclass(frozen=True)
-class Framework:
-    """What a job needs of an adapter.
-
-    Attributes:
-        name: `torch` or `tensorflow`.
-        init: joins the job: (spec) -> World.
-        family: the model family of a spec's model.
-        trainer: builds this rank's trainer.
-        shutdown: leaves the job in good order.
-        gather: gives every rank's bytes, which may differ in length, in the order of ranks: (bytes, a name);
-            between ranks of different frameworks, too.
-        packages: distributions whose versions must be the same on every rank, the framework's own first.
-        wire_types: dtypes that Horovod's wire has beyond those of its releases, by NumPy's names.
-    """
-
-    name: str
-    init: Callable[[JobSpec], World]
-    family: Callable[[ModelSection], Family]
-    trainer: Callable[[JobSpec, Plan, World, Dataset, Family, Path, Path | None], Trains]
-    shutdown: Callable[[], None]
-    gather: Callable[[bytes, str], Sequence[bytes]]
-    packages: tuple[str, ...]
-    wire_types: frozenset[str]
 
 
 def run_job(load: Callable[[], Framework], default_spec: str, arguments: Sequence[str] | None = None) -> None:
@@ -116,13 +82,13 @@ def plan_job(spec: JobSpec, family: Family, dataset: Dataset, size: int, threads
 
 
 def train_spec(
-    framework: Framework, world: World, spec: JobSpec, output_dir: Path, resume_from: Path | None = None
+    framework: Framework, ranks: Ranks, spec: JobSpec, output_dir: Path, resume_from: Path | None = None
 ) -> TrainingResult:
     """Train a spec on this rank of a job that has been joined.
 
     Args:
-        framework: the adapter.
-        world: what its `init` returned.
+        framework: of this rank.
+        ranks: what its `init` returned.
         spec: the job.
         output_dir: where rank 0 writes.
         resume_from: a `checkpoint-N` directory to go on from, of either framework.
@@ -133,24 +99,24 @@ def train_spec(
     Raises:
         TrainingError: ranks differ in what they were started with, or in what they have made of it.
     """
+    world = ranks.world
     say = _say if world.is_chief else _keep_silent
-
-    def gather(data: bytes) -> Sequence[bytes]:
-        return framework.gather(data, "agreement")
-
-    check_command(framework, world, spec, resume_from, gather)
+    check_command(framework, ranks, spec, resume_from)
     dataset = prepare_data(spec, announce=_say if world.local_rank == 0 else _keep_silent)
-    check_data(dataset, gather)
+    check_data(dataset, ranks)
     family = framework.family(spec.model)
     spec.rules.check_ranks(world.size, world.mpi)
     plan = plan_job(spec, family, dataset, world.size, world.threads(spec.num_threads))
-    check_plan(plan, gather)
+    check_plan(plan, ranks)
     if world.is_chief:
         _write_records(output_dir, spec, plan)
-    trainer = framework.trainer(spec, plan, world, dataset, family, output_dir, resume_from)
+    weights = family.weights(spec.model)
+    adapter = framework.adapter(spec, plan, weights)
+    run = Run(spec, plan, ranks, dataset, family, weights, adapter, output_dir)
+    state = start(run, resume_from)
     if world.is_chief:
         print_plan(plan, f"{framework.name}: what this run will do")
-    result = trainer.train()
+    result = train(run, state)
     say(
         f"done: {_closing(result, plan)}; model in {result.model_dir}, metrics in {output_dir / METRICS_FILE}"
     )
@@ -165,8 +131,8 @@ def _run(load: Callable[[], Framework], default_spec: str, arguments: Sequence[s
     output_dir = options.output_dir or f"outputs/{Path(options.spec).stem}-{framework.name}"
     output_dir = user_path(output_dir, "--output-dir", CheckpointError)
     spec.rules.check_wire(framework.wire_types)
-    world = framework.init(spec)
-    train_spec(framework, world, spec, output_dir, resume_from)
+    ranks = framework.init(spec)
+    train_spec(framework, ranks, spec, output_dir, resume_from)
     framework.shutdown()
 
 
@@ -198,9 +164,10 @@ def _write_records(output_dir: Path, spec: JobSpec, plan: Plan) -> None:
 
 
 def _closing(result: TrainingResult, plan: Plan) -> str:
-    told = [f"{result.steps} updates in {result.seconds:.1f} s"]
-    if result.skipped_updates:
-        told.append(describe_skips(result.skipped_updates, result.empty_updates))
+    state = result.state
+    told = [f"{state.step} updates in {result.seconds:.1f} s"]
+    if state.skipped_updates:
+        told.append(describe_skips(state.skipped_updates, state.empty_updates))
     if not math.isnan(result.loss):
         told.append(f"loss {result.loss:.4f}")
     if result.eval_loss is not None:

@@ -13,119 +13,163 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
 
 import numpy as np
 
 from hvdtrain.core.compression.periodic import Periodic
 from hvdtrain.core.data import Window
-from hvdtrain.core.run.joint_updates import Line
+from hvdtrain.core.run.metrics import Line
+from hvdtrain.core.run.run import Run
 from hvdtrain.core.run.skips import Streak, check_scale
-
-if TYPE_CHECKING:
-    from hvdtrain.core.run.training import BaseTrainer
+from hvdtrain.core.run.state import RunState
 
 
-def local_updates(trainer: BaseTrainer, window: Window, windows: Iterator[Window]) -> Iterator[Line]:
-    """Run all remaining updates, with an exchange after every one that the period divides and the last.
+def local_updates(
+    run: Run, state: RunState, window: Window, windows: Iterator[Window]
+) -> Iterator[tuple[Line, RunState]]:
+    """Take all remaining updates, with an exchange after every one that the period divides and the last.
 
     Args:
-        trainer: on this rank; its weights are those of all ranks, and are so again at every line, or with a
+        run: on this rank; its weights are those of all ranks, and are so again at every line, or with a
             policy's `background` at every line where they are due.
+        state: where it stands.
         window: of the first update.
         windows: those after it.
 
     Yields:
-        One metric line for each period: means of the loss (over all that counts) and of the norms and times
-        (over updates), sums of all that is counted.
+        One metric line for each period, and the state after it. The line has means of the loss (over all
+        that counts) and of the norms and times (over updates), and sums of all that is counted.
     """
-    (policy,), last = trainer.spec.rules.policies, trainer.plan.max_steps
+    (policy,), adapter, last = run.spec.rules.policies, run.adapter, run.plan.max_steps
     assert isinstance(policy, Periodic)
-    trainer.exchange(policy.opening())
-    streak, wired, under_way = Streak(), trainer.wire_bytes, False
-    while trainer.step < last:
-        started, waited = time.perf_counter(), 0.0
-        first, end = trainer.step, min(trainer.step // policy.period * policy.period + policy.period, last)
-        sums, samples, weights = np.zeros(len(_SUMS)), 0, np.zeros(end - first)
-        for number in range(first, end):
-            learning_rate = trainer.learning_rate()
-            found = _update(trainer, window, learning_rate)
-            trainer.applied += int(found[_APPLIED])
-            sums += found
-            weights[number - first] = window.weight
-            samples += window.samples_global
-            trainer.samples_consumed, epoch = window.samples_consumed, window.epoch
-            trainer.windows, trainer.step = trainer.windows + 1, trainer.step + 1
-            before = time.perf_counter()
-            window = next(windows)
-            waited += time.perf_counter() - before
+    adapter.exchange(policy.opening())
+    streak, wired, under_way = Streak(), adapter.reducer.wire_bytes, False
+    while state.step < last:
+        started = time.perf_counter()
+        end = min(state.step // policy.period * policy.period + policy.period, last)
+        period = _take_period(run, state, window, windows, end)
         if under_way:
-            trainer.finish_exchange()
-        background = None if trainer.weights_are_due() else policy.background
-        trainer.exchange(background[0] if background else policy)
-        shared, weights = _share(trainer, sums, weights)
-        totals, empty = dict(zip(_SUMS, shared.tolist(), strict=True)), int((weights == 0.0).sum())
-        trainer.empty_updates += empty
-        trainer.skipped_updates += int(totals["skipped"]) + empty
-        _follow(streak, bool(totals["applied"]), end - first, empty)
-        streak.check(trainer, math.nan)
-        line: Line = {
-            "step": end,
-            "epoch": epoch,
-            "loss": _mean(totals["loss"], totals["weight"]),
-            "learning_rate": learning_rate,
-            "grad_norm": _mean(totals["grad_norm"], totals["applied"]),
-            "tokens": int(totals["tokens"]),
-            "samples": samples,
-            "samples_consumed": trainer.samples_consumed,
-            "step_time_s": (time.perf_counter() - started) / (end - first),
-            "data_wait_s": waited / (end - first),
-            "wire_bytes": trainer.wire_bytes - wired,
-            "loss_scale": trainer.loss_scale.value,
-            "skipped_updates": trainer.skipped_updates,
-            "empty_updates": trainer.empty_updates,
-        }
-        wired = trainer.wire_bytes
+            adapter.finish_exchange()
+        background = None if run.weights_are_due(end) else policy.background
+        adapter.exchange(background[0] if background else policy)
+        totals, state = _share(run, period)
+        streak = streak.after(bool(totals.applied), totals.updates - totals.empty, totals.empty)
+        streak.check(run.spec, end, math.nan)
+        wired_before, wired = wired, adapter.reducer.wire_bytes
+        line = _line(period, totals, state, time.perf_counter() - started, wired - wired_before)
         # Last: what ranks ask each other from here on would wait for it.
         if under_way := background is not None:
-            trainer.start_exchange(background[1])
-        yield line
+            adapter.start_exchange(background[1])
+        yield line, state
+        window = period.upcoming
+
+
+@dataclass(frozen=True)
+class _Period:
+    """What one rank did between two exchanges.
+
+    Attributes:
+        state: after its updates.
+        upcoming: the first window that was not used.
+        sums: what its updates add up to, by the names of `_SUMS`.
+        weights: of each window.
+        samples: of the global batches.
+        epoch: of the last update.
+        learning_rate: of the last update.
+        waited: seconds in which the rank waited for data.
+    """
+
+    state: RunState
+    upcoming: Window
+    sums: np.ndarray
+    weights: np.ndarray
+    samples: int
+    epoch: int
+    learning_rate: float
+    waited: float
+
+
+@dataclass(frozen=True)
+class _Totals:
+    """What all ranks did between two exchanges: sums over ranks and updates, by the names of `_SUMS`.
+
+    Attributes:
+        updates: of the period, counted once for all ranks.
+        empty: the part of them in which no rank had anything to predict.
+    """
+
+    updates: int
+    empty: int
+    loss: float
+    weight: float
+    grad_norm: float
+    tokens: float
+    applied: float
+    skipped: float
 
 
 _SUMS = ("loss", "weight", "grad_norm", "tokens", "applied", "skipped")
-_APPLIED = _SUMS.index("applied")
 
 
-def _update(trainer: BaseTrainer, window: Window, learning_rate: float) -> np.ndarray:
+def _take_period(run: Run, state: RunState, window: Window, windows: Iterator[Window], end: int) -> _Period:
+    sums, samples, waited = np.zeros(len(_SUMS)), 0, 0.0
+    weights = np.zeros(end - state.step)
+    for index in range(len(weights)):
+        rate, epoch = run.learning_rate(state.step), window.epoch
+        state, found = _update(run, state, window, rate)
+        sums += found
+        weights[index] = window.weight
+        samples += window.samples_global
+        before = time.perf_counter()
+        window = next(windows)
+        waited += time.perf_counter() - before
+    return _Period(state, window, sums, weights, samples, epoch, rate, waited)
+
+
+def _update(run: Run, state: RunState, window: Window, learning_rate: float) -> tuple[RunState, np.ndarray]:
     """One local update, and what it adds to each of _SUMS; a skipped one's loss may not be a number."""
     if not window.weight:
-        return np.array([0.0, 0.0, 0.0, window.tokens, 0.0, 0.0])
-    scale = trainer.loss_scale
-    found = trainer.local_update(window, window.weight, learning_rate, trainer.applied + 1, scale.value)
+        return state.after_local(window, False), np.array([0.0, 0.0, 0.0, window.tokens, 0.0, 0.0])
+    scale, number = state.loss_scale.value, state.applied + 1
+    found = run.adapter.local_update(window, window.weight, learning_rate, number, scale)
     if not found.applied:
-        check_scale(trainer, window, window.weight, together=False)
-    trainer.loss_scale = scale.after(found.applied)
-    if not found.applied:
-        return np.array([0.0, 0.0, 0.0, found.tokens, 0.0, 1.0])
-    return np.array([found.loss_sum, window.weight, found.grad_norm, found.tokens, 1.0, 0.0])
+        check_scale(run, state, window, window.weight, together=False)
+        return state.after_local(window, False), np.array([0.0, 0.0, 0.0, found.tokens, 0.0, 1.0])
+    sums = [found.loss_sum, window.weight, found.grad_norm, found.tokens, 1.0, 0.0]
+    return state.after_local(window, True), np.array(sums)
 
 
-def _follow(streak: Streak, applied: bool, updates: int, empty: int) -> None:
-    if applied:
-        streak.end()
-    else:
-        streak.add(updates - empty, empty)
-
-
-def _share(trainer: BaseTrainer, *sums: np.ndarray) -> list[np.ndarray]:
+def _share(run: Run, period: _Period) -> tuple[_Totals, RunState]:
     """Sums over all ranks, and in the same collective what loss scale each rank has come to."""
-    rank, size = trainer.world.rank, trainer.world.size
-    scales = np.zeros((2, size))
-    scales[:, rank] = trainer.loss_scale.value, trainer.loss_scale.good_updates
-    totals = trainer.sum_over_ranks(np.concatenate([*sums, scales.ravel()]))
-    *found, scales = np.split(totals, np.cumsum([len(each) for each in sums]))
-    trainer.loss_scale = trainer.loss_scale.agreed(*scales.reshape(2, size))
-    return found
+    ranks, scale = run.ranks, period.state.loss_scale
+    scales = np.zeros((2, ranks.size))
+    scales[:, ranks.rank] = scale.value, scale.good_updates
+    shared = ranks.sum(np.concatenate([period.sums, period.weights, scales.ravel()]))
+    updates = len(period.weights)
+    sums, weights, scales = np.split(shared, [len(_SUMS), len(_SUMS) + updates])
+    totals = _Totals(updates, int((weights == 0.0).sum()), *sums.tolist())
+    agreed = scale.agreed(*scales.reshape(2, ranks.size))
+    return totals, period.state.after_exchange(agreed, int(totals.skipped) + totals.empty, totals.empty)
+
+
+def _line(period: _Period, totals: _Totals, state: RunState, seconds: float, wire_bytes: int) -> Line:
+    return {
+        "step": state.step,
+        "epoch": period.epoch,
+        "loss": _mean(totals.loss, totals.weight),
+        "learning_rate": period.learning_rate,
+        "grad_norm": _mean(totals.grad_norm, totals.applied),
+        "tokens": int(totals.tokens),
+        "samples": period.samples,
+        "samples_consumed": state.samples_consumed,
+        "step_time_s": seconds / totals.updates,
+        "data_wait_s": period.waited / totals.updates,
+        "wire_bytes": wire_bytes,
+        "loss_scale": state.loss_scale.value,
+        "skipped_updates": state.skipped_updates,
+        "empty_updates": state.empty_updates,
+    }
 
 
 def _mean(total: float, count: float) -> float | None:

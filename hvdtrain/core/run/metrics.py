@@ -14,6 +14,8 @@ from hvdtrain.core import strict_json
 from hvdtrain.core.errors import TrainingError
 
 METRICS_FILE = "metrics.jsonl"
+# What one line of the log holds, by name; None for what is not a number.
+Line = dict[str, float | None]
 _LARGEST_FLOAT32 = (2.0 - 2.0**-23) * 2.0**127
 
 

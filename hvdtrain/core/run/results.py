@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from hvdtrain.core.run.state import RunState
+
 
 @dataclass(frozen=True)
 class UpdateResult:
@@ -30,23 +32,19 @@ class TrainingResult:
     """What a run produced.
 
     Attributes:
-        steps: updates applied.
+        state: where the run stands at its end.
         loss: mean loss of the last update, divided by its W; NaN where none was applied.
         eval_loss: mean loss of the validation split at the end; None without one, or where it has nothing to
             predict.
-        skipped_updates: updates so far that were not applied.
-        empty_updates: those of them in which no rank had anything to predict.
         model_dir: the saved model, in Hugging Face layout.
         seconds: wall time of training.
     """
 
-    steps: int
+    state: RunState
     loss: float
     eval_loss: float | None
     model_dir: Path
     seconds: float
-    skipped_updates: int = 0
-    empty_updates: int = 0
 
 
 def describe_skips(skipped: int, empty: int) -> str:

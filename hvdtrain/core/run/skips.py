@@ -8,18 +8,17 @@ computed, sent or applied then; its samples are consumed, and the loss scale sta
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from hvdtrain.core.data import Window
 from hvdtrain.core.errors import TrainingError
+from hvdtrain.core.run.run import Run
+from hvdtrain.core.run.state import RunState
+from hvdtrain.core.spec.job_spec import JobSpec
 
-if TYPE_CHECKING:
-    from hvdtrain.core.run.training import BaseTrainer
 
-
-@dataclass
+@dataclass(frozen=True)
 class Streak:
     """Updates in a row that were not applied.
 
@@ -31,28 +30,31 @@ class Streak:
     not_finite: int = 0
     empty: int = 0
 
-    def add(self, not_finite: int = 0, empty: int = 0) -> None:
-        """Count some more."""
-        self.not_finite, self.empty = self.not_finite + not_finite, self.empty + empty
-
-    def end(self) -> None:
-        """An update was applied."""
-        self.not_finite = self.empty = 0
-
-    def check(self, trainer: BaseTrainer, grad_norm: float) -> None:
-        """End a run that comes no further.
+    def after(self, applied: bool, not_finite: int = 0, empty: int = 0) -> Streak:
+        """The streak after some more updates.
 
         Args:
-            trainer: of this rank.
+            applied: whether one of them was; it ends the streak.
+            not_finite: how many were not finite.
+            empty: how many were empty.
+        """
+        return Streak() if applied else Streak(self.not_finite + not_finite, self.empty + empty)
+
+    def check(self, spec: JobSpec, step: int, grad_norm: float) -> None:
+        """End a run that makes no progress.
+
+        Args:
+            spec: the job.
+            step: the run's.
             grad_norm: of the last update that was not finite.
 
         Raises:
             TrainingError: when there are too many in a row, by their reason.
         """
-        count, spec = self.not_finite + self.empty, trainer.spec
+        count = self.not_finite + self.empty
         if count < spec.max_skipped_updates:
             return
-        where = f"{count} updates in a row after step {trainer.step}"
+        where = f"{count} updates in a row after step {step}"
         if not self.not_finite:
             raise TrainingError(
                 f"{where} had nothing to predict on any rank and were skipped (max_skipped_updates): their "
@@ -68,11 +70,12 @@ class Streak:
         )
 
 
-def check_scale(trainer: BaseTrainer, window: Window, divisor: float, together: bool) -> None:
+def check_scale(run: Run, state: RunState, window: Window, divisor: float, together: bool) -> None:
     """End a run whose loss scale would have to fall below its floor.
 
     Args:
-        trainer: of this rank; its last update was skipped.
+        run: on this rank.
+        state: before the update that was not finite.
         window: of that update.
         divisor: of that update.
         together: whether all ranks are here, so that they may tell each other.
@@ -80,16 +83,16 @@ def check_scale(trainer: BaseTrainer, window: Window, divisor: float, together: 
     Raises:
         TrainingError: naming the first weight, in the order of backward, whose gradient is not finite.
     """
-    scale = trainer.loss_scale
+    scale = state.loss_scale
     if scale.can_fall:
         return
     assert scale.rule is not None
-    own = trainer.find_nonfinite(window, divisor, scale.value).astype(np.float64)
-    found = trainer.sum_over_ranks(own) if together else own
-    suspects = ["the loss", *(f"the gradient of {w.name}" for w in reversed(trainer.weights))]
+    own = run.adapter.find_nonfinite(window, divisor, scale.value).astype(np.float64)
+    found = run.ranks.sum(own) if together else own
+    suspects = ["the loss", *(f"the gradient of {w.name}" for w in reversed(run.weights))]
     first = next((name for name, count in zip(suspects, found, strict=True) if count), "the sum over ranks")
     raise TrainingError(
-        f"the update after step {trainer.step} is not finite at a loss scale of {scale.value:g} either, and "
+        f"the update after step {state.step} is not finite at a loss scale of {scale.value:g} either, and "
         f"loss_scale.minimum is {scale.rule.minimum:g}: the first that is not finite is {first}. float16 "
         "cannot hold these numbers: set mixed_precision: bf16, or lower optimizer.learning_rate"
     )

@@ -3,24 +3,24 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 import hvdtrain
 from hvdtrain.core.data import Dataset
-from hvdtrain.core.families.weights import Weight, initial_weights
+from hvdtrain.core.families.weights import initial_weights
 from hvdtrain.core.plan.plan import Plan
-from hvdtrain.core.run.agreement import Gather, agree
+from hvdtrain.core.run.agreement import agree
+from hvdtrain.core.run.framework import Framework
+from hvdtrain.core.run.ranks import Ranks
+from hvdtrain.core.run.resume import resume
+from hvdtrain.core.run.run import Run
+from hvdtrain.core.run.state import RunState
 from hvdtrain.core.spec.job_spec import JobSpec
-
-if TYPE_CHECKING:
-    from hvdtrain.core.run.job import Framework
-    from hvdtrain.core.run.training import BaseTrainer
-    from hvdtrain.core.run.world import World
+from hvdtrain.core.update.precision import LossScale
 
 # What only says how quick one host is, or where it keeps its files.
 _OF_ONE_HOST: Any = {"num_threads": True, "data": {"cache_dir": True}}
@@ -28,17 +28,14 @@ _PLANNED_BY_HOST = {"threads", "notes"}
 _CHECKPOINT = "--resume's content"
 
 
-def check_command(
-    framework: Framework, world: World, spec: JobSpec, resume_from: Path | None, gather: Gather
-) -> None:
+def check_command(framework: Framework, ranks: Ranks, spec: JobSpec, resume_from: Path | None) -> None:
     """Compare with the other ranks what this one was started with, before anything that could hang.
 
     Args:
         framework: of this rank.
-        world: its place.
-        spec: its own.
+        ranks: all of the job, whatever their frameworks.
+        spec: of this rank.
         resume_from: the checkpoint it is to go on from.
-        gather: between all ranks, whatever their frameworks.
 
     Raises:
         TrainingError: on every rank alike, naming what differs, the ranks and their values.
@@ -48,7 +45,7 @@ def check_command(
         "hvdtrain": hvdtrain.__version__,
         "horovod": _version("horovod"),
         "Horovod's wire types": sorted(framework.wire_types),
-        "reduces over MPI": world.mpi,
+        "reduces over MPI": ranks.world.mpi,
         **spec.model_dump(mode="json", exclude=_OF_ONE_HOST),
     }
     if resume_from is not None:
@@ -56,14 +53,14 @@ def check_command(
         fields |= {"--resume": str(resume_from)} | ({_CHECKPOINT: content} if content else {})
     agree(
         fields,
-        gather,
+        ranks.gather,
         "Start every rank with the same program, --spec, --set and --resume, and install the same versions "
         "on every host.",
         optional={_CHECKPOINT},
     )
 
 
-def check_data(dataset: Dataset, gather: Gather) -> None:
+def check_data(dataset: Dataset, ranks: Ranks) -> None:
     """Compare this node's data with that of the other nodes; otherwise as `check_command`."""
     if dataset.text is not None:
         advice = (
@@ -75,21 +72,43 @@ def check_data(dataset: Dataset, gather: Gather) -> None:
             "Every rank needs the same samples in the same order: give every node the same files, sort what "
             "is listed from a folder, and give a fixed seed to whatever is random when the data set is made."
         )
-    agree({**dataset.facts, "the data's fingerprint": dataset.fingerprint}, gather, advice)
+    agree({**dataset.facts, "the data's fingerprint": dataset.fingerprint}, ranks.gather, advice)
 
 
-def check_plan(plan: Plan, gather: Gather) -> None:
+def check_plan(plan: Plan, ranks: Ranks) -> None:
     """Compare what the ranks have made of their commands; otherwise as `check_command`."""
     planned = {name: value for name, value in plan.as_dict().items() if name not in _PLANNED_BY_HOST}
     agree(
-        {"plan": planned}, gather, "The plan follows from command, data and versions: is their code the same?"
+        {"plan": planned},
+        ranks.gather,
+        "The plan follows from command, data and versions: is their code the same?",
     )
 
 
-def common_weights(trainer: BaseTrainer, weights: Sequence[Weight]) -> dict[str, np.ndarray]:
+def start(run: Run, resume_from: Path | None) -> RunState:
+    """Give every rank the same weights: rank 0's initial ones, or those of a checkpoint.
+
+    Args:
+        run: on this rank.
+        resume_from: a `checkpoint-N` directory that rank 0 can read.
+
+    Returns:
+        Where the run starts.
+
+    Raises:
+        CheckpointError: the checkpoint is damaged or does not fit the spec.
+    """
+    if resume_from is not None:
+        return resume(run, resume_from)
+    run.adapter.model.write(_common_weights(run))
+    return RunState(loss_scale=LossScale.of_spec(run.spec))
+
+
+def _common_weights(run: Run) -> dict[str, np.ndarray]:
     """Rank 0's initial weights by Hugging Face name, in the Hugging Face layout."""
-    arrays = initial_weights(weights, trainer.spec.seed, trainer.spec.model.dtype)
-    flat = trainer.broadcast(np.concatenate([arrays[w.name].ravel() for w in weights]))
+    weights = run.weights
+    arrays = initial_weights(weights, run.spec.seed, run.spec.model.dtype)
+    flat = run.ranks.broadcast(np.concatenate([arrays[w.name].ravel() for w in weights]))
     parts = np.split(flat, np.cumsum([w.size for w in weights])[:-1])
     return {w.name: part.reshape(w.shape) for w, part in zip(weights, parts, strict=True)}
 

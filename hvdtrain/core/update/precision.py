@@ -10,14 +10,11 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
 
 import numpy as np
 
+from hvdtrain.core.spec.job_spec import JobSpec
 from hvdtrain.core.spec.sections import LARGEST_LOSS_SCALE, LossScaleSpec
-
-if TYPE_CHECKING:
-    from hvdtrain.core.spec.job_spec import JobSpec
 
 _COMPUTE_DTYPES = {"fp16": "float16", "bf16": "bfloat16"}
 # Instructions that multiply matrices of that type; any of them will do.
@@ -100,6 +97,10 @@ class LossScale:
     def agreed(self, values: Sequence[float], good_updates: Sequence[float]) -> LossScale:
         """What all ranks go on with after updates of their own: the least of all scales and counts."""
         return replace(self, value=float(min(values)), good_updates=int(min(good_updates)))
+
+    def saved(self) -> LossScale:
+        """What a checkpoint holds of it: its numbers, and 0 for a scale that never changes."""
+        return LossScale(self.value if self.rule else 0.0, self.good_updates)
 
     def restored(self, value: float, good_updates: int) -> LossScale:
         """This with what a checkpoint holds; 0, of a run whose scale never changed, changes nothing."""

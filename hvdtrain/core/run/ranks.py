@@ -1,0 +1,72 @@
+"""What the ranks of a job ask each other, in NumPy arrays and bytes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from hvdtrain.core.run.world import World
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """All ranks of a job, as one of them sees them. Every method is a collective: every rank calls it.
+
+    A framework supplies the collectives. Their names, by which Horovod matches what ranks ask for, are given
+    here, so that they are the same in both frameworks.
+
+    Attributes:
+        world: this rank's place.
+        sum_arrays: the element-wise sum over ranks: (array, name).
+        broadcast_array: rank 0's copy of an array: (array, name).
+        gather_bytes: every rank's bytes, in the order of ranks: (bytes, name).
+    """
+
+    world: World
+    sum_arrays: Callable[[np.ndarray, str], np.ndarray]
+    broadcast_array: Callable[[np.ndarray, str], np.ndarray]
+    gather_bytes: Callable[[bytes, str], Sequence[bytes]]
+
+    @property
+    def rank(self) -> int:
+        """This rank's number, from 0."""
+        return self.world.rank
+
+    @property
+    def size(self) -> int:
+        """The number of ranks."""
+        return self.world.size
+
+    @property
+    def is_chief(self) -> bool:
+        """Whether this is the rank that writes files and reads checkpoints."""
+        return self.world.is_chief
+
+    def sum(self, values: np.ndarray) -> np.ndarray:
+        """The element-wise sum over all ranks.
+
+        Args:
+            values: of the same shape and dtype on every rank.
+
+        Returns:
+            The sum, of the same shape and dtype.
+        """
+        return self.sum_arrays(values, "sum_over_ranks")
+
+    def broadcast(self, values: np.ndarray) -> np.ndarray:
+        """Rank 0's copy of an array.
+
+        Args:
+            values: of the same shape and dtype on every rank.
+        """
+        return self.broadcast_array(values, "broadcast")
+
+    def gather(self, data: bytes) -> Sequence[bytes]:
+        """Every rank's bytes, in the order of ranks; ranks may use different frameworks.
+
+        Args:
+            data: of any length above 0, which may differ between ranks.
+        """
+        return self.gather_bytes(data, "agreement")

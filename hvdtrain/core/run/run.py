@@ -1,0 +1,62 @@
+"""What a run is made of: everything that stays as it is from the first update to the last."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from hvdtrain.core.data.batches import Dataset
+from hvdtrain.core.families.family import Family
+from hvdtrain.core.families.weights import Weight
+from hvdtrain.core.plan.plan import Plan
+from hvdtrain.core.run.adapter import Adapter
+from hvdtrain.core.run.ranks import Ranks
+from hvdtrain.core.spec.job_spec import JobSpec
+from hvdtrain.core.update.schedules import schedule_factor
+
+
+@dataclass(frozen=True, eq=False)
+class Run:
+    """One run on this rank. What changes from update to update is its `RunState`, and what `adapter` holds.
+
+    Attributes:
+        spec: the job.
+        plan: made from the spec for these ranks.
+        ranks: all ranks of the job.
+        dataset: the prepared data.
+        family: the model's.
+        weights: the model's, in the order of the forward pass.
+        adapter: computes, in one framework.
+        output_dir: where rank 0 writes; created when missing.
+    """
+
+    spec: JobSpec
+    plan: Plan
+    ranks: Ranks
+    dataset: Dataset
+    family: Family
+    weights: tuple[Weight, ...]
+    adapter: Adapter
+    output_dir: Path
+
+    def learning_rate(self, step: int) -> float:
+        """The learning rate of the update after so many steps."""
+        plan = self.plan
+        factor = schedule_factor(self.spec.schedule.type, step, plan.warmup_steps, plan.max_steps)
+        return plan.learning_rate * factor
+
+    def evaluation_is_due(self, step: int) -> bool:
+        """Whether the validation split is evaluated after this step, apart from the end of the run."""
+        return _due(step, self.spec.evaluation.eval_steps)
+
+    def checkpoint_is_due(self, step: int) -> bool:
+        """Whether a checkpoint is saved after this step."""
+        return _due(step, self.spec.checkpointing.save_steps)
+
+    def weights_are_due(self, step: int) -> bool:
+        """Whether the weights are evaluated or saved after this step."""
+        return step == self.plan.max_steps or self.evaluation_is_due(step) or self.checkpoint_is_due(step)
+
+
+def _due(step: int, every: int | None) -> bool:
+    return every is not None and step % every == 0

@@ -1,0 +1,89 @@
+"""Where a run stands: the numbers that every update replaces, and that a checkpoint keeps."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+
+from hvdtrain.core.data.batches import Window
+from hvdtrain.core.update.precision import LossScale
+
+
+@dataclass(frozen=True)
+class RunState:
+    """Where a run stands on this rank; each update gives the next one.
+
+    All numbers but `applied` and `loss_scale` are the same on every rank, and so are these two outside of
+    local updates.
+
+    Attributes:
+        step: updates that count. The next update is number `step + 1`.
+        applied: updates that this rank's optimizer has applied. In local updates a step also counts where a
+            rank skips its own.
+        windows: updates tried, the skipped ones included.
+        samples_consumed: samples used up, over all ranks.
+        skipped_updates: updates that were not applied, whatever the reason. Local updates that were not
+            finite are counted once for each rank that skipped its own.
+        empty_updates: the part of `skipped_updates` in which no rank had anything to predict.
+        loss_scale: of the next update.
+    """
+
+    step: int = 0
+    applied: int = 0
+    windows: int = 0
+    samples_consumed: int = 0
+    skipped_updates: int = 0
+    empty_updates: int = 0
+    loss_scale: LossScale = field(default_factory=LossScale)
+
+    def after_joint(self, window: Window, applied: bool, empty: bool) -> RunState:
+        """The state after an update that all ranks took together.
+
+        Args:
+            window: this rank's micro-batches of the update.
+            applied: whether the update was applied. One that was not uses its samples up and is no step.
+            empty: whether no rank had anything to predict; then the loss scale stays as it is.
+        """
+        tried = self._after_trying(window)
+        if applied:
+            number = self.step + 1
+            return replace(tried, step=number, applied=number, loss_scale=self.loss_scale.after(True))
+        return replace(
+            tried,
+            skipped_updates=self.skipped_updates + 1,
+            empty_updates=self.empty_updates + empty,
+            loss_scale=self.loss_scale if empty else self.loss_scale.after(False),
+        )
+
+    def after_local(self, window: Window, applied: bool) -> RunState:
+        """The state after an update that this rank took alone; skipped ones are counted at the exchange.
+
+        Args:
+            window: this rank's micro-batches of the update; where they have weight 0, the loss scale stays
+                as it is.
+            applied: whether this rank applied the update. It is a step in either case.
+        """
+        return replace(
+            self._after_trying(window),
+            step=self.step + 1,
+            applied=self.applied + applied,
+            loss_scale=self.loss_scale.after(applied) if window.weight else self.loss_scale,
+        )
+
+    def after_exchange(self, loss_scale: LossScale, skipped: int, empty: int) -> RunState:
+        """The state after ranks have told each other about their local updates.
+
+        Args:
+            loss_scale: what they go on with.
+            skipped: updates that some rank skipped since the last exchange; one that all ranks skipped
+                because it was empty counts once.
+            empty: the part of `skipped` that was empty.
+        """
+        return replace(
+            self,
+            loss_scale=loss_scale,
+            skipped_updates=self.skipped_updates + skipped,
+            empty_updates=self.empty_updates + empty,
+        )
+
+    def _after_trying(self, window: Window) -> RunState:
+        return replace(self, windows=self.windows + 1, samples_consumed=window.samples_consumed)
