@@ -85,8 +85,7 @@ def prepare(
     if evaluation is not None:
         sources += (open_samples(evaluation, place, task.label_names, collate_fn),)
     workers = Workers(data.dataloader_num_workers, sources)
-    looks = [workers.start(look, which) for which in range(len(sources))]
-    seen = [arrive() for arrive in looks]
+    seen = [look(workers, which, len(each)) for which, each in enumerate(sources)]
     facts: dict[str, Any] = dict(
         zip(("train_dataset", "eval_dataset"), (dict(each.facts) for each in seen), strict=False)
     )

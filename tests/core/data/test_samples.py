@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from hvdtrain.core.data.content import look
 from hvdtrain.core.data.samples import open_samples
+from hvdtrain.core.data.workers import Workers
 from hvdtrain.core.errors import DataError
 
 N = 11
@@ -286,7 +287,8 @@ def test_what_is_read_at_once_has_to_be_as_many() -> None:
 
 
 def facts(*datasets: Any) -> list[dict[str, Any]]:
-    return [dict(look((open_samples(each, "data.dataset"),), 0).facts) for each in datasets]
+    opened = [open_samples(each, "data.dataset") for each in datasets]
+    return [dict(look(Workers(0, (each,)), 0, len(each)).facts) for each in opened]
 
 
 def test_a_look_says_what_differs() -> None:

@@ -373,7 +373,7 @@ def test_ranks_are_told_what_differs() -> None:
 
 SPEC = """
 model: {model_type: tests.outsider.family}
-data: {dataset: "my_data:make", args: {n: 3, ids: [a]}, eval_dataset: "my_data:E.make", collate_fn: "my_data:pad"}
+data: {dataset: "my_data:make", args: {n: 3, ids: [a]}, eval_dataset: "my_data:E.make", collate_fn: "my:pad"}
 task: {type: custom, loss: "my_data:loss", metrics: [accuracy, "my_data:f1"], label_names: [labels, spans]}
 batch: {per_device_train_batch_size: 2}
 max_steps: 4
