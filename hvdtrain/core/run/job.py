@@ -10,17 +10,23 @@ import time
 import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
+
+import numpy as np
 
 from hvdtrain.core import strict_json
 from hvdtrain.core.data import Dataset
 from hvdtrain.core.errors import CheckpointError, HvdtrainError
+from hvdtrain.core.families import custom, family_of
 from hvdtrain.core.families.family import Family
+from hvdtrain.core.families.weights import trained
 from hvdtrain.core.plan.plan import Plan, make_plan
 from hvdtrain.core.plan.table import print_plan
 from hvdtrain.core.process.environment import cpu_flags, launched_rank
 from hvdtrain.core.process.orphans import end_with_launcher
 from hvdtrain.core.process.outputs import outlast_readers
 from hvdtrain.core.process.paths import user_path
+from hvdtrain.core.run.examination import examine
 from hvdtrain.core.run.framework import Framework
 from hvdtrain.core.run.metrics import METRICS_FILE
 from hvdtrain.core.run.ranks import Ranks
@@ -66,11 +72,31 @@ def prepare_data(spec: JobSpec, announce: Callable[[str], None]) -> Dataset:
     return task_of(spec.task).prepare(spec.model, spec.data, spec.task, spec.seed, announce)
 
 
+def open_family(framework: Framework, spec: JobSpec, dataset: Dataset) -> tuple[Family, Any]:
+    """The family of a spec's model; a user's model is built, and comes beside it.
+
+    Args:
+        framework: which builds it.
+        spec: the job.
+        dataset: the prepared data.
+
+    Returns:
+        The family, and the built network or None.
+
+    Raises:
+        SpecError: the user's model cannot be built, or not trained.
+    """
+    if not isinstance(spec.model, custom.ModelSpec):
+        return family_of(spec.model), None
+    network = framework.network(spec, dataset.train.collate(np.arange(1), 0, 1))
+    return custom.BuiltFamily(network), network
+
+
 def plan_job(spec: JobSpec, family: Family, dataset: Dataset, size: int, threads: int) -> Plan:
     """The plan of a spec whose data is prepared."""
     return make_plan(
         spec,
-        family.weights(spec.model),
+        trained(family.weights(spec.model)),
         size=size,
         threads=threads,
         train_tokens=dataset.train.costs,
@@ -104,16 +130,17 @@ def train_spec(
     check_command(framework, ranks, spec, resume_from)
     dataset = prepare_data(spec, announce=_say if world.local_rank == 0 else _keep_silent)
     check_data(dataset, ranks)
-    family = framework.family(spec.model)
+    family, network = open_family(framework, spec, dataset)
     spec.rules.check_ranks(world.size, world.mpi)
     plan = plan_job(spec, family, dataset, world.size, world.threads(spec.num_threads))
     check_plan(plan, ranks)
     if world.is_chief:
         _write_records(output_dir, spec, plan)
     weights = family.weights(spec.model)
-    adapter = framework.adapter(spec, plan, weights)
+    adapter = framework.adapter(spec, plan, weights, network)
     run = Run(spec, plan, ranks, dataset, family, weights, adapter, output_dir)
     state = start(run, resume_from)
+    examine(run)
     if world.is_chief:
         print_plan(plan, f"{framework.name}: what this run will do")
     result = train(run, state)

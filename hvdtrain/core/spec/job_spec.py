@@ -208,11 +208,15 @@ def _one_of(kinds: Sequence[Any], discriminator: str | None = None) -> Any:
 
 
 def _types(raw: Mapping[str, Any]) -> tuple[str, str | None, list[str]]:
-    """The family, the task and the policies that a spec names; what is no name is left to validation."""
-    policies = raw.get("compression")
+    """The family, the task and the policies that a spec names; what is no name is left to validation.
+
+    A model section that names the user's code is of the family `custom`.
+    """
+    policies, model = raw.get("compression"), raw.get("model")
+    own = isinstance(model, dict) and not model.keys().isdisjoint(("torch", "tensorflow"))
     found = [_text(entry, "type") for entry in (policies if isinstance(policies, list) else [policies])]
     return (
-        _text(raw.get("model"), "model_type") or "bert",
+        _text(model, "model_type") or ("custom" if own else "bert"),
         _text(raw.get("task"), "type"),
         [name for name in found if name and (":" in name or "." in name or name in OTHERS.installed())],
     )

@@ -48,6 +48,11 @@ class TaskSpec(TaskSection):
     label_names: tuple[str, ...] = ("labels",)
     ignore_index: int = -100
 
+    @property
+    def metric_names(self) -> tuple[str, ...]:
+        """As `TaskSection.metric_names`; a function's is its own name."""
+        return tuple(str(describe(each)).rpartition(":")[2].rpartition(".")[2] for each in self.metrics)
+
 
 class DataSpec(OwnDataSpec):
     """The user's data sets; whose samples are drawn as they are."""

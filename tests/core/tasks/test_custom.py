@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import threading
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -348,7 +349,7 @@ def told_to_ranks(*datasets: Dataset) -> set[str]:
             return found
 
         try:
-            check_data(datasets[number], gather)
+            check_data(datasets[number], SimpleNamespace(gather=gather))
         except TrainingError as error:
             told.add(str(error))
 

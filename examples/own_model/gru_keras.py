@@ -1,0 +1,14 @@
+"""A recurrent language model in Keras."""
+
+from __future__ import annotations
+
+import keras
+from keras import layers
+
+
+def language_model(width: int = 128, symbols: int = 256) -> keras.Model:
+    """Predicts the byte behind each byte of a text: logits, (rows, length, symbols)."""
+    input_ids = keras.Input((None,), dtype="int32", name="input_ids")
+    x = layers.Embedding(symbols, width, name="embedding")(input_ids)
+    x = layers.GRU(width, return_sequences=True, name="gru")(x)
+    return keras.Model(input_ids, layers.Dense(symbols, name="head")(x))
