@@ -68,7 +68,7 @@ def check_data(dataset: Dataset, ranks: Ranks) -> None:
     else:
         advice = (
             "Every rank needs the same samples in the same order: give every node the same files, sort what "
-            "is listed from a folder, and give a fixed seed to whatever is random when the data set is made."
+            "is listed from a folder, and give a fixed seed to whatever is random when the dataset is made."
         )
     agree({**dataset.facts, "the data's fingerprint": dataset.fingerprint}, ranks.gather, advice)
 
