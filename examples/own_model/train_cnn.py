@@ -29,7 +29,7 @@ if __name__ == "__main__":
     train_dataset, eval_dataset = digits.make()
     hvdtrain.train(
         spec={
-            "optimizer": {"type": "sgd", "learning_rate": 0.1},
+            "optimizer": {"type": "sgd", "learning_rate": 0.1, "weight_decay": 1e-4},
             "batch": {"per_device_train_batch_size": 32},
             "num_train_epochs": 5,
         },

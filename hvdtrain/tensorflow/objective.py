@@ -8,10 +8,10 @@ from typing import Any, TypeAlias
 import tensorflow as tf
 
 from hvdtrain.core.errors import SpecError
-from hvdtrain.core.spec.reference import describe, resolve
+from hvdtrain.core.spec.reference import describe
 from hvdtrain.core.tasks.custom import TaskSpec
 from hvdtrain.core.tasks.objective import check_result, check_shapes, logits_of, split_labels
-from hvdtrain.core.user_code import user_code
+from hvdtrain.core.user_code import load_user, user_code
 
 # Of the outputs and the labels (a named one), or of the outputs and the batch (the user's).
 Function: TypeAlias = Callable[..., Any]
@@ -69,11 +69,7 @@ class Objective:
         self, field: str, name: Any, function: Function, outputs: Any, batch: Mapping[str, tf.Tensor]
     ) -> Sums:
         if isinstance(name, str) and ":" not in name:
-            logits, targets = logits_of(outputs), batch["targets"]
-            check_shapes(field, name, tuple(logits.shape), tuple(targets.shape))
-            weights = tf.cast(tf.reshape(batch["loss_weights"], [-1]), self._dtype)
-            found = tf.reshape(function(tf.cast(logits, self._dtype), targets), [-1])
-            return tf.reduce_sum(found * weights), tf.reduce_sum(weights), False
+            return self._named(field, name, function, logits_of(outputs), batch)
         shown = str(describe(name))
         with user_code(f"{field}: {shown}", function, SpecError):
             found = function(outputs, split_labels(batch, self._task.label_names)[1])
@@ -84,9 +80,23 @@ class Objective:
         total, weight = (tf.cast(x, self._dtype) for x in pair)
         return total, tf.stop_gradient(weight), True
 
+    def _named(
+        self, field: str, name: str, function: Function, logits: tf.Tensor, batch: Mapping[str, tf.Tensor]
+    ) -> Sums:
+        targets, weights = batch["targets"], tf.cast(batch["loss_weights"], self._dtype)
+        check_shapes(field, name, tuple(logits.shape), tuple(targets.shape))
+        if weights.shape != targets.shape:
+            # Beside a loss of the user's, whose weights are those of rows.
+            weights = tf.cast(targets != self._task.ignore_index, self._dtype)
+        if name == "cross_entropy":
+            # A label that is left out may be no class.
+            targets = tf.where(weights > 0, targets, tf.zeros_like(targets))
+        found = tf.reshape(function(tf.cast(logits, self._dtype), targets), [-1])
+        return tf.reduce_sum(found * tf.reshape(weights, [-1])), tf.reduce_sum(weights), False
+
 
 def _find(field: str, name: Any, named: Mapping[str, Function]) -> Function:
-    return named[name] if isinstance(name, str) and name in named else resolve(name, field)
+    return named[name] if isinstance(name, str) and name in named else load_user(name, field, SpecError)
 
 
 def _cross_entropy(logits: tf.Tensor, targets: tf.Tensor) -> tf.Tensor:

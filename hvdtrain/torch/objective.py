@@ -9,10 +9,10 @@ import torch
 from torch.nn import functional
 
 from hvdtrain.core.errors import SpecError
-from hvdtrain.core.spec.reference import describe, resolve
+from hvdtrain.core.spec.reference import describe
 from hvdtrain.core.tasks.custom import TaskSpec
 from hvdtrain.core.tasks.objective import check_result, check_shapes, logits_of, split_labels
-from hvdtrain.core.user_code import user_code
+from hvdtrain.core.user_code import load_user, user_code
 from hvdtrain.torch.world import device
 
 # Of the outputs and the labels (a named one), or of the outputs and the batch (the user's).
@@ -71,14 +71,7 @@ class Objective:
         self, field: str, name: Any, function: Function, outputs: Any, batch: Mapping[str, torch.Tensor]
     ) -> Sums:
         if isinstance(name, str) and ":" not in name:
-            logits, targets = logits_of(outputs), batch["targets"]
-            check_shapes(field, name, tuple(logits.shape), tuple(targets.shape))
-            weights = batch["loss_weights"].to(self._dtype)
-            return (
-                function(logits.to(self._dtype), targets).flatten() @ weights.flatten(),
-                weights.sum(),
-                False,
-            )
+            return self._named(field, name, function, logits_of(outputs), batch)
         shown = str(describe(name))
         with user_code(f"{field}: {shown}", function, SpecError):
             found = function(outputs, split_labels(batch, self._task.label_names)[1])
@@ -89,9 +82,28 @@ class Objective:
         total, weight = (torch.as_tensor(x, dtype=self._dtype, device=device()) for x in pair)
         return total, weight.detach(), True
 
+    def _named(
+        self,
+        field: str,
+        name: str,
+        function: Function,
+        logits: torch.Tensor,
+        batch: Mapping[str, torch.Tensor],
+    ) -> Sums:
+        targets, weights = batch["targets"], batch["loss_weights"].to(self._dtype)
+        check_shapes(field, name, tuple(logits.shape), tuple(targets.shape))
+        if weights.shape != targets.shape:
+            # Beside a loss of the user's, whose weights are those of rows.
+            weights = (targets != self._task.ignore_index).to(self._dtype)
+        if name == "cross_entropy":
+            # A label that is left out may be no class.
+            targets = torch.where(weights > 0, targets, 0)
+        found = function(logits.to(self._dtype), targets).flatten()
+        return found @ weights.flatten(), weights.sum(), False
+
 
 def _find(field: str, name: Any, named: Mapping[str, Function]) -> Function:
-    return named[name] if isinstance(name, str) and name in named else resolve(name, field)
+    return named[name] if isinstance(name, str) and name in named else load_user(name, field, SpecError)
 
 
 def _cross_entropy(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:

@@ -9,9 +9,9 @@ from pydantic import Field, model_validator
 
 from hvdtrain.core.errors import SpecError, TrainingError
 from hvdtrain.core.families.weights import Weight, trained
-from hvdtrain.core.spec.reference import Reference, describe, resolve
+from hvdtrain.core.spec.reference import Reference, describe
 from hvdtrain.core.spec.sections import ModelSection
-from hvdtrain.core.user_code import user_code
+from hvdtrain.core.user_code import load_user, user_code
 
 TASKS = ("custom",)
 DROPOUT: tuple[str, ...] = ()
@@ -111,7 +111,7 @@ def build(model: ModelSpec, framework: str) -> Any:
             f"{field}: this spec has no model for {framework}: give the function or class that builds it, as "
             "'package.module:name'"
         )
-    make = resolve(reference, field)
+    make = load_user(reference, field, SpecError)
     if not callable(make) or not hasattr(make, "__name__"):
         raise SpecError(
             f"{field}: expected a function or a class that returns a new model, found {type(make).__name__}: "

@@ -8,7 +8,8 @@ import os
 import sys
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -54,15 +55,32 @@ def run_job(load: Callable[[], Framework], default_spec: str, arguments: Sequenc
     outlast_readers()
     if launched_rank() is not None:
         end_with_launcher()
-    try:
+    with ends_the_job():
         _run(load, default_spec, arguments)
+
+
+@contextmanager
+def ends_the_job(raises: bool = False) -> Iterator[None]:
+    """Show what goes wrong inside, with this rank's number, and end the process, so that the whole job ends.
+
+    Args:
+        raises: errors are raised instead: there is one process, and it is not ours to end.
+    """
+    try:
+        yield
     except HvdtrainError as error:
+        if raises:
+            raise
         if launched_rank():
             time.sleep(_SECONDS_BEFORE_REPEATING)
         _die(f"error: {error}")
     except KeyboardInterrupt:
+        if raises:
+            raise
         _die("interrupted")
     except Exception as error:
+        if raises:
+            raise
         lost = _LOST in str(error)
         _die(f"HorovodInternalError: {_LOST}: another rank has ended" if lost else traceback.format_exc())
 
@@ -150,6 +168,14 @@ def train_spec(
     return result
 
 
+def join_and_train(
+    framework: Framework, spec: JobSpec, output_dir: Path, resume_from: Path | None
+) -> TrainingResult:
+    """Join the job with the other ranks and train; arguments, result and errors as `train_spec`."""
+    spec.rules.check_wire(framework.wire_types)
+    return train_spec(framework, framework.init(spec), spec, output_dir, resume_from)
+
+
 def _run(load: Callable[[], Framework], default_spec: str, arguments: Sequence[str] | None) -> None:
     options = _parse(arguments, default_spec)
     spec = load_spec(options.spec, options.set)
@@ -157,9 +183,7 @@ def _run(load: Callable[[], Framework], default_spec: str, arguments: Sequence[s
     framework = load()
     output_dir = options.output_dir or f"outputs/{Path(options.spec).stem}-{framework.name}"
     output_dir = user_path(output_dir, "--output-dir", CheckpointError)
-    spec.rules.check_wire(framework.wire_types)
-    ranks = framework.init(spec)
-    train_spec(framework, ranks, spec, output_dir, resume_from)
+    join_and_train(framework, spec, output_dir, resume_from or None)
     framework.shutdown()
 
 
