@@ -130,7 +130,7 @@ def _replaced(section: Any, name: str, given: Mapping[str, Any]) -> Any:
     unknown = sorted(given.keys() - type(section).model_fields.keys())
     if unknown:
         raise SpecError(
-            f"{name}: the argument {_ARGUMENTS.get(unknown[0], unknown[0])} is for the task 'custom', and this "
+            f"{name}: the argument {_ARGUMENTS.get(unknown[0], unknown[0])} is for the task custom, and this "
             f"spec has no field {name}.{unknown[0]}: give a model of your own, or leave it out"
         )
     return section.model_copy(update=dict(given))
