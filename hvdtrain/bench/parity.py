@@ -103,6 +103,6 @@ def _check_pair(model: custom.ModelSpec) -> None:
     missing = [name for name in ("torch", "tensorflow", "names") if getattr(model, name) is None]
     if missing:
         raise SpecError(
-            f"model: parity needs a model in both frameworks, and this spec has no {' and no '.join(missing)}: "
+            f"model: parity needs both frameworks, and this spec has no {' and no '.join(missing)}: "
             "give model.torch, model.tensorflow, and in model.names the Keras layer of each PyTorch module"
         )
