@@ -22,6 +22,8 @@ ROOT = Path(__file__).resolve().parents[2]
 TORCH, TENSORFLOW = ROOT / "hvdtrain" / "torch", ROOT / "hvdtrain" / "tensorflow"
 # Modules that one adapter alone has, and why. A user's own loop is written in another way in each framework.
 ONE_SIDED = {
+    "buckets.py": "PyTorch's buckets lie in its reducer (torch/reducer.py)",
+    "dropin/accumulation.py": "PyTorch's gradients count their micro-batches (dropin/gradients.py)",
     "dropin/backward.py": "PyTorch tells by hooks which backward runs; TensorFlow's tape is called",
     "dropin/copies.py": "PyTorch copies optimizers whole, Keras makes them anew (hvdtrain/keras/telling.py)",
     "dropin/filling.py": "hooks move PyTorch's gradients; TensorFlow's are arguments",
@@ -30,7 +32,6 @@ ONE_SIDED = {
     "dropin/sampler.py": "data of TensorFlow are sharded by tf.data",
     "dropin/showing.py": "PyTorch shows gradients in `.grad`; TensorFlow returns them",
     "dropin/state.py": "PyTorch has a state_dict",
-    "dropin/keeping.py": "PyTorch's gradients are a reducer, which keeps state (torch/reducer.py)",
     "dropin/messages.py": "TensorFlow has a list of variables",
     "dropin/tape.py": "PyTorch has no tape",
     "families/_keras.py": "what Keras' layers need to compute what the spec says; PyTorch's do it",
@@ -42,9 +43,7 @@ _HOOKS = "PyTorch's are filled by hooks and told of `step`; TensorFlow's are giv
 _DRIVER = "PyTorch has requests under way, TensorFlow a graph in which data flow orders them"
 # Public names of a module that one adapter alone has, or that are otherwise in each, and why.
 BY_NATURE = {
-    "driver.py": dict.fromkeys(
-        ("Work", "launch", "wait", "Driver", "pack", "unpack", "swap_layout", "variables"), _DRIVER
-    ),
+    "driver.py": dict.fromkeys(("Work", "launch", "wait", "Driver"), _DRIVER),
     "dropin/arguments.py": dict.fromkeys(
         ("Reach", "check_local_layers", "handles"), "layers that stay local are Horovod's in TensorFlow alone"
     ),
