@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.jobs.runs import launch
+from tests.jobs.runs import INSTALLED, launch
 
 HERE = Path(__file__).parent
 MODULES = (
@@ -58,7 +58,7 @@ def test_on_two_ranks(check: str, results: Results) -> None:
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("check", checks("torch_gpu"))
+@pytest.mark.parametrize("check", checks("torch_gpu") * ("torch" in INSTALLED))
 def test_on_two_ranks_with_gpus(check: str, on_gpus: Results) -> None:
     passed(check, on_gpus)
 
