@@ -129,10 +129,77 @@ def test_help_answers_without_what_makes_it_slow(command: list[str]) -> None:
     assert not set(modules.split()) & (FRAMEWORKS | HEAVY) - allowed
 
 
+def test_no_imports_go_in_a_circle_not_even_those_for_types_alone() -> None:
+    imports = {name: module_imports(tree) for name, tree in _package().items()}
+    assert not (found := cycle(imports)), " imports ".join(found)
+
+
+def test_the_rule_against_circles_sees_every_import_but_those_of_functions() -> None:
+    modules = {
+        "hvdtrain": "",
+        "hvdtrain.a": "from hvdtrain import b",
+        "hvdtrain.b": "if TYPE_CHECKING:\n    from hvdtrain.c import D",
+        "hvdtrain.c": "class D:\n    import hvdtrain.a",
+        "hvdtrain.lazy": "import hvdtrain.a\ndef f():\n    import hvdtrain.lazy.more",
+        "hvdtrain.lazy.more": "from hvdtrain import lazy",
+    }
+    imports = {name: module_imports(ast.parse(code)) for name, code in modules.items()}
+    (first, *_, last) = found = cycle(imports)
+    assert first == last
+    assert set(found) == {"hvdtrain.a", "hvdtrain.b", "hvdtrain.c"}
+    assert not cycle({**imports, "hvdtrain.c": set()})
+
+
+def module_imports(tree: ast.Module) -> set[str]:
+    """Names that a module imports when it is imported, or for types alone; a function's own are left out."""
+    found: set[str] = set()
+    nodes: list[ast.AST] = [*tree.body]
+    while nodes:
+        node = nodes.pop()
+        if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            nodes += ast.iter_child_nodes(node)
+            found |= set(_imported(node))
+    return found
+
+
+def cycle(imports: dict[str, set[str]]) -> list[str]:
+    """Modules of which each imports the next, the last being the first again; empty when there are none.
+
+    Args:
+        imports: what each module imports: modules, or names in them.
+    """
+    followed: set[str] = set()
+
+    def follow(module: str, path: list[str]) -> list[str]:
+        if module in path:
+            return [*path[path.index(module) :], module]
+        if module in followed:
+            return []
+        followed.add(module)
+        for name in sorted(imports[module]):
+            following = name if name in imports else name.rpartition(".")[0]
+            if following in imports and following != module and (found := follow(following, [*path, module])):
+                return found
+        return []
+
+    return next(filter(None, (follow(module, []) for module in sorted(imports))), [])
+
+
+def _package() -> dict[str, ast.Module]:
+    """Every module of the package by its dotted name."""
+    names = [".".join(file.relative_to(ROOT).with_suffix("").parts) for file in PACKAGE.rglob("*.py")]
+    files = {name.removesuffix(".__init__"): ROOT / (name.replace(".", "/") + ".py") for name in names}
+    return {name: ast.parse(file.read_text(encoding="utf-8")) for name, file in files.items()}
+
+
 def _imports(file: Path) -> Iterator[str]:
     for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, f"{file}: relative import"
-            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+        assert not isinstance(node, ast.ImportFrom) or node.level == 0, f"{file}: relative import"
+        yield from _imported(node)
+
+
+def _imported(node: ast.AST) -> Iterator[str]:
+    if isinstance(node, ast.Import):
+        yield from (alias.name for alias in node.names)
+    elif isinstance(node, ast.ImportFrom):
+        yield from (f"{node.module}.{alias.name}" for alias in node.names)

@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from hvdtrain.core.errors import DataError, HvdtrainError
+from hvdtrain.core.spec.reference import resolve
 
-_OURS = str(Path(__file__).resolve().parents[1])
-_LIBRARIES = tuple({sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")})
+_OURS = f"{Path(__file__).resolve().parents[1]}/"
+_LIBRARIES = tuple(f"{sysconfig.get_path(name)}/" for name in ("stdlib", "platstdlib", "purelib", "platlib"))
 
 
 @contextmanager
@@ -37,6 +38,14 @@ def user_code(what: str, called: Any = None, kind: type[HvdtrainError] = DataErr
         place = _place(error, called)
         message = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
         raise kind(f"{what}: {message}" + (f" ({place})" if place else "")) from error
+
+
+def load_user(reference: Any, field: str, kind: type[HvdtrainError] = DataError) -> Any:
+    """As `resolve`, with whatever the user's module raises when it is imported told as by `user_code`."""
+    if not isinstance(reference, str):
+        return reference
+    with user_code(f"{field}: importing {reference!r}", kind=kind):
+        return resolve(reference, field)
 
 
 def _place(error: BaseException, called: Any) -> str | None:

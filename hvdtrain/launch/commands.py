@@ -13,6 +13,7 @@ from hvdtrain.core.errors import LaunchError
 from hvdtrain.launch.hosts import Host, format_hosts
 
 if TYPE_CHECKING:
+    # The command line would import `packaging` with it before it answers.
     from hvdtrain.launch.facts import Facts
 
 _TUNED = (

@@ -22,7 +22,7 @@ from hvdtrain.core.data.order import (
     rank_share,
 )
 from hvdtrain.core.data.prefetch import Prefetcher
-from hvdtrain.core.data.tokenizer import TokenIds
+from hvdtrain.core.data.text import TokenIds
 
 __all__ = [
     "Batch",

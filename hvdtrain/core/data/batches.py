@@ -233,9 +233,10 @@ def _starter(split: Split) -> Callable[[Indices, int, int], Callable[[], Batch]]
 
 def _ahead(started: Iterator[T], split: Split) -> Iterator[T]:
     """What was started, in order, each once as many more have been as the split draws ahead."""
+    ahead = split.ahead if isinstance(split, DrawsAhead) else 0
     waiting: deque[T] = deque()
     for each in started:
         waiting.append(each)
-        if len(waiting) > (split.ahead if isinstance(split, DrawsAhead) else 0):
+        if len(waiting) > ahead:
             yield waiting.popleft()
     yield from waiting

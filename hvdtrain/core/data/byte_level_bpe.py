@@ -11,7 +11,8 @@ import numpy as np
 
 from hvdtrain.core.data.packing import Tokens
 from hvdtrain.core.data.sources import pieces
-from hvdtrain.core.data.tokenizer import PIECE_CHARS, TokenIds
+from hvdtrain.core.data.text import TokenIds
+from hvdtrain.core.data.tokenizer import PIECE_CHARS
 from hvdtrain.core.errors import DataError
 
 if TYPE_CHECKING:

@@ -10,12 +10,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from hvdtrain.core.data.corpus import Corpus
 from hvdtrain.core.data.hashing import Contents, hash_contents, hash_texts
 from hvdtrain.core.data.sources import Changed, documents, file_digest
 from hvdtrain.core.data.store import Damaged, Store, open_store, write_store
+from hvdtrain.core.data.text import TextSpec
 from hvdtrain.core.data.tokenizer import (
     encoder,
     read_tokenizer,
@@ -24,9 +24,6 @@ from hvdtrain.core.data.tokenizer import (
 )
 from hvdtrain.core.errors import DataError
 from hvdtrain.core.process.paths import cache_root, user_path
-
-if TYPE_CHECKING:
-    from hvdtrain.core.data.text import TextSpec
 
 FORMAT = 2
 _INDEX = "sources.json"

@@ -14,6 +14,7 @@ import numpy as np
 from hvdtrain.core.data.samples import Samples
 from hvdtrain.core.data.seeding import generators_kept, seed_generators
 from hvdtrain.core.data.values import Arrays
+from hvdtrain.core.data.workers import Workers
 
 _MOST_READ = 32
 
@@ -32,19 +33,25 @@ class Content:
     facts: Mapping[str, Any]
 
 
-def look(samples: tuple[Samples, ...], which: int) -> Content:
-    """Read a few samples of one of several data sets.
+def look(workers: Workers[tuple[Samples, ...]], which: int, count: int) -> Content:
+    """Read a few samples of one of the workers' data sets.
+
+    Args:
+        workers: which read them.
+        which: of the data sets.
+        count: its length.
 
     Raises:
         DataError: as `Samples.draw`.
     """
-    found = samples[which]
-    with generators_kept():
-        seed_generators(0, which, 0)
-        empty, content = found.empty, _hash_content(found, which)
+    arrive = workers.start(_empty, which)
+    indices = np.unique(np.linspace(0, count - 1, _MOST_READ).astype(np.int64))
+    hashes = [workers.start(_hash, which, int(index)) for index in indices]
+    empty = arrive()
     arrays = {name: f"{array.dtype} {array.shape[1:]}" for name, array in empty.items()}
-    facts = {"samples": len(found), "arrays": arrays}
-    return Content(empty, facts | ({"content": content} if content else {}))
+    facts = {"samples": count, "arrays": arrays}
+    found = [each() for each in hashes]
+    return Content(empty, facts | ({"content": fingerprint({"hashes": found})} if all(found) else {}))
 
 
 def fingerprint(facts: Mapping[str, Any]) -> str:
@@ -52,16 +59,19 @@ def fingerprint(facts: Mapping[str, Any]) -> str:
     return hashlib.blake2b(json.dumps(facts, sort_keys=True).encode(), digest_size=16).hexdigest()
 
 
-def _hash_content(samples: Samples, which: int) -> str | None:
-    found = hashlib.blake2b(digest_size=16)
-    for index in np.unique(np.linspace(0, len(samples) - 1, _MOST_READ).astype(np.int64)):
+def _empty(sources: tuple[Samples, ...], which: int) -> Arrays:
+    with generators_kept():
+        seed_generators(0, which)
+        return sources[which].empty
+
+
+def _hash(sources: tuple[Samples, ...], which: int, index: int) -> str | None:
+    """Of one sample; None where reading it twice gives two things."""
+    with generators_kept():
         # What is drawn from the global generators is equal then on all ranks, and when a run is resumed.
         before = partial(seed_generators, 0, which)
-        first, second = (samples.draw(np.array([index]), before) for _ in range(2))
-        if _bytes(first) != _bytes(second):
-            return None
-        found.update(_bytes(first))
-    return found.hexdigest()
+        first, second = (_bytes(sources[which].draw(np.array([index]), before)) for _ in range(2))
+    return hashlib.blake2b(first, digest_size=16).hexdigest() if first == second else None
 
 
 def _bytes(arrays: Arrays) -> bytes:

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from hvdtrain.core.data.tokenizer import TokenIds
+from hvdtrain.core.data.text import TokenIds
 from hvdtrain.core.errors import DataError
 from hvdtrain.core.random import random_words
 

@@ -9,12 +9,9 @@ import time
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from hvdtrain.core.data.sources import file_digest, python_docs, source_files, unreadable
-
-if TYPE_CHECKING:
-    from hvdtrain.core.data.text import TextSpec
+from hvdtrain.core.data.text import TextSpec
 
 _SETTLED_NS = 2_000_000_000
 

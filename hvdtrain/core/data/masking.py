@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from hvdtrain.core.data.tokenizer import TokenIds
+from hvdtrain.core.data.text import TokenIds
 from hvdtrain.core.random import random_words, unit_floats
 
 _MASKED, _MASKED_OR_RANDOM = 0.8, 0.9

@@ -7,10 +7,11 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
+from hvdtrain.core.data.values import kind_of
 from hvdtrain.core.errors import DataError
-from hvdtrain.core.spec.reference import Reference, resolve
+from hvdtrain.core.spec.reference import Reference
 from hvdtrain.core.spec.sections import DataSection
-from hvdtrain.core.user_code import user_code
+from hvdtrain.core.user_code import load_user, user_code
 
 _SPLITS = {"train", "validation", "test"}
 
@@ -55,14 +56,18 @@ def find_datasets(data: OwnDataSpec, announce: Callable[[str], None]) -> tuple[A
             "data.dataset: required, but not given; name a data set, or a function that returns one, as "
             "'package.module:name'"
         )
-    train, evaluation, place = _pair(_made(data.dataset, "data.dataset", data.args), announce)
+    first, takes_args = _made(data.dataset, "data.dataset", data.args)
+    train, evaluation, place = _pair(first, announce)
     if data.eval_dataset is not None:
         if evaluation is not None:
             raise DataError(
                 f"data.eval_dataset: {place} is a data set to evaluate on as well; give one of them"
             )
         place = "data.eval_dataset"
-        evaluation = _made(data.eval_dataset, place, data.args)
+        evaluation, also_takes_args = _made(data.eval_dataset, place, data.args)
+        takes_args |= also_takes_args
+    if data.args and not takes_args:
+        raise DataError(f"data.args: data.dataset is {kind_of(first)}, which is not called and takes none")
     if evaluation is not None and data.validation_split:
         raise DataError(
             f"data.validation_split {data.validation_split}: {place} is a data set to evaluate on; set "
@@ -71,19 +76,18 @@ def find_datasets(data: OwnDataSpec, announce: Callable[[str], None]) -> tuple[A
     return train, evaluation, place
 
 
-def _made(reference: Any, field: str, args: Mapping[str, Any]) -> Any:
-    with user_code(f"{field}: importing {reference!r}"):
-        found = resolve(reference, field)
-    if isinstance(found, type) or (callable(found) and not hasattr(found, "__getitem__")):
-        given = ", ".join(f"{name}={value!r}" for name, value in args.items())
-        name = getattr(found, "__name__", type(found).__name__)
-        with user_code(f"{field}: calling {name}({given})", found):
-            found = found(**args)
-        if found is None:
-            raise DataError(f"{field}: {name}({given}) returned None; expected a data set")
-    elif args and field == "data.dataset":
-        raise DataError(f"data.args: {field} is a {type(found).__name__}, which takes no arguments")
-    return found
+def _made(reference: Any, field: str, args: Mapping[str, Any]) -> tuple[Any, bool]:
+    """A data set, and whether a function made it."""
+    found = load_user(reference, field)
+    if not isinstance(found, type) and (not callable(found) or hasattr(found, "__getitem__")):
+        return found, False
+    name = getattr(found, "__name__", type(found).__name__)
+    call = f"{name}({', '.join(f'{name}={value!r}' for name, value in args.items())})"
+    with user_code(f"{field}: {call}", found):
+        made = found(**args)
+    if made is None:
+        raise DataError(f"{field}: {call} returned None; expected a data set")
+    return made, True
 
 
 def _pair(found: Any, announce: Callable[[str], None]) -> tuple[Any, Any | None, str]:

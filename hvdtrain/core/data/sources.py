@@ -10,13 +10,11 @@ import re
 from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from hvdtrain.core.data.text import TextSpec
 from hvdtrain.core.errors import DataError
 from hvdtrain.core.process.paths import user_path
-
-if TYPE_CHECKING:
-    from hvdtrain.core.data.text import TextSpec
 
 # A line of JSON is held whole while it is parsed.
 MAX_JSON_CHARS = 64 << 20

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hvdtrain.core.data.corpus import Corpus, Sequences, split_members
-from hvdtrain.core.data.tokenizer import TokenIds
+from hvdtrain.core.data.text import TokenIds
 
 _FILES = ("tokens.bin", "offsets.bin", "tokenizer.json")
 _META = "meta.json"

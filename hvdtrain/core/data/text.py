@@ -3,17 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Literal, Protocol
 
 from pydantic import Field, model_validator
 
+from hvdtrain.core.data.packing import Tokens
 from hvdtrain.core.spec.sections import DataSection
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
-    from hvdtrain.core.data.packing import Tokens
-    from hvdtrain.core.data.tokenizer import TokenIds
+
+@dataclass(frozen=True)
+class TokenIds:
+    """What training needs of a tokenizer: `size` is its highest id plus 1, `special` all ids never masked."""
+
+    size: int
+    pad: int
+    cls: int
+    sep: int
+    mask: int
+    special: tuple[int, ...]
 
 
 class Scheme(Protocol):

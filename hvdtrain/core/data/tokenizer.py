@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hvdtrain.core.data.alphabet import MAX_WORD_CHARS, survey
 from hvdtrain.core.data.sources import MAX_DOCUMENT_CHARS, pieces, unreadable
+from hvdtrain.core.data.text import TokenIds
 from hvdtrain.core.data.tokenizer_files import bert_options
 from hvdtrain.core.errors import DataError
 
@@ -21,18 +21,6 @@ _NEEDED = ("[PAD]", "[CLS]", "[SEP]", "[MASK]")
 # The library takes about 150 bytes a character of what it is given at once, and holds 256 texts in training.
 _BATCH_CHARS = 1 << 18
 PIECE_CHARS = 1 << 16
-
-
-@dataclass(frozen=True)
-class TokenIds:
-    """What training needs of a tokenizer: `size` is its highest id plus 1, `special` all ids never masked."""
-
-    size: int
-    pad: int
-    cls: int
-    sep: int
-    mask: int
-    special: tuple[int, ...]
 
 
 def train_tokenizer(

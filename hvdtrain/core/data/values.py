@@ -12,6 +12,8 @@ from hvdtrain.core.errors import DataError
 
 Arrays = dict[str, NDArray[Any]]
 COLLATE = "data.collate_fn"
+# NumPy's kinds of dtypes: booleans, integers, fractions, complex numbers.
+_NUMBERS = "biufc"
 
 
 def to_array(value: Any, place: str) -> NDArray[Any]:
@@ -30,17 +32,23 @@ def to_array(value: Any, place: str) -> NDArray[Any]:
         raise DataError(
             f"{place} is {kind_of(value)} that cannot become a NumPy array: {type(error).__name__}: {error}"
         ) from error
-    if array.dtype.kind not in "biufc":
-        kind = (
-            kind_of(value)
-            if array.dtype.kind != "O" or not isinstance(value, np.ndarray)
-            else "an array of objects"
-        )
+    if array.dtype.kind not in _NUMBERS:
         raise DataError(
-            f"{place} is {kind}; expected an array or a number: leave it out, or turn it into numbers in the "
-            f"data set or in {COLLATE}"
+            f"{place} is {kind_of(value)}{_holding(value, array)}; expected an array or a number: leave it "
+            f"out, or turn it into numbers in the data set or in {COLLATE}"
         )
     return array
+
+
+def _holding(value: Any, array: NDArray[Any]) -> str:
+    if not isinstance(value, list | tuple | np.ndarray):
+        return ""
+    if array.dtype.kind not in "OUS":
+        return f" of {array.dtype}"
+    each = next(
+        each for each in np.asarray(value, object).flat if np.asarray(each).dtype.kind not in _NUMBERS
+    )
+    return f" that holds {kind_of(each)}"
 
 
 def named(item: Any, label_names: tuple[str, ...], place: str) -> dict[str, tuple[str, Any]]:

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from hvdtrain.core.data.packing import Tokens, pack, split
-from hvdtrain.core.data.tokenizer import TokenIds, token_ids, train_tokenizer
+from hvdtrain.core.data.text import TokenIds
+from hvdtrain.core.data.tokenizer import token_ids, train_tokenizer
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer

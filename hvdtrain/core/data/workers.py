@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import signal
 import sys
+import threading
 from collections.abc import Callable
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -43,6 +44,7 @@ class Workers(Generic[S]):
         """
         self.count = count
         self._shared = shared
+        self._alone = threading.Lock()
         self._pool: ProcessPoolExecutor | None = None
         if count:
             # The fork context starts every process at the first call, before the pool has a thread.
@@ -72,7 +74,7 @@ class Workers(Generic[S]):
             DataError: also from the returned function: a process ended.
         """
         if self._pool is None:
-            return partial(function, self._shared, *args, **kwargs)
+            return partial(self._call_here, function, args, kwargs)
         try:
             return partial(_result, self._pool.submit(_call, function, args, kwargs))
         except (BrokenProcessPool, OSError) as error:
@@ -82,6 +84,11 @@ class Workers(Generic[S]):
         """End the processes after the calls they are at; later ones fail. A second call does nothing."""
         if self._pool is not None:
             self._pool.shutdown(cancel_futures=True)
+
+    def _call_here(self, function: Callable[..., T], args: Any, kwargs: Any) -> T:
+        # One at a time: batches are made by a thread while another evaluates, and files have one position.
+        with self._alone:
+            return function(self._shared, *args, **kwargs)
 
 
 def _result(future: Future[T]) -> T:

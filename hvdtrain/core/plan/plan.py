@@ -10,24 +10,23 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hvdtrain.core.compression.periodic import Periodic
 from hvdtrain.core.compression.rows import pays
 from hvdtrain.core.data.batches import TextFacts
-from hvdtrain.core.data.order import global_batches
 from hvdtrain.core.errors import SpecError
 from hvdtrain.core.families.family import Family
 from hvdtrain.core.families.weights import Weight
+from hvdtrain.core.plan.checks import check, notes_on_text, notes_on_updates
 from hvdtrain.core.plan.memory import Memory, predict_memory
+from hvdtrain.core.plan.updates import Updates, count_updates
 from hvdtrain.core.spec.job_spec import JobSpec
 from hvdtrain.core.spec.sections import OptimizerSpec
 from hvdtrain.core.tasks import task_of
-from hvdtrain.core.update.accumulation import Accumulation, Batch, batch_of, resolve_accumulation
+from hvdtrain.core.update.accumulation import Accumulation, Batch
 from hvdtrain.core.update.buckets import Bucket, plan_buckets
 from hvdtrain.core.update.precision import compute_dtype, cpu_notes
 
 # Horovod negotiates every cycle, also while idle: its default of 1 ms takes a tenth of two busy cores.
 CYCLE_TIME_MS = 10.0
-MUCH_UNKNOWN = 0.01
 _MIB = 2**20
 
 
@@ -131,35 +130,55 @@ def make_plan(
         SpecError: when the batch does not divide, there is nothing to train on, or so many ranks cannot
             use the compression policy.
     """
-    if len(train_tokens) < 1:
-        raise SpecError(
-            "data: the training split is empty; give more text or a smaller data.validation_split"
-        )
-    rules = spec.rules
-    rules.check([w.name for w in weights])
-    rules.check_ranks(size)
-    _check_period(spec)
-    accumulation = resolve_accumulation(spec.batch, size)
-    updates_per_epoch = _updates(spec.seed, train_tokens, accumulation, 1.0)
-    epochs = spec.num_train_epochs or 0.0
-    max_steps = spec.max_steps or _updates(spec.seed, train_tokens, accumulation, epochs)
-    batch = batch_of(accumulation, float(np.mean(train_tokens)), max_steps)
+    check(spec, weights, len(train_tokens), size)
+    updates = count_updates(spec, train_tokens, size)
+    return _plan(
+        spec,
+        weights,
+        updates,
+        family,
+        size=size,
+        threads=threads,
+        train_samples=len(train_tokens),
+        validation_samples=validation_samples,
+        text=text,
+        notes=(
+            *notes_on_text(text),
+            *spec.rules.not_yet(updates.max_steps),
+            *notes_on_updates(spec, updates.accumulation, updates.max_steps),
+            *cpu_notes(spec, cpu_flags),
+        ),
+    )
+
+
+def _plan(
+    spec: JobSpec,
+    weights: Sequence[Weight],
+    updates: Updates,
+    family: Family | None,
+    *,
+    size: int,
+    threads: int,
+    train_samples: int,
+    validation_samples: int,
+    text: TextFacts | None,
+    notes: tuple[str, ...],
+) -> Plan:
+    rules, batch, rows = spec.rules, updates.batch, updates.batch.per_device_train_batch_size
     itemsize = np.dtype(spec.model.dtype).itemsize
-    buckets = _buckets(spec, weights, accumulation, itemsize)
-    parameters = sum(w.size for w in weights)
+    buckets = _buckets(spec, weights, updates.accumulation, itemsize)
     return Plan(
         size=size,
         batch=batch,
-        accumulation=accumulation,
-        train_samples=len(train_tokens),
+        accumulation=updates.accumulation,
+        train_samples=train_samples,
         validation_samples=validation_samples,
-        updates_per_epoch=updates_per_epoch,
-        max_steps=max_steps,
-        warmup_steps=warmup_updates(spec, max_steps),
+        updates_per_epoch=updates.updates_per_epoch,
+        max_steps=updates.max_steps,
+        warmup_steps=warmup_updates(spec, updates.max_steps),
         learning_rate=peak_learning_rate(spec.optimizer, size),
-        per_device_eval_batch_size=spec.evaluation.per_device_eval_batch_size
-        or batch.per_device_train_batch_size,
-        parameters=parameters,
+        per_device_eval_batch_size=spec.evaluation.per_device_eval_batch_size or rows,
+        parameters=sum(w.size for w in weights),
         decayed_parameters=sum(w.size for w in weights if w.decays),
         buckets=buckets,
         bucket_compression=tuple(rules.policy(b).type for b in buckets),
@@ -167,17 +186,11 @@ def make_plan(
         sync_every=rules.period,
         flops_per_update=_flops(spec, family, batch),
         compute_dtype=compute_dtype(spec),
-        memory=predict_memory(spec, family, buckets, batch.per_device_train_batch_size, size),
+        memory=predict_memory(spec, family, buckets, rows, size),
         threads=threads,
         cycle_time_ms=spec.communication.cycle_time_ms or CYCLE_TIME_MS,
         text=text,
-        notes=(
-            *_unknown_notes(text),
-            *rules.not_yet(max_steps),
-            *_period_notes(spec),
-            *_stage_notes(accumulation, max_steps),
-            *cpu_notes(spec, cpu_flags),
-        ),
+        notes=notes,
     )
 
 
@@ -204,70 +217,12 @@ def _flops(spec: JobSpec, family: Family | None, batch: Batch) -> int:
     return samples * family.flops(spec.model, shapes.length, shapes.predictions)
 
 
-def _updates(seed: int, tokens: NDArray[np.int64], accumulation: Accumulation, epochs: float) -> int:
-    if accumulation.target_tokens is None and len(accumulation.stages) == 1:
-        return math.ceil(epochs * math.ceil(len(tokens) / batch_of(accumulation, 1.0).global_batch_size))
-    wanted = epochs * len(tokens)
-    batches = global_batches(seed, tokens, accumulation)
-    return next(batch.update for batch in batches if batch.samples_consumed >= wanted)
-
-
 def _most_tokens(accumulation: Accumulation, max_seq_length: int) -> int:
     """How many different tokens a rank can meet in one update, [PAD] included."""
     if accumulation.target_tokens is not None:
         return accumulation.target_tokens + max_seq_length + 1
     steps = max(steps for _, steps in accumulation.stages)
     return steps * accumulation.per_device * max_seq_length + 1
-
-
-def _check_period(spec: JobSpec) -> None:
-    period = spec.rules.period
-    for name, every in _looks(spec).items():
-        if every is not None and every % period:
-            raise SpecError(
-                f"{name}: {every} is not a multiple of compression.sync_every {period}, and between "
-                "exchanges each rank has weights of its own: choose a multiple, or null for the end alone"
-            )
-
-
-def _period_notes(spec: JobSpec) -> list[str]:
-    """Fields that leave an overlapping policy no exchange to overlap."""
-    policy = spec.rules.policies[0]
-    if not isinstance(policy, Periodic) or not policy.background:
-        return []
-    return [
-        f"compression.overlap: {name} {every} is compression.sync_every, so ranks wait for every exchange"
-        for name, every in _looks(spec).items()
-        if every == policy.period
-    ]
-
-
-def _stage_notes(accumulation: Accumulation, max_steps: int) -> list[str]:
-    return [
-        f"batch.gradient_accumulation_steps: from_step {start} is not reached: the run has {max_steps} "
-        "updates"
-        for start, _ in accumulation.stages
-        if start >= max_steps
-    ]
-
-
-def _unknown_notes(text: TextFacts | None) -> list[str]:
-    if text is None or text.unknown_share <= MUCH_UNKNOWN:
-        return []
-    cure = (
-        f"give a larger model.vocab_size (now {text.vocab_size:,})"
-        if text.trained
-        else "take a data.tokenizer_file that knows this text"
-    )
-    return [f"data: {text.unknown_share:.1%} of the text is [UNK], which is lost: {cure}"]
-
-
-def _looks(spec: JobSpec) -> dict[str, int | None]:
-    """Fields that say when weights are looked at."""
-    return {
-        "evaluation.eval_steps": spec.evaluation.eval_steps,
-        "checkpointing.save_steps": spec.checkpointing.save_steps,
-    }
 
 
 def warmup_updates(spec: JobSpec, max_steps: int) -> int:

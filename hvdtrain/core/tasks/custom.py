@@ -18,13 +18,13 @@ from hvdtrain.core.data.order import Indices
 from hvdtrain.core.data.own_datasets import OwnDataSpec, find_datasets
 from hvdtrain.core.data.samples import Samples, open_samples
 from hvdtrain.core.data.seeding import seed_generators
-from hvdtrain.core.data.values import Arrays
+from hvdtrain.core.data.values import COLLATE, Arrays
 from hvdtrain.core.data.workers import Workers
 from hvdtrain.core.errors import DataError
-from hvdtrain.core.spec.reference import describe, name_or_path, resolve
+from hvdtrain.core.spec.reference import describe, name_or_path
 from hvdtrain.core.spec.sections import TaskSection
 from hvdtrain.core.tasks.task import Shapes
-from hvdtrain.core.user_code import user_code
+from hvdtrain.core.user_code import load_user
 
 LOSSES = ("cross_entropy", "mse", "bce_with_logits")
 METRICS = ("accuracy",)
@@ -80,14 +80,12 @@ def prepare(
     """
     del model
     train, evaluation, place = find_datasets(data, announce)
-    with user_code(f"data.collate_fn: importing {data.collate_fn!r}"):
-        collate_fn = resolve(data.collate_fn, "data.collate_fn") if data.collate_fn is not None else None
+    collate_fn = load_user(data.collate_fn, COLLATE)
     sources: tuple[Samples, ...] = (open_samples(train, "data.dataset", task.label_names, collate_fn),)
     if evaluation is not None:
         sources += (open_samples(evaluation, place, task.label_names, collate_fn),)
     workers = Workers(data.dataloader_num_workers, sources)
-    looks = [workers.start(look, which) for which in range(len(sources))]
-    seen = [arrive() for arrive in looks]
+    seen = [look(workers, which, len(each)) for which, each in enumerate(sources)]
     facts: dict[str, Any] = dict(
         zip(("train_dataset", "eval_dataset"), (dict(each.facts) for each in seen), strict=False)
     )

@@ -21,7 +21,7 @@ from hvdtrain.core.data.batches import (
 )
 from hvdtrain.core.data.corpus import Corpus, Sequences
 from hvdtrain.core.data.masking import max_predictions
-from hvdtrain.core.data.tokenizer import TokenIds
+from hvdtrain.core.data.text import TokenIds
 from hvdtrain.core.tasks.masked_lm import MaskedSplit, TaskSpec
 from hvdtrain.core.update.accumulation import Accumulation
 

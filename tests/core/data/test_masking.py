@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hvdtrain.core.data.masking import Masked, mask_tokens, mask_words, max_predictions
-from hvdtrain.core.data.tokenizer import TokenIds
+from hvdtrain.core.data.text import TokenIds
 
 IDS = TokenIds(size=1000, pad=0, cls=2, sep=3, mask=4, special=(0, 1, 2, 3, 4))
 

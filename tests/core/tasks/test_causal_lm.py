@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 
 from hvdtrain.core.data.byte_level_bpe import END_OF_TEXT, SMALLEST, ByteLevelBPE, bpe_files
 from hvdtrain.core.data.corpus import Corpus, Sequences
-from hvdtrain.core.data.tokenizer import TokenIds, encoder
+from hvdtrain.core.data.text import TokenIds
+from hvdtrain.core.data.tokenizer import encoder
 from hvdtrain.core.errors import DataError
 from hvdtrain.core.tasks import causal_lm
 from hvdtrain.core.tasks.causal_lm import CausalSplit, DataSpec, TaskSpec
