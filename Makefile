@@ -11,8 +11,8 @@ export PYTHON TORCH_REQUIREMENT TENSORFLOW_REQUIREMENT
 
 VENV := .venv
 BIN := $(VENV)/bin
-GPU_TESTS := tests/engine/test_wire.py tests/conformance/test_frameworks.py tests/dropin/test_torch.py \
-	tests/dropin/test_keras.py tests/jobs/test_gpu.py
+GPU_TESTS := tests/engine/test_wire.py tests/conformance/test_frameworks.py tests/dropin/test_gpu.py \
+	tests/jobs/test_gpu.py
 SOURCES := hvdtrain torch_jobs tf_jobs tests benchmarks examples
 
 .PHONY: help setup demo test test-all test-gpu check format stubs bench clean

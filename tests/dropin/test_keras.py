@@ -9,12 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.jobs.runs import INSTALLED, launch
+from tests.jobs.runs import launch
 
 HERE = Path(__file__).parent
 QUICK = ("keras_arguments", "keras_fitting", "keras_callbacks", "keras_misuse", "keras_names")
 SLOW = ("keras_optimizers",)
-ON_GPUS = ("keras_arguments", "keras_fitting", "keras_callbacks")
 
 
 def checks(modules: tuple[str, ...]) -> list[str]:
@@ -26,7 +25,7 @@ def checks(modules: tuple[str, ...]) -> list[str]:
 @functools.cache
 def said(modules: tuple[str, ...], directory: Path, wire: str = "mpirun") -> list[dict[str, str]]:
     """What each rank says of each check, and of the launch."""
-    results = directory / f"{modules[0]}-{wire}"
+    results = directory / modules[0]
     names = [f"tests.dropin.{module}" for module in modules]
     done = launch(2, [str(HERE / "keras_worker.py"), str(results), *names], wire, timeout=300)
     files = [Path(f"{results}.{rank}") for rank in range(2)]
@@ -49,11 +48,4 @@ def test_on_two_ranks(check: str, directory: Path) -> None:
 @pytest.mark.parametrize("check", checks(SLOW))
 def test_slowly_on_two_ranks(check: str, directory: Path) -> None:
     for rank, found in enumerate(said(SLOW, directory)):
-        assert found.get(check) == "", f"rank {rank}: {found.get(check) or found.get('launch')}"
-
-
-@pytest.mark.gpu
-@pytest.mark.parametrize("check", checks(ON_GPUS) * ("tensorflow" in INSTALLED))
-def test_on_two_ranks_with_gpus(check: str, directory: Path) -> None:
-    for rank, found in enumerate(said(ON_GPUS, directory, "nccl")):
         assert found.get(check) == "", f"rank {rank}: {found.get(check) or found.get('launch')}"
