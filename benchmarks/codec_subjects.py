@@ -35,7 +35,7 @@ def gpu_memcpy(gradients: np.ndarray) -> Timed:
 
 
 def torch_codec(policy: Policy, bucket: Bucket, gradients: np.ndarray) -> Timed:
-    """A policy as `hvdtrain.torch.reducer` drives it, on a GPU where there is one."""
+    """A policy as `hvdtrain.torch.driver` drives it, on a GPU where there is one."""
     import torch
 
     from hvdtrain.torch.ops import Ops
@@ -65,7 +65,7 @@ def torch_codec(policy: Policy, bucket: Bucket, gradients: np.ndarray) -> Timed:
 
 
 def tensorflow_codec(policy: Policy, bucket: Bucket, gradients: np.ndarray) -> Timed:
-    """A policy as `hvdtrain.tensorflow.reducer` drives it, compiled."""
+    """A policy as `hvdtrain.tensorflow.driver` drives it, compiled."""
     import tensorflow as tf
 
     from hvdtrain.tensorflow.ops import Ops

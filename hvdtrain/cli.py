@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import inspect
 import json as json_
 import math
@@ -54,13 +55,18 @@ def plan(
         int | None, typer.Option(min=1, help="Ranks on one host; all of them by default.")
     ] = None,
     set_: _Set = None,
+    framework: Annotated[
+        Framework | None,
+        typer.Option(help="Which framework builds a model of your own; default: the spec's."),
+    ] = None,
     json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
 ) -> None:
     """Print every number that training SPEC on -np ranks would use; prepares the data, starts nothing."""
-    from hvdtrain.core.families import family_of
+    from hvdtrain.core import strict_json
+    from hvdtrain.core.families import custom, family_of
     from hvdtrain.core.plan.table import print_plan
     from hvdtrain.core.process.environment import usable_cores
-    from hvdtrain.core.run.job import plan_job, prepare_data
+    from hvdtrain.core.run.job import open_family, plan_job, prepare_data
     from hvdtrain.core.run.world import World
     from hvdtrain.core.spec.job_spec import load_spec
     from hvdtrain.engine.cache import wire_types
@@ -69,9 +75,14 @@ def plan(
     job.rules.check_wire(wire_types())
     world = World(0, np, 0, local or np, usable_cores())
     dataset = prepare_data(job, lambda line: typer.echo(line, err=True))
-    found = plan_job(job, family_of(job.model), dataset, np, world.threads(job.num_threads))
+    if isinstance(job.model, custom.ModelSpec):
+        chosen = framework or (Framework.TORCH if job.model.torch else Framework.TENSORFLOW)
+        family, _ = open_family(importlib.import_module(f"hvdtrain.{chosen}.job").load(), job, dataset)
+    else:
+        family = family_of(job.model)
+    found = plan_job(job, family, dataset, np, world.threads(job.num_threads))
     if json:
-        typer.echo(json_.dumps(found.as_dict(), indent=2))
+        typer.echo(strict_json.dumps(found.as_dict(), indent=2))
     else:
         print_plan(found, f"{spec}: what a run on {np} rank(s) will do")
 
@@ -94,8 +105,6 @@ def generate(
     seed: Annotated[int, typer.Option(help="Of sampling.")] = 0,
 ) -> None:
     """Continue PROMPT with the causal language model that a job has saved in OUTPUT_DIR."""
-    import importlib
-
     from hvdtrain.core.checkpoints.saved_models import open_model
     from hvdtrain.core.errors import CheckpointError
     from hvdtrain.core.process.paths import user_path

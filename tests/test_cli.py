@@ -110,7 +110,7 @@ def test_the_plan_as_a_table_shows_the_same_numbers(job: Path) -> None:
     found = json.loads(hvdtrain(job, *settings, "--json").stdout)
     done = hvdtrain(job, *settings)
     assert done.returncode == 0
-    for told in ("16 sequences", f"{found['parameters']:,}", f"{found['train_samples']} sequences"):
+    for told in ("16 samples", f"{found['parameters']:,}", f"{found['train_samples']} samples"):
         assert told in done.stdout
     found = found["text"]
     assert f"{found['tokenizer_size']} of {found['vocab_size']} tokens" in done.stdout

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import horovod.tensorflow as hvd
 import keras
 import tensorflow as tf
 
 import hvdtrain.tensorflow as dropin
+from hvdtrain.core.families.weights import Weight
 from hvdtrain.core.spec.job_spec import JobSpec
 from hvdtrain.keras.optimizer import DistributedOptimizer
 from hvdtrain.tensorflow import world
@@ -46,7 +47,7 @@ def stock(spec: JobSpec) -> tuple[int, Step]:
     _one_thread()
     work, model = _build(spec, hvd.rank())
     optimizer = _adamw(work, model)
-    hvd.broadcast_variables(list(model.parameters.values()), root_rank=0)
+    hvd.broadcast_variables(_variables(model, work.weights), root_rank=0)
 
     def reduced(tape: tf.GradientTape) -> tf.GradientTape:
         return hvd.DistributedGradientTape(tape, op=hvd.Sum, sparse_as_dense=True)
@@ -60,7 +61,7 @@ def wrapper(spec: JobSpec) -> tuple[int, Step]:
     tf.config.threading.set_inter_op_parallelism_threads(1)
     work, model = _build(spec, hvd.rank())
     optimizer = _adamw(work, model)
-    dropin.broadcast_variables(list(model.parameters.values()), root_rank=0)
+    dropin.broadcast_variables(_variables(model, work.weights), root_rank=0)
 
     def reduced(tape: tf.GradientTape) -> tf.GradientTape:
         return dropin.DistributedGradientTape(tape, average="sum")
@@ -74,7 +75,7 @@ def keras_wrapper(spec: JobSpec) -> tuple[int, Step]:
     tf.config.threading.set_inter_op_parallelism_threads(1)
     work, model = _build(spec, hvd.rank())
     optimizer = DistributedOptimizer(_adamw(work, model), average="sum")
-    dropin.broadcast_variables(list(model.parameters.values()), root_rank=0)
+    dropin.broadcast_variables(_variables(model, work.weights), root_rank=0)
     return hvd.rank(), _step(work, tf.function(_train(model, optimizer)))
 
 
@@ -122,7 +123,7 @@ def _train(
     reduced: Callable[[tf.GradientTape], tf.GradientTape] = lambda tape: tape,
 ) -> Callable[[Batch, tf.Tensor], tf.Tensor]:
     """Forward, backward and update; `reduced` makes a tape's gradients those of all ranks."""
-    variables = list(model.parameters.values())
+    variables = _variables(model, model.weights)
 
     def train(batch: Batch, inverse: tf.Tensor) -> tf.Tensor:
         with tf.GradientTape() as tape:
@@ -141,6 +142,11 @@ def _step(work: Work, train: Callable[[Batch, tf.Tensor], tf.Tensor]) -> Step:
     return step
 
 
+def _variables(model: Model, weights: Sequence[Weight]) -> list[tf.Variable]:
+    """The variables of weights; one weight may be several in Keras."""
+    return [variable for weight in weights for variable in model.parameters[weight.name]]
+
+
 def _adamw(work: Work, model: Model) -> keras.optimizers.Optimizer:
     asked = work.spec.optimizer
     optimizer = keras.optimizers.AdamW(
@@ -151,6 +157,6 @@ def _adamw(work: Work, model: Model) -> keras.optimizers.Optimizer:
         epsilon=asked.adam_epsilon,
         global_clipnorm=work.spec.max_grad_norm,
     )
-    optimizer.exclude_from_weight_decay([model.parameters[w.name] for w in work.weights if not w.decays])
-    optimizer.build(list(model.parameters.values()))
+    optimizer.exclude_from_weight_decay(_variables(model, [w for w in work.weights if not w.decays]))
+    optimizer.build(_variables(model, work.weights))
     return optimizer

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
-from hvdtrain.core.families import family_of
+from hvdtrain.core.errors import SpecError
+from hvdtrain.core.families import custom, family_of
+from hvdtrain.core.run.initial import INITIAL_DIR
 from hvdtrain.core.run.report import CurveDifference, compare_runs
 from hvdtrain.core.spec.job_spec import load_spec
 from hvdtrain.launch.command import Framework, run
@@ -23,7 +26,7 @@ def run_both(
     output_dir: Path,
     launcher: Launcher = Launcher.AUTO,
 ) -> dict[str, Path]:
-    """Train a spec in PyTorch and then in TensorFlow.
+    """Train a spec in PyTorch and then in TensorFlow, from the same initial values.
 
     Args:
         spec: a file or a packaged spec's name.
@@ -39,12 +42,16 @@ def run_both(
         typer.Exit: when one of them failed.
     """
     outputs = {framework.value: output_dir / framework.value for framework in Framework}
+    model, first = load_spec(spec, overrides).model, outputs[Framework.TORCH.value].absolute()
     for framework in Framework:
+        settings = list(overrides)
+        if isinstance(model, custom.ModelSpec) and framework is not Framework.TORCH:
+            settings.append(f"model.init_from={json.dumps(str(first / INITIAL_DIR))}")
         run(
             spec,
             framework=framework,
             np=np,
-            set_=list(overrides),
+            set_=settings,
             output_dir=outputs[framework.value],
             launcher=launcher,
         )
@@ -71,8 +78,14 @@ def measure_parity(
 
     Returns:
         The difference, and the tolerance it must keep.
+
+    Raises:
+        SpecError: a model of the user's is not given in both frameworks with the names that match.
     """
-    family = family_of(load_spec(spec, overrides).model)
+    model = load_spec(spec, overrides).model
+    if isinstance(model, custom.ModelSpec):
+        _check_pair(model)
+    family = family_of(model)
     forced = [
         f"model.dtype={dtype}",
         f"max_steps={updates}",
@@ -84,3 +97,12 @@ def measure_parity(
     outputs = run_both(spec, np, [*overrides, *forced], output_dir)
     tolerance, compared = TOLERANCES[dtype]
     return compare_runs(outputs["torch"], outputs["tensorflow"], compared), tolerance
+
+
+def _check_pair(model: custom.ModelSpec) -> None:
+    missing = [name for name in ("torch", "tensorflow", "names") if getattr(model, name) is None]
+    if missing:
+        raise SpecError(
+            f"model: parity needs both frameworks, and this spec has no {' and no '.join(missing)}: "
+            "give model.torch, model.tensorflow, and in model.names the Keras layer of each PyTorch module"
+        )

@@ -1,4 +1,4 @@
-"""Calls of the user's own code: what goes wrong in it is told with the place where it did."""
+"""Calls of the user's own code, whose errors name the file and line they come from."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def user_code(what: str, called: Any = None, kind: type[HvdtrainError] = DataErr
 
 
 def load_user(reference: Any, field: str, kind: type[HvdtrainError] = DataError) -> Any:
-    """As `resolve`, with whatever the user's module raises when it is imported told as by `user_code`."""
+    """As `resolve`; an exception of the user's module becomes an error as by `user_code`."""
     if not isinstance(reference, str):
         return reference
     with user_code(f"{field}: importing {reference!r}", kind=kind):

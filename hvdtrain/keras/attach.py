@@ -67,7 +67,7 @@ class Attached:
             return
         self._finished = True
         for engine in engines_of(self._model):
-            if engine.gradients is not None and (left := engine.gradients.micro_batches):
+            if engine.gradients is not None and (left := engine.gradients.accumulation.micro_batches):
                 print(
                     f"hvdtrain: fit ended with an unfinished update: {left} of "
                     f"{engine.settings.gradient_accumulation_steps} micro-batches are kept. The next fit "

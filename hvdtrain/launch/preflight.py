@@ -16,7 +16,7 @@ from hvdtrain.core.data.cache import cache_directory
 from hvdtrain.core.data.sources import source_files, unreadable
 from hvdtrain.core.data.text import TextSpec
 from hvdtrain.core.errors import DataError, LaunchError
-from hvdtrain.core.families import family_of
+from hvdtrain.core.families import custom, family_of
 from hvdtrain.core.process.environment import usable_cores
 from hvdtrain.core.process.paths import user_path
 from hvdtrain.core.run.job import plan_job, prepare_data
@@ -61,6 +61,9 @@ def check_job(
         _check_output(output_dir or Path("outputs"))
         if resume is not None:
             check_checkpoint(resume)
+    if isinstance(spec.model, custom.ModelSpec):
+        # The user's code runs on the ranks alone: it may take its time, and it may start what it needs.
+        return
     if all(here):
         # The ranks would do the same, later, and all of them wait for it; they open what is prepared here.
         dataset = prepare_data(spec, announce=partial(print, flush=True))

@@ -1,60 +1,128 @@
-"""Runs a compression policy while TensorFlow traces: collectives go into the graph, data flow orders them."""
+"""Drives compression policies while TensorFlow traces: the graph holds the collectives, in their order."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import horovod.tensorflow as hvd
+import numpy as np
 import tensorflow as tf
 
 from hvdtrain.core.compression.protocol import AdasumReduce, AllGather, AllReduce, Policy, Request, State
-from hvdtrain.core.families.weights import SAME, Weight
+from hvdtrain.core.compression.rules import Rules
 from hvdtrain.core.update.buckets import Bucket
+from hvdtrain.tensorflow.buckets import swap_layout
 from hvdtrain.tensorflow.ops import Ops
-from hvdtrain.tensorflow.weights import Parameters
 
 
-@dataclass(frozen=True)
 class Driver:
-    """Sums buckets over ranks; called while TensorFlow traces, or eagerly.
+    """Sums buckets over ranks, and keeps the state of their policies.
 
     Attributes:
         ops: the array verbs, which know this rank's place.
-        prefix: in front of the names of collectives; different for those that may be under way together.
-        wire_bytes: an int64 scalar to which the bytes handed to collectives are added.
-        process_set: the ranks that take part.
     """
 
-    ops: Ops
-    prefix: str
-    wire_bytes: tf.Variable
-    process_set: Any = hvd.global_process_set
-
-    def reduce(
-        self,
-        policy: Policy,
-        bucket: Bucket,
-        flat: tf.Tensor,
-        state: Mapping[str, tf.Tensor],
-        update: tf.Tensor,
-    ) -> tuple[tf.Tensor, State]:
-        """Sum one bucket.
+    def __init__(
+        self, rules: Rules, seed: int, prefix: str = "", process_set: Any = hvd.global_process_set
+    ) -> None:
+        """Start without buckets.
 
         Args:
-            policy: how.
+            rules: whose policies have their first state here.
+            seed: of the policies' random numbers.
+            prefix: in front of the names of collectives; different for those that may be under way together.
+            process_set: the ranks that take part.
+        """
+        self.ops = Ops(process_set.size(), process_set.rank(), seed)
+        self._rules, self._prefix, self._process_set = rules, prefix, process_set
+        self._buckets: list[Bucket] = []
+        self._states: list[State] = []
+        self._wire_bytes = tf.Variable(0, dtype=tf.int64, trainable=False)
+
+    def add(self, bucket: Bucket, dtype: str) -> None:
+        """Take in a bucket, whose index is the number of those before it.
+
+        Args:
             bucket: its layout.
-            flat: this rank's gradients, (bucket.size,), in Keras' layout.
-            state: the policy's, by name.
+            dtype: of its gradients.
+        """
+        state = self._rules.policy(bucket).init(self.ops, bucket, dtype)
+        self._buckets.append(bucket)
+        self._states.append({name: tf.Variable(value, trainable=False) for name, value in state.items()})
+
+    def reduce(
+        self, policy: Callable[[Bucket], Policy], flats: Sequence[tf.Tensor], update: tf.Tensor
+    ) -> tuple[list[tf.Tensor], dict[int, State]]:
+        """Sum all buckets; called while TensorFlow traces, or eagerly.
+
+        Args:
+            policy: how, of a bucket.
+            flats: this rank's gradients, (bucket.size,) for each bucket, in Keras' layout.
             update: number of the update, counted from 1, an int64 scalar.
 
         Returns:
-            (the sum over ranks, the new state under the same names; what did not change is the same object).
+            (the sums over ranks, the policies' new states by the bucket's index; an array that has not
+            changed is its variable).
         """
+        work, update = zip(self._buckets, flats, strict=True), tf.convert_to_tensor(update)
+        found = [self._reduce(policy(bucket), bucket, flat, update) for bucket, flat in work]
+        return [total for total, _ in found], {i: state for i, (_, state) in enumerate(found)}
+
+    def commit(self, states: Mapping[int, State]) -> None:
+        """Keep new states: the update was applied.
+
+        Args:
+            states: by the bucket's index.
+        """
+        for index, found in states.items():
+            for name, variable in self._states[index].items():
+                if found[name] is not variable:
+                    variable.assign(found[name])
+
+    @property
+    def states(self) -> list[tuple[Policy, State]]:
+        """Each bucket's policy and its state, variables by name."""
+        return [*zip(map(self._rules.policy, self._buckets), self._states, strict=True)]
+
+    @property
+    def wire_bytes(self) -> int:
+        """Bytes this rank has handed to collectives so far."""
+        return int(self._wire_bytes.numpy())
+
+    def read(self) -> list[dict[str, np.ndarray]]:
+        """Copies of this rank's policy state, a mapping a bucket, in the Hugging Face layout."""
+        return [
+            {name: self._swap(bucket, variable, to_keras=False).numpy() for name, variable in state.items()}
+            for bucket, state in zip(self._buckets, self._states, strict=True)
+        ]
+
+    def write(self, states: Sequence[Mapping[str, np.ndarray]]) -> None:
+        """Set what `read` read."""
+        for bucket, state, arrays in zip(self._buckets, self._states, states, strict=True):
+            for name, variable in state.items():
+                array = tf.constant(arrays[name], variable.dtype)
+                variable.assign(self._swap(bucket, array, to_keras=True))
+
+    def sum(self, values: tf.Tensor, name: str) -> tf.Tensor:
+        """Sum a few values over ranks, beside the buckets.
+
+        Args:
+            values: this rank's, of at least one axis.
+            name: of the collective, behind the prefix.
+        """
+        array, name = self._not_constant(values), f"{self._prefix}{name}"
+        among = {"process_set": self._process_set, "ignore_name_scope": True}
+        return hvd.allreduce(array, op=hvd.Sum, name=name, **among)
+
+    def _reduce(
+        self, policy: Policy, bucket: Bucket, flat: tf.Tensor, update: tf.Tensor
+    ) -> tuple[tf.Tensor, State]:
+        kept = self._states[bucket.index]
+        before = {name: tf.convert_to_tensor(variable) for name, variable in kept.items()}
         if not policy.elementwise:
             flat = swap_layout(bucket, flat, to_keras=False)
-        reduction = policy.reduce(self.ops, bucket, flat, dict(state), update)
+        reduction = policy.reduce(self.ops, bucket, flat, dict(before), update)
         reply, requests = None, 0
         while True:
             try:
@@ -62,29 +130,18 @@ class Driver:
             except StopIteration as stop:
                 total, found = stop.value
                 break
-            reply = self._reply(
-                request, f"{self.prefix}{type(request).__name__}.bucket{bucket.index}.{requests}"
-            )
+            name = f"{self._prefix}{type(request).__name__}.bucket{bucket.index}.{requests}"
+            reply = self._reply(request, name)
             requests += 1
-        return total if policy.elementwise else swap_layout(bucket, total, to_keras=True), found
-
-    def not_constant(self, array: tf.Tensor) -> tf.Tensor:
-        """The same array, of at least one axis, which no optimisation of the graph takes for a constant.
-
-        When TensorFlow optimises a graph it computes what depends on constants alone, collectives among it:
-        this rank's would meet nobody where others do not trace, and its result would be that of all steps.
-        """
-        if tf.executing_eagerly():
-            return array
-        # All of it, from a place that a variable says: nothing is copied. A reshape would be optimised away.
-        zero = tf.cast(tf.minimum(self.wire_bytes, 0), tf.int32)
-        return tf.slice(array, tf.fill([array.shape.rank], zero), array.shape)
+        if not policy.elementwise:
+            total = swap_layout(bucket, total, to_keras=True)
+        return total, {n: kept[n] if value is before[n] else value for n, value in found.items()}
 
     def _reply(self, request: Request, name: str) -> tf.Tensor:
         # Horovod pairs tensors by name, and the scopes around an operation depend on who calls the function.
-        array = self.not_constant(request.array)
-        self.wire_bytes.assign_add(array.shape.num_elements() * array.dtype.size)
-        among = {"process_set": self.process_set, "ignore_name_scope": True}
+        array = self._not_constant(request.array)
+        self._wire_bytes.assign_add(array.shape.num_elements() * array.dtype.size)
+        among = {"process_set": self._process_set, "ignore_name_scope": True}
         if isinstance(request, AllReduce):
             total = hvd.allreduce(array, op=hvd.Sum, name=name, **among)
             return tf.ensure_shape(total, array.shape)
@@ -102,56 +159,19 @@ class Driver:
             return tf.ensure_shape(tf.concat(combined, 0), array.shape)
         return tf.ensure_shape(hvd.alltoall(array, name=name, **among), array.shape)
 
+    def _not_constant(self, array: tf.Tensor) -> tf.Tensor:
+        """The same array, of at least one axis, which no optimisation of the graph takes for a constant.
 
-def pack(bucket: Bucket, gradients: Mapping[str, Sequence[tf.Tensor]]) -> tf.Tensor:
-    """A bucket's gradients behind each other, sparse ones made dense.
+        When TensorFlow optimises a graph it computes what depends on constants alone, collectives among it:
+        this rank's would meet nobody where others do not trace, and its result would be that of all steps.
+        """
+        if tf.executing_eagerly():
+            return array
+        # All of it, from a place that a variable says: nothing is copied. A reshape would be optimised away.
+        zero = tf.cast(tf.minimum(self._wire_bytes, 0), tf.int32)
+        return tf.slice(array, tf.fill([array.shape.rank], zero), array.shape)
 
-    Args:
-        bucket: its layout.
-        gradients: those of the variables that hold a weight, by its name.
-    """
-    found = [gradient for weight in bucket.weights for gradient in gradients[weight.name]]
-    return tf.concat([tf.reshape(tf.convert_to_tensor(gradient), [-1]) for gradient in found], 0)
-
-
-def unpack(bucket: Bucket, flat: tf.Tensor, parameters: Parameters) -> dict[str, list[tf.Tensor]]:
-    """The inverse of `pack`: tensors of the variables' shapes."""
-    held = [variable for weight in bucket.weights for variable in parameters[weight.name]]
-    parts = iter(tf.split(flat, [variable.shape.num_elements() for variable in held]))
-    return {
-        weight.name: [tf.reshape(next(parts), variable.shape) for variable in parameters[weight.name]]
-        for weight in bucket.weights
-    }
-
-
-def swap_layout(bucket: Bucket, flat: tf.Tensor, to_keras: bool) -> tf.Tensor:
-    """A flat bucket with its weights in Keras' layout, or in Hugging Face's."""
-    parts = tf.split(flat, bucket.sizes)
-    for i, weight in enumerate(bucket.weights):
-        if weight.layout != SAME:
-            swap = _split if to_keras else _join
-            parts[i] = swap(weight, parts[i])
-    return tf.concat(parts, 0)
-
-
-def _split(weight: Weight, flat: tf.Tensor) -> tf.Tensor:
-    """`Layout.split`, of flat arrays: the variables lie behind each other."""
-    found, layout = tf.reshape(flat, weight.shape), weight.layout
-    if layout.axes is not None:
-        found = tf.transpose(found, layout.axes)
-    parts = tf.split(found, layout.parts, axis=-1) if layout.parts > 1 else [found]
-    return tf.concat([tf.reshape(part, [-1]) for part in parts], 0)
-
-
-def _join(weight: Weight, flat: tf.Tensor) -> tf.Tensor:
-    """`Layout.join`, of flat arrays."""
-    layout = weight.layout
-    *outer, last = layout.shape(weight.shape)
-    parts = [tf.reshape(part, [*outer, last // layout.parts]) for part in tf.split(flat, layout.parts)]
-    found = tf.concat(parts, -1)
-    return tf.reshape(found if layout.axes is None else tf.transpose(found, layout.inverse), [-1])
-
-
-def variables(state: State) -> State:
-    """Variables that start with a policy's state."""
-    return {name: tf.Variable(value, trainable=False) for name, value in state.items()}
+    def _swap(self, bucket: Bucket, array: tf.Tensor, to_keras: bool) -> tf.Tensor:
+        # Only such a policy is shown, and remembers, gradients in Keras' layout.
+        swaps = self._rules.policy(bucket).elementwise and array.shape == (bucket.size,)
+        return swap_layout(bucket, array, to_keras) if swaps else tf.convert_to_tensor(array)

@@ -3,39 +3,72 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
 from hvdtrain.core.data import Batch
-from hvdtrain.core.families.weights import Weight
-from hvdtrain.core.spec.sections import ModelSection
+from hvdtrain.core.families import custom as custom_family
+from hvdtrain.core.families.weights import Weight, trained
+from hvdtrain.core.spec.job_spec import JobSpec
+from hvdtrain.core.spec.sections import ModelSection, TaskSection
+from hvdtrain.core.tasks import custom
 from hvdtrain.core.tasks.causal_lm import next_token_batch
+from hvdtrain.core.tasks.objective import split_labels
+from hvdtrain.core.update.precision import compute_dtype
+from hvdtrain.tensorflow.families import custom as custom_network
 from hvdtrain.tensorflow.families import network_of
 from hvdtrain.tensorflow.losses import cross_entropy
+from hvdtrain.tensorflow.objective import Objective
 from hvdtrain.tensorflow.weights import Parameters, read, write
+
+
+def build_network(spec: JobSpec, example: Batch) -> custom_network.Network:
+    """Build a user's model.
+
+    Args:
+        spec: the job.
+        example: a batch of one sample.
+
+    Raises:
+        SpecError: the user's code fails, or returns something else than a model that can be trained.
+    """
+    labels = getattr(spec.task, "label_names", ())
+    inputs, _ = split_labels(tensors(example), labels)
+    assert isinstance(spec.model, custom_family.ModelSpec)
+    return custom_network.Network(spec.model, compute_dtype(spec), inputs)
 
 
 class Model:
     """A family's network and the loss of a batch."""
 
     def __init__(
-        self, model: ModelSection, weights: Sequence[Weight], compute_dtype: str | None = None
+        self,
+        model: ModelSection,
+        weights: Sequence[Weight],
+        compute_dtype: str | None = None,
+        network: Any = None,
+        task: TaskSection | None = None,
     ) -> None:
         """Build the network; its weights are arbitrary until `write`.
 
         Args:
             model: the hyper-parameters.
-            weights: the model's weights.
+            weights: the model's weights and buffers.
             compute_dtype: of matrix products; None: that of the weights.
+            network: a user's model, which has been built.
+            task: its task, which says the loss.
         """
         self._dtype = tf.as_dtype(model.dtype)
-        self.network = network_of(model)(model, compute_dtype or model.dtype)
+        self.network: Any = network or network_of(model)(model, compute_dtype or model.dtype)
         self.weights = tuple(weights)
-        self.parameters: Parameters = {w.name: self.network.parameters[w.name] for w in weights}
+        # Whether only the loss function knows what a batch weighs.
+        self.weighs = False
+        self._objective = Objective(task, self._dtype) if isinstance(task, custom.TaskSpec) else None
 
     def loss_sum(self, batch: dict[str, tf.Tensor], training: bool) -> tf.Tensor:
-        """The weighted sum of cross-entropies in nats over a batch's predictions.
+        """The summed loss of a batch; without a user's own loss, of cross-entropies in nats.
 
         Args:
             batch: what `tensors` made of a micro-batch.
@@ -44,6 +77,59 @@ class Model:
         Returns:
             A scalar.
         """
+        return self.weighted_loss(batch, training)[0]
+
+    def weighted_loss(
+        self, batch: dict[str, tf.Tensor], training: bool
+    ) -> tuple[tf.Tensor, tf.Tensor | None]:
+        """`loss_sum`, and the batch's weight where only the user's loss function knows it."""
+        if self._objective is None:
+            return self._cross_entropy(batch, training), None
+        if not batch["loss_weights"].shape[0]:
+            nothing = tf.zeros((), self._dtype)
+            return nothing, nothing if self.weighs else None
+        outputs = self._outputs(self._objective, batch, training)
+        loss, weight, given = self._objective.loss(outputs, batch)
+        return loss, weight if given else None
+
+    def evaluate(self, batch: dict[str, tf.Tensor]) -> tf.Tensor:
+        """What an evaluation sums up over a batch, without dropout.
+
+        Args:
+            batch: as in `loss_sum`.
+
+        Returns:
+            The loss and its weight, and the sum and the weight of each metric of a user's model, (sums,). The
+            loss's weight is 0 where it is known from the data.
+        """
+        if self._objective is None:
+            loss = self._cross_entropy(batch, training=False)
+            return tf.stack([loss, tf.zeros_like(loss)])
+        if not batch["loss_weights"].shape[0]:
+            return tf.zeros(2 * self._objective.count, self._dtype)
+        outputs = self._outputs(self._objective, batch, training=False)
+        loss, *metrics = self._objective.loss(outputs, batch), *self._objective.metrics(outputs, batch)
+        found = [loss[:2] if loss[2] else (loss[0], tf.zeros_like(loss[0])), *(m[:2] for m in metrics)]
+        return tf.stack([part for pair in found for part in pair])
+
+    def examine(self, batch: dict[str, tf.Tensor]) -> float:
+        """The summed loss of a batch, without dropout; takes note of whether the loss says its weight."""
+        loss, weight = self.weighted_loss(batch, training=False)
+        self.weighs = weight is not None
+        return float(loss)
+
+    def unused(self, batch: dict[str, tf.Tensor]) -> list[str]:
+        """The names of weights that the loss of a batch does not depend on."""
+        names = [weight.name for weight in trained(self.weights)]
+        with tf.GradientTape() as tape:
+            loss = self.loss_sum(batch, training=True)
+        found = tape.gradient(loss, [self.parameters[name] for name in names])
+        return [name for name, parts in zip(names, found, strict=True) if all(part is None for part in parts)]
+
+    def _outputs(self, objective: Objective, batch: dict[str, tf.Tensor], training: bool) -> Any:
+        return self.network.outputs(objective.inputs(batch), training)
+
+    def _cross_entropy(self, batch: dict[str, tf.Tensor], training: bool) -> tf.Tensor:
         network, features = self.network, self.network.features(batch, training)
         targets, weights = batch["targets"], batch["loss_weights"]
         return cross_entropy(network.logits, network.classes, features, targets, weights, self._dtype)
@@ -61,18 +147,27 @@ class Model:
         found = tf.cast(self.network.logits(features[:, -1:]), self._dtype)
         return tf.reshape(found, [-1, found.shape[-1]]).numpy()
 
-    def read(self) -> dict[str, np.ndarray]:
-        """Copies of the weights by name, in the Hugging Face layout."""
-        return {w.name: read(w, self.parameters[w.name]) for w in self.weights}
+    @property
+    def parameters(self) -> Parameters:
+        """What holds each weight and buffer, by its name."""
+        found: Parameters = self.network.parameters
+        return found
+
+    def read(self, weights: Sequence[Weight] | None = None) -> dict[str, np.ndarray]:
+        """Copies of all weights and buffers, or of some, by name, in the Hugging Face layout."""
+        parameters = self.parameters
+        return {w.name: read(w, parameters[w.name]) for w in weights or self.weights}
 
     def write(self, arrays: dict[str, np.ndarray]) -> None:
-        """Set every weight.
+        """Set weights and buffers.
 
         Args:
-            arrays: by weight name, in the Hugging Face layout.
+            arrays: those to be set by name, in the Hugging Face layout.
         """
+        parameters = self.parameters
         for weight in self.weights:
-            write(weight, self.parameters[weight.name], arrays[weight.name])
+            if weight.name in arrays:
+                write(weight, parameters[weight.name], arrays[weight.name])
 
 
 def tensors(batch: Batch) -> dict[str, tf.Tensor]:

@@ -11,7 +11,7 @@ from hvdtrain.core.checkpoints.state import MOMENTS
 from hvdtrain.core.families.weights import Weight
 from hvdtrain.core.spec.sections import OptimizerSpec
 from hvdtrain.core.update.buckets import Bucket
-from hvdtrain.tensorflow.driver import pack, unpack
+from hvdtrain.tensorflow.buckets import pack, unpack
 from hvdtrain.tensorflow.weights import Parameter, Parameters, read, write
 
 

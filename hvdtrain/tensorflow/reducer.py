@@ -6,15 +6,14 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 
-import horovod.tensorflow as hvd
 import numpy as np
 import tensorflow as tf
 
 from hvdtrain.core.compression.protocol import Policy, State
 from hvdtrain.core.compression.rules import Rules
 from hvdtrain.core.update.buckets import Bucket
-from hvdtrain.tensorflow.driver import Driver, pack, swap_layout, variables
-from hvdtrain.tensorflow.ops import Ops
+from hvdtrain.tensorflow.buckets import GradBucket
+from hvdtrain.tensorflow.driver import Driver
 from hvdtrain.tensorflow.weights import Parameters
 
 
@@ -45,16 +44,16 @@ class Reducer:
             scaled: whether windows have a loss scale.
             prefix: of the names of collectives: two reducers of one program need different ones.
         """
-        self._rules, self._buckets, self._parameters = rules, buckets, parameters
-        ops = Ops(hvd.size(), hvd.rank(), seed)
-        self._driver = Driver(ops, prefix, tf.Variable(0, dtype=tf.int64, trainable=False))
-        self._update, self._now = tf.Variable(0, dtype=tf.int64, trainable=False), rules
-        self._totals: list[tf.Variable] = []
-        self._reduced: list[tf.Tensor] = []
+        self._rules, self._now, self._parameters = rules, rules, parameters
+        self._update = tf.Variable(0, dtype=tf.int64, trainable=False)
         dtype = next(iter(parameters.values()))[0].dtype.name
         self._scaled, self._loss_scale = scaled, tf.Variable(1.0, dtype=dtype, trainable=False)
-        self._states = [variables(rules.policy(b).init(ops, b, dtype)) for b in buckets]
-        self._changes: list[State] = [{} for _ in buckets]
+        self._buckets = [GradBucket(bucket, dtype) for bucket in buckets]
+        self._driver = Driver(rules, seed, prefix)
+        for bucket in buckets:
+            self._driver.add(bucket, dtype)
+        self._reduced: list[tf.Tensor] = []
+        self._next_states: dict[int, State] = {}
         self._exchanges: dict[Policy, Callable[..., object]] = {}
         self._exchanging: Future[None] = Future()
 
@@ -69,8 +68,8 @@ class Reducer:
         self._loss_scale.assign(loss_scale)
         self._now = self._rules.at(update)
         self._update.assign(update)
-        for total in self._totals:
-            total.assign(tf.zeros_like(total))
+        for bucket in self._buckets:
+            bucket.start_window()
 
     def backward(self, forward: Callable[[], tf.Tensor], last: bool) -> tf.Tensor:
         """Run one micro-batch and add its gradients to the window's.
@@ -88,16 +87,15 @@ class Reducer:
         found = tape.gradient(
             scaled, dict(self._parameters), unconnected_gradients=tf.UnconnectedGradients.ZERO
         )
-        flats = [pack(bucket, found) for bucket in self._buckets]
+        flats = [bucket.pack(found) for bucket in self._buckets]
         if self._scaled:
             flats = [flat * (1.0 / self._loss_scale) for flat in flats]
-        if not last:
-            self._add(flats)
-            return loss
-        # Without accumulation no earlier backward was traced, and there are no totals.
-        if self._totals:
-            flats = [total + flat for total, flat in zip(self._totals, flats, strict=True)]
-        self._reduced = self._drive_all([self._now.policy(b) for b in self._buckets], flats)
+        if last:
+            flats = [bucket.whole(flat) for bucket, flat in zip(self._buckets, flats, strict=True)]
+            self._reduced, self._next_states = self._driver.reduce(self._now.policy, flats, self._update)
+        else:
+            for bucket, flat in zip(self._buckets, flats, strict=True):
+                bucket.add(flat)
         return loss
 
     def finish(self) -> list[tf.Tensor]:
@@ -114,8 +112,8 @@ class Reducer:
         Returns:
             The new weights, flat, one tensor a bucket.
         """
-        found = self._drive_all([policy] * len(self._buckets), weights)
-        self.commit()
+        found, states = self._driver.reduce(lambda bucket: policy, weights, self._update)
+        self._driver.commit(states)
         return found
 
     def start_exchange(self, policy: Policy, weights: Sequence[tf.Tensor]) -> None:
@@ -127,7 +125,7 @@ class Reducer:
         """
         if policy not in self._exchanges:
             exchange = tf.function(lambda *flats: self.exchange(policy, flats), autograph=False)
-            # Traced here: this object takes note of what is traced, for one function at a time.
+            # Traced here: the thread would trace while this one may be tracing something else.
             self._exchanges[policy] = exchange.get_concrete_function(*weights)
         self._exchanging = _in_background(lambda: self._exchanges[policy](*weights))
 
@@ -138,49 +136,19 @@ class Reducer:
     @property
     def wire_bytes(self) -> int:
         """Bytes this rank has handed to collectives so far."""
-        return int(self._driver.wire_bytes.numpy())
+        return self._driver.wire_bytes
 
     def commit(self) -> None:
         """Keep the policy's new state: the update was applied."""
-        for state, changes in zip(self._states, self._changes, strict=True):
-            for name, value in changes.items():
-                state[name].assign(value)
+        self._driver.commit(self._next_states)
 
     def read(self) -> list[dict[str, np.ndarray]]:
         """Copies of this rank's policy state, a mapping a bucket, in the Hugging Face layout."""
-        return [
-            {name: self._told(bucket, variable, to_keras=False).numpy() for name, variable in state.items()}
-            for bucket, state in zip(self._buckets, self._states, strict=True)
-        ]
+        return self._driver.read()
 
     def write(self, states: Sequence[Mapping[str, np.ndarray]]) -> None:
         """Set what `read` read."""
-        for bucket, state, arrays in zip(self._buckets, self._states, states, strict=True):
-            for name, variable in state.items():
-                array = tf.constant(arrays[name], variable.dtype)
-                variable.assign(self._told(bucket, array, to_keras=True))
-
-    def _told(self, bucket: Bucket, array: tf.Tensor, to_keras: bool) -> tf.Tensor:
-        # Only such a policy is shown, and remembers, gradients in Keras' layout.
-        moves = self._rules.policy(bucket).elementwise and array.shape == (bucket.size,)
-        return swap_layout(bucket, array, to_keras) if moves else tf.convert_to_tensor(array)
-
-    def _add(self, flats: list[tf.Tensor]) -> None:
-        if not self._totals:
-            with tf.init_scope():
-                self._totals = [tf.Variable(tf.zeros(f.shape, f.dtype), trainable=False) for f in flats]
-        for total, flat in zip(self._totals, flats, strict=True):
-            total.assign_add(flat)
-
-    def _drive_all(self, policies: Sequence[Policy], flats: Sequence[tf.Tensor]) -> list[tf.Tensor]:
-        work = zip(policies, self._buckets, flats, self._states, strict=True)
-        return [self._drive(*bucket) for bucket in work]
-
-    def _drive(self, policy: Policy, bucket: Bucket, flat: tf.Tensor, state: State) -> tf.Tensor:
-        before = {name: tf.convert_to_tensor(variable) for name, variable in state.items()}
-        total, found = self._driver.reduce(policy, bucket, flat, before, tf.convert_to_tensor(self._update))
-        self._changes[bucket.index] = {n: value for n, value in found.items() if value is not before[n]}
-        return total
+        self._driver.write(states)
 
 
 def _in_background(call: Callable[[], object]) -> Future[None]:

@@ -12,7 +12,7 @@ import tensorflow as tf
 
 from hvdtrain.core.compression import Policy
 from hvdtrain.core.data import Batch, Window
-from hvdtrain.core.families.weights import Weight
+from hvdtrain.core.families.weights import Weight, trained
 from hvdtrain.core.plan.plan import Plan
 from hvdtrain.core.run.results import UpdateResult
 from hvdtrain.core.spec.job_spec import JobSpec
@@ -27,18 +27,19 @@ _Batch = dict[str, tf.Tensor]
 _compiled = partial(tf.function, autograph=False)
 
 
-def build_trainer(spec: JobSpec, plan: Plan, weights: tuple[Weight, ...]) -> Trainer:
+def build_trainer(spec: JobSpec, plan: Plan, weights: tuple[Weight, ...], network: Any = None) -> Trainer:
     """Build this rank's trainer of the spec's model.
 
     Args:
         spec: the job.
         plan: made from the spec for these ranks.
         weights: the model's, in the order of the forward pass.
+        network: a user's model, which has been built.
 
     Returns:
         The trainer; its weights are arbitrary until `model.write`.
     """
-    return Trainer(spec, plan, Model(spec.model, weights, compute_dtype(spec)))
+    return Trainer(spec, plan, Model(spec.model, weights, compute_dtype(spec), network, spec.task))
 
 
 class Trainer:
@@ -67,7 +68,7 @@ class Trainer:
         self._compiled_accumulate = _compiled(self._accumulate)
         self._compiled_finishes: dict[Hashable, tf.types.experimental.PolymorphicFunction] = {}
         self._compiled_exchanges: dict[Policy, tf.types.experimental.PolymorphicFunction] = {}
-        self._compiled_evaluate = _compiled(lambda batch: self.model.loss_sum(batch, training=False))
+        self._compiled_evaluate = _compiled(self.model.evaluate)
 
     def update(
         self,
@@ -79,29 +80,28 @@ class Trainer:
         loss_scale: float,
     ) -> UpdateResult:
         """One update; see `Adapter.update`."""
-        last, inverse, loss_sum = self._accumulate_early(window, divisor, update, loss_scale)
+        last, inverse, sums = self._accumulate_early(window, divisor, update, loss_scale)
         others = tf.constant([next_weight, window.tokens], tf.float64)
         finish = self._compiled_finish(self._finish, update, window)
         sums, norm, finite = finish(
-            last, inverse, loss_sum, others, self._scalar(learning_rate), self._scalar(update)
+            last, inverse, sums, others, self._scalar(learning_rate), self._scalar(update)
         )
-        total, next_divisor, tokens = sums.numpy().tolist()
-        return UpdateResult(total, float(norm), bool(finite), next_divisor, int(tokens))
+        total, weight, next_divisor, tokens = sums.numpy().tolist()
+        return UpdateResult(total, float(norm), bool(finite), next_divisor, int(tokens), weight)
 
     def local_update(
         self, window: Window, divisor: float, learning_rate: float, update: int, loss_scale: float
     ) -> UpdateResult:
         """One update of this rank alone; see `Adapter.local_update`."""
-        last, inverse, loss_sum = self._accumulate_early(window, divisor, update, loss_scale)
+        last, inverse, sums = self._accumulate_early(window, divisor, update, loss_scale)
         finish = self._compiled_finish(self._finish_alone, update, window)
-        loss, norm, finite = finish(
-            last, inverse, loss_sum, self._scalar(learning_rate), self._scalar(update)
-        )
-        return UpdateResult(float(loss), float(norm), bool(finite), 0.0, window.tokens)
+        sums, norm, finite = finish(last, inverse, sums, self._scalar(learning_rate), self._scalar(update))
+        loss_sum, weight = sums.numpy().tolist()
+        return UpdateResult(loss_sum, float(norm), bool(finite), 0.0, window.tokens, weight)
 
     def find_nonfinite(self, window: Window, divisor: float, loss_scale: float) -> np.ndarray:
         """Whether the loss and each gradient is not finite; see `Adapter.find_nonfinite`."""
-        weights = [self.model.parameters[w.name] for w in reversed(self.model.weights)]
+        weights = [self.model.parameters[w.name] for w in reversed(trained(self.model.weights))]
         found = np.zeros(1 + len(weights), bool)
         for batch in window.micro_batches:
             with tf.GradientTape() as tape:
@@ -109,7 +109,10 @@ class Trainer:
                 scaled = loss * loss_scale
             gradients = tape.gradient(scaled, weights)
             parts = [[loss], *gradients]
-            found |= [not all(np.isfinite(tf.convert_to_tensor(a)).all() for a in part) for part in parts]
+            found |= [
+                not all(np.isfinite(tf.convert_to_tensor(a)).all() for a in part if a is not None)
+                for part in parts
+            ]
         return found
 
     def exchange(self, policy: Policy) -> None:
@@ -126,9 +129,18 @@ class Trainer:
         """Wait for the other ranks; see `Adapter.finish_exchange`."""
         self.reducer.finish_exchange()
 
-    def loss_sum(self, batch: Batch) -> float:
-        """The summed loss of one batch; see `Adapter.loss_sum`."""
-        return float(self._compiled_evaluate(tensors(batch)))
+    def evaluate(self, batch: Batch) -> np.ndarray:
+        """What an evaluation sums up over one batch; see `Adapter.evaluate`."""
+        found = self._compiled_evaluate(tensors(batch)).numpy().astype(np.float64)
+        return found if self.model.weighs else np.concatenate([found[:1], [batch.weight], found[2:]])
+
+    def examine(self, batch: Batch) -> float:
+        """The summed loss of one batch; see `Adapter.examine`."""
+        return self.model.examine(tensors(batch))
+
+    def unused(self, batch: Batch) -> list[str]:
+        """The names of weights without a gradient; see `Adapter.unused`."""
+        return self.model.unused(tensors(batch))
 
     def _compiled_finish(
         self, finish: Callable[..., Any], update: int, window: Window
@@ -143,11 +155,13 @@ class Trainer:
         self, window: Window, divisor: float, update: int, loss_scale: float
     ) -> tuple[_Batch, tf.Tensor, tf.Tensor]:
         *early, last = [tensors(batch) for batch in window.micro_batches]
-        inverse, loss_sum = self._scalar(1.0 / divisor), tf.constant(0.0, tf.float64)
+        # The summed loss, and its weight: all of it, or what the loss function finds.
+        inverse, known = self._scalar(1.0 / divisor), 0.0 if self.model.weighs else window.weight
+        sums = tf.constant([0.0, known], tf.float64)
         self.reducer.start_window(update, loss_scale)
         for batch in early:
-            loss_sum += self._compiled_accumulate(batch, inverse)
-        return last, inverse, loss_sum
+            sums += self._compiled_accumulate(batch, inverse)
+        return last, inverse, sums
 
     def _accumulate(self, batch: _Batch, inverse: tf.Tensor) -> tf.Tensor:
         return self._backward(batch, inverse, last=False)
@@ -156,28 +170,34 @@ class Trainer:
         self,
         batch: _Batch,
         inverse: tf.Tensor,
-        loss_before: tf.Tensor,
+        before: tf.Tensor,
         others: tf.Tensor,
         learning_rate: tf.Tensor,
         update: tf.Tensor,
     ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-        loss = loss_before + self._backward(batch, inverse, last=True)
-        sums = hvd.allreduce(tf.concat([[loss], others], 0), op=hvd.Sum, name="update")
-        return sums, *self._apply(learning_rate, update)
+        own = before + self._backward(batch, inverse, last=True)
+        sums = hvd.allreduce(tf.concat([own, others], 0), op=hvd.Sum, name="update")
+        return sums, *self._apply(inverse, sums[1], learning_rate, update)
 
     def _finish_alone(
         self,
         batch: _Batch,
         inverse: tf.Tensor,
-        loss_before: tf.Tensor,
+        before: tf.Tensor,
         learning_rate: tf.Tensor,
         update: tf.Tensor,
     ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-        loss = loss_before + self._backward(batch, inverse, last=True)
-        return loss, *self._apply(learning_rate, update)
+        sums = before + self._backward(batch, inverse, last=True)
+        return sums, *self._apply(inverse, sums[1], learning_rate, update)
 
-    def _apply(self, learning_rate: tf.Tensor, update: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    def _apply(
+        self, inverse: tf.Tensor, weight: tf.Tensor, learning_rate: tf.Tensor, update: tf.Tensor
+    ) -> tuple[tf.Tensor, tf.Tensor]:
         reduced = self.reducer.finish()
+        if self.model.weighs:
+            # The divisor was not the weight that the loss has found.
+            correction = tf.cast(1.0 / (tf.cast(inverse, tf.float64) * weight), self._dtype)
+            reduced = [gradient * correction for gradient in reduced]
         # l2_loss is half the sum of squares, in one pass that keeps no squares.
         norm = tf.sqrt(2.0 * tf.add_n([tf.nn.l2_loss(g) for g in reduced]))
         finite = tf.math.is_finite(norm)
@@ -195,8 +215,16 @@ class Trainer:
         self.optimizer.write_weights(weights)
 
     def _backward(self, batch: _Batch, inverse: tf.Tensor, last: bool) -> tf.Tensor:
-        loss = self.reducer.backward(lambda: self.model.loss_sum(batch, training=True) * inverse, last)
-        return tf.cast(loss, tf.float64) / tf.cast(inverse, tf.float64)
+        weights: list[tf.Tensor | None] = []
+
+        def forward() -> tf.Tensor:
+            loss, weight = self.model.weighted_loss(batch, training=True)
+            weights.append(weight)
+            return loss * inverse
+
+        loss = tf.cast(self.reducer.backward(forward, last), tf.float64) / tf.cast(inverse, tf.float64)
+        (weight,) = weights
+        return tf.stack([loss, tf.zeros_like(loss) if weight is None else tf.cast(weight, tf.float64)])
 
     def _clip(self, gradients: list[tf.Tensor], norm: tf.Tensor) -> list[tf.Tensor]:
         if self._spec.max_grad_norm is None:

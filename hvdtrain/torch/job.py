@@ -12,22 +12,27 @@ def main(default_spec: str = "bert") -> None:
     Args:
         default_spec: the spec used without `--spec`: a file or a packaged spec's name.
     """
-    run_job(_load, default_spec)
+    run_job(load, default_spec)
 
 
-def _load() -> Framework:
+def load() -> Framework:
+    """What a job needs of this framework, which is imported here.
+
+    Raises:
+        HvdtrainError: Horovod was not built for the framework that is installed.
+    """
     from hvdtrain.engine.cache import require_fit, wire_types
 
     require_fit("torch")
 
-    from hvdtrain.core.families import family_of
     from hvdtrain.torch import world
+    from hvdtrain.torch.model import build_network
     from hvdtrain.torch.trainer import build_trainer
 
     return Framework(
         "torch",
         world.init,
-        family_of,
+        build_network,
         build_trainer,
         world.shutdown,
         ("torch", "transformers"),

@@ -3,41 +3,74 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
 
 from hvdtrain.core.data import Batch
-from hvdtrain.core.families.weights import Weight
-from hvdtrain.core.spec.sections import ModelSection
+from hvdtrain.core.families import custom as custom_family
+from hvdtrain.core.families.weights import Weight, trained
+from hvdtrain.core.spec.job_spec import JobSpec
+from hvdtrain.core.spec.sections import ModelSection, TaskSection
+from hvdtrain.core.tasks import custom
 from hvdtrain.core.tasks.causal_lm import next_token_batch
+from hvdtrain.core.tasks.objective import split_labels
+from hvdtrain.core.update.precision import compute_dtype
+from hvdtrain.torch.families import custom as custom_network
 from hvdtrain.torch.families import network_of
 from hvdtrain.torch.losses import cross_entropy
+from hvdtrain.torch.objective import Objective
 from hvdtrain.torch.weights import Parameters, read, write
 from hvdtrain.torch.world import device
+
+
+def build_network(spec: JobSpec, example: Batch) -> custom_network.Network:
+    """Build a user's model.
+
+    Args:
+        spec: the job.
+        example: a batch of one sample.
+
+    Raises:
+        SpecError: the user's code fails, or returns something else than a model that can be trained.
+    """
+    labels = getattr(spec.task, "label_names", ())
+    inputs, _ = split_labels(tensors(example), labels)
+    assert isinstance(spec.model, custom_family.ModelSpec)
+    return custom_network.Network(spec.model, compute_dtype(spec), inputs)
 
 
 class Model:
     """A family's network and the loss of a batch."""
 
     def __init__(
-        self, model: ModelSection, weights: Sequence[Weight], compute_dtype: str | None = None
+        self,
+        model: ModelSection,
+        weights: Sequence[Weight],
+        compute_dtype: str | None = None,
+        network: Any = None,
+        task: TaskSection | None = None,
     ) -> None:
         """Build the network; its weights are arbitrary until `write`.
 
         Args:
             model: the hyper-parameters.
-            weights: the model's weights.
+            weights: the model's weights and buffers.
             compute_dtype: of matrix products; None: that of the weights.
+            network: a user's model, which has been built.
+            task: its task, which says the loss.
         """
         self._dtype = getattr(torch, model.dtype)
         self._compute_dtype = getattr(torch, compute_dtype or model.dtype)
-        self.network = network_of(model)(model, compute_dtype or model.dtype)
+        self.network: Any = network or network_of(model)(model, compute_dtype or model.dtype)
         self.weights = tuple(weights)
-        self.parameters: Parameters = {w.name: self.network.parameters[w.name] for w in weights}
+        # Whether only the loss function knows what a batch weighs.
+        self.weighs = False
+        self._objective = Objective(task, self._dtype) if isinstance(task, custom.TaskSpec) else None
 
     def loss_sum(self, batch: dict[str, torch.Tensor], training: bool) -> torch.Tensor:
-        """The weighted sum of cross-entropies in nats over a batch's predictions.
+        """The summed loss of a batch; without a user's own loss, of cross-entropies in nats.
 
         Args:
             batch: what `tensors` made of a micro-batch.
@@ -46,12 +79,69 @@ class Model:
         Returns:
             A scalar; gradients flow when `training`.
         """
+        return self.weighted_loss(batch, training)[0]
+
+    def weighted_loss(
+        self, batch: dict[str, torch.Tensor], training: bool
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """`loss_sum`, and the batch's weight where only the user's loss function knows it."""
         with torch.set_grad_enabled(training):
-            with self._mixed():
-                features = self.network.features(batch, training)
-            # Outside of autocast, which would take the weighted sum in 16 bits.
-            targets, weights = batch["targets"], batch["loss_weights"]
-            return cross_entropy(self._logits, self.network.classes, features, targets, weights, self._dtype)
+            if self._objective is None:
+                return self._cross_entropy(batch, training), None
+            if not len(batch["loss_weights"]):
+                nothing = torch.zeros((), dtype=self._dtype, device=device(), requires_grad=training)
+                return nothing, nothing.detach() if self.weighs else None
+            outputs = self._outputs(self._objective, batch, training)
+            loss, weight, given = self._objective.loss(outputs, batch)
+            return loss, weight if given else None
+
+    def evaluate(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+        """What an evaluation sums up over a batch, without dropout.
+
+        Args:
+            batch: as in `loss_sum`.
+
+        Returns:
+            The loss and its weight, and the sum and the weight of each metric of a user's model, (sums,). The
+            loss's weight is 0 where it is known from the data.
+        """
+        with torch.no_grad():
+            if self._objective is None:
+                loss = self._cross_entropy(batch, training=False)
+                return torch.stack([loss, torch.zeros_like(loss)])
+            if not len(batch["loss_weights"]):
+                return torch.zeros(2 * self._objective.count, dtype=self._dtype)
+            outputs = self._outputs(self._objective, batch, training=False)
+            loss, *metrics = self._objective.loss(outputs, batch), *self._objective.metrics(outputs, batch)
+            found = [loss[:2] if loss[2] else (loss[0], torch.zeros_like(loss[0])), *(m[:2] for m in metrics)]
+            return torch.stack([part for pair in found for part in pair])
+
+    def examine(self, batch: dict[str, torch.Tensor]) -> float:
+        """The summed loss of a batch, without dropout; takes note of whether the loss says its weight."""
+        loss, weight = self.weighted_loss(batch, training=False)
+        self.weighs = weight is not None
+        return float(loss)
+
+    def unused(self, batch: dict[str, torch.Tensor]) -> list[str]:
+        """The names of weights that the loss of a batch does not depend on."""
+        names = [weight.name for weight in trained(self.weights)]
+        loss = self.loss_sum(batch, training=True)
+        tensors = [self.parameters[name] for name in names]
+        if not loss.requires_grad:
+            return names
+        found = torch.autograd.grad(loss, tensors, allow_unused=True)
+        return [name for name, gradient in zip(names, found, strict=True) if gradient is None]
+
+    def _outputs(self, objective: Objective, batch: dict[str, torch.Tensor], training: bool) -> Any:
+        with self._mixed():
+            return self.network.outputs(objective.inputs(batch), training)
+
+    def _cross_entropy(self, batch: dict[str, torch.Tensor], training: bool) -> torch.Tensor:
+        with self._mixed():
+            features = self.network.features(batch, training)
+        # Outside of autocast, which would take the weighted sum in 16 bits.
+        targets, weights = batch["targets"], batch["loss_weights"]
+        return cross_entropy(self._logits, self.network.classes, features, targets, weights, self._dtype)
 
     def next_logits(self, ids: np.ndarray) -> np.ndarray:
         """What a causal language model predicts behind each row of tokens.
@@ -67,18 +157,27 @@ class Model:
                 features = self.network.features(tensors(next_token_batch(ids)), training=False)
             return self._logits(features[:, -1:]).flatten(0, -2).to(self._dtype).cpu().numpy()
 
-    def read(self) -> dict[str, np.ndarray]:
-        """Copies of the weights by name, in the Hugging Face layout."""
-        return {w.name: read(w, self.parameters[w.name]) for w in self.weights}
+    @property
+    def parameters(self) -> Parameters:
+        """What holds each weight and buffer, by its name."""
+        found: Parameters = self.network.parameters
+        return found
+
+    def read(self, weights: Sequence[Weight] | None = None) -> dict[str, np.ndarray]:
+        """Copies of all weights and buffers, or of some, by name, in the Hugging Face layout."""
+        parameters = self.parameters
+        return {w.name: read(w, parameters[w.name]) for w in weights or self.weights}
 
     def write(self, arrays: dict[str, np.ndarray]) -> None:
-        """Set every weight.
+        """Set weights and buffers.
 
         Args:
-            arrays: by weight name, in the Hugging Face layout.
+            arrays: those to be set by name, in the Hugging Face layout.
         """
+        parameters = self.parameters
         for weight in self.weights:
-            write(weight, self.parameters[weight.name], arrays[weight.name])
+            if weight.name in arrays:
+                write(weight, parameters[weight.name], arrays[weight.name])
 
     def _logits(self, features: torch.Tensor) -> torch.Tensor:
         with self._mixed():

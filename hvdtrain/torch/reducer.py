@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 
-import horovod.torch as hvd
 import numpy as np
 import torch
 
-from hvdtrain.core.compression.protocol import Array, Policy, State
+from hvdtrain.core.compression.protocol import Policy, State
 from hvdtrain.core.compression.rules import Rules
 from hvdtrain.core.update.buckets import Bucket
-from hvdtrain.torch.driver import Work, launch, wait
-from hvdtrain.torch.ops import Ops
+from hvdtrain.torch.buckets import GradBucket
+from hvdtrain.torch.driver import Driver, Work
 
 
 class Reducer:
@@ -42,15 +40,16 @@ class Reducer:
             prefix: of the names of collectives: two reducers of one program need different ones.
         """
         self._scaled, self._loss_scale = scaled, 1.0
-        self._process_set = hvd.global_process_set
-        self._rules, self._ops, self._prefix = rules, Ops(hvd.size(), hvd.rank(), seed), prefix
-        self._slots: list[_Slot] = []
+        self._rules, self._now, self._update = rules, rules, 0
+        self._driver = Driver(rules, seed, prefix)
+        self._buckets: list[GradBucket] = []
+        # The window's, by the bucket's index, and what they make of the policies' state.
+        self._works: dict[int, Work] = {}
+        self._next_states: dict[int, State] = {}
         self._exchanging: list[Work] = []
-        self._update, self._now = 0, rules
         self._last_backward = False
-        self._wire_bytes = 0
         for bucket in buckets:
-            self._add(bucket, parameters, self._ops.dtype(parameters[bucket.weights[0].name]))
+            self._add(bucket, parameters)
 
     def start_window(self, update: int, loss_scale: float = 1.0) -> None:
         """Forget the last window's gradients.
@@ -62,10 +61,9 @@ class Reducer:
         """
         self._loss_scale = loss_scale
         self._update, self._now = update, self._rules.at(update)
-        for slot in self._slots:
-            slot.unfilled = {w.name for w in slot.bucket.weights}
-            slot.waiting = len(slot.bucket.weights)
-            slot.work = None
+        self._works, self._next_states = {}, {}
+        for bucket in self._buckets:
+            bucket.start_window()
 
     def backward(self, forward: Callable[[], torch.Tensor], last: bool) -> torch.Tensor:
         """Run one micro-batch and add its gradients to the window's.
@@ -89,12 +87,12 @@ class Reducer:
         Returns:
             The flat gradients summed over ranks, one tensor a bucket.
         """
-        for slot in self._slots:
+        for bucket in self._buckets:
             # A parameter that this batch did not use leaves its bucket waiting.
-            if slot.work is None:
-                self._start(slot)
-        self._wait(self._works())
-        return [slot.flat for slot in self._slots]
+            if bucket.layout.index not in self._works:
+                self._start(bucket)
+        self._next_states = self._driver.finish(self._works.values())
+        return [bucket.flat for bucket in self._buckets]
 
     def exchange(self, policy: Policy, weights: Sequence[torch.Tensor]) -> list[torch.Tensor]:
         """Have a policy replace the weights, between two windows, and keep its new state.
@@ -117,130 +115,57 @@ class Reducer:
             policy: as in `exchange`.
             weights: as in `exchange`, unless the policy gives them back as they are.
         """
-        slots = zip(self._slots, weights, strict=True)
-        self._exchanging = [self._reduce(slot, policy, flat) for slot, flat in slots]
+        self._exchanging = [
+            self._driver.start(policy, bucket.layout, flat, self._update)
+            for bucket, flat in zip(self._buckets, weights, strict=True)
+        ]
 
     def finish_exchange(self) -> None:
         """Wait for the exchange that has begun, and keep the policy's new state."""
-        self._wait(self._exchanging)
-        for slot, work in zip(self._slots, self._exchanging, strict=True):
-            slot.state = work.next_state
+        self._driver.commit(self._driver.finish(self._exchanging))
 
     @property
     def wire_bytes(self) -> int:
         """Bytes this rank has handed to collectives so far."""
-        return self._wire_bytes
+        return self._driver.wire_bytes
 
     def commit(self) -> None:
         """Keep the policy's new state: the update was applied."""
-        for slot in self._slots:
-            if slot.work is not None:
-                slot.state = slot.work.next_state
+        self._driver.commit(self._next_states)
 
     def read(self) -> list[dict[str, np.ndarray]]:
         """Copies of this rank's policy state, a mapping a bucket, in the Hugging Face layout."""
-        return [{name: a.cpu().numpy().copy() for name, a in slot.state.items()} for slot in self._slots]
+        return self._driver.read()
 
     def write(self, states: Sequence[Mapping[str, np.ndarray]]) -> None:
         """Set what `read` read."""
-        for slot, arrays in zip(self._slots, states, strict=True):
-            slot.state = {n: torch.from_numpy(arrays[n]).to(slot.state[n]) for n in slot.state}
+        self._driver.write(states)
 
-    def _add(self, bucket: Bucket, parameters: Mapping[str, torch.nn.Parameter], dtype: str) -> None:
-        state = self._rules.policy(bucket).init(self._ops, bucket, dtype)
-        flat = self._ops.zeros((bucket.size,), dtype)
-        slot = _Slot(bucket, flat, _places(bucket, flat), state)
-        self._slots.append(slot)
-        for name, place in slot.places.items():
-            self._watch(slot, name, place, parameters[name])
+    def _add(self, layout: Bucket, parameters: Mapping[str, torch.nn.Parameter]) -> None:
+        ops = self._driver.ops
+        dtype = ops.dtype(parameters[layout.weights[0].name])
+        bucket = GradBucket(layout, ops.zeros((layout.size,), dtype))
+        self._driver.add(layout, dtype)
+        self._buckets.append(bucket)
+        for weight in layout.weights:
+            self._watch(bucket, weight.name, parameters[weight.name])
 
-    def _renew(self, slot: _Slot) -> None:
-        """Give a bucket new memory: somebody else keeps the old."""
-        slot.flat = torch.empty_like(slot.flat)
-        slot.places = _places(slot.bucket, slot.flat)
-
-    def _watch(self, slot: _Slot, name: str, place: torch.Tensor, parameter: torch.nn.Parameter) -> None:
+    def _watch(self, bucket: GradBucket, name: str, parameter: torch.nn.Parameter) -> None:
         def ready(parameter: torch.Tensor) -> None:
             # Moved here: autograd adding into a `.grad` that is a view reads and writes the bucket once more.
-            # Unscaled in the same pass.
-            if name not in slot.unfilled:
-                place.add_(parameter.grad, alpha=1.0 / self._loss_scale)
-            elif self._scaled:
-                torch.mul(parameter.grad, 1.0 / self._loss_scale, out=place)
-            else:
-                place.copy_(parameter.grad)
-            slot.unfilled.discard(name)
+            bucket.fill(name, parameter.grad, 1.0 / self._loss_scale)
             parameter.grad = None
-            self._arrived(slot)
+            if self._last_backward:
+                bucket.pending -= 1
+                # With every gradient, not every bucket: the other ranks wait for what comes next of a policy.
+                self._driver.poll(self._works.values())
+                if bucket.pending == 0:
+                    self._start(bucket)
 
         parameter.register_post_accumulate_grad_hook(ready)
 
-    def _arrived(self, slot: _Slot) -> None:
-        if self._last_backward:
-            slot.waiting -= 1
-            # With every gradient, not every bucket: the other ranks wait for what comes next of a policy.
-            self._resume_answered(self._works())
-            if slot.waiting == 0:
-                self._start(slot)
-
-    def _start(self, slot: _Slot) -> None:
-        for name in slot.unfilled:
-            slot.places[name].zero_()
-        slot.work = self._reduce(slot, self._now.policy(slot.bucket), slot.flat)
-
-    def _reduce(self, slot: _Slot, policy: Policy, flat: torch.Tensor) -> Work:
-        reduction = policy.reduce(self._ops, slot.bucket, flat, slot.state, self._update)
-        work = Work(slot.bucket.index, flat, reduction)
-        self._resume(work, None)
-        return work
-
-    def _works(self) -> list[Work]:
-        return [slot.work for slot in self._slots if slot.work is not None]
-
-    def _wait(self, works: Sequence[Work]) -> None:
-        for work in works:
-            while work.request is not None:
-                self._resume(work, self._reply(work))
-                self._resume_answered(works)
-
-    def _resume_answered(self, works: Sequence[Work]) -> None:
-        for work in works:
-            if work.request is not None and hvd.poll(work.handle):
-                self._resume(work, self._reply(work))
-
-    def _resume(self, work: Work, reply: Array) -> None:
-        try:
-            work.request = work.reduction.send(reply)
-        except StopIteration as stop:
-            total, work.next_state = stop.value
-            work.request = None
-            # A policy may have summed into the bucket through a view of it.
-            if total.data_ptr() != work.flat.data_ptr():
-                work.flat.copy_(total)
-            return
-        # Ranks may launch in different orders: Horovod pairs collectives by name.
-        name = f"{self._prefix}{type(work.request).__name__}.bucket{work.bucket}.{work.requests}"
-        work.requests += 1
-        self._wire_bytes += work.request.array.nbytes
-        work.handle = launch(work.request, name, self._process_set)
-
-    def _reply(self, work: Work) -> torch.Tensor:
-        assert work.request is not None
-        return wait(work.request, work.handle, self._process_set)
-
-
-@dataclass
-class _Slot:
-    bucket: Bucket
-    flat: torch.Tensor
-    # Where each weight's gradient lies in `flat`.
-    places: dict[str, torch.Tensor]
-    state: State
-    unfilled: set[str] = field(default_factory=set)
-    waiting: int = 0
-    work: Work | None = None
-
-
-def _places(bucket: Bucket, flat: torch.Tensor) -> dict[str, torch.Tensor]:
-    parts = zip(bucket.weights, flat.split(bucket.sizes), strict=True)
-    return {weight.name: part.view(weight.shape) for weight, part in parts}
+    def _start(self, bucket: GradBucket) -> None:
+        bucket.zero_unfilled()
+        layout = bucket.layout
+        work = self._driver.start(self._now.policy(layout), layout, bucket.flat, self._update)
+        self._works[layout.index] = work

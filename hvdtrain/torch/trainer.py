@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import math
+from typing import Any
+
 import horovod.torch as hvd
 import numpy as np
 import torch
 
 from hvdtrain.core.compression import Policy
 from hvdtrain.core.data import Batch, Window
-from hvdtrain.core.families.weights import Weight
+from hvdtrain.core.families.weights import Weight, trained
 from hvdtrain.core.plan.plan import Plan
 from hvdtrain.core.run.results import UpdateResult
 from hvdtrain.core.spec.job_spec import JobSpec
@@ -19,18 +22,19 @@ from hvdtrain.torch.optimizers import Optimizer
 from hvdtrain.torch.reducer import Reducer
 
 
-def build_trainer(spec: JobSpec, plan: Plan, weights: tuple[Weight, ...]) -> Trainer:
+def build_trainer(spec: JobSpec, plan: Plan, weights: tuple[Weight, ...], network: Any = None) -> Trainer:
     """Build this rank's trainer of the spec's model.
 
     Args:
         spec: the job.
         plan: made from the spec for these ranks.
         weights: the model's, in the order of the forward pass.
+        network: a user's model, which has been built.
 
     Returns:
         The trainer; its weights are arbitrary until `model.write`.
     """
-    return Trainer(spec, plan, Model(spec.model, weights, compute_dtype(spec)))
+    return Trainer(spec, plan, Model(spec.model, weights, compute_dtype(spec), network, spec.task))
 
 
 class Trainer:
@@ -66,29 +70,32 @@ class Trainer:
         loss_scale: float,
     ) -> UpdateResult:
         """One update; see `Adapter.update`."""
-        loss_sum = self._accumulate(window, divisor, update, loss_scale)
-        sums = torch.tensor([loss_sum, next_weight, window.tokens], dtype=torch.float64)
+        loss_sum, weight = self._accumulate(window, divisor, update, loss_scale)
+        sums = torch.tensor([loss_sum, weight, next_weight, window.tokens], dtype=torch.float64)
         handle = hvd.allreduce_async_(sums, op=hvd.Sum, name="update")
-        norm, finite = self._apply(learning_rate, update)
-        total, next_divisor, tokens = hvd.synchronize(handle).tolist()
-        return UpdateResult(total, norm, finite, next_divisor, int(tokens))
+        gradients = self.reducer.finish()
+        total, weight, next_divisor, tokens = hvd.synchronize(handle).tolist()
+        norm, finite = self._apply(gradients, self._correction(divisor, weight), learning_rate, update)
+        return UpdateResult(total, norm, finite, next_divisor, int(tokens), weight)
 
     def local_update(
         self, window: Window, divisor: float, learning_rate: float, update: int, loss_scale: float
     ) -> UpdateResult:
         """One update of this rank alone; see `Adapter.local_update`."""
-        loss_sum = self._accumulate(window, divisor, update, loss_scale)
-        norm, finite = self._apply(learning_rate, update)
-        return UpdateResult(loss_sum, norm, finite, 0.0, window.tokens)
+        loss_sum, weight = self._accumulate(window, divisor, update, loss_scale)
+        gradients = self.reducer.finish()
+        norm, finite = self._apply(gradients, self._correction(divisor, weight), learning_rate, update)
+        return UpdateResult(loss_sum, norm, finite, 0.0, window.tokens, weight)
 
     def find_nonfinite(self, window: Window, divisor: float, loss_scale: float) -> np.ndarray:
         """Whether the loss and each gradient is not finite; see `Adapter.find_nonfinite`."""
-        weights = [self.model.parameters[w.name] for w in reversed(self.model.weights)]
+        weights = [self.model.parameters[w.name] for w in reversed(trained(self.model.weights))]
         found = np.zeros(1 + len(weights), bool)
         for batch in window.micro_batches:
             loss = self.model.loss_sum(tensors(batch), training=True) / divisor
-            gradients = torch.autograd.grad(loss * loss_scale, weights)
-            found |= np.array([not torch.isfinite(array).all() for array in (loss, *gradients)])
+            gradients = torch.autograd.grad(loss * loss_scale, weights, allow_unused=True)
+            arrays = (loss, *gradients)
+            found |= np.array([a is not None and not torch.isfinite(a).all() for a in arrays])
         return found
 
     def exchange(self, policy: Policy) -> None:
@@ -104,23 +111,58 @@ class Trainer:
         """Wait for the other ranks; see `Adapter.finish_exchange`."""
         self.reducer.finish_exchange()
 
-    def loss_sum(self, batch: Batch) -> float:
-        """The summed loss of one batch; see `Adapter.loss_sum`."""
-        return float(self.model.loss_sum(tensors(batch), training=False))
+    def evaluate(self, batch: Batch) -> np.ndarray:
+        """What an evaluation sums up over one batch; see `Adapter.evaluate`."""
+        found = self.model.evaluate(tensors(batch)).double().cpu().numpy()
+        return found if self.model.weighs else np.concatenate([found[:1], [batch.weight], found[2:]])
 
-    def _accumulate(self, window: Window, divisor: float, update: int, loss_scale: float) -> float:
+    def examine(self, batch: Batch) -> float:
+        """The summed loss of one batch; see `Adapter.examine`."""
+        return self.model.examine(tensors(batch))
+
+    def unused(self, batch: Batch) -> list[str]:
+        """The names of weights without a gradient; see `Adapter.unused`."""
+        return self.model.unused(tensors(batch))
+
+    def _accumulate(
+        self, window: Window, divisor: float, update: int, loss_scale: float
+    ) -> tuple[float, float]:
+        """The summed loss of this rank's window, and its weight."""
         self.reducer.start_window(update, loss_scale)
         *early, last = [tensors(batch) for batch in window.micro_batches]
-        losses = [self._backward(batch, 1.0 / divisor, last=False) for batch in early]
-        losses.append(self._backward(last, 1.0 / divisor, last=True))
-        return float(torch.stack(losses).sum()) * divisor
+        weights: list[torch.Tensor | None] = []
+        losses = [self._backward(batch, 1.0 / divisor, weights, last=False) for batch in early]
+        losses.append(self._backward(last, 1.0 / divisor, weights, last=True))
+        loss_sum = float(torch.stack(losses).sum()) * divisor
+        found = sum(float(weight) for weight in weights if weight is not None)
+        return loss_sum, found if self.model.weighs else window.weight
 
-    def _backward(self, batch: dict[str, torch.Tensor], inverse: float, last: bool) -> torch.Tensor:
-        loss = self.reducer.backward(lambda: self.model.loss_sum(batch, training=True) * inverse, last)
-        return loss.double()
+    def _backward(
+        self,
+        batch: dict[str, torch.Tensor],
+        inverse: float,
+        weights: list[torch.Tensor | None],
+        last: bool,
+    ) -> torch.Tensor:
+        def forward() -> torch.Tensor:
+            loss, weight = self.model.weighted_loss(batch, training=True)
+            weights.append(weight)
+            return loss * inverse
 
-    def _apply(self, learning_rate: float, update: int) -> tuple[float, bool]:
-        gradients = self.reducer.finish()
+        return self.reducer.backward(forward, last).double()
+
+    def _correction(self, divisor: float, weight: float) -> float | None:
+        """What gradients are multiplied with whose divisor was not the weight that the loss has found."""
+        if not self.model.weighs:
+            return None
+        return divisor / weight if weight else math.nan
+
+    def _apply(
+        self, gradients: list[torch.Tensor], correction: float | None, learning_rate: float, update: int
+    ) -> tuple[float, bool]:
+        if correction is not None:
+            for gradient in gradients:
+                gradient.mul_(correction)
         norm = torch.stack([g.norm() for g in gradients]).norm()
         finite = bool(torch.isfinite(norm))
         if finite:

@@ -95,7 +95,7 @@ def tensorflow_step() -> tuple[Callable[[Policy], Step], int, int]:
     import horovod.tensorflow as hvd
     import tensorflow as tf
 
-    from hvdtrain.tensorflow.driver import pack, swap_layout
+    from hvdtrain.tensorflow.buckets import pack, swap_layout
     from hvdtrain.tensorflow.reducer import Reducer
 
     hvd.init()

@@ -35,6 +35,7 @@ class Window:
     epoch: int = 0
     samples_global: int = 8
     tokens: int = 5
+    own_samples: int = 4
 
 
 class Meeting:
@@ -60,9 +61,13 @@ class Adapter:
         self.spec = SimpleNamespace(
             rules=Rules((policy,)), max_skipped_updates=50, mixed_precision="fp16" if fp16 else "no"
         )
-        self.weights, self.plan = (SimpleNamespace(name="w"),), SimpleNamespace(max_steps=max_steps)
+        self.weights, self.plan = (
+            (SimpleNamespace(name="w", buffer=False),),
+            SimpleNamespace(max_steps=max_steps),
+        )
         self.ranks = SimpleNamespace(rank=rank, size=meeting.size, sum=self._sum)
         self.adapter, self.reducer = self, SimpleNamespace(wire_bytes=0)
+        self.model = SimpleNamespace(write=lambda arrays: None)
         self.weight, self.calls, self.scales = 0.0, [], []
         # Updates since the start, at each exchange.
         self.exchanged_after: list[int] = []
@@ -88,7 +93,7 @@ class Adapter:
         gradient = window.gradient / divisor
         if applied := math.isfinite(gradient):
             self.weight -= learning_rate * gradient
-        return UpdateResult(2.0 * window.gradient, abs(gradient), applied, 0.0, window.tokens)
+        return UpdateResult(2.0 * window.gradient, abs(gradient), applied, 0.0, window.tokens, window.weight)
 
     def exchange(self, policy: Policy) -> None:
         if policy == self._policy:

@@ -238,7 +238,7 @@ def test_memory_of_a_forward_pass_is_the_familys(capsys: pytest.CaptureFixture[s
         for overrides, found in (([], None), ([], family), (["mixed_precision=bf16"], family))
     )
     assert asked == [(4, 128, 19, 4), (4, 128, 19, 2)]
-    assert (bare.memory.activations, bare.memory.low_precision_weights) == (0, 0)
+    assert (bare.memory.activations, bare.memory.low_precision_weights) == (None, 0)
     assert whole.memory.total == bare.memory.total + 3 * 2**20
     assert mixed.memory.total == whole.memory.total + 1000
     assert (whole.compute_dtype, mixed.compute_dtype) == ("float32", "bfloat16")
@@ -317,7 +317,7 @@ def test_a_plan_is_frozen_and_prints_as_json() -> None:
 def test_the_table_shows_the_numbers(capsys: pytest.CaptureFixture[str]) -> None:
     print_plan(plan("schedule.warmup_steps=30"), "what it will do")
     shown = capsys.readouterr().out
-    for told in ("8 sequences", "30 updates", "1000 sequences", "880", "864", "3 thread(s)"):
+    for told in ("8 samples", "30 updates", "1000 samples", "880", "864", "3 thread(s)"):
         assert told in shown
 
 
@@ -344,7 +344,7 @@ def test_a_stage_that_is_not_reached_is_noted_and_not_counted(
     assert found.batch == Batch(4, 1, 8)
     print_plan(found, "")
     shown = capsys.readouterr().out
-    assert "8 sequences " in shown and "x 1 accumulation steps" in shown
+    assert "8 samples " in shown and "x 1 accumulation steps" in shown
     assert "from_step 3 is not reached: the run has 3 updates" in shown
     assert not any("not reached" in note for note in plan(STAGES, "max_steps=4").notes)
 

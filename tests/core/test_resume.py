@@ -93,7 +93,7 @@ class Scripted:
         self.numbers.append(update)
         assert divisor > 0
         applied = self._window_numbers[window.samples_consumed] not in BAD_WINDOWS
-        return UpdateResult(divisor, 1.0, applied, next_weight, window.tokens)
+        return UpdateResult(divisor, 1.0, applied, next_weight, window.tokens, divisor)
 
     def local_update(
         self, window: Window, divisor: float, learning_rate: float, update: int, loss_scale: float
@@ -112,8 +112,14 @@ class Scripted:
     def finish_exchange(self) -> None:
         pass
 
-    def loss_sum(self, batch: Batch) -> float:
+    def evaluate(self, batch: Batch) -> np.ndarray:
+        return np.array([batch.weight, batch.weight])
+
+    def examine(self, batch: Batch) -> float:
         return batch.weight
+
+    def unused(self, batch: Batch) -> list[str]:
+        return []
 
 
 class Emptied:

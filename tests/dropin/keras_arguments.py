@@ -119,7 +119,7 @@ def check_compression_is_close_and_sends_less() -> None:
     for compression in ("none", hvd.Compression.fp16, {"type": "topk", "ratio": 1.0}):
         optimizer = hvd.DistributedOptimizer(sgd(0.1), compression=compression)
         ours, _ = cases.train(optimizer, shares(parts))
-        sent[str(compression)] = engine_of(optimizer).gradients.wire_bytes
+        sent[str(compression)] = engine_of(optimizer).gradients.driver.wire_bytes
         cases.assert_same(ours, alone, 1e-3 if compression is hvd.Compression.fp16 else 1e-12)
     count = sum(w.size for w in alone.get_weights())
     plain, half, _ = sent.values()
@@ -273,7 +273,7 @@ def check_ranks_with_fewer_batches_join() -> None:
         run(*map(tf.constant, shares(cases.batches([4, 4], seed=5))[0]))
         every = hvd.allgather(np.concatenate([w.reshape(-1) for w in made.get_weights()])[None])
         np.testing.assert_array_equal(every[0], every[1])
-        states = [s["maximum"] for s in engine_of(optimizer).gradients.read() if "maximum" in s]
+        states = [s["maximum"] for s in engine_of(optimizer).gradients.driver.read() if "maximum" in s]
         assert [*hvd.allgather(np.array(states))] == states * 2
 
 

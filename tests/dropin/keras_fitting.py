@@ -49,14 +49,14 @@ def _skip_an_update(place: str) -> None:
     fit(*first)
     hidden = made.optimizer
     scale = float(hidden.dynamic_scale.numpy())
-    weights, residuals = made.get_weights(), engine_of(hidden).gradients.read()
+    weights, residuals = made.get_weights(), engine_of(hidden).gradients.driver.read()
     bad = second[0].copy()
     if hvd.rank() == 1:
         bad[0, 0] = np.inf
     fit(bad, second[1])
     for before, after in zip(weights, made.get_weights(), strict=True):
         np.testing.assert_array_equal(before, after)
-    for before, after in zip(residuals, engine_of(hidden).gradients.read(), strict=True):
+    for before, after in zip(residuals, engine_of(hidden).gradients.driver.read(), strict=True):
         np.testing.assert_array_equal(before["residual"], after["residual"])
     assert float(hidden.dynamic_scale.numpy()) == scale / 2, place
     fit(*third)
@@ -72,7 +72,7 @@ def check_the_loss_scale_is_not_in_the_residuals() -> None:
         inner = hvd.DistributedOptimizer(sgd(0.1), compression={"type": "topk", "ratio": 0.3})
         optimizer = keras.optimizers.LossScaleOptimizer(inner, initial_scale=scale) if scale else inner
         cases.train(optimizer, parts)
-        found.append(engine_of(inner).gradients.read()[0]["residual"])
+        found.append(engine_of(inner).gradients.driver.read()[0]["residual"])
     np.testing.assert_allclose(found[0], found[1], rtol=1e-12)
 
 

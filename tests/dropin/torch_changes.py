@@ -359,9 +359,9 @@ def check_reductions_start_during_backward() -> None:
     started = []
     for update in range(3):
         optimizer.zero_grad()
-        before = optimizer._gradients.wire_bytes
+        before = optimizer._gradients.driver.wire_bytes
         handle = model[0].weight.register_hook(
-            lambda _, before=before: started.append(optimizer._gradients.wire_bytes > before)
+            lambda _, before=before: started.append(optimizer._gradients.driver.wire_bytes > before)
         )
         own(model, update).backward()
         handle.remove()

@@ -108,7 +108,7 @@ def check_a_head_that_did_not_exist_at_the_wrap() -> None:
             each.append(torch.nn.Linear(3, 3, dtype=F64))
             head = each[3].named_parameters() if named and opt is optimizer else each[3].parameters()
             opt.add_param_group({"params": [*head]})
-        assert [*optimizer._gradients._parameters][4:] == (
+        assert [*optimizer._gradients.filling.parameters][4:] == (
             ["weight", "bias"] if named else ["group1.0", "group1.1"]
         )
         for update in (1, 2):

@@ -26,7 +26,7 @@ from tests.jobs.runs import TINY, start_sooner
 
 def main(name: str, fault: str, output_dir: str, *overrides: str) -> None:
     def load() -> Framework:
-        framework = importlib.import_module(f"hvdtrain.{name}.job")._load()
+        framework = importlib.import_module(f"hvdtrain.{name}.job").load()
         return dataclasses.replace(
             framework, adapter=lambda *arguments: Faulty(framework.adapter(*arguments), fault)
         )

@@ -162,7 +162,7 @@ def recording(base: type, rank: int, spoils: Spoils, factor: float, record: Reco
 
 def main() -> None:
     name, listing = sys.argv[1], Path(sys.argv[2])
-    framework: Framework = importlib.import_module(f"hvdtrain.{name}.job")._load()
+    framework: Framework = importlib.import_module(f"hvdtrain.{name}.job").load()
     base, make_model = importlib.import_module(f"hvdtrain.{name}.trainer").Trainer, MODELS[name]()
     ranks = None
     for scenario in json.loads(listing.read_text()):

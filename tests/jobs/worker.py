@@ -21,7 +21,7 @@ from tests.jobs.runs import start_sooner
 
 def main() -> None:
     scenarios = Path(sys.argv[2])
-    framework = importlib.import_module(f"hvdtrain.{sys.argv[1]}.job")._load()
+    framework = importlib.import_module(f"hvdtrain.{sys.argv[1]}.job").load()
     hvd = importlib.import_module(f"horovod.{sys.argv[1]}")
     timelines, ranks = os.environ.get("HOROVOD_TIMELINE") == "DYNAMIC", None
     for scenario in json.loads(scenarios.read_text()):

@@ -24,13 +24,13 @@ TORCH, TENSORFLOW = ROOT / "hvdtrain" / "torch", ROOT / "hvdtrain" / "tensorflow
 ONE_SIDED = {
     "dropin/backward.py": "PyTorch tells by hooks which backward runs; TensorFlow's tape is called",
     "dropin/copies.py": "PyTorch copies optimizers whole, Keras makes them anew (hvdtrain/keras/telling.py)",
-    "dropin/filling.py": "hooks move PyTorch's gradients; TensorFlow's are arguments",
+    "dropin/filling.py": "PyTorch's gradients come and go by `.grad`; TensorFlow's are arguments",
+    "dropin/hooks.py": "PyTorch tells by hooks of each gradient; TensorFlow's tape returns all",
     "dropin/naming.py": "PyTorch's parameters have no names of their own",
     "dropin/optimizer.py": "TensorFlow's is Keras' (hvdtrain/keras/optimizer.py)",
     "dropin/sampler.py": "data of TensorFlow are sharded by tf.data",
     "dropin/showing.py": "PyTorch shows gradients in `.grad`; TensorFlow returns them",
     "dropin/state.py": "PyTorch has a state_dict",
-    "dropin/keeping.py": "PyTorch's gradients are a reducer, which keeps state (torch/reducer.py)",
     "dropin/messages.py": "TensorFlow has a list of variables",
     "dropin/tape.py": "PyTorch has no tape",
     "families/_keras.py": "what Keras' layers need to compute what the spec says; PyTorch's do it",
@@ -39,12 +39,13 @@ ONE_SIDED = {
     "keras/elastic.py": "likewise",
 }
 _HOOKS = "PyTorch's are filled by hooks and told of `step`; TensorFlow's are given to one call in a graph"
+_BUCKETS = "PyTorch's parameters have views of a bucket, TensorFlow's variables are packed, in Keras' layout"
 _DRIVER = "PyTorch has requests under way, TensorFlow a graph in which data flow orders them"
 # Public names of a module that one adapter alone has, or that are otherwise in each, and why.
 BY_NATURE = {
-    "driver.py": dict.fromkeys(
-        ("Work", "launch", "wait", "Driver", "pack", "unpack", "swap_layout", "variables"), _DRIVER
-    ),
+    "buckets.py": dict.fromkeys(("GradBucket", "pack", "unpack", "swap_layout"), _BUCKETS),
+    "driver.py": dict.fromkeys(("Work", "Driver"), _DRIVER),
+    "dropin/accumulation.py": {"Accumulation": _HOOKS},
     "dropin/arguments.py": dict.fromkeys(
         ("Reach", "check_local_layers", "handles"), "layers that stay local are Horovod's in TensorFlow alone"
     ),

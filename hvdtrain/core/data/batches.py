@@ -159,6 +159,11 @@ class Window:
         """This rank's real tokens."""
         return sum(batch.counts["tokens"] for batch in self.micro_batches)
 
+    @property
+    def own_samples(self) -> int:
+        """This rank's real samples."""
+        return sum(batch.counts["samples"] for batch in self.micro_batches)
+
 
 def train_windows(
     split: Split,

@@ -1,4 +1,4 @@
-"""What a user's data set holds, in few words: what ranks compare before they train on it."""
+"""What a user's dataset holds, in few words: what ranks compare before they train on it."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _MOST_READ = 32
 
 @dataclass(frozen=True, eq=False)
 class Content:
-    """A look at a data set.
+    """A look at a dataset.
 
     Attributes:
         empty: as `Samples.empty`.
@@ -34,11 +34,11 @@ class Content:
 
 
 def look(workers: Workers[tuple[Samples, ...]], which: int, count: int) -> Content:
-    """Read a few samples of one of the workers' data sets.
+    """Read a few samples of one of the workers' datasets.
 
     Args:
         workers: which read them.
-        which: of the data sets.
+        which: of the datasets.
         count: its length.
 
     Raises:

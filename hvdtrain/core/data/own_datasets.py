@@ -1,4 +1,4 @@
-"""The data sets that a spec names: objects of the user's, or what the user's functions return."""
+"""The datasets that a spec names: objects of the user's, or what the user's functions return."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _SPLITS = {"train", "validation", "test"}
 
 
 class OwnDataSpec(DataSection):
-    """The user's data sets.
+    """The user's datasets.
 
     Attributes:
         dataset: to train on, or a function or class that is called with `args` and returns it.
@@ -40,20 +40,20 @@ def find_datasets(data: OwnDataSpec, announce: Callable[[str], None]) -> tuple[A
     """Import and call what a data section names.
 
     Args:
-        data: `dataset` is a data set, or a function or class that is called with `args` and returns one, or a
+        data: `dataset` is a dataset, or a function or class that is called with `args` and returns one, or a
             pair (training, evaluation), or a mapping with `train` and, where there is one, `validation`.
         announce: called with a line for the user.
 
     Returns:
-        The data set to train on, the one to evaluate on or None, and what to call the latter in an error.
+        The dataset to train on, the one to evaluate on or None, and what to call the latter in an error.
 
     Raises:
-        DataError: nothing is named, the user's code fails, or two data sets to evaluate on are given.
+        DataError: nothing is named, the user's code fails, or two datasets to evaluate on are given.
         SpecError: a path cannot be imported.
     """
     if data.dataset is None:
         raise DataError(
-            "data.dataset: required, but not given; name a data set, or a function that returns one, as "
+            "data.dataset: required, but not given; name a dataset, or a function that returns one, as "
             "'package.module:name'"
         )
     first, takes_args = _made(data.dataset, "data.dataset", data.args)
@@ -61,7 +61,7 @@ def find_datasets(data: OwnDataSpec, announce: Callable[[str], None]) -> tuple[A
     if data.eval_dataset is not None:
         if evaluation is not None:
             raise DataError(
-                f"data.eval_dataset: {place} is a data set to evaluate on as well; give one of them"
+                f"data.eval_dataset: {place} is a dataset to evaluate on as well; give one of them"
             )
         place = "data.eval_dataset"
         evaluation, also_takes_args = _made(data.eval_dataset, place, data.args)
@@ -70,23 +70,23 @@ def find_datasets(data: OwnDataSpec, announce: Callable[[str], None]) -> tuple[A
         raise DataError(f"data.args: data.dataset is {kind_of(first)}, which is not called and takes none")
     if evaluation is not None and data.validation_split:
         raise DataError(
-            f"data.validation_split {data.validation_split}: {place} is a data set to evaluate on; set "
+            f"data.validation_split {data.validation_split}: {place} is a dataset to evaluate on; set "
             "validation_split: 0"
         )
     return train, evaluation, place
 
 
 def _made(reference: Any, field: str, args: Mapping[str, Any]) -> tuple[Any, bool]:
-    """A data set, and whether a function made it."""
+    """A dataset, and whether a function made it."""
     found = load_user(reference, field)
     if not isinstance(found, type) and (not callable(found) or hasattr(found, "__getitem__")):
         return found, False
     name = getattr(found, "__name__", type(found).__name__)
-    call = f"{name}({', '.join(f'{name}={value!r}' for name, value in args.items())})"
+    call = f"{name}({', '.join(f'{each}={value!r}' for each, value in args.items())})"
     with user_code(f"{field}: {call}", found):
         made = found(**args)
     if made is None:
-        raise DataError(f"{field}: {call} returned None; expected a data set")
+        raise DataError(f"{field}: {call} returned None; expected a dataset")
     return made, True
 
 
@@ -97,5 +97,10 @@ def _pair(found: Any, announce: Callable[[str], None]) -> tuple[Any, Any | None,
             announce(f"{field}: 'test' is not used; give it as data.eval_dataset to evaluate on it")
         return found["train"], found.get("validation"), f"{field}['validation']"
     if isinstance(found, tuple) and len(found) == 2:
+        if all(hasattr(each, "dtype") for each in found):
+            raise DataError(
+                f"{field} is a pair of arrays; expected a pair (training, evaluation) of datasets, or one "
+                "dataset as {'x': x, 'labels': y}"
+            )
         return found[0], found[1], f"{field}[1]"
     return found, None, field

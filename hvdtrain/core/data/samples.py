@@ -1,4 +1,4 @@
-"""A user's data set, of any kind that has a length and is read by index, as batches of named arrays."""
+"""A user's dataset, of any kind that has a length and is read by index, as batches of named arrays."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from hvdtrain.core.user_code import user_code
 
 
 class Samples(Protocol):
-    """What a data set is read through.
+    """What a dataset is read through.
 
     Attributes:
         empty: a batch of no samples: the names, dtypes and shapes of sample 0's.
@@ -57,7 +57,7 @@ class Samples(Protocol):
 def open_samples(
     dataset: Any, field: str, label_names: Sequence[str] = ("labels",), collate_fn: Any = None
 ) -> Samples:
-    """Read a data set.
+    """Read a dataset.
 
     Args:
         dataset: an object with `len(dataset)` and `dataset[i]`, which gives a mapping of names to arrays,
@@ -88,7 +88,7 @@ def open_samples(
 
 
 class Columns:
-    """A data set held as one array a name."""
+    """A dataset held as one array a name."""
 
     def __init__(self, columns: Arrays) -> None:
         self._columns = columns
@@ -104,7 +104,7 @@ class Columns:
 
 
 class Items:
-    """A data set that gives one item at a time, or with `__getitems__` several."""
+    """A dataset that gives one item at a time, or with `__getitems__` several."""
 
     def __init__(
         self, dataset: Any, count: int, field: str, label_names: tuple[str, ...], collate_fn: Any
@@ -128,11 +128,7 @@ class Items:
         self, numbers: list[int], like: Arrays | None, before: Callable[[int], object] = lambda index: None
     ) -> Arrays:
         items = self._read(numbers, before)
-        return (
-            self._stack(numbers, items, like)
-            if self._collate_fn is None
-            else self._collate(numbers, items, like)
-        )
+        return (self._stack if self._collate_fn is None else self._collate)(numbers, items, like)
 
     def _read(self, numbers: list[int], before: Callable[[int], object]) -> list[Any]:
         if not callable(getattr(self._dataset, "__getitems__", None)):
@@ -151,7 +147,9 @@ class Items:
             try:
                 return self._dataset[number]
             except NotImplementedError as error:
-                # PyTorch's Dataset raises it, which is also the base of its iterable data sets.
+                # PyTorch's iterable datasets inherit a method that raises it.
+                if not hasattr(type(self._dataset), "__iter__"):
+                    raise
                 raise _not_by_index(self._dataset, self._field) from error
 
     def _stack(self, numbers: list[int], items: list[Any], like: Arrays | None) -> Arrays:
@@ -194,8 +192,8 @@ class Items:
                     "sample 0: every batch needs the same number"
                 )
         return {
-            name: cast(array, like[name], f"{place} returned {name!r}, which", "for sample 0")
-            for name, array in ((name, found[name]) for name in like)
+            name: cast(found[name], first, f"{place} returned {name!r}, which", "for sample 0")
+            for name, first in like.items()
         }
 
 
@@ -240,6 +238,6 @@ def _length(dataset: Any, field: str) -> int:
 
 def _not_by_index(dataset: Any, field: str) -> DataError:
     return DataError(
-        f"{field} is {kind_of(dataset)}, which cannot be read by index; expected a map-style data set, with "
+        f"{field} is {kind_of(dataset)}, which cannot be read by index; expected a map-style dataset, with "
         "len(dataset) and dataset[i]: samples are shuffled, cut among the ranks and resumed by their index"
     )

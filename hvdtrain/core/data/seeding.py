@@ -1,4 +1,4 @@
-"""The global random generators that a user's data set may draw from."""
+"""The global random generators that a user's dataset may draw from."""
 
 from __future__ import annotations
 

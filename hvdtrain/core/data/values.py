@@ -1,4 +1,4 @@
-"""What a user's data set or collate function returned, as named arrays, or an error that says what it is."""
+"""What a user's dataset or collate function returned, as named arrays, or an error that says what it is."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def to_array(value: Any, place: str) -> NDArray[Any]:
     if array.dtype.kind not in _NUMBERS:
         raise DataError(
             f"{place} is {kind_of(value)}{_holding(value, array)}; expected an array or a number: leave it "
-            f"out, or turn it into numbers in the data set or in {COLLATE}"
+            f"out, or turn it into numbers in the dataset or in {COLLATE}"
         )
     return array
 
@@ -96,8 +96,8 @@ def same_names(found: Mapping[str, Any], place: str, first: Mapping[str, Any], r
 
 
 def cast(array: NDArray[Any], first: NDArray[Any], place: str, reference: str) -> NDArray[Any]:
-    """The array in the dtype of sample 0; DataError where that would lose more than precision."""
-    if not np.can_cast(array.dtype, first.dtype, "same_kind"):
+    """The array in the dtype of sample 0; DataError where that would lose more than a float's precision."""
+    if not np.can_cast(array.dtype, first.dtype, "same_kind" if first.dtype.kind in "fc" else "safe"):
         raise DataError(
             f"{place} is {array.dtype}, and {reference} {first.dtype}: every sample needs the same dtype"
         )
@@ -107,7 +107,8 @@ def cast(array: NDArray[Any], first: NDArray[Any], place: str, reference: str) -
 def kind_of(value: Any) -> str:
     """`a str`, `an Image`, `None`."""
     name = type(value).__name__
-    return f"{'an' if name[0] in 'aeiouAEIOU' else 'a'} {name}" if value is not None else "None"
+    article = "an" if name == "ndarray" or name[0] in "aeioAEIO" else "a"
+    return "None" if value is None else f"{article} {name}"
 
 
 def short(numbers: Sequence[int]) -> str:

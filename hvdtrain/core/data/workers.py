@@ -103,7 +103,7 @@ def _lost(error: Exception) -> DataError:
         return DataError(f"data.dataloader_num_workers: a worker process cannot be started: {error.strerror}")
     return DataError(
         "data.dataloader_num_workers: a worker process ended while it drew samples: it was killed, ran out "
-        "of memory, or crashed in native code; try fewer workers, or 0 to see where the data set fails"
+        "of memory, or crashed in native code; try fewer workers, or 0 to see where the dataset fails"
     )
 
 

@@ -1,7 +1,7 @@
 """Drop-in use, for loops of the user's own: what the wrappers' arguments mean, in either framework."""
 
 from hvdtrain.core.dropin.agreement import check_gathered, check_same, describe, digest
-from hvdtrain.core.dropin.joining import check_join
+from hvdtrain.core.dropin.joining import check_join, known_to_all
 from hvdtrain.core.dropin.layout import Parameter, accumulator, lay_out
 from hvdtrain.core.dropin.residuals import keeps_residuals, residuals_are_scaled
 from hvdtrain.core.dropin.sampling import share_length, share_of_epoch
@@ -21,6 +21,7 @@ __all__ = [
     "describe",
     "digest",
     "keeps_residuals",
+    "known_to_all",
     "lay_out",
     "left_alone",
     "make_settings",

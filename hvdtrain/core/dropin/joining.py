@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
+from hvdtrain.core.compression.protocol import Policy, State
 from hvdtrain.core.compression.rules import Rules
 from hvdtrain.core.errors import SpecError
 
@@ -29,3 +32,15 @@ def check_join(call: str, rules: Rules, applied: int) -> None:
                 f"{call}: compression {policy.type} needs all ranks in update {applied + 1}, and this one "
                 f"leaves before it: {others}"
             )
+
+
+def known_to_all(states: Iterable[tuple[Policy, State]]) -> list[tuple[State, str]]:
+    """Compression's state that all ranks change alike in each update; a rank that leaves misses the changes.
+
+    Args:
+        states: each bucket's policy and its state.
+
+    Returns:
+        (the state of a bucket, the name of an array in it), in the order of buckets.
+    """
+    return [(state, name) for policy, state in states for name in state if name not in policy.residuals]

@@ -9,7 +9,11 @@ from hvdtrain.core.spec.sections import ModelSection
 FAMILIES = Registry(
     "model.model_type",
     "hvdtrain.families",
-    {"bert": "hvdtrain.core.families.bert", "gpt2": "hvdtrain.core.families.gpt2"},
+    {
+        "bert": "hvdtrain.core.families.bert",
+        "gpt2": "hvdtrain.core.families.gpt2",
+        "custom": "hvdtrain.core.families.custom",
+    },
 )
 
 

@@ -32,8 +32,10 @@ class Family(Protocol):
         """Weights that another library asks for when it opens a saved model, and that training has not."""
         ...
 
-    def activation_bytes(self, model: Any, rows: int, length: int, predictions: int, itemsize: int) -> int:
-        """What the forward pass of a micro-batch saves for its backward pass, in bytes.
+    def activation_bytes(
+        self, model: Any, rows: int, length: int, predictions: int, itemsize: int
+    ) -> int | None:
+        """What the forward pass of a micro-batch saves for its backward pass, in bytes; None: not known.
 
         Args:
             model: the hyper-parameters.
@@ -48,8 +50,8 @@ class Family(Protocol):
         """Elements of all weights and biases that are used in matrix products."""
         ...
 
-    def flops(self, model: Any, length: int, predictions: int) -> int:
-        """Floating-point operations of one sample's forward and backward passes, matrix products alone.
+    def flops(self, model: Any, length: int, predictions: int) -> int | None:
+        """Floating-point operations of one sample in matrix products, forward and backward; None: not known.
 
         Args:
             model: the hyper-parameters.

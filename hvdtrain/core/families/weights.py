@@ -59,7 +59,7 @@ TRANSPOSED = Layout(axes=(1, 0))
 
 @dataclass(frozen=True)
 class Weight:
-    """One trainable weight under its Hugging Face name.
+    """One weight, or a buffer, under its Hugging Face name.
 
     Attributes:
         name: the name in `model.safetensors`.
@@ -69,6 +69,8 @@ class Weight:
         layout: how Keras holds it.
         lookup: whether tokens look rows up in it and nothing else uses it: other rows have no gradient.
         embedding: whether it is used before the first layer, so that backward completes its gradient last.
+        buffer: whether it is not trained, as the running mean of a batch norm or a frozen weight: it is
+            broadcast, saved and resumed, and has no gradient.
     """
 
     name: str
@@ -78,11 +80,17 @@ class Weight:
     layout: Layout = SAME
     lookup: bool = False
     embedding: bool = False
+    buffer: bool = False
 
     @property
     def size(self) -> int:
         """How many elements the weight has."""
         return math.prod(self.shape)
+
+
+def trained(weights: Sequence[Weight]) -> tuple[Weight, ...]:
+    """Those that have a gradient, in the same order."""
+    return tuple(weight for weight in weights if not weight.buffer)
 
 
 def layer_norm(name: str, size: int) -> list[Weight]:

@@ -24,7 +24,7 @@ class Memory:
         gradients: the buckets.
         optimizer: moments.
         compression: residuals and the like.
-        activations: what a micro-batch's forward pass saves for its backward pass.
+        activations: what a micro-batch's forward pass saves for its backward pass; None: not predicted.
         low_precision_weights: 16-bit copies of the weights of matrix products, made by every forward pass.
     """
 
@@ -32,13 +32,13 @@ class Memory:
     gradients: int
     optimizer: int
     compression: int
-    activations: int
+    activations: int | None
     low_precision_weights: int
 
     @property
     def total(self) -> int:
-        """Their sum in bytes."""
-        return sum(vars(self).values())
+        """Their sum in bytes, of those that are predicted."""
+        return sum(found for found in vars(self).values() if found is not None)
 
 
 def predict_memory(
@@ -48,7 +48,7 @@ def predict_memory(
 
     Args:
         spec: the job.
-        family: the model's; without one activations are left out.
+        family: the model's; without one activations are not predicted.
         buckets: the layout of the gradients.
         rows: of a micro-batch.
         size: ranks.
@@ -57,7 +57,9 @@ def predict_memory(
     weights = itemsize * sum(bucket.size for bucket in buckets)
     shapes = task_of(spec.task).shapes(spec.data, spec.task)
     activations = (
-        family.activation_bytes(spec.model, rows, shapes.length, shapes.predictions, compute) if family else 0
+        family.activation_bytes(spec.model, rows, shapes.length, shapes.predictions, compute)
+        if family
+        else None
     )
     copies = compute * family.product_elements(spec.model) if family and compute != itemsize else 0
     return Memory(

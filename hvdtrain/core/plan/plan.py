@@ -54,7 +54,7 @@ class Plan:
             up; where ranks exchange their weights now and then, in an update that does.
         sync_every: updates from one exchange between ranks to the next.
         flops_per_update: floating-point operations of an update's matrix products on one rank, forward and
-            backward; 0 where they are not predicted.
+            backward; None: not predicted.
         compute_dtype: of matrix products.
         memory: per rank.
         threads: compute threads per rank.
@@ -79,7 +79,7 @@ class Plan:
     bucket_compression: tuple[str, ...]
     wire_bytes_per_update: int
     sync_every: int
-    flops_per_update: int
+    flops_per_update: int | None
     compute_dtype: str
     memory: Memory
     threads: int
@@ -209,12 +209,13 @@ def _buckets(
     return plan_buckets(weights, itemsize, cap_bytes, spec.rules.group, touched_rows)
 
 
-def _flops(spec: JobSpec, family: Family | None, batch: Batch) -> int:
+def _flops(spec: JobSpec, family: Family | None, batch: Batch) -> int | None:
     if family is None:
-        return 0
+        return None
     shapes = task_of(spec.task).shapes(spec.data, spec.task)
     samples = batch.per_device_train_batch_size * batch.gradient_accumulation_steps
-    return samples * family.flops(spec.model, shapes.length, shapes.predictions)
+    each = family.flops(spec.model, shapes.length, shapes.predictions)
+    return None if each is None else samples * each
 
 
 def _most_tokens(accumulation: Accumulation, max_seq_length: int) -> int:

@@ -26,10 +26,10 @@ def _rows(plan: Plan) -> list[tuple[str, str, str]]:
         ("global batch", *_global_batch(plan)),
         ("updates", str(plan.max_steps), f"{epochs:.2f} epochs of {plan.updates_per_epoch}"),
         ("warm-up", f"{plan.warmup_steps} updates", f"to a learning rate of {plan.learning_rate:g}"),
-        ("training split", f"{plan.train_samples} sequences", ""),
+        ("training split", f"{plan.train_samples} samples", ""),
         (
             "validation split",
-            f"{plan.validation_samples} sequences",
+            f"{plan.validation_samples} samples",
             f"{plan.per_device_eval_batch_size} per device",
         ),
         *_tokenizer(plan.text),
@@ -39,7 +39,9 @@ def _rows(plan: Plan) -> list[tuple[str, str, str]]:
         (
             "matrix products",
             plan.compute_dtype,
-            f"{plan.flops_per_update / 1e9:.3g} GFLOP an update and rank",
+            "operations not predicted"
+            if plan.flops_per_update is None
+            else f"{plan.flops_per_update / 1e9:.3g} GFLOP an update and rank",
         ),
         ("memory per rank", _mib(memory.total), "at the end of a forward pass"),
         ("  weights", _mib(memory.weights), ""),
@@ -58,18 +60,18 @@ def _global_batch(plan: Plan) -> tuple[str, str]:
     if accumulation.target_tokens is not None:
         steps = f"about {batch.gradient_accumulation_steps} accumulation steps: "
         return (
-            f"about {batch.global_batch_size} sequences",
+            f"about {batch.global_batch_size} samples",
             f"{ranks}{steps}{accumulation.target_tokens:,} tokens",
         )
     stages = accumulation.reached(plan.max_steps)
     if len(stages) == 1:
-        return f"{batch.global_batch_size} sequences", f"{ranks}{stages[0][1]} accumulation steps"
+        return f"{batch.global_batch_size} samples", f"{ranks}{stages[0][1]} accumulation steps"
     ends = [*(start for start, _ in stages[1:]), plan.max_steps]
     shown = (
         f"{steps} (updates {start + 1} to {end})" for (start, steps), end in zip(stages, ends, strict=True)
     )
     return (
-        f"{batch.global_batch_size} sequences in the last stage",
+        f"{batch.global_batch_size} samples in the last stage",
         f"{ranks}accumulation steps: {', '.join(shown)}",
     )
 
@@ -89,5 +91,5 @@ def _wire(plan: Plan) -> tuple[str, str]:
     return average, f"{at_once} every {every} updates: weights that one rank hands to collectives"
 
 
-def _mib(count: float) -> str:
-    return f"{count / 2**20:.2f} MiB"
+def _mib(count: float | None) -> str:
+    return "not predicted" if count is None else f"{count / 2**20:.2f} MiB"

@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Protocol
 
 import numpy as np
 
 from hvdtrain.core.compression.protocol import Policy
 from hvdtrain.core.data import Batch, Window
+from hvdtrain.core.families.weights import Weight
 from hvdtrain.core.run.results import UpdateResult
 
 
 class ModelState(Protocol):
     """The weights of a model, as arrays by Hugging Face name in the Hugging Face layout."""
 
-    def read(self) -> dict[str, np.ndarray]:
-        """Copies of the weights."""
+    def read(self, weights: Sequence[Weight] | None = None) -> dict[str, np.ndarray]:
+        """Copies of all weights and buffers, or of some."""
         ...
 
     def write(self, arrays: dict[str, np.ndarray]) -> None:
-        """Set every weight."""
+        """Set those weights and buffers that are given."""
         ...
 
 
@@ -144,6 +146,18 @@ class Adapter(Protocol):
         """Wait for what `start_exchange` began, and keep the policy's new state."""
         ...
 
-    def loss_sum(self, batch: Batch) -> float:
-        """The summed loss of one batch on this rank, without dropout."""
+    def evaluate(self, batch: Batch) -> np.ndarray:
+        """What an evaluation sums up over one batch on this rank, without dropout.
+
+        Returns:
+            The summed loss and its weight, and the sum and the weight of each metric of the task; float64.
+        """
+        ...
+
+    def examine(self, batch: Batch) -> float:
+        """The summed loss of one batch, without dropout; shows whether the loss itself says its weight."""
+        ...
+
+    def unused(self, batch: Batch) -> list[str]:
+        """The names of weights that the loss of one batch does not depend on."""
         ...

@@ -8,19 +8,26 @@ import os
 import sys
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
+
+import numpy as np
 
 from hvdtrain.core import strict_json
 from hvdtrain.core.data import Dataset
 from hvdtrain.core.errors import CheckpointError, HvdtrainError
+from hvdtrain.core.families import custom, family_of
 from hvdtrain.core.families.family import Family
+from hvdtrain.core.families.weights import trained
 from hvdtrain.core.plan.plan import Plan, make_plan
 from hvdtrain.core.plan.table import print_plan
 from hvdtrain.core.process.environment import cpu_flags, launched_rank
 from hvdtrain.core.process.orphans import end_with_launcher
 from hvdtrain.core.process.outputs import outlast_readers
 from hvdtrain.core.process.paths import user_path
+from hvdtrain.core.run.examination import examine
 from hvdtrain.core.run.framework import Framework
 from hvdtrain.core.run.metrics import METRICS_FILE
 from hvdtrain.core.run.ranks import Ranks
@@ -48,15 +55,32 @@ def run_job(load: Callable[[], Framework], default_spec: str, arguments: Sequenc
     outlast_readers()
     if launched_rank() is not None:
         end_with_launcher()
-    try:
+    with ends_the_job():
         _run(load, default_spec, arguments)
+
+
+@contextmanager
+def ends_the_job(raises: bool = False) -> Iterator[None]:
+    """Show what goes wrong inside, with this rank's number, and end the process, so that the whole job ends.
+
+    Args:
+        raises: errors are raised instead: there is one process, and it is not ours to end.
+    """
+    try:
+        yield
     except HvdtrainError as error:
+        if raises:
+            raise
         if launched_rank():
             time.sleep(_SECONDS_BEFORE_REPEATING)
         _die(f"error: {error}")
     except KeyboardInterrupt:
+        if raises:
+            raise
         _die("interrupted")
     except Exception as error:
+        if raises:
+            raise
         lost = _LOST in str(error)
         _die(f"HorovodInternalError: {_LOST}: another rank has ended" if lost else traceback.format_exc())
 
@@ -66,11 +90,31 @@ def prepare_data(spec: JobSpec, announce: Callable[[str], None]) -> Dataset:
     return task_of(spec.task).prepare(spec.model, spec.data, spec.task, spec.seed, announce)
 
 
+def open_family(framework: Framework, spec: JobSpec, dataset: Dataset) -> tuple[Family, Any]:
+    """The family of a spec's model; a user's model is built, and comes beside it.
+
+    Args:
+        framework: which builds it.
+        spec: the job.
+        dataset: the prepared data.
+
+    Returns:
+        The family, and the built network or None.
+
+    Raises:
+        SpecError: the user's model cannot be built, or not trained.
+    """
+    if not isinstance(spec.model, custom.ModelSpec):
+        return family_of(spec.model), None
+    network = framework.network(spec, dataset.train.collate(np.arange(1), 0, 1))
+    return custom.BuiltFamily(network), network
+
+
 def plan_job(spec: JobSpec, family: Family, dataset: Dataset, size: int, threads: int) -> Plan:
     """The plan of a spec whose data is prepared."""
     return make_plan(
         spec,
-        family.weights(spec.model),
+        trained(family.weights(spec.model)),
         size=size,
         threads=threads,
         train_tokens=dataset.train.costs,
@@ -104,16 +148,17 @@ def train_spec(
     check_command(framework, ranks, spec, resume_from)
     dataset = prepare_data(spec, announce=_say if world.local_rank == 0 else _keep_silent)
     check_data(dataset, ranks)
-    family = framework.family(spec.model)
+    family, network = open_family(framework, spec, dataset)
     spec.rules.check_ranks(world.size, world.mpi)
     plan = plan_job(spec, family, dataset, world.size, world.threads(spec.num_threads))
     check_plan(plan, ranks)
     if world.is_chief:
         _write_records(output_dir, spec, plan)
     weights = family.weights(spec.model)
-    adapter = framework.adapter(spec, plan, weights)
+    adapter = framework.adapter(spec, plan, weights, network)
     run = Run(spec, plan, ranks, dataset, family, weights, adapter, output_dir)
     state = start(run, resume_from)
+    examine(run)
     if world.is_chief:
         print_plan(plan, f"{framework.name}: what this run will do")
     result = train(run, state)
@@ -123,6 +168,14 @@ def train_spec(
     return result
 
 
+def join_and_train(
+    framework: Framework, spec: JobSpec, output_dir: Path, resume_from: Path | None
+) -> TrainingResult:
+    """Join the job with the other ranks and train; arguments, result and errors as `train_spec`."""
+    spec.rules.check_wire(framework.wire_types)
+    return train_spec(framework, framework.init(spec), spec, output_dir, resume_from)
+
+
 def _run(load: Callable[[], Framework], default_spec: str, arguments: Sequence[str] | None) -> None:
     options = _parse(arguments, default_spec)
     spec = load_spec(options.spec, options.set)
@@ -130,9 +183,7 @@ def _run(load: Callable[[], Framework], default_spec: str, arguments: Sequence[s
     framework = load()
     output_dir = options.output_dir or f"outputs/{Path(options.spec).stem}-{framework.name}"
     output_dir = user_path(output_dir, "--output-dir", CheckpointError)
-    spec.rules.check_wire(framework.wire_types)
-    ranks = framework.init(spec)
-    train_spec(framework, ranks, spec, output_dir, resume_from)
+    join_and_train(framework, spec, output_dir, resume_from or None)
     framework.shutdown()
 
 

@@ -58,7 +58,7 @@ def joint_updates(
         streak = streak.after(result.applied, not_finite=bool(divisor), empty=not divisor)
         line: Line = {"step": number, "epoch": window.epoch}
         if result.applied:
-            line["loss"] = result.loss_sum / divisor
+            line["loss"] = result.loss_sum / result.weight
         line |= {
             "learning_rate": rate,
             "grad_norm": result.grad_norm,
@@ -81,4 +81,4 @@ def joint_updates(
 def _pass_over(run: Run, window: Window, upcoming: Window) -> UpdateResult:
     """An update in which no rank has anything to predict: all that is sent is what the next one needs."""
     sums = run.ranks.sum(np.array([upcoming.weight, window.tokens], np.float64))
-    return UpdateResult(0.0, math.nan, False, float(sums[0]), int(sums[1]))
+    return UpdateResult(0.0, math.nan, False, float(sums[0]), int(sums[1]), 0.0)

@@ -136,7 +136,7 @@ def _update(run: Run, state: RunState, window: Window, learning_rate: float) -> 
     if not found.applied:
         check_scale(run, state, window, window.weight, together=False)
         return state.after_local(window, False), np.array([0.0, 0.0, 0.0, found.tokens, 0.0, 1.0])
-    sums = [found.loss_sum, window.weight, found.grad_norm, found.tokens, 1.0, 0.0]
+    sums = [found.loss_sum, found.weight, found.grad_norm, found.tokens, 1.0, 0.0]
     return state.after_local(window, True), np.array(sums)
 
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from safetensors.numpy import load, save
 
 from hvdtrain.core.run.world import World
 
@@ -62,6 +63,18 @@ class Ranks:
             values: of the same shape and dtype on every rank.
         """
         return self.broadcast_array(values, "broadcast")
+
+    def broadcast_arrays(self, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Rank 0's arrays by name; the other ranks need not know their names and shapes.
+
+        Args:
+            arrays: of rank 0; those of other ranks are not looked at.
+        """
+        message = np.frombuffer(save(dict(arrays)), np.uint8) if self.is_chief else np.zeros(0, np.uint8)
+        size = int(self.broadcast(np.array([message.size], np.int64))[0])
+        if not self.is_chief:
+            message = np.zeros(size, np.uint8)
+        return dict(load(self.broadcast(message.copy()).tobytes()))
 
     def gather(self, data: bytes) -> Sequence[bytes]:
         """Every rank's bytes, in the order of ranks; ranks may use different frameworks.

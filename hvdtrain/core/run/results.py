@@ -18,6 +18,8 @@ class UpdateResult:
         applied: whether the weights changed; false when the norm was not finite, or W was 0.
         next_divisor: W of the next window; 0 after a local update, which asks nobody.
         tokens: non-padding input tokens, summed as the loss is.
+        weight: Σ_r Σ_m w(r,m), what the loss sum is divided by, summed as the loss is. It is the divisor that
+            the update was given, but where only the user's loss function knows it.
     """
 
     loss_sum: float
@@ -25,6 +27,7 @@ class UpdateResult:
     applied: bool
     next_divisor: float
     tokens: int
+    weight: float
 
 
 @dataclass(frozen=True)

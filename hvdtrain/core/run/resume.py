@@ -6,7 +6,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-from safetensors.numpy import load, save
 
 from hvdtrain.core.checkpoints.model_folder import load_model
 from hvdtrain.core.checkpoints.state import (
@@ -18,7 +17,6 @@ from hvdtrain.core.checkpoints.state import (
     share_out,
 )
 from hvdtrain.core.errors import CheckpointError
-from hvdtrain.core.run.ranks import Ranks
 from hvdtrain.core.run.run import Run
 from hvdtrain.core.run.saving import order_of
 from hvdtrain.core.run.state import RunState
@@ -42,12 +40,12 @@ def resume(run: Run, directory: Path) -> RunState:
     if ranks.is_chief:
         training, weights = load_state(directory), load_model(directory)
         _check(run, directory, training, weights)
-    run.adapter.model.write(_from_chief(ranks, weights))
-    numbers = _from_chief(ranks, {"position": _numbers(training.run if training else RunState())})
+    run.adapter.model.write(ranks.broadcast_arrays(weights))
+    numbers = ranks.broadcast_arrays({"position": _numbers(training.run if training else RunState())})
     state = _state(numbers["position"], LossScale.of_spec(run.spec))
     state = replace(state, applied=_load_moments(run, training))
     buckets = run.plan.buckets
-    saved = [_from_chief(ranks, training.compression[b.index] if training else {}) for b in buckets]
+    saved = [ranks.broadcast_arrays(training.compression[b.index] if training else {}) for b in buckets]
     if any(saved):
         policies = [run.spec.rules.policy(b) for b in buckets]
         shares = [share_out(p, arrays, ranks.size) for p, arrays in zip(policies, saved, strict=True)]
@@ -78,23 +76,14 @@ def _load_moments(run: Run, training: TrainingState | None) -> int:
     """Give every rank its moments; returns the updates that this rank's optimizer counts."""
     ranks, applied = run.ranks, 0
     shares = share_moments(training, run.spec.rules, ranks.size) if training else []
-    counts = _from_chief(ranks, {"applied": np.array([n for _, n in shares], np.int64)})["applied"]
+    counts = ranks.broadcast_arrays({"applied": np.array([n for _, n in shares], np.int64)})["applied"]
     # One rank's after the other, so that nobody but rank 0 holds those of all.
     for index, count in enumerate(counts.tolist()):
-        moments = _from_chief(ranks, shares[index][0] if shares else {})
+        moments = ranks.broadcast_arrays(shares[index][0] if shares else {})
         if len(counts) == 1 or index == ranks.rank:
             applied = count
             run.adapter.optimizer.write(moments, count)
     return applied
-
-
-def _from_chief(ranks: Ranks, arrays: Arrays) -> Arrays:
-    """Rank 0's arrays; the others do not know their names and shapes."""
-    message = np.frombuffer(save(arrays), np.uint8) if ranks.is_chief else np.zeros(0, np.uint8)
-    size = int(ranks.broadcast(np.array([message.size], np.int64))[0])
-    if not ranks.is_chief:
-        message = np.zeros(size, np.uint8)
-    return dict(load(ranks.broadcast(message.copy()).tobytes()))
 
 
 def _same_tokens(run: Run, directory: Path, training: TrainingState) -> bool:
@@ -108,7 +97,7 @@ def _same_tokens(run: Run, directory: Path, training: TrainingState) -> bool:
 
 def _check(run: Run, directory: Path, training: TrainingState, weights: Arrays) -> None:
     shapes = {name: array.shape for name, array in weights.items()}
-    for weight in (w for bucket in run.plan.buckets for w in bucket.weights):
+    for weight in run.weights:
         if shapes.get(weight.name) != weight.shape:
             raise CheckpointError(
                 f"--resume {directory}: {weight.name} has shape {shapes.get(weight.name)} there and "

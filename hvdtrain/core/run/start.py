@@ -7,14 +7,12 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 import hvdtrain
 from hvdtrain.core.data import Dataset
-from hvdtrain.core.families.weights import initial_weights
 from hvdtrain.core.plan.plan import Plan
 from hvdtrain.core.run.agreement import agree
 from hvdtrain.core.run.framework import Framework
+from hvdtrain.core.run.initial import set_initial_values
 from hvdtrain.core.run.ranks import Ranks
 from hvdtrain.core.run.resume import resume
 from hvdtrain.core.run.run import Run
@@ -70,7 +68,7 @@ def check_data(dataset: Dataset, ranks: Ranks) -> None:
     else:
         advice = (
             "Every rank needs the same samples in the same order: give every node the same files, sort what "
-            "is listed from a folder, and give a fixed seed to whatever is random when the data set is made."
+            "is listed from a folder, and give a fixed seed to whatever is random when the dataset is made."
         )
     agree({**dataset.facts, "the data's fingerprint": dataset.fingerprint}, ranks.gather, advice)
 
@@ -100,17 +98,8 @@ def start(run: Run, resume_from: Path | None) -> RunState:
     """
     if resume_from is not None:
         return resume(run, resume_from)
-    run.adapter.model.write(_common_weights(run))
+    set_initial_values(run)
     return RunState(loss_scale=LossScale.of_spec(run.spec))
-
-
-def _common_weights(run: Run) -> dict[str, np.ndarray]:
-    """Rank 0's initial weights by Hugging Face name, in the Hugging Face layout."""
-    weights = run.weights
-    arrays = initial_weights(weights, run.spec.seed, run.spec.model.dtype)
-    flat = run.ranks.broadcast(np.concatenate([arrays[w.name].ravel() for w in weights]))
-    parts = np.split(flat, np.cumsum([w.size for w in weights])[:-1])
-    return {w.name: part.reshape(w.shape) for w, part in zip(weights, parts, strict=True)}
 
 
 def _version(package: str) -> str:

@@ -12,8 +12,8 @@ from hvdtrain.core.update.precision import LossScale
 class RunState:
     """Where a run stands on this rank; each update gives the next one.
 
-    All numbers but `applied` and `loss_scale` are the same on every rank, and so are these two outside of
-    local updates.
+    All numbers but `own_samples` are the same on every rank, apart from `applied` and `loss_scale` in local
+    updates.
 
     Attributes:
         step: updates that count. The next update is number `step + 1`.
@@ -25,6 +25,7 @@ class RunState:
             finite are counted once for each rank that skipped its own.
         empty_updates: the part of `skipped_updates` in which no rank had anything to predict.
         loss_scale: of the next update.
+        own_samples: samples that this rank has trained on since the run was started or resumed.
     """
 
     step: int = 0
@@ -34,6 +35,7 @@ class RunState:
     skipped_updates: int = 0
     empty_updates: int = 0
     loss_scale: LossScale = field(default_factory=LossScale)
+    own_samples: int = 0
 
     def after_joint(self, window: Window, applied: bool, empty: bool) -> RunState:
         """The state after an update that all ranks took together.
@@ -86,4 +88,9 @@ class RunState:
         )
 
     def _after_trying(self, window: Window) -> RunState:
-        return replace(self, windows=self.windows + 1, samples_consumed=window.samples_consumed)
+        return replace(
+            self,
+            windows=self.windows + 1,
+            samples_consumed=window.samples_consumed,
+            own_samples=self.own_samples + window.own_samples,
+        )

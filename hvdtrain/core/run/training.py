@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 
 from hvdtrain.core.data import Prefetcher, Window, train_windows
+from hvdtrain.core.run.buffers import average_buffers
 from hvdtrain.core.run.evaluation import compression_counters, evaluate
 from hvdtrain.core.run.joint_updates import joint_updates
 from hvdtrain.core.run.local_updates import local_updates
@@ -36,6 +37,7 @@ def train(run: Run, start: RunState) -> TrainingResult:
     """
     started = time.perf_counter()
     state, loss, eval_loss, model_dir = start, math.nan, None, run.output_dir / "model"
+    averaged = state.own_samples
     with ExitStack() as stack:
         log, progress = _open_log(run, start, stack)
         windows = stack.enter_context(Prefetcher(_windows(run, start), depth=run.spec.data.prefetch))
@@ -50,6 +52,9 @@ def train(run: Run, start: RunState) -> TrainingResult:
                 log.write(line)
             if progress:
                 progress.update(state.step, line)
+            if run.weights_are_due(state.step):
+                average_buffers(run, state.own_samples - averaged)
+                averaged = state.own_samples
             if run.evaluation_is_due(state.step):
                 eval_loss = _evaluate_into(log, run, state)
             if run.checkpoint_is_due(state.step):

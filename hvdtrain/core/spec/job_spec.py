@@ -107,6 +107,18 @@ def load_spec(path: str | Path, overrides: Sequence[str] = ()) -> JobSpec:
     Raises:
         SpecError: naming every bad field, its value, what was expected and the nearest valid name.
     """
+    return _validate(read_spec(path), overrides, where=str(path))
+
+
+def read_spec(path: str | Path) -> dict[str, Any]:
+    """The sections of a spec that is not validated yet.
+
+    Args:
+        path: as `load_spec`. Code that the spec names can be imported from the file's folder from now on.
+
+    Raises:
+        SpecError: the file cannot be read, or is no YAML mapping.
+    """
     file = _find(path)
     if file.parent != PACKAGED_SPECS:
         # What the spec names may lie beside it, or where the command was started.
@@ -116,14 +128,22 @@ def load_spec(path: str | Path, overrides: Sequence[str] = ()) -> JobSpec:
             text = opened.read(MAX_CHARS + 1)
     except (OSError, UnicodeDecodeError) as error:
         raise SpecError(f"spec {path}: cannot be read as UTF-8 text: {error}") from None
-    return parse_spec(text, overrides, where=str(path))
+    return _mapping(text, str(path))
 
 
 def parse_spec(text: str, overrides: Sequence[str] = (), where: str = "spec") -> JobSpec:
     """Validate a job spec given as YAML text; arguments and errors as `load_spec`."""
+    return _validate(_mapping(text, where), overrides, where)
+
+
+def _mapping(text: str, where: str) -> dict[str, Any]:
     raw = load_yaml(text, where)
     if not isinstance(raw, dict):
         raise SpecError(f"{where}: expected a mapping of sections, found {type(raw).__name__}")
+    return raw
+
+
+def _validate(raw: dict[str, Any], overrides: Sequence[str], where: str) -> JobSpec:
     for override in overrides:
         _apply_override(raw, override)
     found = _without_empty_sections(raw)
@@ -208,11 +228,15 @@ def _one_of(kinds: Sequence[Any], discriminator: str | None = None) -> Any:
 
 
 def _types(raw: Mapping[str, Any]) -> tuple[str, str | None, list[str]]:
-    """The family, the task and the policies that a spec names; what is no name is left to validation."""
-    policies = raw.get("compression")
+    """The family, the task and the policies that a spec names; what is no name is left to validation.
+
+    A model section that names the user's code is of the family `custom`.
+    """
+    policies, model = raw.get("compression"), raw.get("model")
+    own = isinstance(model, dict) and not model.keys().isdisjoint(("torch", "tensorflow"))
     found = [_text(entry, "type") for entry in (policies if isinstance(policies, list) else [policies])]
     return (
-        _text(raw.get("model"), "model_type") or "bert",
+        _text(model, "model_type") or ("custom" if own else "bert"),
         _text(raw.get("task"), "type"),
         [name for name in found if name and (":" in name or "." in name or name in OTHERS.installed())],
     )

@@ -68,6 +68,11 @@ class TaskSection(Section):
     type: str
     normalize: Literal["token", "example"] = "token"
 
+    @property
+    def metric_names(self) -> tuple[str, ...]:
+        """The means that an evaluation computes beside the loss."""
+        return ()
+
 
 class OptimizerSpec(Section):
     """AdamW (Loshchilov & Hutter 2019, decoupled decay) or SGD with momentum, by PyTorch's formulas."""

@@ -1,4 +1,4 @@
-"""A task of the user's own: their data set, and a loss by its name or theirs."""
+"""A task of the user's own: any dataset, with a loss that has a name here or is the user's function."""
 
 from __future__ import annotations
 
@@ -48,9 +48,14 @@ class TaskSpec(TaskSection):
     label_names: tuple[str, ...] = ("labels",)
     ignore_index: int = -100
 
+    @property
+    def metric_names(self) -> tuple[str, ...]:
+        """As `TaskSection.metric_names`; a function's is its own name."""
+        return tuple(str(describe(each)).rpartition(":")[2].rpartition(".")[2] for each in self.metrics)
+
 
 class DataSpec(OwnDataSpec):
-    """The user's data sets; whose samples are drawn as they are."""
+    """The user's datasets."""
 
 
 def check(model: Any, data: DataSpec) -> None:
@@ -73,9 +78,9 @@ def summarise(mean_loss: float | None) -> dict[str, float | None]:
 def prepare(
     model: Any, data: DataSpec, task: TaskSpec, seed: int, announce: Callable[[str], None]
 ) -> Dataset:
-    """As `Task.prepare`: make the user's data sets, start the workers, and look at a few samples.
+    """As `Task.prepare`: make the user's datasets, start the workers, and look at a few samples.
 
-    With workers, this process reads no sample, so that files which a data set opens at its first sample are
+    With workers, this process reads no sample, so that files which a dataset opens at its first sample are
     not shared by processes.
     """
     del model
@@ -109,7 +114,7 @@ def check_arrays(arrays: Arrays, task: TaskSpec, field: str) -> None:
     Args:
         arrays: by name.
         task: the task section.
-        field: the data set's, for errors.
+        field: the dataset's, for errors.
 
     Raises:
         DataError: the label is missing or of a wrong dtype, there is no input, or an input has a name that
@@ -140,11 +145,11 @@ def check_arrays(arrays: Arrays, task: TaskSpec, field: str) -> None:
 
 @dataclass(frozen=True, eq=False)
 class CustomSplit:
-    """Samples of a user's data set, as they come.
+    """Samples of a user's dataset, as they come.
 
     Attributes:
         workers: which draw them.
-        which: of the workers' data sets.
+        which: of the workers' datasets.
         members: its samples that belong to this split, int64.
         empty: a batch of none.
         task: the task section.
@@ -196,12 +201,9 @@ class CustomSplit:
 
 
 def draw(sources: tuple[Samples, ...], which: int, indices: Indices, key: tuple[int, ...] | None) -> Arrays:
-    """As `Samples.draw` of one of several data sets, with the generators seeded by `key` and each sample."""
-    return (
-        sources[which].draw(indices)
-        if key is None
-        else sources[which].draw(indices, partial(seed_generators, *key))
-    )
+    """As `Samples.draw` of one of several datasets, with the generators seeded by `key` and each sample."""
+    samples = sources[which]
+    return samples.draw(indices) if key is None else samples.draw(indices, partial(seed_generators, *key))
 
 
 def make_batch(arrays: Arrays, task: TaskSpec) -> Batch:
@@ -244,7 +246,7 @@ def _is_name(reference: Any) -> bool:
 
 
 def _members(lengths: Sequence[int], validation_split: float, seed: int) -> tuple[Indices, Indices]:
-    """Which samples of the first data set train, and which of the last one evaluate."""
+    """Which samples of the first dataset train, and which of the last one evaluate."""
     if len(lengths) > 1:
         return np.arange(lengths[0]), np.arange(lengths[1])
     if validation_split and lengths[0] < 2:

@@ -150,7 +150,7 @@ def _gradients(model: keras.Model) -> Gradients:
 
 
 def _layout(gradients: Gradients) -> str:
-    return layout_of(gradients.buckets, gradients.settings.rules)
+    return layout_of([bucket.layout for bucket in gradients.buckets], gradients.settings.rules)
 
 
 def _shared(layout: str) -> list[Any]:
@@ -177,8 +177,9 @@ def _assign(variables: Sequence[keras.Variable], arrays: Arrays, directory: Path
 
 def _own(model: keras.Model, gradients: Gradients) -> Arrays:
     """What differs between ranks."""
-    states = {f"bucket{i}.{n}": a for i, state in enumerate(gradients.read()) for n, a in state.items()}
-    window = {f"window.{name}": array for name, array in gradients.read_window().items()}
+    buckets = enumerate(gradients.driver.read())
+    states = {f"bucket{i}.{name}": array for i, state in buckets for name, array in state.items()}
+    window = {f"window.{name}": array for name, array in gradients.accumulation.read().items()}
     seeds = {f"seed.{i}": seed.numpy() for i, seed in enumerate(_seeds(model))}
     return {name: np.asarray(array, order="C") for name, array in (states | window | seeds).items()}
 
@@ -189,24 +190,23 @@ def _give_own(model: keras.Model, gradients: Gradients, every: Arrays, ranks: in
         return {name.removeprefix(start): array for name, array in every.items() if name.startswith(start)}
 
     rank, size, states = hvd.rank(), hvd.size(), []
-    for i, bucket in enumerate(gradients.buckets):
-        policy = gradients.settings.rules.policy(bucket)
+    for i, (policy, _) in enumerate(gradients.driver.states):
         saved = [of(r, f"bucket{i}") for r in range(ranks)]
         stacked = {
             name: np.stack([each[name] for each in saved]) if name in policy.residuals else array
             for name, array in saved[0].items()
         }
         states.append(share_out(policy, stacked, size)[rank])
-    gradients.write(states)
+    gradients.driver.write(states)
     if ranks == size:
-        gradients.write_window(of(rank, "window"))
+        gradients.accumulation.write(of(rank, "window"))
         for i, seed in enumerate(_seeds(model)):
             seed.assign(of(rank, "seed")[str(i)])
         return
     # Residuals must keep their sum over ranks; random generators start again.
     windows = [of(r, "window") for r in range(ranks)]
     added = {n: sum(w[n] for w in windows) / size for n in windows[0] if n.startswith(("total", "samples"))}
-    gradients.write_window(windows[0] | added)
+    gradients.accumulation.write(windows[0] | added)
 
 
 def _seeds(model: keras.Model) -> list[keras.Variable]:

@@ -9,18 +9,18 @@ from dataclasses import replace
 from typing import Any
 
 import horovod.tensorflow as hvd
-import numpy as np
 import tensorflow as tf
 
 from hvdtrain.core.compression.protocol import State
 from hvdtrain.core.compression.rules import Rules
-from hvdtrain.core.dropin import Parameter, Settings, accumulator, lay_out
+from hvdtrain.core.dropin import Parameter, Settings, accumulator, known_to_all, lay_out
 from hvdtrain.core.update.optimizers import clip_factor
-from hvdtrain.tensorflow.driver import Driver, pack, variables
+from hvdtrain.tensorflow.buckets import GradBucket
+from hvdtrain.tensorflow.driver import Driver
+from hvdtrain.tensorflow.dropin.accumulation import Accumulation
 from hvdtrain.tensorflow.dropin.agreement import check_structure, check_values, parameters_of
 from hvdtrain.tensorflow.dropin.arguments import Reach
-from hvdtrain.tensorflow.dropin.keeping import Kept
-from hvdtrain.tensorflow.ops import Ops
+from hvdtrain.tensorflow.dropin.messages import broadcast_variables
 from hvdtrain.tensorflow.world import reduces_over_mpi
 
 _Gradients = Sequence[tf.Tensor | None]
@@ -30,11 +30,16 @@ _ALL = Reach()
 _live: weakref.WeakSet[Gradients] = weakref.WeakSet()
 
 
-class Gradients(Kept):
+class Gradients:
     """Sums the gradients of a list of variables over ranks, a window of micro-batches at a time.
 
     `micro_batch` is called while TensorFlow traces, or eagerly. Ranks must have made the same objects in the
     same order.
+
+    Attributes:
+        accumulation: the micro-batches of the window.
+        driver: sums buckets over ranks.
+        buckets: of all variables; those whose gradients stay this rank's own come last.
     """
 
     def __init__(
@@ -59,7 +64,6 @@ class Gradients(Kept):
             TrainingError: ranks differ in their settings, or in their models.
         """
         self.settings, self.prefix, self._reach = settings, prefix, reach
-        ranks = self._ranks = reach.process_set.size()
         # Weak: what is known of a tape's model must not keep the model.
         self._sources = [weakref.ref(source) for source in sources]
         self._parameters = parameters_of(sources)
@@ -67,30 +71,18 @@ class Gradients(Kept):
         shared = [p for p, is_local in zip(self._parameters, kinds, strict=True) if not is_local]
         local = [p for p, is_local in zip(self._parameters, kinds, strict=True) if is_local]
         check_structure(shared, settings, options, reach.process_set)
-        rules = settings.rules
-        rules.check([p.name for p in self._parameters])
-        rules.check_ranks(ranks, reduces_over_mpi())
-        self.buckets = lay_out([_as_matrix(p) for p in shared], settings)
-        # The buckets from here on are not sent.
-        self._sent = len(self.buckets)
-        self.buckets += lay_out([_as_matrix(p) for p in local], settings, first=self._sent)
-        ops = Ops(ranks, reach.process_set.rank(), seed=0)
+        settings.rules.check([p.name for p in self._parameters])
+        settings.rules.check_ranks(reach.process_set.size(), reduces_over_mpi())
+        sent = lay_out([_as_matrix(p) for p in shared], settings)
+        kept = lay_out([_as_matrix(p) for p in local], settings, first=len(sent))
+        self._sent = len(sent)
+        dtypes = {p.name: accumulator(p) for p in self._parameters}
+        self.buckets = [GradBucket(each, dtypes[each.weights[0].name]) for each in (*sent, *kept)]
         with tf.init_scope():
-            self._driver = Driver(ops, prefix, _counter(), reach.process_set)
-            # Updates applied, micro-batches and windows so far.
-            self._updates, self._micro, self._windows = _counter(), _counter(), _counter()
-            self._samples = tf.Variable(0.0, dtype=tf.float64, trainable=False)
-            dtypes = {p.name: accumulator(p) for p in self._parameters}
-            self._dtypes = [dtypes[bucket.weights[0].name] for bucket in self.buckets]
-            self._states = [
-                variables(rules.policy(b).init(ops, b, dtype)) if b.index < self._sent else {}
-                for b, dtype in zip(self.buckets, self._dtypes, strict=True)
-            ]
-            self._totals = [
-                tf.Variable(tf.zeros((b.size,), dtype), trainable=False)
-                for b, dtype in zip(self.buckets, self._dtypes, strict=True)
-                if settings.gradient_accumulation_steps > 1
-            ]
+            self.driver = Driver(settings.rules, 0, prefix, reach.process_set)
+            for bucket in self.buckets[: self._sent]:
+                self.driver.add(bucket.layout, bucket.dtype)
+            self.accumulation = Accumulation(settings, self.driver, self.buckets)
         _live.add(self)
         # Whether the sources, and what else, are compared when the second window begins.
         self.compare_values_at_second_window = True
@@ -106,30 +98,27 @@ class Gradients(Kept):
             samples: how many the micro-batch has, an integer scalar, where the settings go by samples.
             then: takes the window's gradients, reduced and clipped, None where it was None.
         """
-        steps = self.settings.gradient_accumulation_steps
         own = tf.cast(samples, tf.float64) if self.settings.by_samples else tf.constant(1.0, tf.float64)
-        flats = self._flats(gradients, own)
-        if steps == 1:
+
+        def close(flats: Sequence[tf.Tensor], own: tf.Tensor) -> None:
             then(self._reduce(gradients, flats, own))
-            return
 
-        def last() -> None:
-            whole = [total + flat for total, flat in zip(self._totals, flats, strict=True)]
-            then(self._reduce(gradients, whole, self._samples + own))
-            for total in (*self._totals, self._samples, self._micro):
-                total.assign(tf.zeros_like(total))
-
-        def early() -> None:
-            for total, flat in zip((*self._totals, self._samples), (*flats, own), strict=True):
-                total.assign_add(flat)
-            self._micro.assign_add(1)
-
-        tf.cond(tf.equal(self._micro, steps - 1), last, early)
+        self.accumulation.enter(self._flats(gradients, own), own, close)
 
     @property
     def sources(self) -> list[tf.Variable]:
         """The variables whose gradients come, in their order; those that are no more are left out."""
         return [found for source in self._sources if (found := source()) is not None]
+
+    @property
+    def applied(self) -> int:
+        """How many updates there have been."""
+        return int(self.accumulation.updates.numpy())
+
+    @property
+    def windows(self) -> int:
+        """How many windows have been reduced."""
+        return int(self.accumulation.windows.numpy())
 
     @property
     def compared_windows(self) -> int:
@@ -141,71 +130,54 @@ class Gradients(Kept):
         """Whether no group of ranks has gradients of its own."""
         return self._reach.process_set is hvd.global_process_set
 
+    def catch_up(self, root_rank: int) -> None:
+        """Take over from a rank what all that took part in its updates know of compression."""
+        known = [state[name] for state, name in known_to_all(self.driver.states)]
+        broadcast_variables([self.accumulation.updates, self.accumulation.windows, *known], root_rank)
+
     def _flats(self, gradients: _Gradients, own: tf.Tensor) -> list[tf.Tensor]:
-        scale = tf.convert_to_tensor(self.settings.scale(self._ranks, own), tf.float64)
+        scale = tf.convert_to_tensor(self.settings.scale(self.driver.ops.ranks, own), tf.float64)
         found = {
             p.name: [tf.zeros(p.shape, p.dtype) if g is None else g]
             for p, g in zip(self._parameters, gradients, strict=True)
         }
-        flats = []
-        for bucket, dtype in zip(self.buckets, self._dtypes, strict=True):
-            flat = tf.cast(pack(bucket, found), dtype)
-            # The mean of no samples is NaN, and counts nothing.
-            flats.append(tf.math.multiply_no_nan(flat, tf.cast(scale, dtype)))
-        return flats
+        flats = [bucket.pack(found) for bucket in self.buckets]
+        # The mean of no samples is NaN, and counts nothing.
+        return [tf.math.multiply_no_nan(flat, tf.cast(scale, flat.dtype)) for flat in flats]
 
-    def _reduce(self, gradients: _Gradients, flats: list[tf.Tensor], own: tf.Tensor) -> _Gradients:
+    def _reduce(self, gradients: _Gradients, flats: Sequence[tf.Tensor], own: tf.Tensor) -> _Gradients:
         if self.compare_values_at_second_window:
             # The first may come before the broadcast, as in Horovod's own examples.
-            name = f"{self._driver.prefix}values"
-            second = tf.equal(self._windows, 1)
+            name = f"{self.prefix}values"
+            second = tf.equal(self.accumulation.windows, 1)
             shared = [source for source in self.sources if not self._reach.is_local(source)]
             values, among = [*self.compared_besides, *shared], self._reach.process_set
             compared = tf.cond(second, lambda: check_values(values, name, among), lambda: tf.constant(0))
             with tf.control_dependencies([compared]):
                 own, flats = tf.identity(own), [tf.identity(flat) for flat in flats]
-        self._windows.assign_add(1)
+        self.accumulation.windows.assign_add(1)
         if self.settings.by_samples:
-            scale = self._closing_scale(own)
+            scale = self.accumulation.scale_by_samples(own)
             flats = [flat * tf.cast(scale, flat.dtype) for flat in flats]
         reduced = self._clip_and_commit(*self._sum(flats))
         parts = {
             weight.name: part
             for bucket, flat in zip(self.buckets, reduced, strict=True)
-            for weight, part in zip(bucket.weights, tf.split(flat, bucket.sizes), strict=True)
+            for weight, part in zip(bucket.layout.weights, tf.split(flat, bucket.layout.sizes), strict=True)
         }
         return [
             None if g is None else tf.cast(tf.reshape(parts[p.name], p.shape), p.dtype)
             for p, g in zip(self._parameters, gradients, strict=True)
         ]
 
-    def _closing_scale(self, own: tf.Tensor) -> tf.Tensor:
-        name = f"{self._driver.prefix}samples"
-        mine = self._driver.not_constant(tf.reshape(own, [1]))
-        among = {"process_set": self._reach.process_set, "ignore_name_scope": True}
-        total = tf.reshape(hvd.allreduce(mine, op=hvd.Sum, name=name, **among), [])
-        steps = self.settings.gradient_accumulation_steps
-
-        def scale(mine: np.ndarray, every: np.ndarray) -> np.ndarray:
-            return np.array(self.settings.closing_scale(steps, float(mine), float(every)))
-
-        return tf.ensure_shape(tf.numpy_function(scale, [own, total], tf.float64, stateful=False), ())
-
-    def _sum(self, flats: list[tf.Tensor]) -> tuple[list[tf.Tensor], list[State]]:
+    def _sum(self, flats: Sequence[tf.Tensor]) -> tuple[list[tf.Tensor], dict[int, State]]:
         """The buckets summed over ranks, and the policies' new states."""
-        before = [{n: tf.convert_to_tensor(v) for n, v in state.items()} for state in self._states]
-        update = self._updates + 1
+        update = self.accumulation.updates + 1
 
-        def branch(rules: Rules) -> Callable[[], tuple[list[tf.Tensor], list[State]]]:
-            def drive() -> tuple[list[tf.Tensor], list[State]]:
-                work = zip(self.buckets, flats, before, strict=True)
-                found = [
-                    self._driver.reduce(rules.policy(b), b, f, s, update)
-                    if b.index < self._sent
-                    else (self._own(f), s)
-                    for b, f, s in work
-                ]
-                return [total for total, _ in found], [dict(state) for _, state in found]
+        def branch(rules: Rules) -> Callable[[], tuple[list[tf.Tensor], dict[int, State]]]:
+            def drive() -> tuple[list[tf.Tensor], dict[int, State]]:
+                sums, states = self.driver.reduce(rules.policy, flats[: self._sent], update)
+                return [*sums, *map(self._own, flats[self._sent :])], states
 
             return drive
 
@@ -219,21 +191,19 @@ class Gradients(Kept):
     def _own(self, flat: tf.Tensor) -> tf.Tensor:
         """A bucket of local variables, that this rank's share of the loss has been divided for already."""
         divided = self.settings.average in ("mean", "ranks")
-        return flat if self._reach.scale_local_gradients or not divided else flat * self._ranks
+        return flat if self._reach.scale_local_gradients or not divided else flat * self.driver.ops.ranks
 
-    def _clip_and_commit(self, reduced: list[tf.Tensor], states: list[State]) -> list[tf.Tensor]:
+    def _clip_and_commit(self, reduced: list[tf.Tensor], states: dict[int, State]) -> list[tf.Tensor]:
         limit = self.settings.max_grad_norm
-        if limit is None and not any(self._states):
-            self._updates.assign_add(1)
+        if limit is None and not any(states.values()):
+            self.accumulation.updates.assign_add(1)
             return reduced
         squares = tf.add_n([tf.cast(2.0 * tf.nn.l2_loss(flat), tf.float64) for flat in reduced[: self._sent]])
         norm = tf.sqrt(squares)
 
         def commit() -> None:
-            self._updates.assign_add(1)
-            for variables_, found in zip(self._states, states, strict=True):
-                for name, variable in variables_.items():
-                    variable.assign(found[name])
+            self.accumulation.updates.assign_add(1)
+            self.driver.commit(states)
 
         # What is not finite is never applied by a loss scale, and nothing of it may stay behind.
         tf.cond(tf.math.is_finite(norm), commit, lambda: None)
@@ -252,7 +222,3 @@ def _as_matrix(parameter: Parameter) -> Parameter:
 def gradients_in_use() -> list[Gradients]:
     """Those of all distributed optimizers and tapes that have taken a step."""
     return sorted(_live, key=lambda each: each.prefix)
-
-
-def _counter() -> tf.Variable:
-    return tf.Variable(0, dtype=tf.int64, trainable=False)

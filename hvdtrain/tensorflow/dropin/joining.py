@@ -9,7 +9,7 @@ from typing import Any
 import horovod.tensorflow as hvd
 import tensorflow as tf
 
-from hvdtrain.core.dropin import check_join
+from hvdtrain.core.dropin import check_join, known_to_all
 from hvdtrain.core.errors import SpecError
 from hvdtrain.tensorflow.dropin.gradients import gradients_in_use
 from hvdtrain.tensorflow.dropin.session import require_init, waiting_for_ranks
@@ -43,7 +43,7 @@ def join(*arguments: Any, **options: Any) -> int:
     with waiting_for_ranks("join"):
         last = int(tf.function(lambda: hvd.join(*arguments, **options), autograph=False)())
         # Garbage collection need not have seen the same on every rank.
-        mine = [each.prefix for each in found if each.may_fall_behind]
+        mine = [each.prefix for each in found if known_to_all(each.driver.states)]
         common = set(mine).intersection(*map(json.loads, gather_bytes(json.dumps(mine).encode(), "join")))
         for each in found:
             if each.prefix in common:

@@ -11,7 +11,14 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from hvdtrain.core.dropin import Settings, by_position, process_set_of, residuals_are_scaled, settings_of
+from hvdtrain.core.dropin import (
+    Settings,
+    by_position,
+    keeps_residuals,
+    process_set_of,
+    residuals_are_scaled,
+    settings_of,
+)
 from hvdtrain.core.errors import SpecError
 from hvdtrain.engine.cache import wire_types
 from hvdtrain.tensorflow.dropin.arguments import HOROVOD, Reach, check_local_layers, handles
@@ -224,7 +231,7 @@ def _refuse_what_a_loss_scale_spoils() -> None:
 def _check_unscaled(variables: Iterable[Any]) -> None:
     instead = "a plain tape and hvdtrain.keras.DistributedOptimizer, which takes the scale out first"
     for gradients in _reducing(variables):
-        if gradients.keeps_residuals:
+        if keeps_residuals(gradients.driver.states):
             raise residuals_are_scaled("LossScaleOptimizer", instead)
         if gradients.settings.max_grad_norm is not None:
             raise SpecError(

@@ -8,7 +8,7 @@ from typing import Any
 
 import horovod.torch as hvd
 
-from hvdtrain.core.dropin import check_join
+from hvdtrain.core.dropin import check_join, known_to_all
 from hvdtrain.core.errors import SpecError
 from hvdtrain.torch.dropin.optimizer import gradients_in_use
 from hvdtrain.torch.dropin.session import require_init, waiting_for_ranks
@@ -42,7 +42,7 @@ def join(*arguments: Any, **options: Any) -> int:
     with waiting_for_ranks("join"):
         last = int(hvd.join(*arguments, **options))
         # Garbage collection need not have seen the same on every rank.
-        mine = [each.index for each in found if each.may_fall_behind]
+        mine = [each.index for each in found if known_to_all(each.driver.states)]
         common = set(mine).intersection(*map(json.loads, gather_bytes(json.dumps(mine).encode(), "join")))
         for each in found:
             if each.index in common:

@@ -13,7 +13,14 @@ from typing import Any
 
 import torch
 
-from hvdtrain.core.dropin import Settings, by_position, process_set_of, residuals_are_scaled, settings_of
+from hvdtrain.core.dropin import (
+    Settings,
+    by_position,
+    keeps_residuals,
+    process_set_of,
+    residuals_are_scaled,
+    settings_of,
+)
 from hvdtrain.core.errors import SpecError, TrainingError
 from hvdtrain.core.update.optimizers import clip_factor
 from hvdtrain.engine.cache import wire_types
@@ -110,7 +117,7 @@ def DistributedOptimizer(
 def gradients_in_use() -> list[Gradients]:
     """Those of all wrapped optimizers that there are, in the order in which they were wrapped."""
     found = [optimizer._gradients for optimizer in _live]
-    return sorted((each for each in found if each.watches), key=lambda each: each.index)
+    return sorted((each for each in found if each.hooks.active), key=lambda each: each.index)
 
 
 class _Distributed(Copyable):
@@ -126,11 +133,11 @@ class _Distributed(Copyable):
     @property
     def batch_samples(self) -> float | None:
         """Samples of the next micro-batch, with `average="samples"`; set it before each backward."""
-        return self._gradients.samples
+        return self._gradients.accumulation.samples
 
     @batch_samples.setter
     def batch_samples(self, samples: float) -> None:
-        self._gradients.samples = float(samples)
+        self._gradients.accumulation.samples = float(samples)
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """One update from the gradients of all ranks.
@@ -171,7 +178,7 @@ class _Distributed(Copyable):
 
         There is nothing to do after a window's last backward.
         """
-        if self._gradients.open:
+        if self._gradients.accumulation.micro_batches:
             self._is_early = not self._gradients.closing
             self._gradients.close()
         elif not self._gradients.ready:
@@ -209,24 +216,24 @@ class _Distributed(Copyable):
         """Horovod's: from the next window on, so many micro-batches."""
         settings = self._gradients.settings.model_dump(mode="json")
         settings["gradient_accumulation_steps"] = passes
-        self._gradients.settings = Settings.model_validate(settings)
+        self._gradients.accumulation.settings = Settings.model_validate(settings)
 
     @property
     def _step_supports_amp_scaling(self) -> bool:
         # GradScaler asks for it before each step, and nobody else does.
-        if self._gradients.keeps_residuals:
+        if keeps_residuals(self._gradients.driver.states):
             raise residuals_are_scaled("GradScaler", "autocast with bfloat16 and no GradScaler")
         return bool(vars(self).get("_step_supports_amp_scaling", False))
 
     def _of_all_ranks(self, closure: Callable[[], Any]) -> Callable[[], Any]:
         def whole() -> Any:
-            loss = closure()
+            loss, mean = closure(), self._gradients.accumulation.mean
             self.synchronize()
             self._clip()
             # An optimizer that decides by the loss must decide alike on every rank.
             if isinstance(loss, Real):
-                return self._gradients.mean(torch.tensor(float(loss), dtype=torch.float64)).item()
-            return self._gradients.mean(loss) if torch.is_tensor(loss) else loss
+                return mean(torch.tensor(float(loss), dtype=torch.float64)).item()
+            return mean(loss) if torch.is_tensor(loss) else loss
 
         return whole
 
@@ -236,7 +243,7 @@ class _Distributed(Copyable):
             return
         # Where the optimizer takes GradScaler's part in its kernel, gradients are still scaled.
         scale = getattr(self, "grad_scale", None)
-        gradients = [p.grad for p in self._gradients.parameters if p.grad is not None]
+        gradients = [p.grad for p in self._gradients.filling.parameters.values() if p.grad is not None]
         # As PyTorch's clip_grad_norm_, which takes no sparse gradients.
         found = [g._values() if g.is_sparse else g for g in gradients]
         norms = [

@@ -9,6 +9,8 @@ from typing import Any
 
 import torch
 
+from hvdtrain.torch.buckets import GradBucket
+
 
 class Shown:
     """The tensors that this layer puts into `.grad`: views of a bucket where dtypes allow it, else copies."""
@@ -22,19 +24,19 @@ class Shown:
         self._memory: dict[int, tuple[Any, int | None]] = {}
         self._versions: dict[int, int] = {}
 
-    def add(self, slot: Any) -> None:
+    def add(self, bucket: GradBucket) -> None:
         """Begin to show a bucket, or show it in new memory."""
-        self._show(slot)
-        storage = slot.flat.untyped_storage()
-        self._memory[slot.bucket.index] = storage, _tensors_on(storage)
+        self._show(bucket)
+        storage = bucket.flat.untyped_storage()
+        self._memory[bucket.layout.index] = storage, _tensors_on(storage)
 
     def view(self, name: str) -> torch.Tensor:
         """A parameter's place in its bucket, as `.grad` shows it."""
         return self._views[name]
 
-    def of(self, slot: Any, name: str, dtype: torch.dtype) -> torch.Tensor:
+    def of(self, bucket: GradBucket, name: str, dtype: torch.dtype) -> torch.Tensor:
         """What a bucket has for a parameter, in the parameter's dtype."""
-        place = slot.places[name]
+        place = bucket.views[name]
         return self._views[name] if place.dtype == dtype else self.note(name, place.to(dtype))
 
     def note(self, name: str, gradient: torch.Tensor) -> torch.Tensor:
@@ -43,9 +45,9 @@ class Shown:
             self._copies[name] = weakref.ref(gradient), gradient._version
         return gradient
 
-    def note_versions(self, slots: Sequence[Any]) -> None:
+    def note_versions(self, buckets: Sequence[GradBucket]) -> None:
         """From now on, whatever is written to the tensors shown is written by the user."""
-        self._versions = {slot.bucket.index: slot.flat._version for slot in slots}
+        self._versions = {bucket.layout.index: bucket.flat._version for bucket in buckets}
         for name, (found, _) in self._copies.items():
             gradient = found()
             if gradient is not None:
@@ -59,34 +61,34 @@ class Shown:
         """Whether the bucket has what a tensor in `.grad` says."""
         return gradient is self._views[name] or self._is_noted(name, gradient)
 
-    def is_untouched(self, slot: Any, name: str, gradient: torch.Tensor) -> bool:
+    def is_untouched(self, bucket: GradBucket, name: str, gradient: torch.Tensor) -> bool:
         """Whether a tensor in `.grad` is ours, and nobody has written to it since versions were noted."""
         if gradient is self._views[name]:
-            return slot.flat._version == self._versions.get(slot.bucket.index)
+            return bucket.flat._version == self._versions.get(bucket.layout.index)
         return self._is_noted(name, gradient)
 
-    def is_held(self, slot: Any, parameters: Mapping[str, torch.nn.Parameter]) -> bool:
+    def is_held(self, bucket: GradBucket, parameters: Mapping[str, torch.nn.Parameter]) -> bool:
         """Whether the user has kept a part of a bucket that is in no `.grad` any more."""
-        if self._counts_differ(slot):
+        if self._counts_differ(bucket):
             return True
         # Two: that of the dictionary, and that of the call.
         return any(
             sys.getrefcount(self._views[name]) > 2 and parameters[name].grad is not self._views[name]
-            for name in slot.places
+            for name in bucket.views
         )
 
-    def mend(self, slot: Any) -> None:
+    def mend(self, bucket: GradBucket) -> None:
         """Show the bucket again where a conversion of the model has moved what was shown elsewhere."""
-        if self._counts_differ(slot):
-            self._show(slot)
+        if self._counts_differ(bucket):
+            self._show(bucket)
 
-    def _show(self, slot: Any) -> None:
-        self._views |= {name: place.detach() for name, place in slot.places.items()}
+    def _show(self, bucket: GradBucket) -> None:
+        self._views |= {name: place.detach() for name, place in bucket.views.items()}
 
-    def _counts_differ(self, slot: Any) -> bool:
-        storage, count = self._memory[slot.bucket.index]
+    def _counts_differ(self, bucket: GradBucket) -> bool:
+        storage, count = self._memory[bucket.layout.index]
         if count is None:
-            return any(self._views[n].data_ptr() != place.data_ptr() for n, place in slot.places.items())
+            return any(self._views[n].data_ptr() != place.data_ptr() for n, place in bucket.views.items())
         return _tensors_on(storage) != count
 
     def _is_noted(self, name: str, gradient: torch.Tensor) -> bool:

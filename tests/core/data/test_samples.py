@@ -1,4 +1,4 @@
-"""A user's data set, of any kind: batches as stacking by hand gives them, and every mistake told."""
+"""A user's dataset, of any kind: batches as stacking by hand gives them, and every mistake told."""
 
 from __future__ import annotations
 
@@ -148,6 +148,10 @@ def broken(index: int) -> Any:
     return {"x": 1.0}
 
 
+def not_implemented(index: int) -> Any:
+    raise NotImplementedError("flip")
+
+
 class Iterable(torch.utils.data.IterableDataset):  # type: ignore[type-arg]
     def __iter__(self) -> Any:
         return iter([])
@@ -173,13 +177,13 @@ MISTAKES: dict[str, tuple[Any, Any, str]] = {
     "objects": (
         at_3(1, np.array([None])),
         None,
-        r"data.dataset\[3\] is a ndarray that holds None; expected an array",
+        r"data.dataset\[3\] is an ndarray that holds None; expected an array",
     ),
     "words": (at_3(1, [1, "a"]), None, r"data.dataset\[3\] is a list that holds a str; expected an array"),
     "times": (
         at_3(1, np.zeros(2, "M8[s]")),
         None,
-        r"data.dataset\[3\] is a ndarray of datetime64\[s\]; expected",
+        r"data.dataset\[3\] is an ndarray of datetime64\[s\]; expected",
     ),
     "ragged": (
         at_3(1, [[1], [1, 2]]),
@@ -195,6 +199,16 @@ MISTAKES: dict[str, tuple[Any, Any, str]] = {
         at_3({"x": 1}, {"x": 1.5}),
         None,
         r"data.dataset\[3\]\['x'\] is float64, and data.dataset\[0\] int64: every sample needs the same",
+    ),
+    "narrower integers": (
+        at_3(np.int32(1), np.int64(2)),
+        None,
+        r"data.dataset\[3\] is int64, and data.dataset\[0\] int32: every sample needs the same dtype",
+    ),
+    "not implemented": (
+        Items(not_implemented),
+        None,
+        r"data.dataset\[0\]: NotImplementedError: flip \(.*test_samples.py:\d+, in not_implemented\)",
     ),
     "names": (
         at_3({"x": 1}, {"x": 1, "y": 2}),

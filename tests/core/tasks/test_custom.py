@@ -1,10 +1,11 @@
-"""A task of the user's own: where data sets come from, what a batch weighs, and every mistake told."""
+"""A task of the user's own: where datasets come from, what a batch weighs, and every mistake told."""
 
 from __future__ import annotations
 
 import sys
 import threading
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -146,7 +147,7 @@ def test_a_batch_of_no_samples_has_the_shapes_of_one(loss: Any, workers: int) ->
     assert (none.weight, none.counts) == (0.0, {"samples": 0, "tokens": 0})
 
 
-# Where the data sets come from.
+# Where the datasets come from.
 
 
 def labels_of(split: Any) -> list[int]:
@@ -159,7 +160,7 @@ def numbered(first: int, count: int) -> dict[str, Any]:
 
 
 class Own:
-    """A data set class."""
+    """A dataset class."""
 
     def __init__(self, count: int = 4) -> None:
         self.count = count
@@ -234,7 +235,7 @@ def failing(count: int = 1) -> Any:
 
 
 MISTAKES: dict[str, tuple[Any, dict[str, Any], str]] = {
-    "nothing": (None, {}, "data.dataset: required, but not given; name a data set, or a function"),
+    "nothing": (None, {}, "data.dataset: required, but not given; name a dataset, or a function"),
     "a function that fails": (
         failing,
         {"args": {"count": 3}},
@@ -246,21 +247,26 @@ MISTAKES: dict[str, tuple[Any, dict[str, Any], str]] = {
         rf"failing\(cuont=3\): TypeError: .*unexpected keyword argument 'cuont'.* \({__file__}:\d+\)",
     ),
     "a function that exits": (lambda: sys.exit(3), {}, r"data.dataset: <lambda>\(\): SystemExit: 3"),
-    "a function without a result": (lambda: None, {}, r"<lambda>\(\) returned None; expected a data set"),
+    "a function without a result": (lambda: None, {}, r"<lambda>\(\) returned None; expected a dataset"),
     "arguments for nobody": (
         COLUMNS,
         {"args": {"a": 1}},
         "data.args: data.dataset is a dict, which is not called",
     ),
+    "two arrays": (
+        lambda: (X, Y),
+        {},
+        r"data.dataset is a pair of arrays; .* dataset as \{'x': x, 'labels': y\}",
+    ),
     "two evaluations": (
         lambda: (COLUMNS, COLUMNS),
         {"eval_dataset": COLUMNS},
-        r"data.eval_dataset: data.dataset\[1\] is a data set to evaluate on as well; give one of them",
+        r"data.eval_dataset: data.dataset\[1\] is a dataset to evaluate on as well; give one of them",
     ),
     "a share beside an evaluation": (
         COLUMNS,
         {"eval_dataset": COLUMNS, "validation_split": 0.5},
-        "data.validation_split 0.5: data.eval_dataset is a data set to evaluate on; set validation_split: 0",
+        "data.validation_split 0.5: data.eval_dataset is a dataset to evaluate on; set validation_split: 0",
     ),
     "an evaluation in the wrong form": (COLUMNS, {"eval_dataset": (X, Y)}, "data.eval_dataset is a tuple"),
     "a share of one sample": (
@@ -348,7 +354,7 @@ def told_to_ranks(*datasets: Dataset) -> set[str]:
             return found
 
         try:
-            check_data(datasets[number], gather)
+            check_data(datasets[number], SimpleNamespace(gather=gather))
         except TrainingError as error:
             told.add(str(error))
 

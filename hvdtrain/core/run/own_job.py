@@ -1,0 +1,146 @@
+"""A job that a program of the user's starts, with the user's objects in the place of paths."""
+
+from __future__ import annotations
+
+import importlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hvdtrain.core.errors import CheckpointError, SpecError
+from hvdtrain.core.process.environment import launched_rank
+from hvdtrain.core.process.paths import user_path
+from hvdtrain.core.run.framework import Framework
+from hvdtrain.core.run.job import ends_the_job, join_and_train
+from hvdtrain.core.run.results import TrainingResult
+from hvdtrain.core.spec.job_spec import JobSpec, parse_spec, read_spec
+
+FRAMEWORKS = ("torch", "tensorflow")
+
+
+@dataclass(frozen=True)
+class OwnCode:
+    """Arguments of `hvdtrain.train` that stand for fields of the spec; None: the spec's.
+
+    Attributes:
+        model: `model.torch` or `model.tensorflow`.
+        train_dataset: `data.dataset`.
+        eval_dataset: `data.eval_dataset`.
+        collate_fn: `data.collate_fn`.
+        loss: `task.loss`.
+        metrics: `task.metrics`.
+    """
+
+    model: Callable[..., Any] | None = None
+    train_dataset: Any = None
+    eval_dataset: Any = None
+    collate_fn: Callable[..., Any] | None = None
+    loss: str | Callable[..., Any] | None = None
+    metrics: Sequence[str | Callable[..., Any]] | None = None
+
+    def fields(self, framework: str) -> dict[str, dict[str, Any]]:
+        """The arguments that are given, by section and field."""
+        found = {
+            "model": {framework: self.model},
+            "data": {
+                "dataset": self.train_dataset,
+                "eval_dataset": self.eval_dataset,
+                "collate_fn": self.collate_fn,
+            },
+            "task": {
+                "loss": self.loss,
+                "metrics": None if self.metrics is None else tuple(self.metrics),
+            },
+        }
+        given = {
+            section: {name: value for name, value in fields.items() if value is not None}
+            for section, fields in found.items()
+        }
+        return {section: fields for section, fields in given.items() if fields}
+
+
+def train_own(
+    spec: str | Path | Mapping[str, Any],
+    framework: str,
+    code: OwnCode,
+    output_dir: str | Path | None = None,
+    resume_from: str | Path | None = None,
+) -> TrainingResult:
+    """As `hvdtrain.train`."""
+    with ends_the_job(raises=launched_rank() is None):
+        if framework not in FRAMEWORKS:
+            raise SpecError(f"framework: expected 'torch' or 'tensorflow', found {framework!r}")
+        job = own_spec(spec, framework, code)
+        name = Path(spec).stem if isinstance(spec, str | Path) else "own"
+        place = user_path(output_dir or f"outputs/{name}-{framework}", "output_dir", CheckpointError)
+        checkpoint = resume_from and user_path(resume_from, "resume_from_checkpoint", CheckpointError)
+        loaded: Framework = importlib.import_module(f"hvdtrain.{framework}.job").load()
+        return join_and_train(loaded, job, place, checkpoint or None)
+    raise AssertionError("unreachable")
+
+
+def own_spec(spec: str | Path | Mapping[str, Any], framework: str, code: OwnCode) -> JobSpec:
+    """A spec in which the user's objects stand where a YAML file has paths.
+
+    Args:
+        spec: a file, a packaged spec's name, or the sections as a mapping.
+        framework: whose model the code is.
+        code: the arguments.
+
+    Raises:
+        SpecError: the spec is bad, or it and an argument say the same thing.
+    """
+    raw = dict(spec) if isinstance(spec, Mapping) else read_spec(spec)
+    fields = code.fields(framework)
+    for section, given in fields.items():
+        found = raw.get(section) or {}
+        if not isinstance(found, Mapping):
+            raise SpecError(f"{section}: expected a section, found {found!r}")
+        for name in given.keys() & found.keys():
+            raise SpecError(
+                f"{section}.{name}: the spec says {found[name]!r}, and the program gives the argument "
+                f"{_ARGUMENTS.get(name, name)} as well: leave one of them out"
+            )
+        # Names are checked with the rest of the spec; objects take their place afterwards.
+        names = {name: value for name, value in given.items() if _is_text(value)}
+        raw[section] = {**found, **names}
+    if code.model is not None:
+        kind = raw["model"].setdefault("model_type", "custom")
+        if kind != "custom":
+            raise SpecError(
+                f"model: the spec's model section says model_type {kind!r}, and the program gives the "
+                "argument model as well: leave one of them out"
+            )
+    job = parse_spec(_as_json(raw), where="spec" if isinstance(spec, Mapping) else str(spec))
+    objects = {s: {n: v for n, v in given.items() if not _is_text(v)} for s, given in fields.items()}
+    sections = {s: _replaced(getattr(job, s), s, given) for s, given in objects.items() if given}
+    return job.model_copy(update=sections)
+
+
+_ARGUMENTS = {"torch": "model", "tensorflow": "model", "dataset": "train_dataset"}
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str) or (isinstance(value, tuple) and all(isinstance(v, str) for v in value))
+
+
+def _replaced(section: Any, name: str, given: Mapping[str, Any]) -> Any:
+    unknown = sorted(given.keys() - type(section).model_fields.keys())
+    if unknown:
+        raise SpecError(
+            f"{name}: the argument {_ARGUMENTS.get(unknown[0], unknown[0])} is for the task custom, and this "
+            f"spec has no field {name}.{unknown[0]}: give a model of your own, or leave it out"
+        )
+    return section.model_copy(update=dict(given))
+
+
+def _as_json(raw: Mapping[str, Any]) -> str:
+    raw = {"data": {}, **raw}
+    try:
+        return json.dumps(raw)
+    except TypeError as error:
+        raise SpecError(
+            f"spec: expected what JSON can hold: {error}; give functions and objects as arguments of train"
+        ) from None

@@ -1,0 +1,91 @@
+"""What a loss or a metric of the user's may take and return, whatever the framework."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from typing import Any
+
+from hvdtrain.core.errors import SpecError
+
+# What a batch's arrays are called beside the model's inputs.
+TARGETS, LOSS_WEIGHTS = "targets", "loss_weights"
+
+
+def split_labels(
+    batch: Mapping[str, Any], label_names: Collection[str]
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The model's inputs, and what a function of `task.loss` or `task.metrics` is given.
+
+    Args:
+        batch: arrays or tensors by name, `targets` and `loss_weights` among them.
+        label_names: those of the task.
+
+    Returns:
+        The inputs, without labels; the inputs and the labels by the names that the user's data has.
+    """
+    given = {name: value for name, value in batch.items() if name not in (TARGETS, LOSS_WEIGHTS)}
+    inputs = {name: value for name, value in given.items() if name not in label_names}
+    if len(label_names) == 1:
+        given |= dict.fromkeys(label_names, batch[TARGETS])
+    return inputs, given
+
+
+def logits_of(outputs: Any) -> Any:
+    """The array that a named loss takes: the model's output, what it calls `logits`, or its first element."""
+    if isinstance(outputs, Mapping) and "logits" in outputs:
+        return outputs["logits"]
+    if hasattr(outputs, "logits"):
+        return outputs.logits
+    return outputs[0] if isinstance(outputs, list | tuple) else outputs
+
+
+def check_shapes(field: str, name: str, outputs: tuple[int, ...], targets: tuple[int, ...]) -> None:
+    """Refuse outputs that a named loss or metric does not fit.
+
+    Args:
+        field: `task.loss` or `task.metrics`.
+        name: which.
+        outputs: shape of the model's output.
+        targets: shape of the labels.
+
+    Raises:
+        SpecError: with both shapes.
+    """
+    values, classes = outputs == targets, outputs[:-1] == targets
+    if name in ("mse", "bce_with_logits"):
+        fits, expected = values, f"{targets}, that of the labels"
+    else:
+        fits, expected = classes or (values and name != "cross_entropy"), f"{(*targets, 'classes')}"
+    if not fits:
+        raise SpecError(
+            f"{field}: {name}: the model's output has shape {outputs}, and the labels {targets}; expected an "
+            f"output of shape {expected}".replace("'classes'", "classes")
+        )
+
+
+def check_result(field: str, name: str, found: Any, rows: int) -> tuple[Any, Any] | None:
+    """What a function has returned.
+
+    Args:
+        field: `task.loss` or `task.metrics`.
+        name: the function.
+        found: what it returned.
+        rows: examples of the batch.
+
+    Returns:
+        The pair (sum, weight); None where `found` has one value for each example.
+
+    Raises:
+        SpecError: it is neither.
+    """
+    if isinstance(found, list | tuple) and len(found) == 2:
+        total, weight = found
+        return total, weight
+    shape = getattr(found, "shape", None)
+    if shape is not None and tuple(shape) == (rows,):
+        return None
+    told = type(found).__name__ if shape is None else f"shape {tuple(shape)}" if len(shape) else "one number"
+    raise SpecError(
+        f"{field}: {name} returned {told} for {rows} example(s); expected a value for each, shape ({rows},), "
+        "or a pair (sum, weight). A mean does not say how many examples it stands for: use reduction='none'"
+    )
