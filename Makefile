@@ -11,7 +11,7 @@ export PYTHON TORCH_REQUIREMENT TENSORFLOW_REQUIREMENT
 
 VENV := .venv
 BIN := $(VENV)/bin
-GPU_TESTS := tests/engine/test_wire.py tests/conformance/test_frameworks.py tests/dropin/test_torch.py \
+GPU_TESTS := tests/engine/test_wire.py tests/conformance/test_frameworks.py tests/dropin/test_gpu.py \
 	tests/jobs/test_gpu.py
 SOURCES := hvdtrain torch_jobs tf_jobs tests benchmarks examples
 
@@ -36,7 +36,7 @@ test-all: setup  ## the tests, those included that take many minutes (CUDA build
 	@$(BIN)/python -m pytest -m "not gpu"
 
 # Not in .venv: one Horovod has one CUDA, and the two frameworks' wheels are built for different ones.
-test-gpu:  ## the tests that need a GPU, by the python3 on the path, which has torch and a Horovod with NCCL
+test-gpu:  ## the tests that need a GPU, by the python3 on the path, which has a Horovod with NCCL
 	@python3 -m pytest -m gpu $(GPU_TESTS)
 
 check: setup  ## style and types, in seconds

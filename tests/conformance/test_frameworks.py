@@ -11,7 +11,7 @@ import pytest
 from hvdtrain.core.compression.simulator import Simulator
 from tests.conformance import worker
 from tests.conformance.cases import COMBINING, POLICIES, gradients
-from tests.jobs.runs import FRAMEWORKS, launch
+from tests.jobs.runs import FRAMEWORKS, INSTALLED, launch
 
 Results = list[dict[str, np.ndarray]]
 # A framework, how many ranks, the policies.
@@ -74,8 +74,9 @@ def test_gloo_as_well(framework: str, ranks: int, tmp_path: Path) -> None:
 
 
 @pytest.mark.gpu
-def test_nccl_as_well(tmp_path: Path) -> None:
-    found = run("torch", 2, tmp_path, wire="nccl")
+@pytest.mark.parametrize("framework", INSTALLED)
+def test_nccl_as_well(framework: str, tmp_path: Path) -> None:
+    found = run(framework, 2, tmp_path, wire="nccl")
     for name in POLICIES:
         check(found, name)
 

@@ -73,7 +73,9 @@ def check_what_is_left_of_a_window_is_told_when_fit_ends() -> None:
         out = io.StringIO()
         with contextlib.redirect_stdout(out):
             cases.train(optimizer, shares(parts), made, epochs=1)
-        assert bool(out.getvalue()) == bool(told and hvd.rank() == 0)
+        # On a GPU, where Keras takes XLA by itself, it is told as well that this is off.
+        lines = [line for line in out.getvalue().splitlines() if "jit_compile" not in line]
+        assert bool(lines) == bool(told and hvd.rank() == 0)
         assert told in out.getvalue() or hvd.rank()
     cases.assert_same(made, cases.train_alone(sgd(0.1), windows([*parts, *parts], 8)), 1e-12)
 
@@ -275,31 +277,43 @@ def check_ranks_with_fewer_batches_join() -> None:
         assert [*hvd.allgather(np.array(states))] == states * 2
 
 
+def _by_tape(parts: list[cases.Batch], compiled: bool) -> keras.Model:
+    made, optimizer, measure = cases.model(), sgd(0.1), cases.loss()
+
+    def step(x: tf.Tensor, y: tf.Tensor) -> None:
+        with tf.GradientTape() as tape:
+            value = measure(y, made(x, training=True))
+        gradients = DistributedGradientTape(tape).gradient(value, made.trainable_variables)
+        optimizer.apply_gradients(zip(gradients, made.trainable_variables, strict=True))
+
+    run = tf.function(step) if compiled else step
+    for x, y in shares(parts):
+        run(tf.constant(x), tf.constant(y))
+    return made
+
+
+def check_a_rank_may_have_made_other_layers_before() -> None:
+    """Keras numbers them, so that names differ, and how long they are."""
+    for _ in range(1000 * hvd.rank()):
+        keras.layers.Dense(1)
+    parts = cases.batches([4] * 6)
+    for compiled in (True, False):
+        expected = cases.train_alone(sgd(0.1), windows(parts, 2))
+        cases.assert_same(_by_tape(parts, compiled), expected, 1e-12)
+
+
 def check_no_model_is_kept_for_ever() -> None:
     """Not by a tape, compiled or not, nor by `fit` and its callbacks."""
-
-    def by_tape(compiled: bool) -> keras.Model:
-        made, optimizer, measure = cases.model(), sgd(0.1), cases.loss()
-
-        def step(x: tf.Tensor, y: tf.Tensor) -> None:
-            with tf.GradientTape() as tape:
-                value = measure(y, made(x, training=True))
-            gradients = DistributedGradientTape(tape).gradient(value, made.trainable_variables)
-            optimizer.apply_gradients(zip(gradients, made.trainable_variables, strict=True))
-
-        run = tf.function(step) if compiled else step
-        for x, y in shares(cases.batches([4] * 4)):
-            run(tf.constant(x), tf.constant(y))
-        return made
+    parts = cases.batches([4] * 4)
 
     def by_fit() -> keras.Model:
         given = [hvd.callbacks.BroadcastGlobalVariables(0), hvd.callbacks.MetricAverage()]
         optimizer = hvd.DistributedOptimizer(sgd(0.1), gradient_accumulation_steps=2)
-        return cases.train(optimizer, shares(cases.batches([4] * 4)), callbacks=given)[0]
+        return cases.train(optimizer, shares(parts), callbacks=given)[0]
 
     gc.collect()
     before = len(tape._known)
-    for train in (lambda: by_tape(True), lambda: by_tape(False), by_fit):
+    for train in (lambda: _by_tape(parts, True), lambda: _by_tape(parts, False), by_fit):
         made = train()
         kept = [weakref.ref(each) for each in (made, *made.weights)]
         del made

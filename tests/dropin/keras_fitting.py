@@ -84,6 +84,7 @@ class Blocked:
             raise ImportError(name)
 sys.meta_path.insert(0, Blocked())
 import keras, numpy as np
+keras.config.set_floatx("float64")
 made = keras.models.load_model("trained.keras")
 data = np.load("next.npz")
 made.fit(data["x"], data["y"], batch_size=len(data["x"]), verbose=0)
@@ -107,10 +108,14 @@ def check_a_saved_model_goes_on_without_hvdtrain() -> None:
         subprocess.run([sys.executable, "-c", LOAD], check=True, timeout=120, env=_plain_environment())
     hvd.allgather_object("written")
     # Loaded by us, it goes on with both ranks' shares, as the other process did with the whole.
-    loaded = hvd.load_model(path, max_grad_norm=10.0)
-    loaded.fit(
-        *shares(parts[2:])[0], batch_size=4, verbose=0, callbacks=[callbacks.BroadcastGlobalVariables(0)]
-    )
+    # A loaded loss has lost its dtype, and `fit` casts arrays.
+    keras.config.set_floatx("float64")
+    try:
+        loaded = hvd.load_model(path, max_grad_norm=10.0)
+        given = [callbacks.BroadcastGlobalVariables(0)]
+        loaded.fit(*shares(parts[2:])[0], batch_size=4, verbose=0, callbacks=given)
+    finally:
+        keras.config.set_floatx("float32")
     after = np.load("after.npz")
     for name, weight in zip(after.files, loaded.get_weights(), strict=True):
         np.testing.assert_allclose(weight, after[name], rtol=1e-12, atol=1e-12)

@@ -47,20 +47,9 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Results:
     return said(tmp_path_factory.mktemp("torch") / "results", MODULES)
 
 
-@pytest.fixture(scope="module")
-def on_gpus(tmp_path_factory: pytest.TempPathFactory) -> Results:
-    return said(tmp_path_factory.mktemp("gpu") / "results", ["torch_gpu"], wire="nccl")
-
-
 @pytest.mark.parametrize("check", [name for module in MODULES for name in checks(module)])
 def test_on_two_ranks(check: str, results: Results) -> None:
     passed(check, results)
-
-
-@pytest.mark.gpu
-@pytest.mark.parametrize("check", checks("torch_gpu"))
-def test_on_two_ranks_with_gpus(check: str, on_gpus: Results) -> None:
-    passed(check, on_gpus)
 
 
 def passed(check: str, results: Results) -> None:

@@ -14,7 +14,7 @@ import pytest
 
 from tests.engine import wire_worker
 from tests.engine.wire_worker import DTYPES, SIZES, bits, normal
-from tests.jobs.runs import FRAMEWORKS, ROOT, launch
+from tests.jobs.runs import FRAMEWORKS, INSTALLED, ROOT, launch
 
 KINDS = {"bfloat16": ml_dtypes.bfloat16, "float16": np.float16}
 QUIET = {"bfloat16": 0x0040, "float16": 0x0200}
@@ -30,7 +30,10 @@ WORLDS = [
     for wire in ("gloo", "mpirun")
     for ranks in (2, 3)
 ]
-WORLDS.append(pytest.param(("torch", "nccl", 2), id="torch-nccl-2", marks=pytest.mark.gpu))
+WORLDS += [
+    pytest.param((framework, "nccl", 2), id=f"{framework}-nccl-2", marks=pytest.mark.gpu)
+    for framework in INSTALLED
+]
 # Stands in front of the installed Horovod and has no record of a build, as a released Horovod has none.
 PLAIN_HOROVOD = "from pkgutil import extend_path\n__path__ = extend_path(__path__, __name__)\n"
 

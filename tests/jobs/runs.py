@@ -6,17 +6,21 @@ import json
 import os
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 from pydoc_data.topics import topics
 
 FRAMEWORKS = ("torch", "tensorflow")
+# What tests on GPUs are for: one Horovod has one CUDA, which the wheels of the two may not share.
+INSTALLED = tuple(name for name in FRAMEWORKS if find_spec(name))
 ROOT = Path(__file__).resolve().parents[2]
 WORKER = Path(__file__).with_name("worker.py")
 ON_GPU = Path(__file__).with_name("on_gpu.py")
 # horovodrun, which asks the first framework it can import what Horovod was built with: torch comes sooner.
 HOROVODRUN = (
-    "import sys; sys.modules['tensorflow'] = None; "
-    "from horovod.runner.launch import run_commandline; run_commandline()"
+    *(["import sys; sys.modules['tensorflow'] = None"] * ("torch" in INSTALLED)),
+    "from horovod.runner.launch import run_commandline",
+    "run_commandline()",
 )
 # Who waits yields: tests run beside each other.
 PLACING = ("--oversubscribe", "--bind-to", "none", "--mca", "mpi_yield_when_idle", "1")
@@ -33,6 +37,25 @@ TINY = (
     "evaluation.eval_steps=null",
     "logging.tensorboard=false",
     "schedule.warmup_steps=4",
+    "num_threads=1",
+)
+# A GPT-2 of that size.
+TINY_GPT2 = (
+    "model.vocab_size=300",
+    "model.n_embd=32",
+    "model.n_layer=2",
+    "model.n_head=2",
+    "model.n_positions=32",
+    "model.dtype=float64",
+    "data.max_seq_length=32",
+    "data.packing=false",
+    "batch.per_device_train_batch_size=1",
+    "batch.global_batch_size=8",
+    "schedule.warmup_ratio=null",
+    "schedule.warmup_steps=2",
+    "max_grad_norm=0.5",
+    "logging.tensorboard=false",
+    "evaluation.eval_steps=null",
     "num_threads=1",
 )
 
@@ -77,7 +100,8 @@ def launch(
     ranks = [sys.executable, *program]
     if wire == "mpirun":
         return _run([*MPIRUN, "-np", str(np), *ranks], wire, timeout)
-    command = [sys.executable, "-c", HOROVODRUN, "-np", str(np), "--mpi" if wire == "mpi" else "--gloo"]
+    command = [sys.executable, "-c", "; ".join(HOROVODRUN), "-np", str(np)]
+    command += ["--mpi" if wire == "mpi" else "--gloo"]
     command += [f"--mpi-args={' '.join(PLACING)}"] * (wire == "mpi")
     return _run([*command, *ranks], wire, timeout)
 

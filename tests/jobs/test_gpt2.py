@@ -13,37 +13,19 @@ from hvdtrain.core.data import eval_batches
 from hvdtrain.core.run.job import prepare_data
 from hvdtrain.core.run.metrics import read_metrics
 from hvdtrain.core.spec.job_spec import load_spec
-from tests.jobs.runs import train_all
+from tests.jobs.runs import TINY_GPT2, train_all
 
-TINY = [
-    "model.vocab_size=300",
-    "model.n_embd=32",
-    "model.n_layer=2",
-    "model.n_head=2",
-    "model.n_positions=32",
-    "model.dtype=float64",
-    "data.max_seq_length=32",
-    "data.packing=false",
-    "batch.per_device_train_batch_size=1",
-    "batch.global_batch_size=8",
-    "schedule.warmup_ratio=null",
-    "schedule.warmup_steps=2",
-    "max_grad_norm=0.5",
-    "logging.tensorboard=false",
-    "evaluation.eval_steps=null",
-    "num_threads=1",
-]
-PLAIN = [*TINY, "max_steps=12", "checkpointing.save_steps=6"]
+PLAIN = [*TINY_GPT2, "max_steps=12", "checkpointing.save_steps=6"]
 APART = [
-    *TINY,
+    *TINY_GPT2,
     "max_steps=6",
     "task.reset_position_ids=true",
     "task.reset_attention_mask=true",
     "data.packing=true",
 ]
-UNTIED = [*TINY, "max_steps=6", "model.tie_word_embeddings=false", "task.normalize=example"]
-LOWRANK = [*TINY, "max_steps=8", "compression={type: powersgd, start_powerSGD_iter: 2}"]
-BF16 = [*TINY, "max_steps=8", "model.dtype=float32", "mixed_precision=bf16"]
+UNTIED = [*TINY_GPT2, "max_steps=6", "model.tie_word_embeddings=false", "task.normalize=example"]
+LOWRANK = [*TINY_GPT2, "max_steps=8", "compression={type: powersgd, start_powerSGD_iter: 2}"]
+BF16 = [*TINY_GPT2, "max_steps=8", "model.dtype=float32", "mixed_precision=bf16"]
 
 Runs = dict[tuple[str, int], dict[str, Path]]
 
