@@ -7,18 +7,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.jobs.runs import FRAMEWORKS, train_all
-from tests.jobs.test_gpt2 import TINY, losses
+from tests.jobs.runs import FRAMEWORKS, TINY_GPT2, train_all
+from tests.jobs.test_gpt2 import losses
 from tests.jobs.test_policies import POLICIES
 
 pytestmark = pytest.mark.slow
 
 RANKS = (1, 2, 4)
 # Global batches of 8 rows: 1 x 8, 2 x 4, 4 x 2 and 8 x 1 (ranks x accumulation).
-LONG = [*TINY, "max_steps=100", "schedule.warmup_steps=10", "batch.per_device_train_batch_size=1"]
-SHORT = [*TINY, "max_steps=20"]
+LONG = [*TINY_GPT2, "max_steps=100", "schedule.warmup_steps=10", "batch.per_device_train_batch_size=1"]
+SHORT = [*TINY_GPT2, "max_steps=20"]
 SINGLE = [*LONG, "model.dtype=float32", "max_steps=50"]
-PLAIN = [*TINY, "batch.global_batch_size=4", "max_steps=30"]
+PLAIN = [*TINY_GPT2, "batch.global_batch_size=4", "max_steps=30"]
 PERIODIC = {
     "local_sgd": "{type: local_sgd, sync_every: 2}",
     "overlapped": "{type: local_sgd, sync_every: 2, overlap: true}",

@@ -10,12 +10,14 @@ from pathlib import Path
 from typing import Any
 
 from hvdtrain.core.errors import CheckpointError, SpecError
+from hvdtrain.core.process.ending import ends_the_job
 from hvdtrain.core.process.environment import launched_rank
 from hvdtrain.core.process.paths import user_path
 from hvdtrain.core.run.framework import Framework
-from hvdtrain.core.run.job import ends_the_job, join_and_train
+from hvdtrain.core.run.job import join_and_train
 from hvdtrain.core.run.results import TrainingResult
-from hvdtrain.core.spec.job_spec import JobSpec, parse_spec, read_spec
+from hvdtrain.core.spec.job_spec import JobSpec, parse_spec
+from hvdtrain.core.spec.reading import read_spec
 
 FRAMEWORKS = ("torch", "tensorflow")
 
