@@ -51,7 +51,7 @@ class Reducer:
         self._update, self._now = tf.Variable(0, dtype=tf.int64, trainable=False), rules
         self._totals: list[tf.Variable] = []
         self._reduced: list[tf.Tensor] = []
-        dtype = next(iter(parameters.values()))[0].dtype.name
+        dtype = parameters[buckets[0].weights[0].name][0].dtype.name
         self._scaled, self._loss_scale = scaled, tf.Variable(1.0, dtype=dtype, trainable=False)
         self._states = [variables(rules.policy(b).init(ops, b, dtype)) for b in buckets]
         self._changes: list[State] = [{} for _ in buckets]

@@ -162,13 +162,14 @@ class Reducer:
     def _watch(self, slot: _Slot, name: str, place: torch.Tensor, parameter: torch.nn.Parameter) -> None:
         def ready(parameter: torch.Tensor) -> None:
             # Moved here: autograd adding into a `.grad` that is a view reads and writes the bucket once more.
-            # Unscaled in the same pass.
+            # Unscaled in the same pass. An embedding's gradient may be sparse.
+            gradient = parameter.grad.to_dense() if parameter.grad.is_sparse else parameter.grad
             if name not in slot.unfilled:
-                place.add_(parameter.grad, alpha=1.0 / self._loss_scale)
+                place.add_(gradient, alpha=1.0 / self._loss_scale)
             elif self._scaled:
-                torch.mul(parameter.grad, 1.0 / self._loss_scale, out=place)
+                torch.mul(gradient, 1.0 / self._loss_scale, out=place)
             else:
-                place.copy_(parameter.grad)
+                place.copy_(gradient)
             slot.unfilled.discard(name)
             parameter.grad = None
             self._arrived(slot)
