@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import keras
@@ -171,3 +174,18 @@ def test_tuples_are_positional_arguments_of_a_subclassed_model() -> None:
     np.testing.assert_allclose(
         found[0], ((X - 2 * (X + 1)).sum(1) * 0.5 + 0.5)[:, None] * np.ones(3), rtol=1e-5
     )
+
+
+def run(program: str, folder: Path) -> str:
+    command = [sys.executable, str(Path(__file__).with_name("programs.py")), program, str(folder)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_a_program_that_has_used_tensorflow_before(tmp_path: Path) -> None:
+    assert "TensorFlow was used before training has started" in run("used_before", tmp_path)
+
+
+def test_an_embedding_with_sparse_gradients(tmp_path: Path) -> None:
+    run("sparse", tmp_path)
