@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 import hvdtrain
+from hvdtrain.core.errors import SpecError
 
 IDS = np.random.default_rng(0).integers(0, 20, (32, 5))
 SPEC: dict[str, Any] = {
@@ -67,5 +69,30 @@ def sparse(folder: str) -> None:
     assert losses[0] == losses[1]
 
 
+def bad_metric(folder: str) -> None:
+    """A metric that raises is found by the first batch of the evaluation, and no update is taken before."""
+    from torch import nn
+
+    def typo(outputs: Any, batch: Any) -> Any:
+        return batch["label"]
+
+    data = [(row, int(row[0] % 3)) for row in IDS]
+    try:
+        hvdtrain.train(
+            SPEC,
+            "torch",
+            model=lambda: nn.Sequential(nn.Embedding(20, 4), nn.Flatten(), nn.Linear(20, 3)),
+            train_dataset=data,
+            eval_dataset=data,
+            metrics=[typo],
+            output_dir=folder,
+        )
+    except SpecError as error:
+        assert "task.metrics" in str(error)
+        assert "KeyError: 'label'" in str(error)
+    assert not (Path(folder) / "metrics.jsonl").exists()
+
+
 if __name__ == "__main__":
-    {"used_before": used_before, "sparse": sparse}[sys.argv[1]](sys.argv[2])
+    programs = {"used_before": used_before, "sparse": sparse, "bad_metric": bad_metric}
+    programs[sys.argv[1]](sys.argv[2])

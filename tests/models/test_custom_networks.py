@@ -189,3 +189,7 @@ def test_a_program_that_has_used_tensorflow_before(tmp_path: Path) -> None:
 
 def test_an_embedding_with_sparse_gradients(tmp_path: Path) -> None:
     run("sparse", tmp_path)
+
+
+def test_a_metric_that_fails_is_told_before_training(tmp_path: Path) -> None:
+    run("bad_metric", tmp_path)
