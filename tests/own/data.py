@@ -25,6 +25,12 @@ def points() -> tuple[Arrays, Arrays]:
     return _split({"x": x, "labels": labels, "count": random.integers(0, 9, len(x))})
 
 
+def classes() -> tuple[Arrays, Arrays]:
+    """Points and their classes alone."""
+    train, evaluation = points()
+    return tuple({"x": a["x"], "labels": a["labels"]} for a in (train, evaluation))  # type: ignore[return-value]
+
+
 def numbers() -> tuple[Arrays, Arrays]:
     """Points and a number for each."""
     train, evaluation = points()

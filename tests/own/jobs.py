@@ -1,4 +1,4 @@
-"""The jobs that the tests of users' models train, and a plain PyTorch loop that says what should come of them."""
+"""The jobs that the tests of users' models train, and a plain loop of PyTorch: what should come of them."""
 
 from __future__ import annotations
 

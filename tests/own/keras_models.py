@@ -11,30 +11,30 @@ from hvdtrain.core.process.environment import launched_rank
 from tests.jobs.runs import ROOT
 
 sys.path.append(str(ROOT / "examples" / "own_model"))
-from cnn_keras import cnn as CNN  # noqa: E402, N812
+from cnn_keras import cnn as CNN
 
 __all__ = ["CNN"]
 
 
-def Scores(classes: int = 3) -> keras.Model:  # noqa: N802
+def Scores(classes: int = 3) -> keras.Model:
     x = keras.Input((6,), name="x")
     hidden = layers.Dense(8, activation="tanh", name="first")(x)
     return keras.Model(x, layers.Dense(classes, name="second")(hidden))
 
 
-def Value() -> keras.Model:  # noqa: N802
+def Value() -> keras.Model:
     x = keras.Input((6,), name="x")
     hidden = layers.Dense(8, activation="tanh", name="first")(x)
     return keras.Model(x, layers.Reshape(())(layers.Dense(1, name="second")(hidden)))
 
 
-def Tags() -> keras.Model:  # noqa: N802
+def Tags() -> keras.Model:
     ids = keras.Input((None,), dtype="int32", name="ids")
     hidden = layers.Activation("tanh")(layers.Embedding(11, 8, name="embedding")(ids))
     return keras.Model(ids, layers.Dense(4, name="head")(hidden))
 
 
-def Normed() -> keras.Model:  # noqa: N802
+def Normed() -> keras.Model:
     x = keras.Input((6,), name="x")
     frozen = layers.Dense(6, name="frozen", trainable=False)(x)
     norm = layers.BatchNormalization(

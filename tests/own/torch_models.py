@@ -11,7 +11,7 @@ from hvdtrain.core.process.environment import launched_rank
 from tests.jobs.runs import ROOT
 
 sys.path.append(str(ROOT / "examples" / "own_model"))
-from cnn_torch import CNN  # noqa: E402
+from cnn_torch import CNN
 
 __all__ = ["CNN"]
 

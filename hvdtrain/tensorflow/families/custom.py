@@ -52,6 +52,8 @@ class Network:
             SpecError: the user's code fails, or returns something else than a model that can be trained.
         """
         self._what = f"model.tensorflow: {describe(model.tensorflow)}"
+        # Keras numbers layers without a name: a program's second run of a model finds the names of its first.
+        keras.utils.clear_session(free_memory=False)
         keras.config.set_floatx(model.dtype)
         keras.config.set_dtype_policy(_POLICIES.get(compute_dtype, model.dtype))
         module = build(model, "tensorflow")
@@ -63,8 +65,9 @@ class Network:
         self.outputs(example, training=False)
         self._refuse_losses()
         layouts = _layouts(module) if model.names is not None else {}
-        variables = _variables(module)
-        found = [_weight(variable, model.names, layouts) for variable in variables]
+        # Without the states of random generators, which are each rank's own.
+        variables, frozen = module.weights, _frozen(module)
+        found = [_weight(variable, model.names, layouts, variable.path in frozen) for variable in variables]
         self.weights = tuple(found) if model.names is None else in_order_of_names(found, model.names)
         check_weights(model, "tensorflow", self.weights)
         self._variables = {
@@ -102,14 +105,10 @@ class Network:
             )
 
 
-def _variables(module: keras.Model) -> list[keras.Variable]:
-    """What the model saves, without the states of dropout's generators, which are each rank's own."""
-    generators = {
-        id(layer.seed_generator.state)
-        for layer in module._flatten_layers()
-        if hasattr(layer, "seed_generator") and layer.seed_generator is not None
-    }
-    return [variable for variable in module.variables if id(variable) not in generators]
+def _frozen(module: keras.Model) -> set[str]:
+    """The paths of weights that were made to be trained, and are not."""
+    made = (variable for layer in module._flatten_layers() for variable in layer._trainable_variables)
+    return {variable.path for variable in made if not variable.trainable}
 
 
 def _layouts(module: keras.Model) -> dict[str, Layout]:
@@ -123,12 +122,12 @@ def _layouts(module: keras.Model) -> dict[str, Layout]:
 
 
 def _weight(
-    variable: keras.Variable, names: Mapping[str, str] | None, layouts: Mapping[str, Layout]
+    variable: keras.Variable, names: Mapping[str, str] | None, layouts: Mapping[str, Layout], frozen: bool
 ) -> Weight:
     path, shape = variable.path, tuple(variable.shape)
     buffer = not variable.trainable
     if names is None:
-        return Weight(path, shape, len(shape) > 1, ZEROS, buffer=buffer)
+        return Weight(path, shape, len(shape) > 1, ZEROS, buffer=buffer, frozen=frozen)
     layer, _, leaf = path.rpartition("/")
     module = next((name for name, other in names.items() if other == layer), None)
     if module is None:
@@ -140,4 +139,5 @@ def _weight(
         )
     layout = layouts.get(path, SAME)
     theirs = tuple(shape[axis] for axis in layout.inverse) if layout.axes else shape
-    return Weight(f"{module}.{_LEAVES[leaf]}", theirs, len(shape) > 1, ZEROS, layout, buffer=buffer)
+    name = f"{module}.{_LEAVES[leaf]}"
+    return Weight(name, theirs, len(shape) > 1, ZEROS, layout, buffer=buffer, frozen=frozen)
