@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import Any
 
 import horovod.tensorflow as hvd
@@ -9,6 +10,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from hvdtrain.core.errors import TrainingError
 from hvdtrain.core.process.environment import horovod_environment, keep_freed_memory, usable_cores
 from hvdtrain.core.random import framework_seed
 from hvdtrain.core.run.ranks import Ranks
@@ -31,15 +33,27 @@ def init(spec: JobSpec) -> Ranks:
     cores, mpi = usable_cores(), reduces_over_mpi()
     world = World(hvd.rank(), hvd.size(), hvd.local_rank(), hvd.local_size(), cores, mpi)
     threads = world.threads(spec.num_threads)
-    tf.config.threading.set_intra_op_parallelism_threads(threads)
-    # What a collective makes ready stands behind the queue of TensorFlow's thread, what that thread itself
-    # makes ready before it: without one more, a policy's next collective would wait for backward.
-    tf.config.threading.set_inter_op_parallelism_threads(threads + 1)
+    # A program of the user's may have computed with TensorFlow already, which then keeps its threads.
+    with suppress(RuntimeError):
+        tf.config.threading.set_intra_op_parallelism_threads(threads)
+        # What a collective makes ready stands behind the queue of TensorFlow's thread, what that thread
+        # itself makes ready before it: without one more, a policy's next collective would wait for backward.
+        tf.config.threading.set_inter_op_parallelism_threads(threads + 1)
     gpus = tf.config.list_physical_devices("GPU")
     if gpus:
-        tf.config.set_visible_devices(gpus[world.local_rank % len(gpus)], "GPU")
+        _take_gpu(gpus[world.local_rank % len(gpus)])
     keras.utils.set_random_seed(framework_seed(spec.seed, world.rank))
     return Ranks(world, sum_over_ranks, broadcast, gather_bytes)
+
+
+def _take_gpu(gpu: tf.config.PhysicalDevice) -> None:
+    try:
+        tf.config.set_visible_devices(gpu, "GPU")
+    except RuntimeError:
+        raise TrainingError(
+            "TensorFlow has used a GPU before the job was joined, and no rank can be given its own any more: "
+            "compute nothing with it before hvdtrain.train is called"
+        ) from None
 
 
 def reduces_over_mpi() -> bool:

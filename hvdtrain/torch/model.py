@@ -116,11 +116,14 @@ class Model:
             found = [loss[:2] if loss[2] else (loss[0], torch.zeros_like(loss[0])), *(m[:2] for m in metrics)]
             return torch.stack([part for pair in found for part in pair])
 
-    def examine(self, batch: dict[str, torch.Tensor]) -> float:
-        """The summed loss of a batch, without dropout; takes note of whether the loss says its weight."""
-        loss, weight = self.weighted_loss(batch, training=False)
-        self.weighs = weight is not None
-        return float(loss)
+    def examine(self, batch: dict[str, torch.Tensor]) -> np.ndarray:
+        """The loss of a batch; takes note of whether the loss says its weight: see `Adapter.examine`."""
+        assert self._objective is not None
+        with torch.no_grad():
+            outputs = self._outputs(self._objective, batch, training=False)
+            self.weighs = self._objective.loss(outputs, batch)[2]
+            self._objective.metrics(outputs, batch)
+            return self._objective.examples(outputs, batch).double().cpu().numpy().reshape(-1)
 
     def unused(self, batch: dict[str, torch.Tensor]) -> list[str]:
         """The names of weights that the loss of a batch does not depend on."""
@@ -192,5 +195,9 @@ class Model:
 def tensors(batch: Batch) -> dict[str, torch.Tensor]:
     """A micro-batch's arrays as tensors by field name, on this rank's device."""
     found = {name: torch.from_numpy(array) for name, array in batch.arrays().items()}
-    # PyTorch's cross-entropy and indexing take int64 alone.
-    return {n: t.to(device(), t.dtype if t.is_floating_point() else torch.int64) for n, t in found.items()}
+    return {name: t.to(device(), _taken(t.dtype)) for name, t in found.items()}
+
+
+def _taken(dtype: torch.dtype) -> torch.dtype:
+    # PyTorch's cross-entropy and indexing take int64 alone; masks are booleans.
+    return dtype if dtype.is_floating_point or dtype is torch.bool else torch.int64

@@ -1,4 +1,4 @@
-"""Users' models in real jobs: one curve in both frameworks, however a global batch is cut, across a resume."""
+"""Users' models in real jobs: one curve in both frameworks, however batches are cut, across a resume."""
 
 from __future__ import annotations
 

@@ -112,13 +112,19 @@ def build(model: ModelSpec, framework: str) -> Any:
             "'package.module:name'"
         )
     make = load_user(reference, field, SpecError)
-    if not callable(make) or not hasattr(make, "__name__"):
+    if not callable(make) or _is_built(make):
         raise SpecError(
             f"{field}: expected a function or a class that returns a new model, found {type(make).__name__}: "
             "the model is built when its precision is known; wrap it in a function"
         )
     with user_code(f"{field}: {describe(reference)}", make, SpecError):
         return make(**model.args)
+
+
+def _is_built(found: Any) -> bool:
+    """Whether it is a model and no class: both frameworks' can be called."""
+    names = ("state_dict", "trainable_variables")
+    return not isinstance(found, type) and any(hasattr(found, name) for name in names)
 
 
 def check_weights(model: ModelSpec, framework: str, weights: Sequence[Weight]) -> None:

@@ -14,8 +14,8 @@ from hvdtrain.core.run.run import Run
 def average_buffers(run: Run, samples: int) -> None:
     """Replace each floating-point buffer by its mean over ranks; every rank calls it.
 
-    Frozen weights are left alone: they are equal on all ranks, and stay as they are to the bit. The mean is weighted by samples, and divided by their sum over ranks. Where that is 0, buffers are equal
-    already.
+    Frozen weights are left alone: they are equal on all ranks, and stay as they are to the bit. The mean is
+    weighted by samples, and divided by their sum over ranks. Where that is 0, buffers are equal already.
 
     Args:
         run: on this rank.
