@@ -44,7 +44,7 @@ TOLD = {
     "wrong names": "SpecError: model.names: no ",
 }
 OF_ONE = {
-    "torch": {"other inputs": "the forward pass: TypeError: "},
+    "torch": {"other inputs": "the forward pass: RuntimeError: mat1 and mat2 shapes cannot be multiplied"},
     "tensorflow": {"regularizer": "its layers add losses of their own (regularizers, add_loss)"},
 }
 ALONE = {

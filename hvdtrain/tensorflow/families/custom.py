@@ -10,7 +10,7 @@ import keras
 import tensorflow as tf
 
 from hvdtrain.core.errors import SpecError
-from hvdtrain.core.families.custom import ModelSpec, build, check_weights, in_order_of_names
+from hvdtrain.core.families.custom import ModelSpec, build, by_place, check_weights, in_order_of_names
 from hvdtrain.core.families.initializers import ZEROS
 from hvdtrain.core.families.weights import SAME, TRANSPOSED, Layout, Weight
 from hvdtrain.core.spec.reference import describe
@@ -88,10 +88,10 @@ class Network:
         """
         given = {n: tf.cast(t, self._dtype) if t.dtype.is_floating else t for n, t in inputs.items()}
         with user_code(f"{self._what}: the forward pass", self.module, SpecError):
-            if len(given) == 1:
-                return self.module(*given.values(), training=training)
-            if all(name.isdigit() for name in given):
-                return self.module([*given.values()], training=training)
+            if by_place(given, self._arguments):
+                # Keras' models take several as a list.
+                values = [*given.values()]
+                return self.module(values if len(values) > 1 else values[0], training=training)
             if given.keys() <= self._arguments.keys():
                 return self.module(**given, training=training)
             return self.module(given, training=training)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping
 from typing import Any
 
 import torch
 
 from hvdtrain.core.errors import SpecError
-from hvdtrain.core.families.custom import ModelSpec, build, check_weights, in_order_of_names
+from hvdtrain.core.families.custom import ModelSpec, build, by_place, check_weights, in_order_of_names
 from hvdtrain.core.families.initializers import ZEROS
 from hvdtrain.core.families.weights import Weight
 from hvdtrain.core.spec.reference import describe
@@ -38,6 +39,7 @@ class Network:
             raise SpecError(f"{self._what} returned a {type(module).__name__}; expected a torch.nn.Module")
         self._dtype = getattr(torch, model.dtype)
         self.module = module.to(dtype=self._dtype, device=device())
+        self._arguments = inspect.signature(module.forward).parameters
         if any(torch.nn.parameter.is_lazy(p) for p in (*module.parameters(), *module.buffers())):
             self.outputs(example, training=False)
         self._numbers_alone = model.names is not None
@@ -60,7 +62,7 @@ class Network:
         self.module.train(training)
         given = {n: t.to(self._dtype) if t.is_floating_point() else t for n, t in inputs.items()}
         with user_code(f"{self._what}: the forward pass", self.module, SpecError):
-            if all(name.isdigit() for name in given):
+            if by_place(given, self._arguments):
                 return self.module(*given.values())
             return self.module(**given)
 
