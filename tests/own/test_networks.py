@@ -153,6 +153,12 @@ def test_one_input_has_its_name_or_the_models(framework: str) -> None:
     assert found.outputs({"embeddings": make(np.ones((2, 6)))}, training=False).shape == (2, 3)
 
 
+@pytest.mark.filterwarnings("error::UserWarning")
+def test_one_input_of_a_sequence_of_layers_may_have_any_name() -> None:
+    network("torch", lambda: nn.Sequential(nn.LazyLinear(3)))
+    network("tensorflow", lambda: keras.Sequential([keras.Input((6,)), layers.Dense(3)]))
+
+
 def test_masks_stay_booleans() -> None:
     arrays = {"a": np.ones((2, 2)), "b": np.ones((2, 4)), "mask": np.ones((2, 4), bool)}
     network("torch", Two, {**arrays, "labels": np.zeros(2, int)})

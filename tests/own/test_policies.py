@@ -39,7 +39,8 @@ SCENARIOS["dgc"] = [
 PRECISIONS = {
     "single": [*CNN, "model.dtype=float32"],
     "bf16": [*CNN, "model.dtype=float32", "mixed_precision=bf16"],
-    "fp16 products": [*CNN, "model.dtype=float32", "mixed_precision=fp16"],
+    # A scale at which no update overflows: one that is skipped has used its samples up.
+    "fp16 products": [*CNN, "model.dtype=float32", "mixed_precision=fp16", "loss_scale.initial=256.0"],
     "pair in fp16": [*PAIR, "model.dtype=float32", "mixed_precision=fp16"],
     "normed in bf16": job(
         "Normed", "classes", "cross_entropy", 12, "model.dtype=float32", "mixed_precision=bf16"
@@ -90,12 +91,13 @@ def test_so_they_do_with_every_policy(tmp_path: Path) -> None:
 @pytest.mark.parametrize("framework", FRAMEWORKS)
 def test_both_precisions_train(quick: Runs, framework: str) -> None:
     exact = losses(quick[framework]["plain"])
-    for name, tolerance in (("single", 1e-4), ("bf16", 0.1), ("fp16 products", 0.02)):
+    for name, tolerance in (("single", 1e-4), ("bf16", 0.02), ("fp16 products", 0.002)):
         found = losses(quick[framework][name])
-        np.testing.assert_allclose(found, exact, rtol=tolerance, err_msg=name)
+        # Rounding grows with the momentum.
+        np.testing.assert_allclose(found[:18], exact[:18], rtol=tolerance, err_msg=name)
         assert np.max(np.abs(found - exact)) > 1e-9, name
     lines, _ = read_metrics(quick[framework]["fp16 products"])
-    assert {line["loss_scale"] for line in lines} == {65536.0}
+    assert {line["loss_scale"] for line in lines} == {256.0}
     for name in ("pair in fp16", "normed in bf16"):
         found = losses(quick[framework][name])
         assert found[-3:].mean() < 0.9 * found[:3].mean(), name

@@ -61,7 +61,9 @@ class Network:
             raise SpecError(f"{self._what} returned a {type(module).__name__}; expected a keras.Model")
         self._dtype = tf.as_dtype(model.dtype)
         self.module = module
-        self._arguments = inspect.signature(module.call).parameters
+        # Without `**kwargs`: those of Keras' own models are no inputs.
+        arguments = inspect.signature(module.call).parameters
+        self._arguments = {n: each for n, each in arguments.items() if each.kind is not each.VAR_KEYWORD}
         self.outputs(example, training=False)
         self._refuse_losses()
         layouts = _layouts(module) if model.names is not None else {}
