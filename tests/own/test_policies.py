@@ -19,7 +19,7 @@ PAIR = job("Scores", "points", "own:pair", 12, **WITH_COUNT)
 OWN = {
     "int8": POLICIES["int8"],
     "powersgd": "{type: powersgd, start_powerSGD_iter: 4, matrix_approximation_rank: 2}",
-    "by name": "[{match: 'conv*', type: topk, ratio: 0.3}, {match: 'head*', type: int8}, {type: fp16}]",
+    "by name": "[{match: 'conv1*', type: topk, ratio: 0.3}, {match: 'head*', type: int8}, {type: fp16}]",
     "fp16": POLICIES["fp16"],
     "sign": POLICIES["sign"],
     "topk": "{type: topk, ratio: 0.2, warmup_steps: 5}",
@@ -85,7 +85,7 @@ def test_so_they_do_with_every_policy(tmp_path: Path) -> None:
     for name in SCENARIOS:
         check_policy(runs, name)
     curves = {losses(run).tobytes() for run in runs["torch"].values()}
-    assert len(curves) == len(SCENARIOS)
+    assert len(curves) == len(runs["torch"])
 
 
 @pytest.mark.parametrize("framework", FRAMEWORKS)
