@@ -51,7 +51,11 @@ def _drawn(run: Run) -> dict[str, np.ndarray]:
 
 
 def _of_folder(folder: str, model: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    given = load_model(user_path(folder, "model.init_from", CheckpointError))
+    place = user_path(folder, "model.init_from", CheckpointError)
+    try:
+        given = load_model(place)
+    except CheckpointError as error:
+        raise CheckpointError(f"model.init_from: {error}") from None
     for name, array in model.items():
         shape = given[name].shape if name in given else "nothing"
         if shape != array.shape:
