@@ -63,7 +63,7 @@ def _refuse_not_finite(losses: list[np.ndarray]) -> None:
         if not np.isfinite(loss).all():
             raise TrainingError(
                 f"task.loss: the loss of training sample {index} is {loss.sum():g} before any update: look "
-                "for numbers that are not finite in data.dataset, and for a division by 0 or a logarithm of 0 "
+                "for numbers that are not finite in data.dataset, and for divisions by 0 or logarithms of 0 "
                 "in the model and the loss"
             )
 
