@@ -30,8 +30,6 @@ class ModelSpec(ModelSection):
         args: keyword arguments of either.
         names: the layer of the Keras model for each module of the PyTorch model, so that both have one set of
             weights, under PyTorch's names; None: a model's weights have its own framework's names.
-        init_from: a folder with a `model.safetensors` of initial values; None: those that the code on rank 0
-            has made.
         find_unused_parameters: whether weights that the loss does not depend on are allowed, as in
             `DistributedDataParallel`; their gradient is 0.
     """
@@ -41,7 +39,6 @@ class ModelSpec(ModelSection):
     tensorflow: Reference | None = None
     args: dict[str, Any] = Field(default={})
     names: dict[str, str] | None = None
-    init_from: str | None = None
     find_unused_parameters: bool = False
 
     @model_validator(mode="after")
