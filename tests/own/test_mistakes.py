@@ -17,7 +17,7 @@ TOLD = {
     "mean in a pair": "it is a mean over the batch. Return a loss for each example (reduction='none')",
     "mean for each": "it is a mean over the batch. Return each example's own loss",
     "rows in a pair": "returned a pair of shapes (1,) and (1,) for 1 example(s); expected two numbers",
-    "buggy loss": "task.loss: __main__:cases.<locals>.buggy: KeyError: 'nothing' (",
+    "buggy loss": "task.loss: __main__:cases.<locals>.buggy(outputs, batch): KeyError: 'nothing' (",
     # Before the first update, not when it is computed for the first time.
     "buggy metric": "task.metrics: __main__:cases.<locals>.buggy: KeyError: 'nothing' (",
     "unknown loss": "(found 'cross_entrop'); did you mean 'cross_entropy'?",
