@@ -19,7 +19,7 @@ TOLD = {
     "rows in a pair": "returned a pair of shapes (1,) and (1,) for 1 example(s); expected two numbers",
     "buggy loss": "task.loss: __main__:cases.<locals>.buggy(outputs, batch): KeyError: 'nothing' (",
     # Before the first update, not when it is computed for the first time.
-    "buggy metric": "task.metrics: __main__:cases.<locals>.buggy: KeyError: 'nothing' (",
+    "buggy metric": "task.metrics: __main__:cases.<locals>.buggy(outputs, batch): KeyError: 'nothing' (",
     "unknown loss": "(found 'cross_entrop'); did you mean 'cross_entropy'?",
     "pair and adasum": "SpecError: compression.type: adasum combines gradients of each rank's own mean loss",
     "unused": "TrainingError: model: the loss does not depend on ",
