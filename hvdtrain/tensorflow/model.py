@@ -65,6 +65,7 @@ class Model:
         self.weights = tuple(weights)
         # Whether only the loss function knows what a batch weighs.
         self.weighs = False
+        self._label_smoothing = task.label_smoothing if task else 0.0
         self._objective = Objective(task, self._dtype) if isinstance(task, custom.TaskSpec) else None
 
     def loss_sum(self, batch: dict[str, tf.Tensor], training: bool) -> tf.Tensor:
@@ -89,7 +90,7 @@ class Model:
             nothing = tf.zeros((), self._dtype)
             return nothing, nothing if self.weighs else None
         outputs = self._outputs(self._objective, batch, training)
-        loss, weight, given = self._objective.loss(outputs, batch)
+        loss, weight, given = self._objective.loss(outputs, batch, training)
         return loss, weight if given else None
 
     def evaluate(self, batch: dict[str, tf.Tensor]) -> tf.Tensor:
@@ -108,7 +109,7 @@ class Model:
         if not batch["loss_weights"].shape[0]:
             return tf.zeros(2 * self._objective.count, self._dtype)
         outputs = self._outputs(self._objective, batch, training=False)
-        loss, *metrics = self._objective.loss(outputs, batch), *self._objective.metrics(outputs, batch)
+        loss, *metrics = self._objective.loss(outputs, batch, False), *self._objective.metrics(outputs, batch)
         found = [loss[:2] if loss[2] else (loss[0], tf.zeros_like(loss[0])), *(m[:2] for m in metrics)]
         return tf.stack([part for pair in found for part in pair])
 
@@ -132,7 +133,8 @@ class Model:
     def _cross_entropy(self, batch: dict[str, tf.Tensor], training: bool) -> tf.Tensor:
         network, features = self.network, self.network.features(batch, training)
         targets, weights = batch["targets"], batch["loss_weights"]
-        return cross_entropy(network.logits, network.classes, features, targets, weights, self._dtype)
+        head, smoothing = (network.logits, network.classes), self._label_smoothing if training else 0.0
+        return cross_entropy(*head, features, targets, weights, self._dtype, smoothing)
 
     def next_logits(self, ids: np.ndarray) -> np.ndarray:
         """What a causal language model predicts behind each row of tokens.

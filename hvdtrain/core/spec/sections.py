@@ -63,10 +63,12 @@ class TaskSection(Section):
     Attributes:
         type: which task.
         normalize: what the divisor of a mean loss counts.
+        label_smoothing: PyTorch's, of cross-entropies, in training alone.
     """
 
     type: str
     normalize: Literal["token", "example"] = "token"
+    label_smoothing: Probability = 0.0
 
     @property
     def metric_names(self) -> tuple[str, ...]:
