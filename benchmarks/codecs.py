@@ -37,7 +37,7 @@ from hvdtrain.core.compression import POLICIES, Bf16
 from hvdtrain.core.compression.protocol import Policy
 from hvdtrain.core.families import bert
 from hvdtrain.core.families.bert import ModelSpec
-from hvdtrain.core.process.environment import keep_freed_memory
+from hvdtrain.core.process.host import keep_freed_memory
 from hvdtrain.core.tables import Kind, make_table, print_table
 from hvdtrain.core.update.buckets import Bucket, plan_buckets
 

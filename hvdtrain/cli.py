@@ -65,7 +65,7 @@ def plan(
     from hvdtrain.core import strict_json
     from hvdtrain.core.families import custom, family_of
     from hvdtrain.core.plan.table import print_plan
-    from hvdtrain.core.process.environment import usable_cores
+    from hvdtrain.core.process.host import usable_cores
     from hvdtrain.core.run.job import open_family, plan_job, prepare_data
     from hvdtrain.core.run.world import World
     from hvdtrain.core.spec.job_spec import load_spec

@@ -17,7 +17,7 @@ from hvdtrain.core.data.sources import source_files, unreadable
 from hvdtrain.core.data.text import TextSpec
 from hvdtrain.core.errors import DataError, LaunchError
 from hvdtrain.core.families import custom, family_of
-from hvdtrain.core.process.environment import usable_cores
+from hvdtrain.core.process.host import usable_cores
 from hvdtrain.core.process.paths import user_path
 from hvdtrain.core.run.job import plan_job, prepare_data
 from hvdtrain.core.run.world import World

@@ -68,6 +68,12 @@ class Model:
         self._label_smoothing = task.label_smoothing if task else 0.0
         self._objective = Objective(task, self._dtype) if isinstance(task, custom.TaskSpec) else None
 
+    def tensors(self, batch: Batch) -> dict[str, tf.Tensor]:
+        """As the function `tensors`; DataError where a label is no class of the user's model."""
+        if self._objective is not None:
+            self._objective.check(batch)
+        return tensors(batch)
+
     def loss_sum(self, batch: dict[str, tf.Tensor], training: bool) -> tf.Tensor:
         """The summed loss of a batch; without a user's own loss, of cross-entropies in nats.
 

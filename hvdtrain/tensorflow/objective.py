@@ -8,10 +8,17 @@ from typing import Any, TypeAlias
 
 import tensorflow as tf
 
+from hvdtrain.core.data import Batch
 from hvdtrain.core.errors import SpecError
 from hvdtrain.core.spec.reference import describe
 from hvdtrain.core.tasks.custom import TaskSpec
-from hvdtrain.core.tasks.objective import check_result, check_shapes, logits_of, split_labels
+from hvdtrain.core.tasks.objective import (
+    check_classes,
+    check_result,
+    check_shapes,
+    logits_of,
+    split_labels,
+)
 from hvdtrain.core.user_code import load_user, user_code
 from hvdtrain.tensorflow.losses import each_cross_entropy
 
@@ -36,6 +43,8 @@ class Objective:
             SpecError: a path cannot be imported.
         """
         self._task, self._dtype = task, dtype
+        # Of `cross_entropy`, once it has been computed.
+        self._classes: int | None = None
         self._loss = _find("task.loss", task.loss, _LOSSES)
         self._metrics = [_find("task.metrics", metric, _METRICS) for metric in task.metrics]
 
@@ -43,6 +52,11 @@ class Objective:
     def count(self) -> int:
         """How many means are computed: the loss and the metrics."""
         return 1 + len(self._metrics)
+
+    def check(self, batch: Batch) -> None:
+        """DataError where a label of a batch is no class."""
+        if self._classes is not None:
+            check_classes(batch.targets, self._classes, self._task.ignore_index)
 
     def inputs(self, batch: Mapping[str, tf.Tensor]) -> dict[str, tf.Tensor]:
         """What of a batch the model takes."""
@@ -77,7 +91,7 @@ class Objective:
         if isinstance(name, str) and ":" not in name:
             return self._named(field, name, function, logits_of(outputs), batch)
         shown = str(describe(name))
-        with user_code(f"{field}: {shown}", function, SpecError):
+        with user_code(f"{field}: {shown}(outputs, batch)", function, SpecError):
             found = function(outputs, split_labels(batch, self._task.label_names)[1])
         rows = batch["loss_weights"].shape[0]
         pair = check_result(field, shown, found, rows)
@@ -95,6 +109,10 @@ class Objective:
             # Beside a loss of the user's, whose weights are those of rows.
             weights = tf.cast(targets != self._task.ignore_index, self._dtype)
         if name == "cross_entropy":
+            if self._classes is None:
+                # The first batch is neither compiled nor checked.
+                self._classes = int(logits.shape[-1])
+                check_classes(targets.numpy(), self._classes, self._task.ignore_index)
             # A label that is left out may be no class.
             targets = tf.where(weights > 0, targets, tf.zeros_like(targets))
         found = tf.reshape(function(tf.cast(logits, self._dtype), targets), [-1])

@@ -46,7 +46,7 @@ class Reducer:
         """
         self._rules, self._now, self._parameters = rules, rules, parameters
         self._update = tf.Variable(0, dtype=tf.int64, trainable=False)
-        dtype = next(iter(parameters.values()))[0].dtype.name
+        dtype = parameters[buckets[0].weights[0].name][0].dtype.name
         self._scaled, self._loss_scale = scaled, tf.Variable(1.0, dtype=dtype, trainable=False)
         self._buckets = [GradBucket(bucket, dtype) for bucket in buckets]
         self._driver = Driver(rules, seed, prefix)

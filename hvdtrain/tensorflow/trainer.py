@@ -18,7 +18,7 @@ from hvdtrain.core.run.results import UpdateResult
 from hvdtrain.core.spec.job_spec import JobSpec
 from hvdtrain.core.update.optimizers import clip_factor
 from hvdtrain.core.update.precision import compute_dtype
-from hvdtrain.tensorflow.model import Model, tensors
+from hvdtrain.tensorflow.model import Model
 from hvdtrain.tensorflow.optimizers import Optimizer
 from hvdtrain.tensorflow.reducer import Reducer
 
@@ -105,7 +105,7 @@ class Trainer:
         found = np.zeros(1 + len(weights), bool)
         for batch in window.micro_batches:
             with tf.GradientTape() as tape:
-                loss = self.model.loss_sum(tensors(batch), training=True) / divisor
+                loss = self.model.loss_sum(self.model.tensors(batch), training=True) / divisor
                 scaled = loss * loss_scale
             gradients = tape.gradient(scaled, weights)
             parts = [[loss], *gradients]
@@ -131,16 +131,16 @@ class Trainer:
 
     def evaluate(self, batch: Batch) -> np.ndarray:
         """What an evaluation sums up over one batch; see `Adapter.evaluate`."""
-        found = self._compiled_evaluate(tensors(batch)).numpy().astype(np.float64)
+        found = self._compiled_evaluate(self.model.tensors(batch)).numpy().astype(np.float64)
         return found if self.model.weighs else np.concatenate([found[:1], [batch.weight], found[2:]])
 
     def examine(self, batch: Batch) -> float:
         """The summed loss of one batch; see `Adapter.examine`."""
-        return self.model.examine(tensors(batch))
+        return self.model.examine(self.model.tensors(batch))
 
     def unused(self, batch: Batch) -> list[str]:
         """The names of weights without a gradient; see `Adapter.unused`."""
-        return self.model.unused(tensors(batch))
+        return self.model.unused(self.model.tensors(batch))
 
     def _compiled_finish(
         self, finish: Callable[..., Any], update: int, window: Window
@@ -154,7 +154,7 @@ class Trainer:
     def _accumulate_early(
         self, window: Window, divisor: float, update: int, loss_scale: float
     ) -> tuple[_Batch, tf.Tensor, tf.Tensor]:
-        *early, last = [tensors(batch) for batch in window.micro_batches]
+        *early, last = [self.model.tensors(batch) for batch in window.micro_batches]
         # The summed loss, and its weight: all of it, or what the loss function finds.
         inverse, known = self._scalar(1.0 / divisor), 0.0 if self.model.weighs else window.weight
         sums = tf.constant([0.0, known], tf.float64)

@@ -9,7 +9,9 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from hvdtrain.core.process.environment import horovod_environment, keep_freed_memory, usable_cores
+from hvdtrain.core.errors import TrainingError
+from hvdtrain.core.process.environment import horovod_environment
+from hvdtrain.core.process.host import keep_freed_memory, usable_cores
 from hvdtrain.core.random import framework_seed
 from hvdtrain.core.run.ranks import Ranks
 from hvdtrain.core.run.world import World
@@ -30,18 +32,45 @@ def init(spec: JobSpec) -> Ranks:
     hvd.init()
     cores, mpi = usable_cores(), reduces_over_mpi()
     world = World(hvd.rank(), hvd.size(), hvd.local_rank(), hvd.local_size(), cores, mpi)
-    threads = world.threads(spec.num_threads)
-    tf.config.threading.set_intra_op_parallelism_threads(threads)
-    # What a collective makes ready stands behind the queue of TensorFlow's thread, what that thread itself
-    # makes ready before it: without one more, a policy's next collective would wait for backward.
-    tf.config.threading.set_inter_op_parallelism_threads(threads + 1)
-    gpus = tf.config.list_physical_devices("GPU")
-    if gpus:
-        tf.config.set_visible_devices(gpus[world.local_rank % len(gpus)], "GPU")
     # A float32 product is one of float32 numbers, as it is in PyTorch: TF32 keeps 10 of their 23 bits.
     tf.config.experimental.enable_tensor_float_32_execution(False)
+    _take_gpu(world)
+    _take_threads(world, world.threads(spec.num_threads))
+    # Keras numbers layers without names. Their numbers are not to depend on what a program has built before.
+    keras.utils.clear_session(free_memory=False)
     keras.utils.set_random_seed(framework_seed(spec.seed, world.rank))
     return Ranks(world, sum_over_ranks, broadcast, gather_bytes)
+
+
+def _take_gpu(world: World) -> None:
+    gpus = tf.config.list_physical_devices("GPU")
+    own = gpus[world.local_rank % len(gpus)] if gpus else None
+    # A program that trains twice has it already.
+    if own is None or tf.config.get_visible_devices("GPU") == [own]:
+        return
+    try:
+        tf.config.set_visible_devices(own, "GPU")
+    except RuntimeError as error:
+        raise TrainingError(
+            f"TensorFlow was used before training has started, and can no longer be given one GPU ({error}): "
+            "call hvdtrain.train first, and prepare data with NumPy"
+        ) from None
+
+
+def _take_threads(world: World, threads: int) -> None:
+    try:
+        tf.config.threading.set_intra_op_parallelism_threads(threads)
+        # What a collective makes ready stands behind the queue of TensorFlow's thread, what that thread
+        # itself makes ready before it: without one more, a policy's next collective would wait for backward.
+        tf.config.threading.set_inter_op_parallelism_threads(threads + 1)
+    except RuntimeError:
+        # A program of the user's may have computed with TensorFlow before, which is when it takes threads.
+        if world.is_chief:
+            print(
+                "TensorFlow was used before training has started and keeps the threads it has; for "
+                f"{threads} on each rank call hvdtrain.train first",
+                flush=True,
+            )
 
 
 def reduces_over_mpi() -> bool:

@@ -70,6 +70,12 @@ class Model:
         self._label_smoothing = task.label_smoothing if task else 0.0
         self._objective = Objective(task, self._dtype) if isinstance(task, custom.TaskSpec) else None
 
+    def tensors(self, batch: Batch) -> dict[str, torch.Tensor]:
+        """As the function `tensors`; DataError where a label is no class of the user's model."""
+        if self._objective is not None:
+            self._objective.check(batch)
+        return tensors(batch)
+
     def loss_sum(self, batch: dict[str, torch.Tensor], training: bool) -> torch.Tensor:
         """The summed loss of a batch; without a user's own loss, of cross-entropies in nats.
 
@@ -197,5 +203,11 @@ class Model:
 def tensors(batch: Batch) -> dict[str, torch.Tensor]:
     """A micro-batch's arrays as tensors by field name, on this rank's device."""
     found = {name: torch.from_numpy(array) for name, array in batch.arrays().items()}
-    # PyTorch's cross-entropy and indexing take int64 alone.
-    return {n: t.to(device(), t.dtype if t.is_floating_point() else torch.int64) for n, t in found.items()}
+    # PyTorch's cross-entropy and indexing take int64 alone; its masks are booleans.
+    kept = (torch.bool, torch.complex64, torch.complex128)
+    return {
+        name: tensor.to(
+            device(), tensor.dtype if tensor.is_floating_point() or tensor.dtype in kept else torch.int64
+        )
+        for name, tensor in found.items()
+    }

@@ -9,10 +9,17 @@ from typing import Any, TypeAlias
 import torch
 from torch.nn import functional
 
+from hvdtrain.core.data import Batch
 from hvdtrain.core.errors import SpecError
 from hvdtrain.core.spec.reference import describe
 from hvdtrain.core.tasks.custom import TaskSpec
-from hvdtrain.core.tasks.objective import check_result, check_shapes, logits_of, split_labels
+from hvdtrain.core.tasks.objective import (
+    check_classes,
+    check_result,
+    check_shapes,
+    logits_of,
+    split_labels,
+)
 from hvdtrain.core.user_code import load_user, user_code
 from hvdtrain.torch.losses import each_cross_entropy
 from hvdtrain.torch.world import device
@@ -38,6 +45,8 @@ class Objective:
             SpecError: a path cannot be imported.
         """
         self._task, self._dtype = task, dtype
+        # Of `cross_entropy`, once it has been computed.
+        self._classes: int | None = None
         self._loss = _find("task.loss", task.loss, _LOSSES)
         self._metrics = [_find("task.metrics", metric, _METRICS) for metric in task.metrics]
 
@@ -45,6 +54,11 @@ class Objective:
     def count(self) -> int:
         """How many means are computed: the loss and the metrics."""
         return 1 + len(self._metrics)
+
+    def check(self, batch: Batch) -> None:
+        """DataError where a label of a batch is no class."""
+        if self._classes is not None:
+            check_classes(batch.targets, self._classes, self._task.ignore_index)
 
     def inputs(self, batch: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """What of a batch the model takes."""
@@ -79,7 +93,7 @@ class Objective:
         if isinstance(name, str) and ":" not in name:
             return self._named(field, name, function, logits_of(outputs), batch)
         shown = str(describe(name))
-        with user_code(f"{field}: {shown}", function, SpecError):
+        with user_code(f"{field}: {shown}(outputs, batch)", function, SpecError):
             found = function(outputs, split_labels(batch, self._task.label_names)[1])
         rows = batch["loss_weights"].shape[0]
         pair = check_result(field, shown, found, rows)
@@ -102,6 +116,10 @@ class Objective:
             # Beside a loss of the user's, whose weights are those of rows.
             weights = (targets != self._task.ignore_index).to(self._dtype)
         if name == "cross_entropy":
+            if self._classes is None:
+                # The first batch is neither compiled nor checked.
+                self._classes = int(logits.shape[-1])
+                check_classes(targets.cpu().numpy(), self._classes, self._task.ignore_index)
             # A label that is left out may be no class.
             targets = torch.where(weights > 0, targets, 0)
         found = function(logits.to(self._dtype), targets).flatten()

@@ -153,7 +153,9 @@ class Reducer:
     def _watch(self, bucket: GradBucket, name: str, parameter: torch.nn.Parameter) -> None:
         def ready(parameter: torch.Tensor) -> None:
             # Moved here: autograd adding into a `.grad` that is a view reads and writes the bucket once more.
-            bucket.fill(name, parameter.grad, 1.0 / self._loss_scale)
+            # An embedding's gradient may be sparse.
+            gradient = parameter.grad.to_dense() if parameter.grad.is_sparse else parameter.grad
+            bucket.fill(name, gradient, 1.0 / self._loss_scale)
             parameter.grad = None
             if self._last_backward:
                 bucket.pending -= 1

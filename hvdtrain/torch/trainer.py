@@ -17,7 +17,7 @@ from hvdtrain.core.run.results import UpdateResult
 from hvdtrain.core.spec.job_spec import JobSpec
 from hvdtrain.core.update.optimizers import clip_factor
 from hvdtrain.core.update.precision import compute_dtype
-from hvdtrain.torch.model import Model, tensors
+from hvdtrain.torch.model import Model
 from hvdtrain.torch.optimizers import Optimizer
 from hvdtrain.torch.reducer import Reducer
 
@@ -92,10 +92,10 @@ class Trainer:
         weights = [self.model.parameters[w.name] for w in reversed(trained(self.model.weights))]
         found = np.zeros(1 + len(weights), bool)
         for batch in window.micro_batches:
-            loss = self.model.loss_sum(tensors(batch), training=True) / divisor
+            loss = self.model.loss_sum(self.model.tensors(batch), training=True) / divisor
             gradients = torch.autograd.grad(loss * loss_scale, weights, allow_unused=True)
             arrays = (loss, *gradients)
-            found |= np.array([a is not None and not torch.isfinite(a).all() for a in arrays])
+            found |= np.array([a is not None and not torch.isfinite(a.to_dense()).all() for a in arrays])
         return found
 
     def exchange(self, policy: Policy) -> None:
@@ -113,23 +113,23 @@ class Trainer:
 
     def evaluate(self, batch: Batch) -> np.ndarray:
         """What an evaluation sums up over one batch; see `Adapter.evaluate`."""
-        found = self.model.evaluate(tensors(batch)).double().cpu().numpy()
+        found = self.model.evaluate(self.model.tensors(batch)).double().cpu().numpy()
         return found if self.model.weighs else np.concatenate([found[:1], [batch.weight], found[2:]])
 
     def examine(self, batch: Batch) -> float:
         """The summed loss of one batch; see `Adapter.examine`."""
-        return self.model.examine(tensors(batch))
+        return self.model.examine(self.model.tensors(batch))
 
     def unused(self, batch: Batch) -> list[str]:
         """The names of weights without a gradient; see `Adapter.unused`."""
-        return self.model.unused(tensors(batch))
+        return self.model.unused(self.model.tensors(batch))
 
     def _accumulate(
         self, window: Window, divisor: float, update: int, loss_scale: float
     ) -> tuple[float, float]:
         """The summed loss of this rank's window, and its weight."""
         self.reducer.start_window(update, loss_scale)
-        *early, last = [tensors(batch) for batch in window.micro_batches]
+        *early, last = [self.model.tensors(batch) for batch in window.micro_batches]
         weights: list[torch.Tensor | None] = []
         losses = [self._backward(batch, 1.0 / divisor, weights, last=False) for batch in early]
         losses.append(self._backward(last, 1.0 / divisor, weights, last=True))

@@ -8,7 +8,8 @@ import horovod.torch as hvd
 import numpy as np
 import torch
 
-from hvdtrain.core.process.environment import horovod_environment, keep_freed_memory, usable_cores
+from hvdtrain.core.process.environment import horovod_environment
+from hvdtrain.core.process.host import keep_freed_memory, usable_cores
 from hvdtrain.core.random import framework_seed
 from hvdtrain.core.run.ranks import Ranks
 from hvdtrain.core.run.world import World

@@ -22,7 +22,7 @@ from hvdtrain.core.plan.plan import Plan, make_plan
 from hvdtrain.core.plan.table import print_plan
 from hvdtrain.core.spec.job_spec import parse_spec
 from hvdtrain.core.spec.sections import BatchSpec
-from hvdtrain.core.update.accumulation import Accumulation, Batch, resolve_batch
+from hvdtrain.core.update.accumulation import Accumulation, BatchSizes, resolve_batch
 
 COUNTS = st.integers(1, 64)
 WEIGHTS = (
@@ -59,7 +59,7 @@ def test_any_two_numbers_of_the_batch_give_the_third(size: int, per_device: int,
         {"per_device_train_batch_size": per_device, "global_batch_size": total},
         {"gradient_accumulation_steps": accumulation, "global_batch_size": total},
     ]
-    expected = Batch(per_device, accumulation, total)
+    expected = BatchSizes(per_device, accumulation, total)
     for numbers in [*given_two, given_two[0] | given_two[1]]:
         assert resolve_batch(BatchSpec(**numbers), size) == expected
 
@@ -67,7 +67,7 @@ def test_any_two_numbers_of_the_batch_give_the_third(size: int, per_device: int,
 @given(COUNTS, COUNTS)
 def test_the_per_device_batch_alone_means_no_accumulation(size: int, per_device: int) -> None:
     spec = BatchSpec(per_device_train_batch_size=per_device)
-    assert resolve_batch(spec, size) == Batch(per_device, 1, size * per_device)
+    assert resolve_batch(spec, size) == BatchSizes(per_device, 1, size * per_device)
 
 
 @given(COUNTS, COUNTS, st.integers(1, 5000))
@@ -331,7 +331,7 @@ def test_stages_are_counted_through_and_shown(
     # Three updates of 8, then of 32: 24 + 30 x 32 = 984 samples, and the last 16.
     found = plan(STAGES, "max_steps=null", "num_train_epochs=1", train_samples=1000)
     assert found.max_steps == found.updates_per_epoch == 34
-    assert found.batch == Batch(4, 4, 32)
+    assert found.batch == BatchSizes(4, 4, 32)
     print_plan(found, "")
     assert "accumulation steps: 1 (updates 1 to 3), 4 (updates 4 to 34)" in capsys.readouterr().out
 
@@ -341,7 +341,7 @@ def test_a_stage_that_is_not_reached_is_noted_and_not_counted(
 ) -> None:
     monkeypatch.setenv("COLUMNS", "160")
     found = plan(STAGES, "max_steps=3")
-    assert found.batch == Batch(4, 1, 8)
+    assert found.batch == BatchSizes(4, 1, 8)
     print_plan(found, "")
     shown = capsys.readouterr().out
     assert "8 samples " in shown and "x 1 accumulation steps" in shown
@@ -352,5 +352,5 @@ def test_a_stage_that_is_not_reached_is_noted_and_not_counted(
 def test_a_number_of_tokens_decides_the_batch() -> None:
     found = plan("batch.target_tokens_per_update=1200", "max_steps=null", "num_train_epochs=2")
     assert found.accumulation == Accumulation(2, 4, target_tokens=1200)
-    assert found.batch == Batch(4, 2, 10)  # sequences of 128 tokens
+    assert found.batch == BatchSizes(4, 2, 10)  # sequences of 128 tokens
     assert (found.updates_per_epoch, found.max_steps) == (100, 200)

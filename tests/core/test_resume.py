@@ -17,9 +17,10 @@ from hvdtrain.core.compression.protocol import Policy
 from hvdtrain.core.data import Batch, Dataset, Split, Window, global_batches
 from hvdtrain.core.data.store import fingerprint_with
 from hvdtrain.core.errors import CheckpointError, TrainingError
-from hvdtrain.core.families.initializers import Normal
+from hvdtrain.core.families.initializers import ZEROS, Normal
 from hvdtrain.core.families.weights import Weight
 from hvdtrain.core.plan.plan import make_plan
+from hvdtrain.core.run import resume as resuming
 from hvdtrain.core.run import training
 from hvdtrain.core.run.job import prepare_data
 from hvdtrain.core.run.metrics import METRICS_FILE, read_metrics
@@ -279,3 +280,15 @@ def test_moments_of_another_optimizer_are_refused(tmp_path: Path, kind: str, tol
         CheckpointError, match=f"optimizer.type {kind} goes on from {told} .* there is exp_avg and exp_avg_sq"
     ):
         train(tmp_path / "rest", other, dataset, checkpoint)
+
+
+def test_a_checkpoint_of_another_model_names_what_it_lacks() -> None:
+    weights = [Weight("dense/kernel", (3, 2), True, ZEROS)]
+    run: Any = SimpleNamespace(weights=weights)
+    for arrays, message in (
+        ({}, "it has no dense/kernel, which the model has.*model.names"),
+        ({"dense/kernel": np.zeros(2)}, r"dense/kernel has shape \(2,\) there and \(3, 2\) in the spec"),
+    ):
+        state: Any = None
+        with pytest.raises(CheckpointError, match=message):
+            resuming._check(run, Path("checkpoint-2"), state, arrays)

@@ -12,7 +12,8 @@ import yaml
 from pydantic import BaseModel
 
 from hvdtrain.core.errors import SpecError
-from hvdtrain.core.spec.job_spec import PACKAGED_SPECS, JobSpec, json_schema, load_spec, parse_spec
+from hvdtrain.core.spec.job_spec import JobSpec, json_schema, load_spec, parse_spec
+from hvdtrain.core.spec.reading import PACKAGED_SPECS
 
 GOOD: dict[str, Any] = {
     "model": {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0},

@@ -7,18 +7,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.jobs.runs import FRAMEWORKS, train_all
-from tests.jobs.test_gpt2 import TINY, losses
+from tests.jobs.runs import FRAMEWORKS, TINY_GPT2, train_all
+from tests.jobs.test_gpt2 import losses
 from tests.jobs.test_policies import POLICIES
 
 pytestmark = pytest.mark.slow
 
 RANKS = (1, 2, 4)
 # Global batches of 8 rows: 1 x 8, 2 x 4, 4 x 2 and 8 x 1 (ranks x accumulation).
-LONG = [*TINY, "max_steps=100", "schedule.warmup_steps=10", "batch.per_device_train_batch_size=1"]
-SHORT = [*TINY, "max_steps=20"]
+LONG = [*TINY_GPT2, "max_steps=100", "schedule.warmup_steps=10", "batch.per_device_train_batch_size=1"]
+SHORT = [*TINY_GPT2, "max_steps=20"]
 SINGLE = [*LONG, "model.dtype=float32", "max_steps=50"]
-PLAIN = [*TINY, "batch.global_batch_size=4", "max_steps=30"]
+PLAIN = [*TINY_GPT2, "batch.global_batch_size=4", "max_steps=20"]
 PERIODIC = {
     "local_sgd": "{type: local_sgd, sync_every: 2}",
     "overlapped": "{type: local_sgd, sync_every: 2, overlap: true}",
@@ -50,10 +50,22 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
     for framework in FRAMEWORKS:
         for ranks in (*RANKS, 8):
             scenarios = {"short": SHORT} | ({} if ranks == 8 else {"long": LONG, "single": SINGLE})
-            if ranks == 2:
-                scenarios |= EVERY | MIXED
             place = root / f"{framework}-{ranks}"
             found[framework, ranks] = train_all(place, framework, ranks, scenarios, spec="gpt2")
+    return found
+
+
+@pytest.fixture(scope="module")
+def policies(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Path]]:
+    root, every = tmp_path_factory.mktemp("gpt2-policies"), EVERY | MIXED
+    found: dict[str, dict[str, Path]] = {}
+    for framework in FRAMEWORKS:
+        found[framework] = {}
+        # TensorFlow traces each: all of them in one launch take longer than a launch may.
+        for part in range(6):
+            scenarios = dict(list(every.items())[part::6])
+            place = root / f"{framework}-{part}"
+            found[framework] |= train_all(place, framework, 2, scenarios, spec="gpt2")
     return found
 
 
@@ -74,7 +86,9 @@ def test_every_cut_of_a_global_batch_gives_one_curve(runs: Runs, framework: str)
 
 
 @pytest.mark.parametrize("name", [*EVERY, *MIXED])
-def test_every_policy_and_precision_follows_one_curve(runs: Runs, name: str) -> None:
-    ours, theirs = (losses(runs[framework, 2][name]) for framework in FRAMEWORKS)
+def test_every_policy_and_precision_follows_one_curve(
+    policies: dict[str, dict[str, Path]], name: str
+) -> None:
+    ours, theirs = (losses(policies[framework][name]) for framework in FRAMEWORKS)
     assert len(ours) and np.isfinite(ours).all()
     np.testing.assert_allclose(theirs, ours, rtol=1e-9 if name in EVERY else 1e-2)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any, Literal, NoReturn
 
 from pydantic import Field, model_validator
@@ -112,7 +113,7 @@ def build(model: ModelSpec, framework: str) -> Any:
             "'package.module:name'"
         )
     make = load_user(reference, field, SpecError)
-    if not callable(make) or not hasattr(make, "__name__"):
+    if not callable(make) or not (hasattr(make, "__name__") or isinstance(make, partial)):
         raise SpecError(
             f"{field}: expected a function or a class that returns a new model, found {type(make).__name__}: "
             "the model is built when its precision is known; wrap it in a function"

@@ -41,6 +41,8 @@ class Layout:
             variables: of any shapes.
             shape: of the result, in the Hugging Face layout.
         """
+        if not shape:
+            return np.asarray(variables[0]).reshape(())
         *outer, last = self.shape(shape)
         parts = [part.reshape(*outer, last // self.parts) for part in variables]
         found = np.concatenate(parts, axis=-1) if self.parts > 1 else parts[0]

@@ -21,7 +21,7 @@ from hvdtrain.core.plan.updates import Updates, count_updates
 from hvdtrain.core.spec.job_spec import JobSpec
 from hvdtrain.core.spec.sections import OptimizerSpec
 from hvdtrain.core.tasks import task_of
-from hvdtrain.core.update.accumulation import Accumulation, Batch
+from hvdtrain.core.update.accumulation import Accumulation, BatchSizes
 from hvdtrain.core.update.buckets import Bucket, plan_buckets
 from hvdtrain.core.update.groups import setting_of
 from hvdtrain.core.update.precision import compute_dtype, cpu_notes
@@ -66,7 +66,7 @@ class Plan:
     """
 
     size: int
-    batch: Batch
+    batch: BatchSizes
     accumulation: Accumulation
     train_samples: int
     validation_samples: int
@@ -212,7 +212,7 @@ def _buckets(
     return plan_buckets(weights, itemsize, cap_bytes, spec.rules.group, touched_rows)
 
 
-def _flops(spec: JobSpec, family: Family | None, batch: Batch) -> int | None:
+def _flops(spec: JobSpec, family: Family | None, batch: BatchSizes) -> int | None:
     if family is None:
         return None
     shapes = task_of(spec.task).shapes(spec.data, spec.task)

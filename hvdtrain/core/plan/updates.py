@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from hvdtrain.core.data.order import global_batches
 from hvdtrain.core.spec.job_spec import JobSpec
-from hvdtrain.core.update.accumulation import Accumulation, Batch, batch_of, resolve_accumulation
+from hvdtrain.core.update.accumulation import Accumulation, BatchSizes, batch_of, resolve_accumulation
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class Updates:
     """
 
     accumulation: Accumulation
-    batch: Batch
+    batch: BatchSizes
     updates_per_epoch: int
     max_steps: int
 

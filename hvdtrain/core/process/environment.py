@@ -1,17 +1,13 @@
-"""What must stand in the environment before Horovod starts, and what the host offers."""
+"""What must stand in the environment before Horovod starts, and what launchers leave there."""
 
 from __future__ import annotations
 
-import ctypes
 import os
-from pathlib import Path
 
 from hvdtrain.core.plan.plan import CYCLE_TIME_MS
 from hvdtrain.core.spec.sections import CommunicationSpec
 
 _MIB = 2**20
-# Of glibc's malloc.h.
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8
 # Horovod looks every so many seconds, the first, and warns. What has been sent before counts from its second
 # look on, so a stall ends after 50 to 66 seconds; the longer the first, the wider apart these are.
 STALL_CHECK_SECONDS, STALL_SHUTDOWN_SECONDS = 6, 50
@@ -35,40 +31,11 @@ def horovod_environment(communication: CommunicationSpec) -> None:
     os.environ.setdefault("OMPI_MCA_btl_tcp_flags", "send,inplace")
 
 
-def keep_freed_memory() -> None:
-    """Have the C library keep what it is given back, for the next update needs as much again.
-
-    Where the library is not glibc, nothing is done. Blocks above 32 MiB go back all the same.
-    """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt is not None:
-        # Without these, the system maps and clears the memory of the activations again in each update.
-        mallopt(_M_MMAP_THRESHOLD, 32 * _MIB)
-        mallopt(_M_TRIM_THRESHOLD, 1024 * _MIB)
-        # A thread's own arena gives blocks of tens of MiB back whatever the threshold: an update of 28
-        # million weights took TensorFlow an eighth longer.
-        mallopt(_M_ARENA_MAX, 1)
-
-
 def stall_environment() -> None:
     """End the wait for a rank that does not come, unless the user has said when; call before `hvd.init()`."""
     os.environ.setdefault("HOROVOD_STALL_CHECK_TIME_SECONDS", str(STALL_CHECK_SECONDS))
     # Horovod's default is to wait for ever.
     os.environ.setdefault("HOROVOD_STALL_SHUTDOWN_TIME_SECONDS", str(STALL_SHUTDOWN_SECONDS))
-
-
-def usable_cores() -> int:
-    """Processor cores this process may run on."""
-    return len(os.sched_getaffinity(0))
-
-
-def cpu_flags() -> frozenset[str]:
-    """What this host's x86 CPU can do, as Linux names it; empty where that cannot be told."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return frozenset()
-    return frozenset(next((line.partition(":")[2].split() for line in lines if line.startswith("flags")), ()))
 
 
 def launched_rank() -> int | None:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
+from itertools import islice
 
 import numpy as np
 
-from hvdtrain.core.data import Batch
+from hvdtrain.core.data import Batch, eval_batches
 from hvdtrain.core.errors import SpecError
 from hvdtrain.core.families.custom import ModelSpec, unused_parameters
 from hvdtrain.core.run.buffers import buffers_kept
@@ -23,7 +24,8 @@ def examine(run: Run) -> None:
         run: on this rank.
 
     Raises:
-        SpecError: the loss is a mean over the batch, or the model, the data and the loss do not fit.
+        SpecError: the loss is a mean over the batch, or the model, the data, the loss and the metrics do not
+            fit.
         TrainingError: the loss does not depend on some weight.
     """
     model = run.spec.model
@@ -37,6 +39,17 @@ def examine(run: Run) -> None:
         unused = [] if model.find_unused_parameters else run.adapter.unused(_batch(run, samples))
     if unused:
         unused_parameters(unused)
+    _evaluate_once(run)
+
+
+def _evaluate_once(run: Run) -> None:
+    """Evaluate this rank's first batch: what is wrong with it would come to light when training is over."""
+    plan, validation = run.plan, run.dataset.validation
+    if plan.validation_samples:
+        per_device = plan.per_device_eval_batch_size
+        batches = eval_batches(validation, per_device=per_device, rank=run.ranks.rank, size=run.ranks.size)
+        for batch in islice(batches, 1):
+            run.adapter.evaluate(batch)
 
 
 def _batch(run: Run, indices: list[int]) -> Batch:

@@ -4,12 +4,7 @@ from __future__ import annotations
 
 import argparse
 import math
-import os
-import sys
-import time
-import traceback
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +12,15 @@ import numpy as np
 
 from hvdtrain.core import strict_json
 from hvdtrain.core.data import Dataset
-from hvdtrain.core.errors import CheckpointError, HvdtrainError
+from hvdtrain.core.errors import CheckpointError
 from hvdtrain.core.families import custom, family_of
 from hvdtrain.core.families.family import Family
 from hvdtrain.core.families.weights import trained
 from hvdtrain.core.plan.plan import Plan, make_plan
 from hvdtrain.core.plan.table import print_plan
-from hvdtrain.core.process.environment import cpu_flags, launched_rank
+from hvdtrain.core.process.ending import ends_the_job
+from hvdtrain.core.process.environment import launched_rank
+from hvdtrain.core.process.host import cpu_flags
 from hvdtrain.core.process.orphans import end_with_launcher
 from hvdtrain.core.process.outputs import outlast_readers
 from hvdtrain.core.process.paths import user_path
@@ -37,11 +34,6 @@ from hvdtrain.core.run.start import check_command, check_data, check_plan, start
 from hvdtrain.core.run.training import train
 from hvdtrain.core.spec.job_spec import JobSpec, load_spec
 from hvdtrain.core.tasks import task_of
-
-# Every rank meets a bad spec; the others wait for rank 0's message to end the job before they repeat it.
-_SECONDS_BEFORE_REPEATING = 3.0
-# What every collective says, in either framework, once another rank has ended.
-_LOST = "Horovod has been shut down"
 
 
 def run_job(load: Callable[[], Framework], default_spec: str, arguments: Sequence[str] | None = None) -> None:
@@ -57,32 +49,6 @@ def run_job(load: Callable[[], Framework], default_spec: str, arguments: Sequenc
         end_with_launcher()
     with ends_the_job():
         _run(load, default_spec, arguments)
-
-
-@contextmanager
-def ends_the_job(raises: bool = False) -> Iterator[None]:
-    """Show what goes wrong inside, with this rank's number, and end the process, so that the whole job ends.
-
-    Args:
-        raises: errors are raised instead: there is one process, and it is not ours to end.
-    """
-    try:
-        yield
-    except HvdtrainError as error:
-        if raises:
-            raise
-        if launched_rank():
-            time.sleep(_SECONDS_BEFORE_REPEATING)
-        _die(f"error: {error}")
-    except KeyboardInterrupt:
-        if raises:
-            raise
-        _die("interrupted")
-    except Exception as error:
-        if raises:
-            raise
-        lost = _LOST in str(error)
-        _die(f"HorovodInternalError: {_LOST}: another rank has ended" if lost else traceback.format_exc())
 
 
 def prepare_data(spec: JobSpec, announce: Callable[[str], None]) -> Dataset:
@@ -234,9 +200,3 @@ def _say(text: str) -> None:
 
 def _keep_silent(text: str) -> None:
     del text
-
-
-def _die(message: str) -> None:
-    print(f"[rank {launched_rank() or 0}] {message}", file=sys.stderr, flush=True)
-    # Not sys.exit: Horovod 0.28.1's atexit handler waits for the other ranks, which may wait for this one.
-    os._exit(1)

@@ -9,13 +9,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from hvdtrain.core.data.values import kind_of
 from hvdtrain.core.errors import CheckpointError, SpecError
+from hvdtrain.core.process.ending import ends_the_job
 from hvdtrain.core.process.environment import launched_rank
 from hvdtrain.core.process.paths import user_path
 from hvdtrain.core.run.framework import Framework
-from hvdtrain.core.run.job import ends_the_job, join_and_train
+from hvdtrain.core.run.job import join_and_train
 from hvdtrain.core.run.results import TrainingResult
-from hvdtrain.core.spec.job_spec import JobSpec, parse_spec, read_spec
+from hvdtrain.core.spec.job_spec import JobSpec, parse_spec
+from hvdtrain.core.spec.reading import read_spec
 
 FRAMEWORKS = ("torch", "tensorflow")
 
@@ -39,6 +44,17 @@ class OwnCode:
     collate_fn: Callable[..., Any] | None = None
     loss: str | Callable[..., Any] | None = None
     metrics: Sequence[str | Callable[..., Any]] | None = None
+
+    def check(self) -> None:
+        """SpecError where an argument is nothing of its kind."""
+        named: dict[str, Any] = {"loss": self.loss, "collate_fn": self.collate_fn}
+        if self.metrics is not None:
+            if isinstance(self.metrics, str) or not isinstance(self.metrics, Sequence):
+                raise SpecError(f"metrics: expected a list of names and functions, found {self.metrics!r}")
+            named |= {f"metrics[{i}]": metric for i, metric in enumerate(self.metrics)}
+        for name, value in named.items():
+            if value is not None and not isinstance(value, str) and not callable(value):
+                raise SpecError(f"{name}: expected a name or a function, found {kind_of(value)}")
 
     def fields(self, framework: str) -> dict[str, dict[str, Any]]:
         """The arguments that are given, by section and field."""
@@ -92,7 +108,10 @@ def own_spec(spec: str | Path | Mapping[str, Any], framework: str, code: OwnCode
     Raises:
         SpecError: the spec is bad, or it and an argument say the same thing.
     """
+    if not isinstance(spec, Mapping | str | Path):
+        raise SpecError(f"spec: expected a file, a packaged spec's name, or a mapping, found {kind_of(spec)}")
     raw = dict(spec) if isinstance(spec, Mapping) else read_spec(spec)
+    code.check()
     fields = code.fields(framework)
     for section, given in fields.items():
         found = raw.get(section) or {}
@@ -137,10 +156,22 @@ def _replaced(section: Any, name: str, given: Mapping[str, Any]) -> Any:
 
 
 def _as_json(raw: Mapping[str, Any]) -> str:
-    raw = {"data": {}, **raw}
-    try:
-        return json.dumps(raw)
-    except TypeError as error:
-        raise SpecError(
-            f"spec: expected what JSON can hold: {error}; give functions and objects as arguments of train"
-        ) from None
+    return json.dumps(_plain({"data": {}, **raw}, ""))
+
+
+def _plain(value: Any, place: str) -> Any:
+    """A value of a spec as YAML would have given it: NumPy's numbers and paths are taken as what they are."""
+    if isinstance(value, Mapping):
+        return {str(k): _plain(each, f"{place}.{k}" if place else str(k)) for k, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(each, f"{place}.{i}") for i, each in enumerate(value)]
+    if isinstance(value, np.bool_ | np.integer | np.floating):
+        return value.item()
+    if isinstance(value, Path):
+        return str(value)
+    if value is None or isinstance(value, str | bool | int | float):
+        return value
+    raise SpecError(
+        f"{place}: expected what YAML can hold, found {kind_of(value)}; give functions and objects as "
+        "arguments of train, and what a model or a dataset is called with in a function of your own"
+    )

@@ -82,9 +82,7 @@ def draw_losses(runs: Mapping[str, Path]) -> Figure:
         if evaluations:
             marks = {"marker": "ox"[i % 2], "linestyle": "none", "color": line.get_color()}
             axes.plot(*_points(evaluations, "eval_loss"), label=f"{label}, validation", **marks)
-    axes.set(
-        xlabel="update", ylabel="loss (nats per masked token)", title="The same job spec in both frameworks"
-    )
+    axes.set(xlabel="update", ylabel="loss", title="The same job spec in both frameworks")
     axes.grid(alpha=0.3)
     axes.legend()
     return figure

@@ -99,9 +99,14 @@ def _same_tokens(run: Run, directory: Path, training: TrainingState) -> bool:
 def _check(run: Run, directory: Path, training: TrainingState, weights: Arrays) -> None:
     shapes = {name: array.shape for name, array in weights.items()}
     for weight in run.weights:
-        if shapes.get(weight.name) != weight.shape:
+        if weight.name not in shapes:
             raise CheckpointError(
-                f"--resume {directory}: {weight.name} has shape {shapes.get(weight.name)} there and "
+                f"--resume {directory}: it has no {weight.name}, which the model has: resume with the model "
+                "section it was trained with (in the other framework, a model of your own needs model.names)"
+            )
+        if shapes[weight.name] != weight.shape:
+            raise CheckpointError(
+                f"--resume {directory}: {weight.name} has shape {shapes[weight.name]} there and "
                 f"{weight.shape} in the spec: resume with the model section it was trained with"
             )
     _check_moments(run, directory, training)

@@ -22,14 +22,10 @@ from hvdtrain.core.compression import OTHERS, POLICIES, Compression, NoCompressi
 from hvdtrain.core.compression.rules import Rules
 from hvdtrain.core.errors import SpecError
 from hvdtrain.core.families import FAMILIES
-from hvdtrain.core.process.paths import user_path
 from hvdtrain.core.spec import sections
 from hvdtrain.core.spec.problems import models_of, problems
-from hvdtrain.core.spec.reference import add_import_folders
-from hvdtrain.core.spec.yaml12 import MAX_CHARS, load_yaml
+from hvdtrain.core.spec.reading import apply_override, mapping, read_spec
 from hvdtrain.core.tasks import TASKS, task_of
-
-PACKAGED_SPECS = Path(__file__).resolve().parents[2] / "specs"
 
 
 class JobSpec(sections.Section):
@@ -111,42 +107,14 @@ def load_spec(path: str | Path, overrides: Sequence[str] = ()) -> JobSpec:
     return _validate(read_spec(path), overrides, where=str(path))
 
 
-def read_spec(path: str | Path) -> dict[str, Any]:
-    """The sections of a spec that is not validated yet.
-
-    Args:
-        path: as `load_spec`. Code that the spec names can be imported from the file's folder from now on.
-
-    Raises:
-        SpecError: the file cannot be read, or is no YAML mapping.
-    """
-    file = _find(path)
-    if file.parent != PACKAGED_SPECS:
-        # What the spec names may lie beside it, or where the command was started.
-        add_import_folders((file.resolve().parent, Path.cwd()))
-    try:
-        with file.open(encoding="utf-8") as opened:
-            text = opened.read(MAX_CHARS + 1)
-    except (OSError, UnicodeDecodeError) as error:
-        raise SpecError(f"spec {path}: cannot be read as UTF-8 text: {error}") from None
-    return _mapping(text, str(path))
-
-
 def parse_spec(text: str, overrides: Sequence[str] = (), where: str = "spec") -> JobSpec:
     """Validate a job spec given as YAML text; arguments and errors as `load_spec`."""
-    return _validate(_mapping(text, where), overrides, where)
-
-
-def _mapping(text: str, where: str) -> dict[str, Any]:
-    raw = load_yaml(text, where)
-    if not isinstance(raw, dict):
-        raise SpecError(f"{where}: expected a mapping of sections, found {type(raw).__name__}")
-    return raw
+    return _validate(mapping(text, where), overrides, where)
 
 
 def _validate(raw: dict[str, Any], overrides: Sequence[str], where: str) -> JobSpec:
     for override in overrides:
-        _apply_override(raw, override)
+        apply_override(raw, override)
     found = _without_empty_sections(raw)
     try:
         kind = spec_class(*_types(found))
@@ -246,33 +214,6 @@ def _types(raw: Mapping[str, Any]) -> tuple[str, str | None, list[str]]:
 def _text(section: Any, field: str) -> str | None:
     found = section.get(field) if isinstance(section, dict) else None
     return found if isinstance(found, str) else None
-
-
-def _find(path: str | Path) -> Path:
-    file = user_path(path, "spec", SpecError)
-    packaged = PACKAGED_SPECS / f"{path}.yaml"
-    if file.is_file():
-        return file
-    if packaged.is_file():
-        return packaged
-    names = ", ".join(sorted(p.stem for p in PACKAGED_SPECS.glob("*.yaml")))
-    raise SpecError(f"spec {path}: no such file, and no packaged spec of that name (packaged: {names})")
-
-
-def _apply_override(raw: dict[str, Any], override: str) -> None:
-    name, equals, text = override.partition("=")
-    if not equals or not name.strip():
-        raise SpecError(f"--set {override}: expected field.path=value, such as optimizer.learning_rate=1e-4")
-    *parents, leaf = name.strip().split(".")
-    node = raw
-    for parent in parents:
-        child = node.get(parent)
-        if child is None:
-            child = node[parent] = {}
-        if not isinstance(child, dict):
-            raise SpecError(f"--set {override}: {parent} is {child!r}, not a section")
-        node = child
-    node[leaf] = load_yaml(text, f"--set {override}", positions=False)
 
 
 def _without_empty_sections(raw: dict[str, Any]) -> dict[str, Any]:

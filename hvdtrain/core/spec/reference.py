@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import sys
 from collections.abc import Iterable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -47,7 +48,14 @@ def describe(reference: Any) -> str | None:
     """A reference as JSON holds it: its path, or the module and name of an object."""
     if reference is None or isinstance(reference, str):
         return reference
-    named = reference if hasattr(reference, "__qualname__") else type(reference)
+    # A partial is what it calls; a generator has a name, but no module.
+    while isinstance(reference, partial):
+        reference = reference.func
+    named = (
+        reference
+        if hasattr(reference, "__qualname__") and hasattr(reference, "__module__")
+        else type(reference)
+    )
     return f"{named.__module__}:{named.__qualname__}"
 
 

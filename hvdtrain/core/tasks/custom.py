@@ -20,7 +20,7 @@ from hvdtrain.core.data.samples import Samples, open_samples
 from hvdtrain.core.data.seeding import seed_generators
 from hvdtrain.core.data.values import COLLATE, Arrays
 from hvdtrain.core.data.workers import Workers
-from hvdtrain.core.errors import DataError
+from hvdtrain.core.errors import DataError, SpecError
 from hvdtrain.core.spec.reference import describe, name_or_path
 from hvdtrain.core.spec.sections import TaskSection
 from hvdtrain.core.tasks.task import Shapes
@@ -93,7 +93,10 @@ def prepare(
     not shared by processes.
     """
     del model
+    _check_metrics(task)
     train, evaluation, place = find_datasets(data, announce)
+    if task.metrics and evaluation is None and not data.validation_split:
+        announce("task.metrics: there is no dataset to evaluate on, so they are not computed")
     collate_fn = load_user(data.collate_fn, COLLATE)
     sources: tuple[Samples, ...] = (open_samples(train, "data.dataset", task.label_names, collate_fn),)
     if evaluation is not None:
@@ -115,6 +118,16 @@ def prepare(
         fingerprint(facts),
         facts=facts,
     )
+
+
+def _check_metrics(task: TaskSpec) -> None:
+    names = task.metric_names
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise SpecError(
+            f"task.metrics: more than one is called {twice[0]}, and an evaluation reports them by name: give "
+            "the functions different names"
+        )
 
 
 def check_arrays(arrays: Arrays, task: TaskSpec, field: str) -> None:

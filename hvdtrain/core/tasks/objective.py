@@ -5,7 +5,10 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from typing import Any
 
-from hvdtrain.core.errors import SpecError
+from numpy.typing import NDArray
+
+from hvdtrain.core.data.values import kind_of
+from hvdtrain.core.errors import DataError, SpecError
 
 # What a batch's arrays are called beside the model's inputs.
 TARGETS, LOSS_WEIGHTS = "targets", "loss_weights"
@@ -31,12 +34,25 @@ def split_labels(
 
 
 def logits_of(outputs: Any) -> Any:
-    """The array that a named loss takes: the model's output, what it calls `logits`, or its first element."""
+    """The array that a named loss takes: the model's output, what it calls `logits`, or its first element.
+
+    Raises:
+        SpecError: the model has returned nothing of this kind.
+    """
+    found = outputs
     if isinstance(outputs, Mapping) and "logits" in outputs:
-        return outputs["logits"]
-    if hasattr(outputs, "logits"):
-        return outputs.logits
-    return outputs[0] if isinstance(outputs, list | tuple) else outputs
+        found = outputs["logits"]
+    elif hasattr(outputs, "logits"):
+        found = outputs.logits
+    elif isinstance(outputs, list | tuple) and len(outputs):
+        found = outputs[0]
+    if not hasattr(found, "shape"):
+        names = f" with {', '.join(map(repr, outputs))}" if isinstance(outputs, Mapping) else ""
+        raise SpecError(
+            f"model: it returned {kind_of(outputs)}{names}; a named loss or metric takes a tensor, an object "
+            "or mapping with logits, or a tuple that begins with them; give a function as task.loss otherwise"
+        )
+    return found
 
 
 def check_shapes(field: str, name: str, outputs: tuple[int, ...], targets: tuple[int, ...]) -> None:
@@ -57,9 +73,31 @@ def check_shapes(field: str, name: str, outputs: tuple[int, ...], targets: tuple
     else:
         fits, expected = classes or (values and name != "cross_entropy"), f"{(*targets, 'classes')}"
     if not fits:
+        advice = ""
+        if name == "cross_entropy" and len(outputs) == len(targets):
+            advice = f", or labels of shape {outputs[:-1]}: numbers of classes, one for each prediction"
         raise SpecError(
             f"{field}: {name}: the model's output has shape {outputs}, and the labels {targets}; expected an "
-            f"output of shape {expected}".replace("'classes'", "classes")
+            f"output of shape {expected}{advice}".replace("'classes'", "classes")
+        )
+
+
+def check_classes(labels: NDArray[Any], classes: int, ignore_index: int) -> None:
+    """Refuse labels of `cross_entropy` that are no classes: on a GPU they would end the process, or give NaN.
+
+    Args:
+        labels: of a batch, integers.
+        classes: that the model tells apart.
+        ignore_index: a label that is left out.
+
+    Raises:
+        DataError: with the first such label.
+    """
+    wrong = labels[(labels != ignore_index) & ((labels < 0) | (labels >= classes))]
+    if wrong.size:
+        raise DataError(
+            f"task.loss: cross_entropy: the model has {classes} classes, and a label is {wrong[0]}; expected "
+            f"0 to {classes - 1}, or task.ignore_index ({ignore_index}) where there is nothing to predict"
         )
 
 

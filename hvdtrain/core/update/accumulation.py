@@ -13,7 +13,7 @@ from hvdtrain.core.spec.sections import BatchSpec
 
 
 @dataclass(frozen=True)
-class Batch:
+class BatchSizes:
     """How a global batch is cut: global = ranks x per_device x accumulation."""
 
     per_device_train_batch_size: int
@@ -82,7 +82,7 @@ def resolve_accumulation(batch: BatchSpec, size: int) -> Accumulation:
     return Accumulation(size, found.per_device_train_batch_size, steps)
 
 
-def resolve_batch(batch: BatchSpec, size: int) -> Batch:
+def resolve_batch(batch: BatchSpec, size: int) -> BatchSizes:
     """Compute the third of the batch's numbers from the other two and the number of ranks.
 
     Args:
@@ -98,7 +98,7 @@ def resolve_batch(batch: BatchSpec, size: int) -> Batch:
     if total is None:
         accumulation = accumulation or 1
         assert per_device is not None  # BatchSpec's validator: one of two is given
-        return Batch(per_device, accumulation, size * per_device * accumulation)
+        return BatchSizes(per_device, accumulation, size * per_device * accumulation)
     if per_device is None:
         per_device = _divide(total, size, accumulation or 1, "gradient_accumulation_steps")
     elif accumulation is None:
@@ -110,10 +110,10 @@ def resolve_batch(batch: BatchSpec, size: int) -> Batch:
             f"{accumulation} = {size * per_device * accumulation}, but global_batch_size is {total}: "
             "leave one out, or set it to null"
         )
-    return Batch(per_device, accumulation, total)
+    return BatchSizes(per_device, accumulation, total)
 
 
-def batch_of(accumulation: Accumulation, tokens_per_sample: float, updates: int = 1) -> Batch:
+def batch_of(accumulation: Accumulation, tokens_per_sample: float, updates: int = 1) -> BatchSizes:
     """How a global batch is cut: where that changes, in the run's last update, or as is to be expected.
 
     Args:
@@ -124,9 +124,9 @@ def batch_of(accumulation: Accumulation, tokens_per_sample: float, updates: int 
     size, per_device = accumulation.size, accumulation.per_device
     if accumulation.target_tokens is None:
         steps = accumulation.reached(updates)[-1][1]
-        return Batch(per_device, steps, size * per_device * steps)
+        return BatchSizes(per_device, steps, size * per_device * steps)
     samples = math.ceil(accumulation.target_tokens / tokens_per_sample)
-    return Batch(per_device, accumulation.micro_batches(1, samples), samples)
+    return BatchSizes(per_device, accumulation.micro_batches(1, samples), samples)
 
 
 def _divide(total: int, size: int, given: int, name: str) -> int:

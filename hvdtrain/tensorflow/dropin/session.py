@@ -15,7 +15,8 @@ import tensorflow as tf
 
 from hvdtrain.core.dropin import left_alone
 from hvdtrain.core.errors import TrainingError
-from hvdtrain.core.process.environment import horovod_environment, stall_environment, usable_cores
+from hvdtrain.core.process.environment import horovod_environment, stall_environment
+from hvdtrain.core.process.host import usable_cores
 from hvdtrain.core.run.world import World
 from hvdtrain.core.spec.sections import CommunicationSpec
 

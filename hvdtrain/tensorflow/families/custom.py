@@ -17,6 +17,8 @@ from hvdtrain.core.spec.reference import describe
 from hvdtrain.core.user_code import user_code
 from hvdtrain.tensorflow.weights import Parameters
 
+# Arguments of `call` that are no inputs.
+_OF_KERAS = {"training", "mask"}
 _POLICIES = {"float16": "mixed_float16", "bfloat16": "mixed_bfloat16"}
 # PyTorch's names of what layers hold, where `model.names` matches a layer with a module.
 _LEAVES = {
@@ -60,10 +62,15 @@ class Network:
         self._dtype = tf.as_dtype(model.dtype)
         self.module = module
         self._arguments = inspect.signature(module.call).parameters
+        self._places = sum(
+            argument.kind is argument.POSITIONAL_OR_KEYWORD and name not in _OF_KERAS
+            for name, argument in self._arguments.items()
+        )
         self.outputs(example, training=False)
         self._refuse_losses()
         layouts = _layouts(module) if model.names is not None else {}
         variables = _variables(module)
+        self._refuse_dtypes(variables, model.dtype)
         found = [_weight(variable, model.names, layouts) for variable in variables]
         self.weights = tuple(found) if model.names is None else in_order_of_names(found, model.names)
         check_weights(model, "tensorflow", self.weights)
@@ -88,10 +95,20 @@ class Network:
             if len(given) == 1:
                 return self.module(*given.values(), training=training)
             if all(name.isdigit() for name in given):
-                return self.module([*given.values()], training=training)
+                # A functional model takes one list, a subclassed one may take several arguments.
+                positions = given.values() if self._places >= len(given) else [[*given.values()]]
+                return self.module(*positions, training=training)
             if given.keys() <= self._arguments.keys():
                 return self.module(**given, training=training)
             return self.module(given, training=training)
+
+    def _refuse_dtypes(self, variables: list[keras.Variable], dtype: str) -> None:
+        for variable in variables:
+            if variable.trainable and variable.dtype != dtype:
+                raise SpecError(
+                    f"{self._what}: {variable.path} is {variable.dtype}, and model.dtype is {dtype}: give "
+                    "its layer no dtype, so that it follows the spec (model.dtype, mixed_precision)"
+                )
 
     def _refuse_losses(self) -> None:
         if self.module.losses:
@@ -104,10 +121,12 @@ class Network:
 
 def _variables(module: keras.Model) -> list[keras.Variable]:
     """What the model saves, without the states of dropout's generators, which are each rank's own."""
+    # Dropout calls it seed_generator, layers for random augmentation generator.
     generators = {
-        id(layer.seed_generator.state)
+        id(value.state)
         for layer in module._flatten_layers()
-        if hasattr(layer, "seed_generator") and layer.seed_generator is not None
+        for value in vars(layer).values()
+        if isinstance(value, keras.random.SeedGenerator)
     }
     return [variable for variable in module.variables if id(variable) not in generators]
 

@@ -36,6 +36,7 @@ class Network:
         module = build(model, "torch")
         if not isinstance(module, torch.nn.Module):
             raise SpecError(f"{self._what} returned a {type(module).__name__}; expected a torch.nn.Module")
+        self._refuse_kinds(module)
         self._dtype = getattr(torch, model.dtype)
         self.module = module.to(dtype=self._dtype, device=device())
         if any(torch.nn.parameter.is_lazy(p) for p in (*module.parameters(), *module.buffers())):
@@ -44,6 +45,19 @@ class Network:
         found = [_weight(name, array) for name, array in self.parameters.items()]
         self.weights = tuple(found) if model.names is None else in_order_of_names(found, model.names)
         check_weights(model, "torch", self.weights)
+
+    def _refuse_kinds(self, module: torch.nn.Module) -> None:
+        for name, array in (*module.named_parameters(), *module.named_buffers()):
+            if array.is_complex():
+                raise SpecError(
+                    f"{self._what}: {name} is {array.dtype}; expected real numbers: hold the real "
+                    "and the imaginary part"
+                )
+            if array.is_meta:
+                raise SpecError(
+                    f"{self._what}: {name} is on the device meta and has no values: build the "
+                    "model without a device"
+                )
 
     @property
     def parameters(self) -> Parameters:

@@ -438,3 +438,16 @@ def test_perplexity_is_that_of_language_models() -> None:
         assert task.summarise(1e9) == {"eval_perplexity": np.inf}
         assert task.summarise(None) == {"eval_perplexity": None}
     assert custom.summarise(1.0) == {}
+
+
+def test_metrics_of_one_name() -> None:
+    twice = TaskSpec().model_copy(update={"metrics": (lambda outputs, batch: 0, lambda outputs, batch: 1)})
+    with pytest.raises(SpecError, match=r"task\.metrics: more than one is called <lambda>"):
+        prepare(COLUMNS, twice)
+
+
+def test_metrics_without_a_dataset_to_evaluate_on() -> None:
+    task, data = TaskSpec(metrics=("accuracy",)), custom.DataSpec(dataset=COLUMNS)
+    said: list[str] = []
+    custom.prepare(None, data, task, 0, said.append)
+    assert said == ["task.metrics: there is no dataset to evaluate on, so they are not computed"]

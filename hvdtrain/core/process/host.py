@@ -1,0 +1,40 @@
+"""What the host offers a process: cores, instructions, memory that is kept."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from pathlib import Path
+
+_MIB = 2**20
+# Of glibc's malloc.h.
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8
+
+
+def usable_cores() -> int:
+    """Processor cores this process may run on."""
+    return len(os.sched_getaffinity(0))
+
+
+def cpu_flags() -> frozenset[str]:
+    """What this host's x86 CPU can do, as Linux names it; empty where that cannot be told."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return frozenset()
+    return frozenset(next((line.partition(":")[2].split() for line in lines if line.startswith("flags")), ()))
+
+
+def keep_freed_memory() -> None:
+    """Have the C library keep what it is given back, for the next update needs as much again.
+
+    Where the library is not glibc, nothing is done. Blocks above 32 MiB go back all the same.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        # Without these, the system maps and clears the memory of the activations again in each update.
+        mallopt(_M_MMAP_THRESHOLD, 32 * _MIB)
+        mallopt(_M_TRIM_THRESHOLD, 1024 * _MIB)
+        # A thread's own arena gives blocks of tens of MiB back whatever the threshold: an update of 28
+        # million weights took TensorFlow an eighth longer.
+        mallopt(_M_ARENA_MAX, 1)
