@@ -12,7 +12,7 @@ from torch.optim.adamw import adamw
 from hvdtrain.core.checkpoints.state import MOMENTS
 from hvdtrain.core.spec.sections import OptimizerSpec
 from hvdtrain.core.update.buckets import Bucket
-from hvdtrain.core.update.groups import Setting, slices_of
+from hvdtrain.core.update.groups import Setting, scratch_elements, slices_of
 from hvdtrain.core.update.optimizers import trust_ratio
 
 
@@ -41,7 +41,8 @@ class Optimizer:
                 group = groups.setdefault(each.setting, _group(each.setting))
                 group["params"].append(piece)
                 group["sizes"].append(each.sizes)
-        self._optimizer = _make(spec, [*groups.values()])
+        scratch = self._flats[0].new_empty(scratch_elements(spec, buckets))
+        self._optimizer = _make(spec, [*groups.values()], scratch)
 
     def apply(self, gradients: Sequence[torch.Tensor], learning_rate: float, update: int) -> None:
         """One update of every weight.
@@ -97,9 +98,9 @@ class Optimizer:
                 flat.copy_(given)
 
 
-def _make(spec: OptimizerSpec, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
+def _make(spec: OptimizerSpec, groups: list[dict[str, Any]], scratch: torch.Tensor) -> torch.optim.Optimizer:
     if spec.type == "lamb":
-        return _Lamb(groups, spec)
+        return _Lamb(groups, spec, scratch)
     if spec.type == "adamw":
         return torch.optim.AdamW(
             groups,
@@ -128,9 +129,11 @@ def _group(setting: Setting) -> dict[str, Any]:
 class _Lamb(torch.optim.Optimizer):
     """The core's LAMB on flat parameters, with state as torch's AdamW has."""
 
-    def __init__(self, groups: list[dict[str, Any]], spec: OptimizerSpec) -> None:
+    def __init__(self, groups: list[dict[str, Any]], spec: OptimizerSpec, scratch: torch.Tensor) -> None:
         super().__init__(groups, {"lr": spec.learning_rate})
         self._spec = spec
+        # Kept: new memory costs more than all that is computed in it.
+        self._scratch = scratch
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
@@ -149,7 +152,7 @@ class _Lamb(torch.optim.Optimizer):
 
     def _adam(self, weights: torch.Tensor) -> torch.Tensor:
         """Adam's direction downwards: where its fused kernel moves zeros at a learning rate of 1."""
-        spec, state, step = self._spec, self.state[weights], torch.zeros_like(weights)
+        spec, state, step = self._spec, self.state[weights], self._scratch[: weights.numel()].zero_()
         if not state:
             state["step"] = torch.zeros((), device=weights.device)
             state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(weights), torch.zeros_like(weights)

@@ -18,7 +18,7 @@ from hvdtrain.core.spec.job_spec import parse_spec
 from hvdtrain.core.spec.sections import GroupSpec, OptimizerSpec
 from hvdtrain.core.update.buckets import plan_buckets
 from hvdtrain.core.update.groups import check_groups, setting_of, slices_of
-from tests.core.test_plan import SPEC, WEIGHTS, plan
+from tests.core.test_plan import DECAYED, SPEC, WEIGHTS, plan
 
 BERT = bert.weights(bert.ModelSpec(num_hidden_layers=3))
 KINDS: Any = st.sampled_from(["adamw", "sgd", "lamb", "lars"])
@@ -93,10 +93,12 @@ def test_a_plan_refuses_it_and_counts_what_decays() -> None:
     assert frozen.buckets == plan().buckets
 
 
-@pytest.mark.parametrize(("kind", "moments"), [("lamb", 2), ("lars", 1)])
-def test_memory_of_their_moments(kind: str, moments: int) -> None:
-    memory = plan(f"optimizer.type={kind}").memory
-    assert memory.optimizer == memory.weights * moments
+def test_memory_of_their_moments_and_of_lambs_step() -> None:
+    memory = plan("optimizer.type=lars").memory
+    assert memory.optimizer == memory.weights
+    # The step of the largest slice: of all that decays.
+    memory = plan("optimizer.type=lamb").memory
+    assert memory.optimizer == memory.weights * 2 + DECAYED * 4
 
 
 @pytest.mark.parametrize(

@@ -99,7 +99,7 @@ def long_runs(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, int],
 def test_one_curve_over_100_updates(long_runs: dict, name: str, framework: str, ranks: int) -> None:
     whole, found = curve(long_runs["torch", 2][name]), curve(long_runs[framework, ranks][name])
     assert len(found) == 100
-    assert whole[-10:].mean() < whole[:10].mean() - 0.5, "it was meant to learn"
+    assert whole[-10:].mean() < whole[:10].mean() - 0.3, "it was meant to learn"
     np.testing.assert_allclose(found, whole, rtol=1e-9)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
@@ -66,6 +66,12 @@ def slices_of(spec: OptimizerSpec, bucket: Bucket) -> list[Slice]:
     """A bucket cut where the setting changes, in its order."""
     runs = groupby(bucket.weights, lambda weight: setting_of(spec, weight))
     return [Slice(setting, tuple(weights)) for setting, weights in runs]
+
+
+def scratch_elements(spec: OptimizerSpec, buckets: Iterable[Bucket]) -> int:
+    """Elements that an optimizer keeps beside its moments: LAMB makes the step of one slice at a time."""
+    sizes = (each.size for bucket in buckets for each in slices_of(spec, bucket))
+    return max(sizes, default=0) if spec.type == "lamb" else 0
 
 
 def check_groups(spec: OptimizerSpec, names: Sequence[str]) -> None:
