@@ -119,11 +119,13 @@ class Model:
         found = [loss[:2] if loss[2] else (loss[0], tf.zeros_like(loss[0])), *(m[:2] for m in metrics)]
         return tf.stack([part for pair in found for part in pair])
 
-    def examine(self, batch: dict[str, tf.Tensor]) -> float:
-        """The summed loss of a batch, without dropout; takes note of whether the loss says its weight."""
-        loss, weight = self.weighted_loss(batch, training=False)
-        self.weighs = weight is not None
-        return float(loss)
+    def examine(self, batch: dict[str, tf.Tensor]) -> np.ndarray:
+        """The loss of a batch; takes note of whether the loss says its weight: see `Adapter.examine`."""
+        assert self._objective is not None
+        outputs = self._outputs(self._objective, batch, training=False)
+        self.weighs = self._objective.loss(outputs, batch)[2]
+        self._objective.metrics(outputs, batch)
+        return tf.cast(self._objective.examples(outputs, batch), tf.float64).numpy().reshape(-1)
 
     def unused(self, batch: dict[str, tf.Tensor]) -> list[str]:
         """The names of weights that the loss of a batch does not depend on."""

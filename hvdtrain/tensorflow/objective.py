@@ -78,6 +78,13 @@ class Objective:
             function = partial(function, label_smoothing=self._task.label_smoothing)
         return self._sums("task.loss", self._task.loss, function, outputs, batch)
 
+    def examples(self, outputs: Any, batch: Mapping[str, tf.Tensor]) -> tf.Tensor:
+        """The loss of each example, (rows,), where a function of the user's returns that; else their sum."""
+        if _is_name(self._task.loss):
+            return self.loss(outputs, batch)[0]
+        found, pair = self._call("task.loss", self._task.loss, self._loss, outputs, batch)
+        return found if pair is None else pair[0]
+
     def metrics(self, outputs: Any, batch: Mapping[str, tf.Tensor]) -> list[Sums]:
         """The same of each metric, in the order of `task.metrics`."""
         return [
@@ -88,17 +95,23 @@ class Objective:
     def _sums(
         self, field: str, name: Any, function: Function, outputs: Any, batch: Mapping[str, tf.Tensor]
     ) -> Sums:
-        if isinstance(name, str) and ":" not in name:
+        if _is_name(name):
             return self._named(field, name, function, logits_of(outputs), batch)
-        shown = str(describe(name))
-        with user_code(f"{field}: {shown}(outputs, batch)", function, SpecError):
-            found = function(outputs, split_labels(batch, self._task.label_names)[1])
-        rows = batch["loss_weights"].shape[0]
-        pair = check_result(field, shown, found, rows)
+        found, pair = self._call(field, name, function, outputs, batch)
         if pair is None:
+            rows = batch["loss_weights"].shape[0]
             return tf.reduce_sum(tf.cast(found, self._dtype)), tf.constant(rows, self._dtype), False
         total, weight = (tf.cast(x, self._dtype) for x in pair)
         return total, tf.stop_gradient(weight), True
+
+    def _call(
+        self, field: str, name: Any, function: Function, outputs: Any, batch: Mapping[str, tf.Tensor]
+    ) -> tuple[Any, tuple[Any, Any] | None]:
+        """What a function of the user's returns, and whether that is a pair."""
+        shown = str(describe(name))
+        with user_code(f"{field}: {shown}(outputs, batch)", function, SpecError):
+            found = function(outputs, split_labels(batch, self._task.label_names)[1])
+        return found, check_result(field, shown, found, batch["loss_weights"].shape[0])
 
     def _named(
         self, field: str, name: str, function: Function, logits: tf.Tensor, batch: Mapping[str, tf.Tensor]
@@ -107,16 +120,21 @@ class Objective:
         check_shapes(field, name, tuple(logits.shape), tuple(targets.shape))
         if weights.shape != targets.shape:
             # Beside a loss of the user's, whose weights are those of rows.
-            weights = tf.cast(targets != self._task.ignore_index, self._dtype)
+            weights = tf.cast(tf.cast(targets, tf.float64) != self._task.ignore_index, self._dtype)
         if name == "cross_entropy":
+            # TensorFlow's takes two types of integers alone; a label that is left out may be no class.
+            targets = tf.cast(targets, tf.int64)
             if self._classes is None:
                 # The first batch is neither compiled nor checked.
                 self._classes = int(logits.shape[-1])
                 check_classes(targets.numpy(), self._classes, self._task.ignore_index)
-            # A label that is left out may be no class.
             targets = tf.where(weights > 0, targets, tf.zeros_like(targets))
         found = tf.reshape(function(tf.cast(logits, self._dtype), targets), [-1])
         return tf.reduce_sum(found * tf.reshape(weights, [-1])), tf.reduce_sum(weights), False
+
+
+def _is_name(reference: Any) -> bool:
+    return isinstance(reference, str) and ":" not in reference
 
 
 def _find(field: str, name: Any, named: Mapping[str, Function]) -> Function:

@@ -62,9 +62,10 @@ class Trainer:
         self.model = model
         self._spec = spec
         self._dtype = tf.as_dtype(spec.model.dtype)
-        self.optimizer = Optimizer(spec.optimizer, plan.buckets, model.parameters)
+        parameters = {w.name: model.parameters[w.name] for w in trained(model.weights)}
+        self.optimizer = Optimizer(spec.optimizer, plan.buckets, parameters)
         scaled = spec.mixed_precision == "fp16"
-        self.reducer = Reducer(spec.rules, plan.buckets, model.parameters, spec.seed, scaled)
+        self.reducer = Reducer(spec.rules, plan.buckets, parameters, spec.seed, scaled)
         self._compiled_accumulate = _compiled(self._accumulate)
         self._compiled_finishes: dict[Hashable, tf.types.experimental.PolymorphicFunction] = {}
         self._compiled_exchanges: dict[Policy, tf.types.experimental.PolymorphicFunction] = {}
@@ -134,8 +135,8 @@ class Trainer:
         found = self._compiled_evaluate(self.model.tensors(batch)).numpy().astype(np.float64)
         return found if self.model.weighs else np.concatenate([found[:1], [batch.weight], found[2:]])
 
-    def examine(self, batch: Batch) -> float:
-        """The summed loss of one batch; see `Adapter.examine`."""
+    def examine(self, batch: Batch) -> np.ndarray:
+        """The loss of one batch; see `Adapter.examine`."""
         return self.model.examine(self.model.tensors(batch))
 
     def unused(self, batch: Batch) -> list[str]:

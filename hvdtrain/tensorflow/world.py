@@ -36,8 +36,6 @@ def init(spec: JobSpec) -> Ranks:
     tf.config.experimental.enable_tensor_float_32_execution(False)
     _take_gpu(world)
     _take_threads(world, world.threads(spec.num_threads))
-    # Keras numbers layers without names. Their numbers are not to depend on what a program has built before.
-    keras.utils.clear_session(free_memory=False)
     keras.utils.set_random_seed(framework_seed(spec.seed, world.rank))
     return Ranks(world, sum_over_ranks, broadcast, gather_bytes)
 

@@ -126,11 +126,14 @@ class Model:
             found = [loss[:2] if loss[2] else (loss[0], torch.zeros_like(loss[0])), *(m[:2] for m in metrics)]
             return torch.stack([part for pair in found for part in pair])
 
-    def examine(self, batch: dict[str, torch.Tensor]) -> float:
-        """The summed loss of a batch, without dropout; takes note of whether the loss says its weight."""
-        loss, weight = self.weighted_loss(batch, training=False)
-        self.weighs = weight is not None
-        return float(loss)
+    def examine(self, batch: dict[str, torch.Tensor]) -> np.ndarray:
+        """The loss of a batch; takes note of whether the loss says its weight: see `Adapter.examine`."""
+        assert self._objective is not None
+        with torch.no_grad():
+            outputs = self._outputs(self._objective, batch, training=False)
+            self.weighs = self._objective.loss(outputs, batch)[2]
+            self._objective.metrics(outputs, batch)
+            return self._objective.examples(outputs, batch).double().cpu().numpy().reshape(-1)
 
     def unused(self, batch: dict[str, torch.Tensor]) -> list[str]:
         """The names of weights that the loss of a batch does not depend on."""

@@ -80,6 +80,13 @@ class Objective:
             function = partial(function, label_smoothing=self._task.label_smoothing)
         return self._sums("task.loss", self._task.loss, function, outputs, batch)
 
+    def examples(self, outputs: Any, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        """The loss of each example, (rows,), where a function of the user's returns that; else their sum."""
+        if _is_name(self._task.loss):
+            return self.loss(outputs, batch)[0]
+        found, pair = self._call("task.loss", self._task.loss, self._loss, outputs, batch)
+        return found if pair is None else pair[0]
+
     def metrics(self, outputs: Any, batch: Mapping[str, torch.Tensor]) -> list[Sums]:
         """The same of each metric, in the order of `task.metrics`."""
         return [
@@ -90,17 +97,23 @@ class Objective:
     def _sums(
         self, field: str, name: Any, function: Function, outputs: Any, batch: Mapping[str, torch.Tensor]
     ) -> Sums:
-        if isinstance(name, str) and ":" not in name:
+        if _is_name(name):
             return self._named(field, name, function, logits_of(outputs), batch)
-        shown = str(describe(name))
-        with user_code(f"{field}: {shown}(outputs, batch)", function, SpecError):
-            found = function(outputs, split_labels(batch, self._task.label_names)[1])
-        rows = batch["loss_weights"].shape[0]
-        pair = check_result(field, shown, found, rows)
+        found, pair = self._call(field, name, function, outputs, batch)
         if pair is None:
+            rows = batch["loss_weights"].shape[0]
             return found.to(self._dtype).sum(), torch.tensor(rows, dtype=self._dtype), False
         total, weight = (torch.as_tensor(x, dtype=self._dtype, device=device()) for x in pair)
         return total, weight.detach(), True
+
+    def _call(
+        self, field: str, name: Any, function: Function, outputs: Any, batch: Mapping[str, torch.Tensor]
+    ) -> tuple[Any, tuple[Any, Any] | None]:
+        """What a function of the user's returns, and whether that is a pair."""
+        shown = str(describe(name))
+        with user_code(f"{field}: {shown}(outputs, batch)", function, SpecError):
+            found = function(outputs, split_labels(batch, self._task.label_names)[1])
+        return found, check_result(field, shown, found, batch["loss_weights"].shape[0])
 
     def _named(
         self,
@@ -116,14 +129,19 @@ class Objective:
             # Beside a loss of the user's, whose weights are those of rows.
             weights = (targets != self._task.ignore_index).to(self._dtype)
         if name == "cross_entropy":
+            # PyTorch's takes one type of integers alone; a label that is left out may be no class.
+            targets = targets.long()
             if self._classes is None:
                 # The first batch is neither compiled nor checked.
                 self._classes = int(logits.shape[-1])
                 check_classes(targets.cpu().numpy(), self._classes, self._task.ignore_index)
-            # A label that is left out may be no class.
             targets = torch.where(weights > 0, targets, 0)
         found = function(logits.to(self._dtype), targets).flatten()
         return found @ weights.flatten(), weights.sum(), False
+
+
+def _is_name(reference: Any) -> bool:
+    return isinstance(reference, str) and ":" not in reference
 
 
 def _find(field: str, name: Any, named: Mapping[str, Function]) -> Function:

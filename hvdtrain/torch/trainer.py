@@ -56,9 +56,10 @@ class Trainer:
         """
         self.model = model
         self._spec = spec
-        self.optimizer = Optimizer(spec.optimizer, plan.buckets, model.parameters)
+        parameters = {w.name: model.parameters[w.name] for w in trained(model.weights)}
+        self.optimizer = Optimizer(spec.optimizer, plan.buckets, parameters)
         scaled = spec.mixed_precision == "fp16"
-        self.reducer = Reducer(spec.rules, plan.buckets, model.parameters, spec.seed, scaled)
+        self.reducer = Reducer(spec.rules, plan.buckets, parameters, spec.seed, scaled)
 
     def update(
         self,
@@ -116,8 +117,8 @@ class Trainer:
         found = self.model.evaluate(self.model.tensors(batch)).double().cpu().numpy()
         return found if self.model.weighs else np.concatenate([found[:1], [batch.weight], found[2:]])
 
-    def examine(self, batch: Batch) -> float:
-        """The summed loss of one batch; see `Adapter.examine`."""
+    def examine(self, batch: Batch) -> np.ndarray:
+        """The loss of one batch; see `Adapter.examine`."""
         return self.model.examine(self.model.tensors(batch))
 
     def unused(self, batch: Batch) -> list[str]:

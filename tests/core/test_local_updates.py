@@ -17,6 +17,7 @@ import pytest
 from hvdtrain.core.compression import LocalSGD
 from hvdtrain.core.compression.protocol import Policy
 from hvdtrain.core.compression.rules import Rules
+from hvdtrain.core.data.text import TextSpec
 from hvdtrain.core.errors import TrainingError
 from hvdtrain.core.run.local_updates import local_updates
 from hvdtrain.core.run.results import UpdateResult
@@ -59,7 +60,10 @@ class Adapter:
 
     def __init__(self, meeting: Meeting, rank: int, policy: LocalSGD, max_steps: int, fp16: bool) -> None:
         self.spec = SimpleNamespace(
-            rules=Rules((policy,)), max_skipped_updates=50, mixed_precision="fp16" if fp16 else "no"
+            data=TextSpec(corpus="python-docs"),
+            rules=Rules((policy,)),
+            max_skipped_updates=50,
+            mixed_precision="fp16" if fp16 else "no",
         )
         self.weights, self.plan = (
             (SimpleNamespace(name="w", buffer=False),),

@@ -45,22 +45,23 @@ def test_an_update_of_all_ranks_is_a_step_only_if_it_is_applied(
     applied: bool, empty: bool, changes: dict[str, Any]
 ) -> None:
     found = STATE.after_joint(window(0.0 if empty else 2.0), applied, empty)
-    assert found == dataclasses.replace(STATE, windows=7, samples_consumed=56, **changes)
+    assert found == dataclasses.replace(STATE, windows=7, samples_consumed=56, own_samples=1, **changes)
 
 
 @pytest.mark.parametrize(
-    ("weight", "applied", "changes"),
+    ("applied", "empty", "changes"),
     [
-        (2.0, True, {"applied": 4, "loss_scale": ONE_MORE_GOOD}),
-        (2.0, False, {"loss_scale": HALVED}),
-        (0.0, False, {}),
+        (True, False, {"applied": 4, "loss_scale": ONE_MORE_GOOD}),
+        (False, False, {"loss_scale": HALVED}),
+        (False, True, {}),
     ],
 )
 def test_an_update_of_one_rank_is_a_step_in_any_case(
-    weight: float, applied: bool, changes: dict[str, Any]
+    applied: bool, empty: bool, changes: dict[str, Any]
 ) -> None:
-    found = STATE.after_local(window(weight), applied)
-    assert found == dataclasses.replace(STATE, step=5, windows=7, samples_consumed=56, **changes)
+    found = STATE.after_local(window(0.0 if empty else 2.0), applied, empty)
+    counted = dataclasses.replace(STATE, step=5, windows=7, samples_consumed=56, own_samples=1)
+    assert found == dataclasses.replace(counted, **changes)
 
 
 def test_what_ranks_skipped_alone_is_counted_when_they_meet() -> None:

@@ -18,7 +18,7 @@ from safetensors.numpy import load_file, save_file
 from hvdtrain.core.errors import CheckpointError
 
 WEIGHTS_FILE, UNTRAINED_FILE = "model.safetensors", "untrained.safetensors"
-_INDEX_FILE = f"{WEIGHTS_FILE}.index.json"
+INDEX_FILE = f"{WEIGHTS_FILE}.index.json"
 # From <fcntl.h> and <linux/fs.h>.
 _AT_FDCWD = -100
 _RENAME_EXCHANGE = 2
@@ -145,7 +145,7 @@ def _write_weights(into: Path, files: Mapping[str, Mapping[str, np.ndarray]]) ->
     if len(files) > 1:
         size = sum(array.nbytes for arrays in files.values() for array in arrays.values())
         found = {weight: name for name, arrays in files.items() for weight in arrays}
-        _write_json(into / _INDEX_FILE, {"metadata": {"total_size": size}, "weight_map": found})
+        _write_json(into / INDEX_FILE, {"metadata": {"total_size": size}, "weight_map": found})
 
 
 def _write_json(path: Path, content: Mapping[str, Any]) -> None:

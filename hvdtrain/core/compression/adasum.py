@@ -18,6 +18,7 @@ class Adasum(Policy):
 
     elementwise: ClassVar[bool] = True
     whole: ClassVar[bool] = True
+    own_mean: ClassVar[bool] = True
     type: Literal["adasum"] = "adasum"
 
     def check(self, ranks: int, mpi: bool = True) -> None:

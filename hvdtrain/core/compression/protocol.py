@@ -68,6 +68,7 @@ class Policy(Section, ABC):
         local: whether, at this update, ranks take updates of their own and hear nothing of each other.
         joins: whether zeros stand for a rank that takes no part any more (Horovod's `join`).
         whole: whether it is for all weights or none: it cannot share a job with other policies.
+        own_mean: whether it combines gradients of each rank's own mean loss: see `divisor`.
     """
 
     residuals: ClassVar[frozenset[str]] = frozenset()
@@ -77,6 +78,7 @@ class Policy(Section, ABC):
     local: ClassVar[bool] = False
     joins: ClassVar[bool] = False
     whole: ClassVar[bool] = False
+    own_mean: ClassVar[bool] = False
     type: str
     match: Annotated[str, Field(min_length=1)] = "*"
 

@@ -15,6 +15,8 @@ from hvdtrain.core.spec.sections import Count, ModelSection, Probability
 TASKS = ("masked_lm",)
 DROPOUT = ("hidden_dropout_prob", "attention_probs_dropout_prob")
 NETWORKS = {"torch": "hvdtrain.torch.families.bert", "tensorflow": "hvdtrain.tensorflow.families.bert"}
+HEADS = ("cls.",)
+FIXED = {"position_embedding_type": "absolute", "is_decoder": False, "add_cross_attention": False}
 
 # Hugging Face module -> Keras layer path, and the kind of weights it has.
 _EMBEDDINGS = {
@@ -217,7 +219,7 @@ def hf_config(model: ModelSpec) -> dict[str, Any]:
     Returns:
         A JSON-ready mapping.
     """
-    fields = model.model_dump(exclude={"dtype"})
+    fields = model.model_dump(exclude={"dtype", "init_from"})
     return fields | {
         "architectures": ["BertForMaskedLM"],
         "dtype": model.dtype,

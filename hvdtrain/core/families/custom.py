@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from functools import partial
+import inspect
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Literal, NoReturn
 
 from pydantic import Field, model_validator
@@ -30,8 +30,6 @@ class ModelSpec(ModelSection):
         args: keyword arguments of either.
         names: the layer of the Keras model for each module of the PyTorch model, so that both have one set of
             weights, under PyTorch's names; None: a model's weights have its own framework's names.
-        init_from: a folder with a `model.safetensors` of initial values; None: those that the code on rank 0
-            has made.
         find_unused_parameters: whether weights that the loss does not depend on are allowed, as in
             `DistributedDataParallel`; their gradient is 0.
     """
@@ -41,7 +39,6 @@ class ModelSpec(ModelSection):
     tensorflow: Reference | None = None
     args: dict[str, Any] = Field(default={})
     names: dict[str, str] | None = None
-    init_from: str | None = None
     find_unused_parameters: bool = False
 
     @model_validator(mode="after")
@@ -113,13 +110,31 @@ def build(model: ModelSpec, framework: str) -> Any:
             "'package.module:name'"
         )
     make = load_user(reference, field, SpecError)
-    if not callable(make) or not (hasattr(make, "__name__") or isinstance(make, partial)):
+    if not callable(make) or _is_built(make):
         raise SpecError(
             f"{field}: expected a function or a class that returns a new model, found {type(make).__name__}: "
             "the model is built when its precision is known; wrap it in a function"
         )
     with user_code(f"{field}: {describe(reference)}", make, SpecError):
         return make(**model.args)
+
+
+def _is_built(found: Any) -> bool:
+    """Whether it is a model and no class: both frameworks' can be called."""
+    names = ("state_dict", "trainable_variables")
+    return not isinstance(found, type) and any(hasattr(found, name) for name in names)
+
+
+def by_place(inputs: Collection[str], arguments: Mapping[str, inspect.Parameter]) -> bool:
+    """Whether a model takes inputs by place: elements of a tuple, or one whose name it does not have.
+
+    Args:
+        inputs: their names; elements of a tuple have numbers.
+        arguments: of the model's forward pass.
+    """
+    takes_any = any(argument.kind is argument.VAR_KEYWORD for argument in arguments.values())
+    unknown = not takes_any and not arguments.keys() >= {*inputs}
+    return all(name.isdigit() for name in inputs) or (len(inputs) == 1 and unknown)
 
 
 def check_weights(model: ModelSpec, framework: str, weights: Sequence[Weight]) -> None:

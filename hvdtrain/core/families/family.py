@@ -17,6 +17,9 @@ class Family(Protocol):
         TASKS: what it can be trained for, the default first.
         DROPOUT: fields of its section that are rates of dropout.
         NETWORKS: the module whose `Network` builds the model, by framework.
+        HEADS: beginnings of the names of weights that a saved model without this head lacks; optional.
+        FIXED: values of fields of a `config.json` that the family has no field for, since it computes nothing
+            else; optional.
     """
 
     ModelSpec: type[ModelSection]

@@ -16,6 +16,13 @@ from hvdtrain.core.spec.sections import Count, ModelSection, Probability
 TASKS = ("causal_lm",)
 DROPOUT = ("resid_pdrop", "embd_pdrop", "attn_pdrop")
 NETWORKS = {"torch": "hvdtrain.torch.families.gpt2", "tensorflow": "hvdtrain.tensorflow.families.gpt2"}
+HEADS = ("lm_head.",)
+FIXED = {
+    "scale_attn_weights": True,
+    "scale_attn_by_inverse_layer_idx": False,
+    "reorder_and_upcast_attn": False,
+    "add_cross_attention": False,
+}
 
 # Hugging Face's Conv1D holds (in, out), as Keras' Dense does; its fused projection is three layers in Keras.
 _FUSED = Layout(parts=3)
@@ -199,7 +206,7 @@ def hf_config(model: ModelSpec) -> dict[str, Any]:
     Returns:
         A JSON-ready mapping.
     """
-    return model.model_dump(exclude={"dtype"}) | {
+    return model.model_dump(exclude={"dtype", "init_from"}) | {
         "architectures": ["GPT2LMHeadModel"],
         "dtype": model.dtype,
     }

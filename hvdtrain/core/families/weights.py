@@ -73,6 +73,7 @@ class Weight:
         embedding: whether it is used before the first layer, so that backward completes its gradient last.
         buffer: whether it is not trained, as the running mean of a batch norm or a frozen weight: it is
             broadcast, saved and resumed, and has no gradient.
+        frozen: whether nothing changes it, as a buffer that is a frozen weight; ranks need not average it.
     """
 
     name: str
@@ -83,6 +84,7 @@ class Weight:
     lookup: bool = False
     embedding: bool = False
     buffer: bool = False
+    frozen: bool = False
 
     @property
     def size(self) -> int:
@@ -93,6 +95,11 @@ class Weight:
 def trained(weights: Sequence[Weight]) -> tuple[Weight, ...]:
     """Those that have a gradient, in the same order."""
     return tuple(weight for weight in weights if not weight.buffer)
+
+
+def statistics(weights: Sequence[Weight]) -> tuple[Weight, ...]:
+    """Buffers that forward passes change, in the same order."""
+    return tuple(weight for weight in weights if weight.buffer and not weight.frozen)
 
 
 def layer_norm(name: str, size: int) -> list[Weight]:

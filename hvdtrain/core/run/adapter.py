@@ -14,7 +14,13 @@ from hvdtrain.core.run.results import UpdateResult
 
 
 class ModelState(Protocol):
-    """The weights of a model, as arrays by Hugging Face name in the Hugging Face layout."""
+    """The weights of a model, as arrays by Hugging Face name in the Hugging Face layout.
+
+    Attributes:
+        weighs: whether only the loss function knows what a batch weighs, which `Adapter.examine` finds out.
+    """
+
+    weighs: bool
 
     def read(self, weights: Sequence[Weight] | None = None) -> dict[str, np.ndarray]:
         """Copies of all weights and buffers, or of some."""
@@ -154,8 +160,15 @@ class Adapter(Protocol):
         """
         ...
 
-    def examine(self, batch: Batch) -> float:
-        """The summed loss of one batch, without dropout; shows whether the loss itself says its weight."""
+    def examine(self, batch: Batch) -> np.ndarray:
+        """The loss of one batch, without dropout; finds out whether the loss itself says its weight.
+
+        The metrics of the task are tried as well.
+
+        Returns:
+            The loss of each example, (rows,), where the user's function returns that; else their sum, (1,).
+            float64.
+        """
         ...
 
     def unused(self, batch: Batch) -> list[str]:

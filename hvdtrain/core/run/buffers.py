@@ -7,21 +7,22 @@ from contextlib import contextmanager
 
 import numpy as np
 
+from hvdtrain.core.families.weights import statistics
 from hvdtrain.core.run.run import Run
 
 
 def average_buffers(run: Run, samples: int) -> None:
     """Replace each floating-point buffer by its mean over ranks; every rank calls it.
 
-    The mean is weighted by samples, and divided by their sum over ranks. Where that is 0, buffers are equal
-    already.
+    Frozen weights are left alone: they are equal on all ranks, and stay as they are to the bit. The mean is
+    weighted by samples, and divided by their sum over ranks. Where that is 0, buffers are equal already.
 
     Args:
         run: on this rank.
         samples: that this rank has trained on since the last call.
     """
     model = run.adapter.model
-    found = model.read(buffers) if (buffers := [w for w in run.weights if w.buffer]) else {}
+    found = model.read(buffers) if (buffers := statistics(run.weights)) else {}
     arrays = {name: array for name, array in found.items() if np.issubdtype(array.dtype, np.floating)}
     if not arrays:
         return
@@ -41,7 +42,7 @@ def average_buffers(run: Run, samples: int) -> None:
 @contextmanager
 def buffers_kept(run: Run) -> Iterator[None]:
     """Undo what forward passes in training mode do to the buffers of this rank."""
-    buffers = [weight for weight in run.weights if weight.buffer]
+    buffers = statistics(run.weights)
     before = run.adapter.model.read(buffers) if buffers else {}
     try:
         yield

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import math
 from itertools import islice
 
 import numpy as np
 
 from hvdtrain.core.data import Batch, eval_batches
-from hvdtrain.core.errors import SpecError
+from hvdtrain.core.errors import SpecError, TrainingError
 from hvdtrain.core.families.custom import ModelSpec, unused_parameters
 from hvdtrain.core.run.buffers import buffers_kept
 from hvdtrain.core.run.run import Run
 
-# Of one sample's loss in float32, alone and beside another, with which it may be padded.
+# Of one sample's loss in 16 bits, alone and beside another.
 _TOLERANCE = 1e-3
 
 
@@ -24,18 +23,21 @@ def examine(run: Run) -> None:
         run: on this rank.
 
     Raises:
-        SpecError: the loss is a mean over the batch, or the model, the data, the loss and the metrics do not
-            fit.
-        TrainingError: the loss does not depend on some weight.
+        SpecError: the loss is a mean over the batch, the model, the data, the loss and the metrics do not
+            fit, or the compression cannot do with what the loss says.
+        TrainingError: the loss is not finite, or does not depend on some weight.
     """
     model = run.spec.model
     if not isinstance(model, ModelSpec):
         return
     samples = list(range(min(2, len(run.dataset.train))))
     with buffers_kept(run):
-        together = run.adapter.examine(_batch(run, samples))
-        if len(samples) > 1:
-            _refuse_mean([run.adapter.examine(_batch(run, [i])) for i in samples], together)
+        alone = [run.adapter.examine(_batch(run, [i])) for i in samples]
+        _refuse_not_finite(alone)
+        _refuse_mean(
+            alone, run.adapter.examine(_batch(run, [0, 0])), run.adapter.examine(_batch(run, samples))
+        )
+        _refuse_early_divisor(run)
         unused = [] if model.find_unused_parameters else run.adapter.unused(_batch(run, samples))
     if unused:
         unused_parameters(unused)
@@ -56,13 +58,48 @@ def _batch(run: Run, indices: list[int]) -> Batch:
     return run.dataset.train.collate(np.array(indices, np.int64), 0, len(indices))
 
 
-def _refuse_mean(alone: list[float], together: float) -> None:
-    total = sum(alone)
-    if not math.isfinite(total + together) or math.isclose(together, total, rel_tol=_TOLERANCE):
-        return
-    if math.isclose(together, total / 2.0, rel_tol=_TOLERANCE):
+def _refuse_not_finite(losses: list[np.ndarray]) -> None:
+    for index, loss in enumerate(losses):
+        if not np.isfinite(loss).all():
+            raise TrainingError(
+                f"task.loss: the loss of training sample {index} is {loss.sum():g} before any update: look "
+                "for numbers that are not finite in data.dataset, and for divisions by 0 or logarithms of 0 "
+                "in the model and the loss"
+            )
+
+
+def _refuse_mean(alone: list[np.ndarray], twice: np.ndarray, together: np.ndarray) -> None:
+    """Refuse a loss that is a mean over the batch.
+
+    Args:
+        alone: losses of batches of one sample.
+        twice: of a batch that has the first of them twice.
+        together: of a batch of all.
+    """
+    one, two = float(alone[0].sum()), float(twice.sum())
+    if one and _equal(one, two):
         raise SpecError(
-            f"task.loss: what it returns for two examples adds up to {together:g}, the mean of what it "
-            f"returns for each alone ({alone[0]:g} and {alone[1]:g}); return a loss for each example "
+            f"task.loss: what it returns for one example is {one:g}, and for a batch that has this example "
+            f"twice it adds up to {two:g}: it is a mean over the batch. Return a loss for each example "
             "(reduction='none'), or their sum and how many there are"
+        )
+    singles = [float(each.sum()) for each in alone]
+    if len(together) > 1 and _equal(*together.tolist()) and not _equal(*singles):
+        raise SpecError(
+            f"task.loss: it returns {together[0]:g} for each of two examples, whose losses alone are "
+            f"{singles[0]:g} and {singles[1]:g}: it is a mean over the batch. Return each example's own loss "
+            "(reduction='none'), or their sum and how many there are"
+        )
+
+
+def _equal(ours: float, theirs: float) -> bool:
+    return bool(np.isclose(ours, theirs, rtol=_TOLERANCE, atol=0.0))
+
+
+def _refuse_early_divisor(run: Run) -> None:
+    if run.adapter.model.weighs and any(policy.own_mean for policy in run.spec.rules.policies):
+        raise SpecError(
+            "compression.type: adasum combines gradients of each rank's own mean loss, and what a mean is "
+            "divided by is known only after backward where task.loss returns a pair (sum, weight): return a "
+            "loss for each example, or choose another type"
         )

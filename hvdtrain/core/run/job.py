@@ -30,7 +30,7 @@ from hvdtrain.core.run.metrics import METRICS_FILE
 from hvdtrain.core.run.ranks import Ranks
 from hvdtrain.core.run.results import TrainingResult, describe_skips
 from hvdtrain.core.run.run import Run
-from hvdtrain.core.run.start import check_command, check_data, check_plan, start
+from hvdtrain.core.run.start import check_command, check_data, check_model, check_plan, start
 from hvdtrain.core.run.training import train
 from hvdtrain.core.spec.job_spec import JobSpec, load_spec
 from hvdtrain.core.tasks import task_of
@@ -115,12 +115,14 @@ def train_spec(
     dataset = prepare_data(spec, announce=_say if world.local_rank == 0 else _keep_silent)
     check_data(dataset, ranks)
     family, network = open_family(framework, spec, dataset)
+    weights = family.weights(spec.model)
+    if network is not None:
+        check_model(weights, ranks)
     spec.rules.check_ranks(world.size, world.mpi)
     plan = plan_job(spec, family, dataset, world.size, world.threads(spec.num_threads))
     check_plan(plan, ranks)
     if world.is_chief:
         _write_records(output_dir, spec, plan)
-    weights = family.weights(spec.model)
     adapter = framework.adapter(spec, plan, weights, network)
     run = Run(spec, plan, ranks, dataset, family, weights, adapter, output_dir)
     state = start(run, resume_from)

@@ -50,12 +50,14 @@ def joint_updates(
         own = rules.divisor(window.weight, divisor)
         if divisor:
             result = run.adapter.update(window, own, upcoming.weight, rate, number, scale)
-            if not result.applied:
+            if result.weight and not result.applied:
                 check_scale(run, state, window, own, together=True)
         else:
             result = _pass_over(run, window, upcoming)
-        state = state.after_joint(window, result.applied, empty=not divisor)
-        streak = streak.after(result.applied, not_finite=bool(divisor), empty=not divisor)
+        # A loss of the user's may find that nothing counts.
+        empty = not result.weight
+        state = state.after_joint(window, result.applied, empty)
+        streak = streak.after(result.applied, not_finite=not empty, empty=empty)
         line: Line = {"step": number, "epoch": window.epoch}
         if result.applied:
             line["loss"] = result.loss_sum / result.weight

@@ -73,7 +73,7 @@ class _Period:
         state: after its updates.
         upcoming: the first window that was not used.
         sums: what its updates add up to, by the names of `_SUMS`.
-        weights: of each window.
+        weights: of each window, as its loss has counted.
         samples: of the global batches.
         epoch: of the last update.
         learning_rate: of the last update.
@@ -117,9 +117,8 @@ def _take_period(run: Run, state: RunState, window: Window, windows: Iterator[Wi
     weights = np.zeros(end - state.step)
     for index in range(len(weights)):
         rate, epoch = run.learning_rate(state.step), window.epoch
-        state, found = _update(run, state, window, rate)
+        state, found, weights[index] = _update(run, state, window, rate)
         sums += found
-        weights[index] = window.weight
         samples += window.samples_global
         before = time.perf_counter()
         window = next(windows)
@@ -127,17 +126,23 @@ def _take_period(run: Run, state: RunState, window: Window, windows: Iterator[Wi
     return _Period(state, window, sums, weights, samples, epoch, rate, waited)
 
 
-def _update(run: Run, state: RunState, window: Window, learning_rate: float) -> tuple[RunState, np.ndarray]:
-    """One local update, and what it adds to each of _SUMS; a skipped one's loss may not be a number."""
+def _update(
+    run: Run, state: RunState, window: Window, learning_rate: float
+) -> tuple[RunState, np.ndarray, float]:
+    """One local update, what it adds to each of _SUMS (a skipped loss may be no number), and its weight."""
+    nothing, scale = np.array([0.0, 0.0, 0.0, window.tokens, 0.0, 0.0]), state.loss_scale.value
     if not window.weight:
-        return state.after_local(window, False), np.array([0.0, 0.0, 0.0, window.tokens, 0.0, 0.0])
-    scale, number = state.loss_scale.value, state.applied + 1
-    found = run.adapter.local_update(window, window.weight, learning_rate, number, scale)
+        return state.after_local(window, False, empty=True), nothing, 0.0
+    found = run.adapter.local_update(window, window.weight, learning_rate, state.applied + 1, scale)
+    if not found.weight:
+        # A loss of the user's has found that nothing counts.
+        return state.after_local(window, False, empty=True), nothing, 0.0
     if not found.applied:
         check_scale(run, state, window, window.weight, together=False)
-        return state.after_local(window, False), np.array([0.0, 0.0, 0.0, found.tokens, 0.0, 1.0])
+        skipped = np.array([0.0, 0.0, 0.0, found.tokens, 0.0, 1.0])
+        return state.after_local(window, False, empty=False), skipped, found.weight
     sums = [found.loss_sum, found.weight, found.grad_norm, found.tokens, 1.0, 0.0]
-    return state.after_local(window, True), np.array(sums)
+    return state.after_local(window, True, empty=False), np.array(sums), found.weight
 
 
 def _share(run: Run, period: _Period) -> tuple[_Totals, RunState]:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import hvdtrain
 from hvdtrain.core.data import Dataset
+from hvdtrain.core.families.weights import Weight
 from hvdtrain.core.plan.plan import Plan
 from hvdtrain.core.run.agreement import agree
 from hvdtrain.core.run.framework import Framework
@@ -71,6 +73,22 @@ def check_data(dataset: Dataset, ranks: Ranks) -> None:
             "is listed from a folder, and give a fixed seed to whatever is random when the dataset is made."
         )
     agree({**dataset.facts, "the data's fingerprint": dataset.fingerprint}, ranks.gather, advice)
+
+
+def check_model(weights: Sequence[Weight], ranks: Ranks) -> None:
+    """Compare the weights and buffers of a user's model with the other ranks'; otherwise as `check_command`.
+
+    Args:
+        weights: this rank's, in the model's order.
+        ranks: all of the job.
+    """
+    kinds = {w.name: f"{w.shape}{', not trained' * w.buffer}" for w in weights}
+    agree(
+        {"model": kinds},
+        ranks.gather,
+        "The code that builds the model must build the same one on every rank, whatever its random numbers: "
+        "does it depend on the rank, on a file or on the data of its host?",
+    )
 
 
 def check_plan(plan: Plan, ranks: Ranks) -> None:

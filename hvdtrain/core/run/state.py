@@ -56,19 +56,19 @@ class RunState:
             loss_scale=self.loss_scale if empty else self.loss_scale.after(False),
         )
 
-    def after_local(self, window: Window, applied: bool) -> RunState:
+    def after_local(self, window: Window, applied: bool, empty: bool) -> RunState:
         """The state after an update that this rank took alone; skipped ones are counted at the exchange.
 
         Args:
-            window: this rank's micro-batches of the update; where they have weight 0, the loss scale stays
-                as it is.
+            window: this rank's micro-batches of the update.
             applied: whether this rank applied the update. It is a step in either case.
+            empty: whether this rank had nothing to predict; then the loss scale stays as it is.
         """
         return replace(
             self._after_trying(window),
             step=self.step + 1,
             applied=self.applied + applied,
-            loss_scale=self.loss_scale.after(applied) if window.weight else self.loss_scale,
+            loss_scale=self.loss_scale if empty else self.loss_scale.after(applied),
         )
 
     def after_exchange(self, loss_scale: LossScale, skipped: int, empty: int) -> RunState:

@@ -23,6 +23,7 @@ from hvdtrain.core.compression.rules import Rules
 from hvdtrain.core.errors import SpecError
 from hvdtrain.core.families import FAMILIES
 from hvdtrain.core.spec import sections
+from hvdtrain.core.spec.pretrained import with_pretrained
 from hvdtrain.core.spec.problems import models_of, problems
 from hvdtrain.core.spec.reading import apply_override, mapping, read_spec
 from hvdtrain.core.tasks import TASKS, task_of
@@ -115,7 +116,7 @@ def parse_spec(text: str, overrides: Sequence[str] = (), where: str = "spec") ->
 def _validate(raw: dict[str, Any], overrides: Sequence[str], where: str) -> JobSpec:
     for override in overrides:
         apply_override(raw, override)
-    found = _without_empty_sections(raw)
+    found = with_pretrained(_without_empty_sections(raw))
     try:
         kind = spec_class(*_types(found))
     except SpecError as error:

@@ -41,10 +41,13 @@ class ModelSection(Section):
     Attributes:
         model_type: which family.
         dtype: of the weights.
+        init_from: a folder with a saved model, whose weights are the initial values; None: they are drawn, or
+            made by the user's code.
     """
 
     model_type: str
     dtype: Literal["float32", "float64"] = "float32"
+    init_from: str | None = None
 
 
 class DataSection(Section):

@@ -117,10 +117,17 @@ def check_result(field: str, name: str, found: Any, rows: int) -> tuple[Any, Any
         SpecError: it is neither.
     """
     if isinstance(found, list | tuple) and len(found) == 2:
+        shapes = [tuple(getattr(part, "shape", ())) for part in found]
+        if shapes != [(), ()]:
+            raise SpecError(
+                f"{field}: {name} returned a pair of shapes {shapes[0]} and {shapes[1]} for {rows} "
+                "example(s); expected two numbers: a sum over examples, and what it is divided by"
+            )
         total, weight = found
         return total, weight
     shape = getattr(found, "shape", None)
-    if shape is not None and tuple(shape) == (rows,):
+    # TensorFlow may not know how many rows there are.
+    if shape is not None and tuple(shape) in ((rows,), (None,)):
         return None
     told = type(found).__name__ if shape is None else f"shape {tuple(shape)}" if len(shape) else "one number"
     raise SpecError(

@@ -10,7 +10,7 @@ import keras
 import tensorflow as tf
 
 from hvdtrain.core.errors import SpecError
-from hvdtrain.core.families.custom import ModelSpec, build, check_weights, in_order_of_names
+from hvdtrain.core.families.custom import ModelSpec, build, by_place, check_weights, in_order_of_names
 from hvdtrain.core.families.initializers import ZEROS
 from hvdtrain.core.families.weights import SAME, TRANSPOSED, Layout, Weight
 from hvdtrain.core.spec.reference import describe
@@ -54,6 +54,8 @@ class Network:
             SpecError: the user's code fails, or returns something else than a model that can be trained.
         """
         self._what = f"model.tensorflow: {describe(model.tensorflow)}"
+        # Keras numbers layers without a name: a program's second run of a model finds the names of its first.
+        keras.utils.clear_session(free_memory=False)
         keras.config.set_floatx(model.dtype)
         keras.config.set_dtype_policy(_POLICIES.get(compute_dtype, model.dtype))
         module = build(model, "tensorflow")
@@ -61,17 +63,20 @@ class Network:
             raise SpecError(f"{self._what} returned a {type(module).__name__}; expected a keras.Model")
         self._dtype = tf.as_dtype(model.dtype)
         self.module = module
-        self._arguments = inspect.signature(module.call).parameters
+        # Without `**kwargs`: those of Keras' own models are no inputs.
+        arguments = inspect.signature(module.call).parameters
+        self._arguments = {n: each for n, each in arguments.items() if each.kind is not each.VAR_KEYWORD}
         self._places = sum(
-            argument.kind is argument.POSITIONAL_OR_KEYWORD and name not in _OF_KERAS
-            for name, argument in self._arguments.items()
+            each.kind is each.POSITIONAL_OR_KEYWORD and name not in _OF_KERAS
+            for name, each in self._arguments.items()
         )
         self.outputs(example, training=False)
         self._refuse_losses()
         layouts = _layouts(module) if model.names is not None else {}
-        variables = _variables(module)
+        # Without the states of random generators, which are each rank's own.
+        variables, frozen = module.weights, _frozen(module)
         self._refuse_dtypes(variables, model.dtype)
-        found = [_weight(variable, model.names, layouts) for variable in variables]
+        found = [_weight(variable, model.names, layouts, variable.path in frozen) for variable in variables]
         self.weights = tuple(found) if model.names is None else in_order_of_names(found, model.names)
         check_weights(model, "tensorflow", self.weights)
         self._variables = {
@@ -92,12 +97,12 @@ class Network:
         """
         given = {n: tf.cast(t, self._dtype) if t.dtype.is_floating else t for n, t in inputs.items()}
         with user_code(f"{self._what}: the forward pass", self.module, SpecError):
-            if len(given) == 1:
-                return self.module(*given.values(), training=training)
-            if all(name.isdigit() for name in given):
+            if by_place(given, self._arguments):
+                values: list[Any] = [*given.values()]
                 # A functional model takes one list, a subclassed one may take several arguments.
-                positions = given.values() if self._places >= len(given) else [[*given.values()]]
-                return self.module(*positions, training=training)
+                if len(values) > 1 and self._places < len(values):
+                    values = [values]
+                return self.module(*values, training=training)
             if given.keys() <= self._arguments.keys():
                 return self.module(**given, training=training)
             return self.module(given, training=training)
@@ -119,16 +124,10 @@ class Network:
             )
 
 
-def _variables(module: keras.Model) -> list[keras.Variable]:
-    """What the model saves, without the states of dropout's generators, which are each rank's own."""
-    # Dropout calls it seed_generator, layers for random augmentation generator.
-    generators = {
-        id(value.state)
-        for layer in module._flatten_layers()
-        for value in vars(layer).values()
-        if isinstance(value, keras.random.SeedGenerator)
-    }
-    return [variable for variable in module.variables if id(variable) not in generators]
+def _frozen(module: keras.Model) -> set[str]:
+    """The paths of weights that were made to be trained, and are not."""
+    made = (variable for layer in module._flatten_layers() for variable in layer._trainable_variables)
+    return {variable.path for variable in made if not variable.trainable}
 
 
 def _layouts(module: keras.Model) -> dict[str, Layout]:
@@ -142,12 +141,12 @@ def _layouts(module: keras.Model) -> dict[str, Layout]:
 
 
 def _weight(
-    variable: keras.Variable, names: Mapping[str, str] | None, layouts: Mapping[str, Layout]
+    variable: keras.Variable, names: Mapping[str, str] | None, layouts: Mapping[str, Layout], frozen: bool
 ) -> Weight:
     path, shape = variable.path, tuple(variable.shape)
     buffer = not variable.trainable
     if names is None:
-        return Weight(path, shape, len(shape) > 1, ZEROS, buffer=buffer)
+        return Weight(path, shape, len(shape) > 1, ZEROS, buffer=buffer, frozen=frozen)
     layer, _, leaf = path.rpartition("/")
     module = next((name for name, other in names.items() if other == layer), None)
     if module is None:
@@ -159,4 +158,5 @@ def _weight(
         )
     layout = layouts.get(path, SAME)
     theirs = tuple(shape[axis] for axis in layout.inverse) if layout.axes else shape
-    return Weight(f"{module}.{_LEAVES[leaf]}", theirs, len(shape) > 1, ZEROS, layout, buffer=buffer)
+    name = f"{module}.{_LEAVES[leaf]}"
+    return Weight(name, theirs, len(shape) > 1, ZEROS, layout, buffer=buffer, frozen=frozen)

@@ -17,7 +17,7 @@ class Network:
     def __init__(self, model: ModelSpec, compute_dtype: str) -> None:
         """Build the model; see `Network` of `hvdtrain.core.families.family`."""
         del compute_dtype  # autocast casts what enters matrix products
-        config = BertConfig(**model.model_dump(exclude={"dtype", "model_type"}))
+        config = BertConfig(**model.model_dump(exclude={"dtype", "init_from", "model_type"}))
         self._module = BertForMaskedLM(config).to(dtype=getattr(torch, model.dtype), device=device())
         # Hugging Face freezes row 0 of the word embeddings through padding_idx; the definition here does not.
         self._module.bert.embeddings.word_embeddings.padding_idx = None

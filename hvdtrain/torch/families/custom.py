@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping
 from typing import Any
 
 import torch
 
 from hvdtrain.core.errors import SpecError
-from hvdtrain.core.families.custom import ModelSpec, build, check_weights, in_order_of_names
+from hvdtrain.core.families.custom import ModelSpec, build, by_place, check_weights, in_order_of_names
 from hvdtrain.core.families.initializers import ZEROS
 from hvdtrain.core.families.weights import Weight
 from hvdtrain.core.spec.reference import describe
@@ -39,6 +40,7 @@ class Network:
         self._refuse_kinds(module)
         self._dtype = getattr(torch, model.dtype)
         self.module = module.to(dtype=self._dtype, device=device())
+        self._arguments = inspect.signature(module.forward).parameters
         if any(torch.nn.parameter.is_lazy(p) for p in (*module.parameters(), *module.buffers())):
             self.outputs(example, training=False)
         self._numbers_alone = model.names is not None
@@ -74,7 +76,7 @@ class Network:
         self.module.train(training)
         given = {n: t.to(self._dtype) if t.is_floating_point() else t for n, t in inputs.items()}
         with user_code(f"{self._what}: the forward pass", self.module, SpecError):
-            if all(name.isdigit() for name in given):
+            if by_place(given, self._arguments):
                 return self.module(*given.values())
             return self.module(**given)
 
@@ -91,4 +93,5 @@ def _arrays(module: torch.nn.Module, numbers_alone: bool) -> dict[str, torch.Ten
 
 def _weight(name: str, array: torch.Tensor) -> Weight:
     shape = tuple(array.shape)
-    return Weight(name, shape, len(shape) > 1, ZEROS, buffer=not array.requires_grad)
+    buffer, parameter = not array.requires_grad, isinstance(array, torch.nn.Parameter)
+    return Weight(name, shape, len(shape) > 1, ZEROS, buffer=buffer, frozen=buffer and parameter)

@@ -20,7 +20,7 @@ class Network:
         """Build the model; see `Network` of `hvdtrain.core.families.family`."""
         del compute_dtype  # autocast casts what enters matrix products
         config = GPT2Config(
-            **model.model_dump(exclude={"dtype", "model_type"}),
+            **model.model_dump(exclude={"dtype", "init_from", "model_type"}),
             bos_token_id=None,
             eos_token_id=None,
             use_cache=False,

@@ -1,0 +1,107 @@
+"""`model.init_from`: the architecture of a Hugging Face folder becomes the model section of a spec."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from hvdtrain.core.errors import SpecError
+from hvdtrain.core.families import FAMILIES
+from hvdtrain.core.process.paths import user_path
+from hvdtrain.core.tasks import TASKS
+
+CONFIG_FILE, TOKENIZER_FILE = "config.json", "tokenizer.json"
+# Fields of any family that do not say what the weights are.
+_FREE = {"model_type", "dtype", "init_from", "initializer_range"}
+
+
+def with_pretrained(raw: Mapping[str, Any]) -> dict[str, Any]:
+    """Fill the model section from the folder that it starts from, and the data section with its tokenizer.
+
+    Args:
+        raw: the sections of a spec, not validated.
+
+    Returns:
+        The sections. A field that the spec leaves out, or that is null, is the folder's.
+
+    Raises:
+        SpecError: the folder cannot be read, holds another family, computes what the family does not, or
+            contradicts the spec.
+    """
+    model = raw.get("model")
+    if not isinstance(model, Mapping) or not isinstance(model.get("init_from"), str):
+        return dict(raw)
+    folder = user_path(model["init_from"], "model.init_from", SpecError)
+    if not (folder / CONFIG_FILE).is_file() and model.keys() & {"torch", "tensorflow"}:
+        return dict(raw)
+    config = _read(folder)
+    kind = config["model_type"]
+    if kind == "custom":
+        return dict(raw)
+    if model.get("model_type", kind) != kind:
+        raise SpecError(
+            f"model.model_type: the spec says {model['model_type']!r}, and {folder / CONFIG_FILE} is of a "
+            f"model of {kind!r}: leave one of them out"
+        )
+    family = FAMILIES.find(kind)
+    _check_fixed(folder, config, getattr(family, "FIXED", {}), kind)
+    given = {name: value for name, value in model.items() if value is not None}
+    fields = {n: config[n] for n in family.ModelSpec.model_fields if n in config and n not in _FREE}
+    _check_given(folder, fields, given, {*_FREE, *family.DROPOUT})
+    return {**raw, "model": {"model_type": kind, **fields, **given}, **_with_tokenizer(raw, family, folder)}
+
+
+def _read(folder: Path) -> dict[str, Any]:
+    path = folder / CONFIG_FILE
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise SpecError(
+            f"model.init_from: {path} cannot be read: {error.strerror}; every host needs a folder with it"
+        ) from None
+    except ValueError as error:
+        raise SpecError(f"model.init_from: {path} is no JSON: {error}") from None
+    if not isinstance(config, dict) or not isinstance(config.get("model_type"), str):
+        raise SpecError(f"model.init_from: {path} has no model_type; expected a Hugging Face model")
+    return config
+
+
+def _check_fixed(folder: Path, config: Mapping[str, Any], fixed: Mapping[str, Any], kind: str) -> None:
+    for name, value in fixed.items():
+        if name in config and config[name] != value:
+            raise SpecError(
+                f"model.init_from: {folder / CONFIG_FILE} has {name} {config[name]!r}; the family {kind!r} "
+                f"computes {name} {value!r} alone"
+            )
+
+
+def _check_given(folder: Path, fields: Mapping[str, Any], given: Mapping[str, Any], free: set[str]) -> None:
+    differ = [name for name in fields if name in given and name not in free and given[name] != fields[name]]
+    if differ:
+        told = "; ".join(f"{name} {given[name]!r}, there {fields[name]!r}" for name in differ)
+        raise SpecError(
+            f"model: the spec contradicts {folder / CONFIG_FILE}: {told}. Leave these fields out (or set "
+            "them to null): the folder's are taken"
+        )
+
+
+def _with_tokenizer(raw: Mapping[str, Any], family: Any, folder: Path) -> dict[str, Any]:
+    data, task = raw.get("data"), raw.get("task")
+    name = task.get("type") if isinstance(task, Mapping) else None
+    section = TASKS.find(name or family.TASKS[0]).DataSpec
+    if (
+        not isinstance(data, Mapping)
+        or "tokenizer_file" not in section.model_fields
+        or "tokenizer_file" in data
+    ):
+        return {}
+    file = folder / TOKENIZER_FILE
+    if not file.is_file():
+        raise SpecError(
+            f"data.tokenizer_file: required: model.init_from {folder} has no {TOKENIZER_FILE}, and a "
+            "tokenizer that is trained anew has other tokens. A folder with a vocab.txt alone becomes "
+            "one with both by transformers.AutoTokenizer.from_pretrained(FOLDER).save_pretrained(FOLDER)"
+        )
+    return {"data": {**data, "tokenizer_file": str(file)}}
