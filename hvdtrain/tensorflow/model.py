@@ -115,7 +115,7 @@ class Model:
         if not batch["loss_weights"].shape[0]:
             return tf.zeros(2 * self._objective.count, self._dtype)
         outputs = self._outputs(self._objective, batch, training=False)
-        loss, *metrics = self._objective.loss(outputs, batch, False), *self._objective.metrics(outputs, batch)
+        loss, *metrics = self._objective.loss(outputs, batch), *self._objective.metrics(outputs, batch)
         found = [loss[:2] if loss[2] else (loss[0], tf.zeros_like(loss[0])), *(m[:2] for m in metrics)]
         return tf.stack([part for pair in found for part in pair])
 

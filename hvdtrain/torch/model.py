@@ -120,7 +120,7 @@ class Model:
                 return torch.zeros(2 * self._objective.count, dtype=self._dtype)
             outputs = self._outputs(self._objective, batch, training=False)
             loss, *metrics = (
-                self._objective.loss(outputs, batch, False),
+                self._objective.loss(outputs, batch),
                 *self._objective.metrics(outputs, batch),
             )
             found = [loss[:2] if loss[2] else (loss[0], torch.zeros_like(loss[0])), *(m[:2] for m in metrics)]

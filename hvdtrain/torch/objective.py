@@ -64,7 +64,7 @@ class Objective:
         """What of a batch the model takes."""
         return split_labels(batch, self._task.label_names)[0]
 
-    def loss(self, outputs: Any, batch: Mapping[str, torch.Tensor], training: bool) -> Sums:
+    def loss(self, outputs: Any, batch: Mapping[str, torch.Tensor], training: bool = False) -> Sums:
         """The summed loss of a batch, and its weight where the function of the task says it.
 
         Args:
