@@ -18,7 +18,7 @@ from hvdtrain.cli import app
 from hvdtrain.core.compression import POLICIES, Policy
 from hvdtrain.core.families import FAMILIES
 from hvdtrain.core.spec.job_spec import parse_spec, spec_class
-from hvdtrain.core.spec.sections import Section
+from hvdtrain.core.spec.sections import GroupSpec, Section
 from hvdtrain.core.tasks import TASKS
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -41,6 +41,7 @@ BY_TASK = {name: TASKS.find(name) for name in TASKS.builtin}
 TABLES: dict[tuple[str, ...], type[Section]] = {
     ("top level",): spec_class(),
     **{(name,): kind for name, kind in SECTIONS.items() if name not in ("model", "data", "task")},
+    ("groups",): GroupSpec,
     **{(name,): kind for name, kind in BY_FAMILY.items()},
     **{(name if name != "custom" else "custom task",): task.TaskSpec for name, task in BY_TASK.items()},
     ("data", "data of masked_lm"): BY_TASK["masked_lm"].DataSpec,

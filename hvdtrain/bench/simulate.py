@@ -134,9 +134,7 @@ class _Run:
         self.fleets = [Fleet(job.rules.policy(b), b, ranks, job.seed, dtype) for b in self._buckets]
         first = initial_weights(problem.weights, job.seed, dtype)
         self._flats = self._flatten({name: array[None] for name, array in first.items()})
-        self._optimizers = [
-            [ReferenceOptimizer(job.optimizer, decays) for decays in (True, False)] for _ in self._buckets
-        ]
+        self._optimizers = {w.name: ReferenceOptimizer(job.optimizer, w) for w in problem.weights}
         self._warmup = warmup_updates(job, job.max_steps or 0)
         self._opened = False
 
@@ -173,23 +171,17 @@ class _Run:
         if not np.isfinite(norms).all():
             return False
         job = self._job
-        rate = peak_learning_rate(job.optimizer, self._ranks) * schedule_factor(
-            job.schedule.type, update - 1, self._warmup, last
-        )
+        peak = peak_learning_rate(job.optimizer, self._ranks)
+        rate = peak * schedule_factor(job.schedule, update - 1, self._warmup, last, peak)
         factors = np.ones_like(norms)
         if job.max_grad_norm is not None:
             factors = clip_factor(norms, job.max_grad_norm, np.minimum)
-        for i, total in enumerate(totals):
-            clipped = total * factors[:, None].astype(total.dtype)
-            cut = [self._buckets[i].decay_size]
-            pieces = zip(
-                self._optimizers[i],
-                np.split(self._flats[i], cut, axis=1),
-                np.split(clipped, cut, axis=1),
-                strict=True,
-            )
-            self._flats[i] = np.concatenate([o.update(w, g, rate) for o, w, g in pieces], axis=1)
-            self.fleets[i].commit()
+        clipped = self._named([total * factors[:, None].astype(total.dtype) for total in totals])
+        now = self._named(self._flats).items()
+        updated = {name: self._optimizers[name].update(w, clipped[name], rate) for name, w in now}
+        self._flats = self._flatten(updated)
+        for fleet in self.fleets:
+            fleet.commit()
         return True
 
     def _exchange(self, policy: Policy) -> None:

@@ -17,6 +17,7 @@ def cross_entropy(
     targets: tf.Tensor,
     weights: tf.Tensor,
     dtype: tf.DType,
+    label_smoothing: float = 0.0,
 ) -> tf.Tensor:
     """The weighted sum of cross-entropies, in nats.
 
@@ -30,6 +31,7 @@ def cross_entropy(
         targets: the right classes, (rows, predictions).
         weights: factor of each prediction's loss, (rows, predictions).
         dtype: in which softmax and sum are taken.
+        label_smoothing: see `hvdtrain.core.update.losses.cross_entropy`.
 
     Returns:
         A scalar of that dtype.
@@ -38,7 +40,7 @@ def cross_entropy(
     def loss_sum(part: tf.Tensor, right: tf.Tensor, factors: tf.Tensor) -> tf.Tensor:
         found = tf.cast(logits(part), dtype)
         rows = tf.reshape(found, [-1, found.shape[-1]])
-        losses = tf.nn.sparse_softmax_cross_entropy_with_logits(tf.reshape(right, [-1]), rows)
+        losses = each_cross_entropy(rows, tf.reshape(right, [-1]), label_smoothing)
         return tf.reduce_sum(losses * tf.cast(tf.reshape(factors, [-1]), dtype))
 
     sizes = chunks(targets.shape.num_elements(), classes)
@@ -73,3 +75,22 @@ def cross_entropy(
         return tf.add_n(losses), backward
 
     return total(flat)
+
+
+def each_cross_entropy(logits: tf.Tensor, targets: tf.Tensor, label_smoothing: float = 0.0) -> tf.Tensor:
+    """The core's `cross_entropy`, of tensors.
+
+    Args:
+        logits: (predictions, classes).
+        targets: the right classes, (predictions,).
+        label_smoothing: at least 0 and below 1.
+
+    Returns:
+        (predictions,).
+    """
+    losses = tf.nn.sparse_softmax_cross_entropy_with_logits(targets, logits)
+    if not label_smoothing:
+        return losses
+    # Of classes that are all as likely.
+    uniform = tf.reduce_logsumexp(logits, -1) - tf.reduce_mean(logits, -1)
+    return (1.0 - label_smoothing) * losses + label_smoothing * uniform

@@ -65,6 +65,7 @@ class Model:
         self.weights = tuple(weights)
         # Whether only the loss function knows what a batch weighs.
         self.weighs = False
+        self._label_smoothing = task.label_smoothing if task else 0.0
         self._objective = Objective(task, self._dtype) if isinstance(task, custom.TaskSpec) else None
 
     def tensors(self, batch: Batch) -> dict[str, tf.Tensor]:
@@ -95,7 +96,7 @@ class Model:
             nothing = tf.zeros((), self._dtype)
             return nothing, nothing if self.weighs else None
         outputs = self._outputs(self._objective, batch, training)
-        loss, weight, given = self._objective.loss(outputs, batch)
+        loss, weight, given = self._objective.loss(outputs, batch, training)
         return loss, weight if given else None
 
     def evaluate(self, batch: dict[str, tf.Tensor]) -> tf.Tensor:
@@ -140,7 +141,8 @@ class Model:
     def _cross_entropy(self, batch: dict[str, tf.Tensor], training: bool) -> tf.Tensor:
         network, features = self.network, self.network.features(batch, training)
         targets, weights = batch["targets"], batch["loss_weights"]
-        return cross_entropy(network.logits, network.classes, features, targets, weights, self._dtype)
+        head, smoothing = (network.logits, network.classes), self._label_smoothing if training else 0.0
+        return cross_entropy(*head, features, targets, weights, self._dtype, smoothing)
 
     def next_logits(self, ids: np.ndarray) -> np.ndarray:
         """What a causal language model predicts behind each row of tokens.

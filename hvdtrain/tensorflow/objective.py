@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, TypeAlias
 
 import tensorflow as tf
@@ -19,6 +20,7 @@ from hvdtrain.core.tasks.objective import (
     split_labels,
 )
 from hvdtrain.core.user_code import load_user, user_code
+from hvdtrain.tensorflow.losses import each_cross_entropy
 
 # Of the outputs and the labels (a named one), or of the outputs and the batch (the user's).
 Function: TypeAlias = Callable[..., Any]
@@ -60,17 +62,21 @@ class Objective:
         """What of a batch the model takes."""
         return split_labels(batch, self._task.label_names)[0]
 
-    def loss(self, outputs: Any, batch: Mapping[str, tf.Tensor]) -> Sums:
+    def loss(self, outputs: Any, batch: Mapping[str, tf.Tensor], training: bool = False) -> Sums:
         """The summed loss of a batch, and its weight where the function of the task says it.
 
         Args:
             outputs: the model's.
             batch: what `tensors` made of a micro-batch.
+            training: whether labels are smoothed.
 
         Raises:
             SpecError: the shapes do not fit, or the function has failed.
         """
-        return self._sums("task.loss", self._task.loss, self._loss, outputs, batch)
+        function = self._loss
+        if training and self._task.label_smoothing:
+            function = partial(function, label_smoothing=self._task.label_smoothing)
+        return self._sums("task.loss", self._task.loss, function, outputs, batch)
 
     def examples(self, outputs: Any, batch: Mapping[str, tf.Tensor]) -> tf.Tensor:
         """The loss of each example, (rows,), where a function of the user's returns that; else their sum."""
@@ -135,9 +141,9 @@ def _find(field: str, name: Any, named: Mapping[str, Function]) -> Function:
     return named[name] if isinstance(name, str) and name in named else load_user(name, field, SpecError)
 
 
-def _cross_entropy(logits: tf.Tensor, targets: tf.Tensor) -> tf.Tensor:
+def _cross_entropy(logits: tf.Tensor, targets: tf.Tensor, label_smoothing: float = 0.0) -> tf.Tensor:
     rows = tf.reshape(logits, [-1, logits.shape[-1]])
-    return tf.nn.sparse_softmax_cross_entropy_with_logits(tf.reshape(targets, [-1]), rows)
+    return each_cross_entropy(rows, tf.reshape(targets, [-1]), label_smoothing)
 
 
 def _mse(outputs: tf.Tensor, targets: tf.Tensor) -> tf.Tensor:
@@ -155,5 +161,9 @@ def _accuracy(logits: tf.Tensor, targets: tf.Tensor) -> tf.Tensor:
     return tf.cast(found == tf.cast(targets, found.dtype), logits.dtype)
 
 
-_LOSSES = {"cross_entropy": _cross_entropy, "mse": _mse, "bce_with_logits": _bce_with_logits}
+_LOSSES: dict[str, Function] = {
+    "cross_entropy": _cross_entropy,
+    "mse": _mse,
+    "bce_with_logits": _bce_with_logits,
+}
 _METRICS = {"accuracy": _accuracy}

@@ -11,12 +11,14 @@ from hvdtrain.core.checkpoints.state import MOMENTS
 from hvdtrain.core.families.weights import Weight
 from hvdtrain.core.spec.sections import OptimizerSpec
 from hvdtrain.core.update.buckets import Bucket
+from hvdtrain.core.update.groups import Setting, setting_of
+from hvdtrain.core.update.optimizers import trust_ratio
 from hvdtrain.tensorflow.buckets import pack, unpack
 from hvdtrain.tensorflow.weights import Parameter, Parameters, read, write
 
 
 class Optimizer:
-    """AdamW or SGD with momentum, one fused kernel a weight; `apply` is called while TensorFlow traces."""
+    """The spec's update rule, weight by weight; `apply` is called while TensorFlow traces."""
 
     def __init__(self, spec: OptimizerSpec, buckets: Sequence[Bucket], parameters: Parameters) -> None:
         """Create the moments.
@@ -40,14 +42,13 @@ class Optimizer:
             learning_rate: of this update, a scalar of the weights' dtype.
             update: its number, counted from 1, a scalar of the weights' dtype.
         """
-        rule = self._adamw if self._spec.type == "adamw" else self._sgd
         for bucket, flat in zip(self._buckets, gradients, strict=True):
             found = unpack(bucket, flat, self._parameters)
             for weight in bucket.weights:
-                decay = self._spec.weight_decay if weight.decays else 0.0
-                pieces = zip(self._parameters[weight.name], *self._moments[weight.name], strict=True)
-                for (variable, *moments), gradient in zip(pieces, found[weight.name], strict=True):
-                    rule(variable, moments, gradient, decay, learning_rate, update)
+                setting = setting_of(self._spec, weight)
+                factor = setting.learning_rate_factor
+                rate = learning_rate if factor == 1.0 else learning_rate * factor
+                self._apply(weight.name, found[weight.name], setting, rate, update)
 
     def read(self) -> dict[str, np.ndarray]:
         """Copies of the moments as `WEIGHT.exp_avg`, in the Hugging Face layout."""
@@ -80,6 +81,55 @@ class Optimizer:
             for name, parts in unpack(bucket, flat, self._parameters).items():
                 for variable, part in zip(self._parameters[name], parts, strict=True):
                     variable.assign(part)
+
+    def _apply(
+        self, name: str, gradients: list[tf.Tensor], setting: Setting, rate: tf.Tensor, update: tf.Tensor
+    ) -> None:
+        spec, parameter, decay = self._spec, self._parameters[name], setting.weight_decay
+        if spec.type == "lars" and setting.adapts:
+            gradients, decay = self._lars(parameter, gradients, decay), 0.0
+        moments = [*zip(*self._moments[name], strict=True)]
+        if spec.type == "lamb":
+            self._lamb(parameter, moments, gradients, setting, rate, update)
+            return
+        rule = self._adamw if spec.type == "adamw" else self._sgd
+        for variable, own, gradient in zip(parameter, moments, gradients, strict=True):
+            rule(variable, own, gradient, decay, rate, update)
+
+    def _lamb(
+        self,
+        parameter: Parameter,
+        moments: Sequence[Sequence[tf.Variable]],
+        gradients: Sequence[tf.Tensor],
+        setting: Setting,
+        rate: tf.Tensor,
+        update: tf.Tensor,
+    ) -> None:
+        steps = [
+            self._adam(own, gradient, rate, update) + setting.weight_decay * variable
+            for variable, own, gradient in zip(parameter, moments, gradients, strict=True)
+        ]
+        if setting.adapts:
+            rate = rate * trust_ratio(_norm(parameter), _norm(steps), tf.where)
+        for variable, step in zip(parameter, steps, strict=True):
+            variable.assign_sub(rate * step)
+
+    def _adam(
+        self, moments: Sequence[tf.Variable], gradient: tf.Tensor, rate: tf.Tensor, update: tf.Tensor
+    ) -> tf.Tensor:
+        """Adam's direction; TensorFlow's kernel would take it at once."""
+        spec, (first, second) = self._spec, moments
+        first.assign_add((1.0 - spec.adam_beta1) * (gradient - first))
+        second.assign_add((1.0 - spec.adam_beta2) * (tf.square(gradient) - second))
+        corrected = first / (1.0 - tf.pow(_like(rate, spec.adam_beta1), update))
+        root = tf.sqrt(second / (1.0 - tf.pow(_like(rate, spec.adam_beta2), update)))
+        return corrected / (root + spec.adam_epsilon)
+
+    def _lars(self, parameter: Parameter, gradients: list[tf.Tensor], decay: float) -> list[tf.Tensor]:
+        """What plain SGD is given: gradient and decay, scaled."""
+        own = _norm(parameter)
+        ratio = trust_ratio(own, _norm(gradients) + decay * own, tf.where, self._spec.trust_coefficient)
+        return [ratio * (g + decay * v) for g, v in zip(gradients, parameter, strict=True)]
 
     def _adamw(
         self,
@@ -137,6 +187,12 @@ class Optimizer:
 
 def _zeros_like(parameter: Parameter) -> Parameter:
     return tuple(tf.Variable(tf.zeros_like(variable), trainable=False) for variable in parameter)
+
+
+def _norm(parts: Sequence[tf.Tensor]) -> tf.Tensor:
+    """The L2 norm of a weight that lies in several tensors."""
+    # l2_loss is half the sum of squares, in one pass that keeps no squares.
+    return tf.sqrt(2.0 * tf.add_n([tf.nn.l2_loss(part) for part in parts]))
 
 
 def _like(tensor: tf.Tensor, value: float) -> tf.Tensor:

@@ -18,6 +18,7 @@ def cross_entropy(
     targets: torch.Tensor,
     weights: torch.Tensor,
     dtype: torch.dtype,
+    label_smoothing: float = 0.0,
 ) -> torch.Tensor:
     """The weighted sum of cross-entropies, in nats.
 
@@ -31,6 +32,7 @@ def cross_entropy(
         targets: the right classes, (rows, predictions).
         weights: factor of each prediction's loss, (rows, predictions).
         dtype: in which softmax and sum are taken.
+        label_smoothing: see `hvdtrain.core.update.losses.cross_entropy`.
 
     Returns:
         A scalar of that dtype.
@@ -38,7 +40,7 @@ def cross_entropy(
 
     def loss_sum(part: torch.Tensor, right: torch.Tensor, factors: torch.Tensor) -> torch.Tensor:
         found = logits(part).flatten(0, -2).to(dtype)
-        losses = functional.cross_entropy(found, right.flatten(), reduction="none")
+        losses = each_cross_entropy(found, right.flatten(), label_smoothing)
         return losses @ factors.flatten().to(dtype)
 
     sizes = chunks(targets.numel(), classes)
@@ -47,3 +49,19 @@ def cross_entropy(
     flat = features.flatten(0, -2), targets.flatten(), weights.flatten()
     parts = zip(*(array.split(sizes) for array in flat), strict=True)
     return torch.stack([checkpoint(loss_sum, *part, use_reentrant=False) for part in parts]).sum()
+
+
+def each_cross_entropy(
+    logits: torch.Tensor, targets: torch.Tensor, label_smoothing: float = 0.0
+) -> torch.Tensor:
+    """The core's `cross_entropy`, of tensors.
+
+    Args:
+        logits: (predictions, classes).
+        targets: the right classes, (predictions,).
+        label_smoothing: at least 0 and below 1.
+
+    Returns:
+        (predictions,).
+    """
+    return functional.cross_entropy(logits, targets, reduction="none", label_smoothing=label_smoothing)

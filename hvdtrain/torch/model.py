@@ -67,6 +67,7 @@ class Model:
         self.weights = tuple(weights)
         # Whether only the loss function knows what a batch weighs.
         self.weighs = False
+        self._label_smoothing = task.label_smoothing if task else 0.0
         self._objective = Objective(task, self._dtype) if isinstance(task, custom.TaskSpec) else None
 
     def tensors(self, batch: Batch) -> dict[str, torch.Tensor]:
@@ -98,7 +99,7 @@ class Model:
                 nothing = torch.zeros((), dtype=self._dtype, device=device(), requires_grad=training)
                 return nothing, nothing.detach() if self.weighs else None
             outputs = self._outputs(self._objective, batch, training)
-            loss, weight, given = self._objective.loss(outputs, batch)
+            loss, weight, given = self._objective.loss(outputs, batch, training)
             return loss, weight if given else None
 
     def evaluate(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
@@ -118,7 +119,10 @@ class Model:
             if not len(batch["loss_weights"]):
                 return torch.zeros(2 * self._objective.count, dtype=self._dtype)
             outputs = self._outputs(self._objective, batch, training=False)
-            loss, *metrics = self._objective.loss(outputs, batch), *self._objective.metrics(outputs, batch)
+            loss, *metrics = (
+                self._objective.loss(outputs, batch),
+                *self._objective.metrics(outputs, batch),
+            )
             found = [loss[:2] if loss[2] else (loss[0], torch.zeros_like(loss[0])), *(m[:2] for m in metrics)]
             return torch.stack([part for pair in found for part in pair])
 
@@ -150,7 +154,8 @@ class Model:
             features = self.network.features(batch, training)
         # Outside of autocast, which would take the weighted sum in 16 bits.
         targets, weights = batch["targets"], batch["loss_weights"]
-        return cross_entropy(self._logits, self.network.classes, features, targets, weights, self._dtype)
+        head, smoothing = (self._logits, self.network.classes), self._label_smoothing if training else 0.0
+        return cross_entropy(*head, features, targets, weights, self._dtype, smoothing)
 
     def next_logits(self, ids: np.ndarray) -> np.ndarray:
         """What a causal language model predicts behind each row of tokens.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, TypeAlias
 
 import torch
@@ -20,6 +21,7 @@ from hvdtrain.core.tasks.objective import (
     split_labels,
 )
 from hvdtrain.core.user_code import load_user, user_code
+from hvdtrain.torch.losses import each_cross_entropy
 from hvdtrain.torch.world import device
 
 # Of the outputs and the labels (a named one), or of the outputs and the batch (the user's).
@@ -62,17 +64,21 @@ class Objective:
         """What of a batch the model takes."""
         return split_labels(batch, self._task.label_names)[0]
 
-    def loss(self, outputs: Any, batch: Mapping[str, torch.Tensor]) -> Sums:
+    def loss(self, outputs: Any, batch: Mapping[str, torch.Tensor], training: bool = False) -> Sums:
         """The summed loss of a batch, and its weight where the function of the task says it.
 
         Args:
             outputs: the model's.
             batch: what `tensors` made of a micro-batch.
+            training: whether labels are smoothed.
 
         Raises:
             SpecError: the shapes do not fit, or the function has failed.
         """
-        return self._sums("task.loss", self._task.loss, self._loss, outputs, batch)
+        function = self._loss
+        if training and self._task.label_smoothing:
+            function = partial(function, label_smoothing=self._task.label_smoothing)
+        return self._sums("task.loss", self._task.loss, function, outputs, batch)
 
     def examples(self, outputs: Any, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """The loss of each example, (rows,), where a function of the user's returns that; else their sum."""
@@ -142,8 +148,8 @@ def _find(field: str, name: Any, named: Mapping[str, Function]) -> Function:
     return named[name] if isinstance(name, str) and name in named else load_user(name, field, SpecError)
 
 
-def _cross_entropy(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    return functional.cross_entropy(logits.flatten(0, -2), targets.flatten(), reduction="none")
+def _cross_entropy(logits: torch.Tensor, targets: torch.Tensor, label_smoothing: float = 0.0) -> torch.Tensor:
+    return each_cross_entropy(logits.flatten(0, -2), targets.flatten(), label_smoothing)
 
 
 def _mse(outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
@@ -161,5 +167,9 @@ def _accuracy(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
     return (found == targets.to(found.dtype)).to(logits.dtype)
 
 
-_LOSSES = {"cross_entropy": _cross_entropy, "mse": _mse, "bce_with_logits": _bce_with_logits}
+_LOSSES: dict[str, Function] = {
+    "cross_entropy": _cross_entropy,
+    "mse": _mse,
+    "bce_with_logits": _bce_with_logits,
+}
 _METRICS = {"accuracy": _accuracy}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import keras
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -12,12 +13,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hvdtrain.core.families.initializers import ONES, ZEROS, Normal
-from hvdtrain.core.families.weights import Weight
-from hvdtrain.core.spec.sections import OptimizerSpec
+from hvdtrain.core.families.weights import TRANSPOSED, Layout, Weight
+from hvdtrain.core.spec.sections import GroupSpec, OptimizerSpec, ScheduleSpec
 from hvdtrain.core.update.buckets import Bucket, plan_buckets
 from hvdtrain.core.update.optimizers import ReferenceOptimizer, clip_factor
 from hvdtrain.core.update.schedules import schedule_factor
+from hvdtrain.tensorflow.buckets import swap_layout
 from hvdtrain.tensorflow.optimizers import Optimizer as TensorFlowOptimizer
+from hvdtrain.tensorflow.weights import read
 from hvdtrain.torch.optimizers import Optimizer as TorchOptimizer
 
 UPDATES = 50
@@ -27,9 +30,18 @@ WEIGHTS = (
     Weight("norm.bias", (4,), False, ZEROS),
     Weight("kernel", (4, 3), True, Normal(0.02)),
     Weight("bias", (3,), False, ZEROS),
+    Weight("turned", (3, 2), True, Normal(0.02), TRANSPOSED),
+    # One weight, and three variables in Keras.
+    Weight("fused.weight", (2, 6), True, Normal(0.02), Layout(parts=3)),
+    Weight("fused.bias", (6,), False, ZEROS, Layout(parts=3)),
 )
-# Of 15 elements, some of which decay; of 8, none; of 28, all.
-BUCKETS = plan_buckets(WEIGHTS, itemsize=8, cap_bytes=15 * 8)
+BUCKETS = plan_buckets(WEIGHTS, itemsize=8, cap_bytes=30 * 8)
+GROUPS = (
+    GroupSpec(match="fused.*", learning_rate_factor=0.5, weight_decay=0.3),
+    GroupSpec(match="embedding", learning_rate_factor=0.25),
+    GroupSpec(match="*norm*", learning_rate_factor=0.0),
+    GroupSpec(match="norm.bias", weight_decay=9.0),
+)
 SPECS = {
     "adamw": OptimizerSpec(weight_decay=0.1, adam_beta1=0.8, adam_beta2=0.95, adam_epsilon=1e-3),
     "adamw-without-decay": OptimizerSpec(weight_decay=0.0),
@@ -37,10 +49,23 @@ SPECS = {
     "sgd": OptimizerSpec(type="sgd", weight_decay=0.1, momentum=0.9),
     "sgd-nesterov": OptimizerSpec(type="sgd", weight_decay=0.1, momentum=0.9, nesterov=True),
     "sgd-without-momentum": OptimizerSpec(type="sgd", weight_decay=0.1, momentum=0.0),
+    "adamw-groups": OptimizerSpec(weight_decay=0.1, groups=GROUPS),
+    "sgd-groups": OptimizerSpec(type="sgd", weight_decay=0.1, groups=GROUPS),
+}
+# Only the adapters have them: PyTorch has neither.
+MORE = {
+    "lamb": OptimizerSpec(type="lamb", weight_decay=0.1, adam_epsilon=1e-6),
+    "lamb-without-decay": OptimizerSpec(type="lamb", weight_decay=0.0, adam_beta2=0.95),
+    "lamb-groups": OptimizerSpec(type="lamb", weight_decay=0.1, groups=GROUPS),
+    "lars": OptimizerSpec(type="lars", weight_decay=0.1, trust_coefficient=0.1),
+    "lars-nesterov": OptimizerSpec(type="lars", weight_decay=0.0, trust_coefficient=0.1, nesterov=True),
+    "lars-without-momentum": OptimizerSpec(type="lars", trust_coefficient=0.1, momentum=0.0),
+    "lars-groups": OptimizerSpec(type="lars", trust_coefficient=0.1, groups=GROUPS),
 }
 Arrays = dict[str, np.ndarray]
 
-every_spec = pytest.mark.parametrize("spec", SPECS.values(), ids=SPECS.keys())
+of_pytorch = pytest.mark.parametrize("spec", SPECS.values(), ids=SPECS.keys())
+every_spec = pytest.mark.parametrize("spec", [*SPECS.values(), *MORE.values()], ids=[*SPECS, *MORE])
 
 
 def start() -> Arrays:
@@ -57,11 +82,11 @@ def gradients(update: int) -> Arrays:
 
 
 def learning_rate(update: int) -> float:
-    return 0.05 * schedule_factor("cosine", update - 1, 10, UPDATES)
+    return 0.05 * schedule_factor(ScheduleSpec(type="cosine"), update - 1, 10, UPDATES, 0.05)
 
 
 def by_reference(spec: OptimizerSpec) -> Arrays:
-    now, rules = start(), {w.name: ReferenceOptimizer(spec, w.decays) for w in WEIGHTS}
+    now, rules = start(), {w.name: ReferenceOptimizer(spec, w) for w in WEIGHTS}
     for update in range(1, UPDATES + 1):
         given = gradients(update)
         now = {
@@ -81,12 +106,21 @@ def assert_equal(found: Arrays, expected: Arrays) -> None:
         assert array.dtype == np.float64
 
 
-@every_spec
+def grouped(spec: OptimizerSpec, weight: Weight) -> tuple[float, float]:
+    """Learning-rate factor and decay of a weight, by hand."""
+    decay = spec.weight_decay if weight.decays else 0.0
+    if not spec.groups:
+        return 1.0, decay
+    found = {"fused": (0.5, 0.3), "embedding": (0.25, decay), "norm": (0.0, decay)}
+    return found.get(weight.name.partition(".")[0], (1.0, decay))
+
+
+@of_pytorch
 def test_the_reference_computes_what_pytorchs_optimizers_do(spec: OptimizerSpec) -> None:
     weights = {name: torch.nn.Parameter(torch.from_numpy(array)) for name, array in start().items()}
     groups: list[dict[str, Any]] = [
-        {"params": [weights[w.name] for w in WEIGHTS if w.decays], "weight_decay": spec.weight_decay},
-        {"params": [weights[w.name] for w in WEIGHTS if not w.decays], "weight_decay": 0.0},
+        {"params": [weights[w.name]], "factor": factor, "weight_decay": decay}
+        for w, (factor, decay) in ((w, grouped(spec, w)) for w in WEIGHTS)
     ]
     optimizer: torch.optim.Optimizer
     if spec.type == "adamw":
@@ -98,7 +132,7 @@ def test_the_reference_computes_what_pytorchs_optimizers_do(spec: OptimizerSpec)
         for name, gradient in gradients(update).items():
             weights[name].grad = torch.from_numpy(gradient)
         for group in optimizer.param_groups:
-            group["lr"] = learning_rate(update)
+            group["lr"] = learning_rate(update) * group["factor"]
         optimizer.step()
     assert_equal({name: w.detach().numpy() for name, w in weights.items()}, by_reference(spec))
 
@@ -116,14 +150,123 @@ def test_the_torch_adapter_computes_the_reference(spec: OptimizerSpec) -> None:
 
 @every_spec
 def test_the_tensorflow_adapter_computes_the_reference(spec: OptimizerSpec) -> None:
-    weights = {name: (tf.Variable(array),) for name, array in start().items()}
+    begun = start()
+    weights = {w.name: tuple(tf.Variable(part) for part in w.layout.split(begun[w.name])) for w in WEIGHTS}
     optimizer = TensorFlowOptimizer(spec, BUCKETS, weights)
     apply = tf.function(optimizer.apply, autograph=False)
     for update in range(1, UPDATES + 1):
         given = gradients(update)
-        parts = [tf.constant(flat(bucket, given)) for bucket in BUCKETS]
+        parts = [swap_layout(bucket, tf.constant(flat(bucket, given)), to_keras=True) for bucket in BUCKETS]
         apply(parts, tf.constant(learning_rate(update), tf.float64), tf.constant(float(update), tf.float64))
-    assert_equal({name: w.numpy() for name, (w,) in weights.items()}, by_reference(spec))
+    assert_equal({w.name: read(w, weights[w.name]) for w in WEIGHTS}, by_reference(spec))
+
+
+@given(
+    st.sampled_from([(3,), (2, 3), (4, 1), (2, 2, 2)]),
+    st.floats(1e-3, 1e3),
+    st.floats(0.0, 0.5),
+    st.integers(0, 2**32 - 1),
+)
+def test_a_step_of_lamb_is_as_long_as_its_share_of_the_weight(
+    shape: tuple[int, ...], scale: float, decay: float, seed: int
+) -> None:
+    random = np.random.default_rng(seed)
+    weight = Weight("w", shape, True, ZEROS)
+    spec = OptimizerSpec(type="lamb", weight_decay=decay, adam_epsilon=1e-30)
+    now, gradient = random.normal(size=shape) + 0.1, random.normal(size=shape)
+    rules = [ReferenceOptimizer(spec, weight) for _ in range(2)]
+    for _ in range(3):
+        one, other = (r.update(now, gradient * s, 0.01) for r, s in zip(rules, (1.0, scale), strict=True))
+        np.testing.assert_allclose(one, other, rtol=1e-9)
+        if len(shape) > 1:
+            length = np.linalg.norm((one - now).ravel())
+            assert length == pytest.approx(0.01 * np.linalg.norm(now.ravel()), rel=1e-9)
+        now, gradient = one, random.normal(size=shape)
+
+
+@given(st.floats(1e-3, 1e3), st.integers(0, 2**32 - 1))
+def test_lamb_without_decay_is_keras_on_matrices(epsilon: float, seed: int) -> None:
+    random = np.random.default_rng(seed)
+    now = random.normal(size=(3, 4))
+    rule = ReferenceOptimizer(
+        OptimizerSpec(type="lamb", weight_decay=0.0, adam_epsilon=epsilon), Weight("w", (3, 4), True, ZEROS)
+    )
+    variable = keras.Variable(now, dtype="float64")
+    theirs = keras.optimizers.Lamb(learning_rate=0.01, epsilon=epsilon)
+    for _ in range(4):
+        gradient = random.normal(size=(3, 4))
+        now = rule.update(now, gradient, 0.01)
+        theirs.apply([tf.constant(gradient)], [variable])
+    # Their learning rate and powers of beta are float32.
+    np.testing.assert_allclose(now, variable.numpy(), rtol=1e-4, atol=1e-7)
+
+
+@given(st.floats(0.0, 0.9), st.floats(0.0, 0.5), st.integers(0, 2**32 - 1))
+def test_lars_is_the_papers(momentum: float, decay: float, seed: int) -> None:
+    """Algorithm 1, whose momentum carries the learning rate: the same while that is constant."""
+    random = np.random.default_rng(seed)
+    now, velocity = random.normal(size=(3, 4)), np.zeros((3, 4))
+    spec = OptimizerSpec(type="lars", weight_decay=decay, momentum=momentum, trust_coefficient=0.02)
+    rule, expected = ReferenceOptimizer(spec, Weight("w", (3, 4), True, ZEROS)), now
+    for _ in range(5):
+        gradient = random.normal(size=(3, 4))
+        local = (
+            0.02 * np.linalg.norm(expected) / (np.linalg.norm(gradient) + decay * np.linalg.norm(expected))
+        )
+        velocity = momentum * velocity + 0.3 * local * (gradient + decay * expected)
+        expected = expected - velocity
+        now = rule.update(now, gradient, 0.3)
+    np.testing.assert_allclose(now, expected, rtol=1e-10, atol=1e-13)
+
+
+@pytest.mark.parametrize(("kind", "like"), [("lamb", "adamw"), ("lars", "sgd")])
+@given(st.integers(0, 2**32 - 1))
+def test_vectors_and_what_has_no_length_have_no_trust_ratio(kind: Any, like: Any, seed: int) -> None:
+    random = np.random.default_rng(seed)
+    for shape, begun in [((5,), random.normal(size=5)), ((2, 3), np.zeros((2, 3)))]:
+        gradient, weight = random.normal(size=shape), Weight("w", shape, True, ZEROS)
+        ours, plain = (
+            ReferenceOptimizer(OptimizerSpec(type=each, weight_decay=0.0), weight) for each in (kind, like)
+        )
+        expected = plain.update(begun, gradient, 0.1)
+        np.testing.assert_allclose(ours.update(begun, gradient, 0.1), expected, rtol=1e-14)
+
+
+@every_spec
+def test_the_reference_updates_ranks_independently(spec: OptimizerSpec) -> None:
+    random = np.random.default_rng(5)
+    for weight in WEIGHTS:
+        begun, given = random.normal(size=(2, 3, *weight.shape))
+        rule, now = ReferenceOptimizer(spec, weight), begun
+        apart, alone = [ReferenceOptimizer(spec, weight) for _ in begun], [*begun]
+        for _ in range(3):
+            now = rule.update(now, given, 0.1)
+            alone = [r.update(*work, 0.1) for r, *work in zip(apart, alone, given, strict=True)]
+        np.testing.assert_allclose(now, np.stack(alone), rtol=1e-12)
+
+
+@every_spec
+@pytest.mark.parametrize("update", [1, 7])
+def test_moments_go_from_one_framework_to_the_other(spec: OptimizerSpec, update: int) -> None:
+    begun = start()
+    held = {w.name: tuple(tf.Variable(part) for part in w.layout.split(begun[w.name])) for w in WEIGHTS}
+    weights = {name: torch.nn.Parameter(torch.from_numpy(array)) for name, array in start().items()}
+    first, then = TorchOptimizer(spec, BUCKETS, weights), TensorFlowOptimizer(spec, BUCKETS, held)
+    back = TorchOptimizer(
+        spec, BUCKETS, {n: torch.nn.Parameter(p.detach().clone()) for n, p in weights.items()}
+    )
+    for number in range(1, update + 1):
+        first.apply([torch.from_numpy(flat(b, gradients(number))) for b in BUCKETS], 0.1, number)
+    then.write(first.read(), update)
+    back.write(then.read(), update)
+    for name, array in first.read().items():
+        np.testing.assert_array_equal(then.read()[name], array, err_msg=name)
+        np.testing.assert_array_equal(back.read()[name], array, err_msg=name)
+    back.write_weights(first.read_weights())
+    for each in (first, back):
+        each.apply([torch.from_numpy(flat(b, gradients(9))) for b in BUCKETS], 0.1, update + 1)
+    for one, other in zip(first.read_weights(), back.read_weights(), strict=True):
+        assert torch.equal(one, other)
 
 
 @given(st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=9), st.floats(1e-3, 1e3))

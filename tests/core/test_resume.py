@@ -261,6 +261,27 @@ def test_a_checkpoint_of_the_same_tokens_goes_on_whatever_its_tokenizer_file_loo
         train(tmp_path / "other", spec, dataset, checkpoint)
 
 
+@pytest.mark.parametrize(
+    ("kind", "told"), [("sgd", "momentum_buffer"), ("lars", "momentum_buffer"), ("lamb", None)]
+)
+def test_moments_of_another_optimizer_are_refused(tmp_path: Path, kind: str, told: str | None) -> None:
+    sets = ["max_steps=8", "checkpointing.save_steps=4", "batch.per_device_train_batch_size=2"]
+    sets = [*TINY, *small_corpus(tmp_path), "model.dtype=float64", *sets]
+    spec = load_spec("bert", sets)
+    dataset = prepare_data(spec, print)
+    train(tmp_path / "whole", spec, dataset)
+    other = load_spec("bert", [*sets, f"optimizer.type={kind}"])
+    checkpoint = tmp_path / "whole" / "checkpoint-4"
+    if told is None:
+        # Its moments mean the same as AdamW's.
+        assert train(tmp_path / "rest", other, dataset, checkpoint)[0].step == 8
+        return
+    with pytest.raises(
+        CheckpointError, match=f"optimizer.type {kind} goes on from {told} .* there is exp_avg and exp_avg_sq"
+    ):
+        train(tmp_path / "rest", other, dataset, checkpoint)
+
+
 def test_a_checkpoint_of_another_model_names_what_it_lacks() -> None:
     weights = [Weight("dense/kernel", (3, 2), True, ZEROS)]
     run: Any = SimpleNamespace(weights=weights)

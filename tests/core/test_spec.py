@@ -46,7 +46,7 @@ def accepted(*overrides: str) -> JobSpec:
         # Values that are none of the choices: the choices and the nearest.
         (
             "optimizer.type=adamW",
-            ["optimizer.type", "'adamW'", "expected one of adamw, sgd", "did you mean 'adamw'"],
+            ["optimizer.type", "'adamW'", "expected one of adamw, sgd, lamb, lars", "did you mean 'adamw'"],
         ),
         ("schedule.type=cosin", ["schedule.type", "'cosin'", "did you mean 'cosine'"]),
         ("model.model_type=gpt", ["model.model_type", "'gpt'", "'bert'"]),

@@ -68,7 +68,7 @@ def reference_update(spec: JobSpec) -> tuple[float, float, dict[str, np.ndarray]
     norm = float(np.sqrt(sum(np.sum(gradients[w.name] ** 2) for w in weights)))
     factor = clip_factor(norm, spec.max_grad_norm or np.inf)
     updated = {
-        w.name: ReferenceOptimizer(spec.optimizer, w.decays).update(
+        w.name: ReferenceOptimizer(spec.optimizer, w).update(
             arrays[w.name], factor * gradients[w.name], spec.optimizer.learning_rate
         )
         for w in weights

@@ -23,9 +23,10 @@ from typing import Any
 
 import numpy as np
 
-from hvdtrain.core.data import Window
+from hvdtrain.core.data import Batch, Window
 from hvdtrain.core.families.initializers import Normal
 from hvdtrain.core.families.weights import Weight
+from hvdtrain.core.run import job
 from hvdtrain.core.run.framework import Framework
 from hvdtrain.core.run.job import train_spec
 from hvdtrain.core.spec.job_spec import load_spec
@@ -51,11 +52,30 @@ Spoils = Sequence[tuple[int, int, int, int, str]]
 Record = list[tuple[float, float, bool]]
 
 
+class Known:
+    """What a model has whose batches weigh what the data says."""
+
+    weighs = False
+    loss_sum: Any
+
+    def weighted_loss(self, batch: dict[str, Any], training: bool) -> tuple[Any, None]:
+        return self.loss_sum(batch, training), None
+
+
 def torch_model() -> type:
     import torch
     from torch.nn import functional
 
-    class Model:
+    from hvdtrain.torch.model import tensors
+
+    class Model(Known):
+        def tensors(self, batch: Batch) -> dict[str, Any]:
+            return tensors(batch)
+
+        def evaluate(self, batch: dict[str, Any]) -> Any:
+            loss = self.loss_sum(batch, training=False)
+            return torch.stack([loss, torch.zeros_like(loss)])
+
         def __init__(self, model: Any, weights: tuple[Weight, ...], compute_dtype: str) -> None:
             self.weights = weights
             self._dtype, self._compute = (getattr(torch, name) for name in (model.dtype, compute_dtype))
@@ -77,7 +97,7 @@ def torch_model() -> type:
                     loss = loss + (both * batch["spoil"].to(self._dtype)).sum()
                 return loss
 
-        def read(self) -> dict[str, np.ndarray]:
+        def read(self, weights: Any = None) -> dict[str, np.ndarray]:
             return {name: p.detach().numpy().copy() for name, p in self.parameters.items()}
 
         def write(self, arrays: dict[str, np.ndarray]) -> None:
@@ -91,7 +111,16 @@ def torch_model() -> type:
 def tensorflow_model() -> type:
     import tensorflow as tf
 
-    class Model:
+    from hvdtrain.tensorflow.model import tensors
+
+    class Model(Known):
+        def tensors(self, batch: Batch) -> dict[str, Any]:
+            return tensors(batch)
+
+        def evaluate(self, batch: dict[str, Any]) -> Any:
+            loss = self.loss_sum(batch, training=False)
+            return tf.stack([loss, tf.zeros_like(loss)])
+
         def __init__(self, model: Any, weights: tuple[Weight, ...], compute_dtype: str) -> None:
             self.weights = weights
             self._dtype, self._compute = model.dtype, compute_dtype
@@ -113,7 +142,7 @@ def tensorflow_model() -> type:
                 else loss
             )
 
-        def read(self) -> dict[str, np.ndarray]:
+        def read(self, weights: Any = None) -> dict[str, np.ndarray]:
             return {name: variable.numpy() for name, (variable,) in self.parameters.items()}
 
         def write(self, arrays: dict[str, np.ndarray]) -> None:
@@ -176,10 +205,13 @@ def main() -> None:
         spoils, factor = scenario.get("spoil", ()), scenario.get("factor", 1.0)
         trainer = recording(base, ranks.rank, spoils, factor, record)
         model = make_model(spec.model, WEIGHTS, products)
+        # No spec can name this family.
+        job.family_of = lambda section: FAMILY  # type: ignore[assignment,return-value]
         changed = dataclasses.replace(
             framework,
-            family=lambda section: FAMILY,
-            adapter=lambda spec, plan, weights, trainer=trainer, model=model: trainer(spec, plan, model),
+            adapter=lambda spec, plan, weights, network, trainer=trainer, model=model: trainer(
+                spec, plan, model
+            ),
         )
         state = train_spec(changed, ranks, spec, listing.parent / scenario["name"]).state
         scales, rates, applied = zip(*record, strict=True)

@@ -231,16 +231,19 @@ def prepared(spec: JobSpec) -> tuple[Dataset, Plan]:
     return dataset, plan
 
 
+def learning_rate(spec: JobSpec, plan: Plan, step: int) -> float:
+    peak, warmup, last = plan.learning_rate, plan.warmup_steps, plan.max_steps
+    return peak * schedule_factor(spec.schedule, step, warmup, last, peak)
+
+
 def local_reference(spec: JobSpec) -> tuple[dict[str, np.ndarray], list[int]]:
     """Both ranks' local updates in NumPy: the weights in the end, and how many each rank has applied."""
     _, plan = prepared(spec)
     start = initial_weights(spoilt.WEIGHTS, spec.seed, "float64")
     ranks, own = [dict(start), dict(start)], [0, 0]
-    optimizers = [
-        {w.name: ReferenceOptimizer(spec.optimizer, w.decays) for w in spoilt.WEIGHTS} for _ in range(2)
-    ]
+    optimizers = [{w.name: ReferenceOptimizer(spec.optimizer, w) for w in spoilt.WEIGHTS} for _ in range(2)]
     for step, parts in enumerate(itertools.islice(windows_of(spec), plan.max_steps)):
-        rate = plan.learning_rate * schedule_factor("linear", step, plan.warmup_steps, plan.max_steps)
+        rate = learning_rate(spec, plan, step)
         for rank, part in enumerate(parts):
             if not part.weight:
                 continue
@@ -261,7 +264,7 @@ def reference(spec: JobSpec, spoils: spoilt.Spoils) -> tuple[dict[str, np.ndarra
     """Both ranks in NumPy: the weights in the end, and the learning rate of each update tried."""
     _, plan = prepared(spec)
     weights = initial_weights(spoilt.WEIGHTS, spec.seed, "float64")
-    optimizers = {w.name: ReferenceOptimizer(spec.optimizer, w.decays) for w in spoilt.WEIGHTS}
+    optimizers = {w.name: ReferenceOptimizer(spec.optimizer, w) for w in spoilt.WEIGHTS}
     (bucket,) = plan.buckets
     assert [w.name for w in bucket.weights] == list(weights)
     simulator = Simulator(spec.rules.policies[0], bucket, 2, seed=spec.seed)
@@ -282,7 +285,7 @@ def reference(spec: JobSpec, spoils: spoilt.Spoils) -> tuple[dict[str, np.ndarra
                         mine[rank, element] += float(value) / total
         with np.errstate(invalid="ignore"):
             reduced = simulator.reduce(mine, step + 1)[0]
-        rates.append(plan.learning_rate * schedule_factor("linear", step, plan.warmup_steps, plan.max_steps))
+        rates.append(learning_rate(spec, plan, step))
         if not spoils or window not in SKIPPED:
             simulator.commit()
             reduced *= clip_factor(float(np.linalg.norm(reduced)), spec.max_grad_norm or np.inf)

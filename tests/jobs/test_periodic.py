@@ -187,9 +187,7 @@ def reference(spec: JobSpec, updates: int) -> tuple[np.ndarray, Arrays]:
         for rank in range(RANKS)
     ]
     start = initial_weights(weights, spec.seed, "float64")
-    optimizers = [
-        {w.name: ReferenceOptimizer(spec.optimizer, w.decays) for w in weights} for _ in range(RANKS)
-    ]
+    optimizers = [{w.name: ReferenceOptimizer(spec.optimizer, w) for w in weights} for _ in range(RANKS)]
     ranks, exchange, model = [start] * RANKS, exchange_of(spec, start), hugging_face(spec)
     curve, loss_sum, weight = [], 0.0, 0.0
     compared: Arrays = {}
@@ -203,9 +201,8 @@ def reference(spec: JobSpec, updates: int) -> tuple[np.ndarray, Arrays]:
         ]
         if spec.compression.type == "adasum":  # type: ignore[attr-defined]
             means = [{name: adasum(means[0][name], means[1][name]) for name in start}] * RANKS
-        rate = plan.learning_rate * schedule_factor(
-            spec.schedule.type, update - 1, plan.warmup_steps, plan.max_steps
-        )
+        peak = plan.learning_rate
+        rate = peak * schedule_factor(spec.schedule, update - 1, plan.warmup_steps, plan.max_steps, peak)
         ranks = [step(*work, spec, rate) for work in zip(optimizers, ranks, means, strict=True)]
         if update % plan.sync_every == 0 or update == UPDATES:
             ranks = exchange(ranks, update % COMPARED == 0 or update == UPDATES)

@@ -30,7 +30,12 @@ OPTIMIZER_FILE, COMPRESSION_FILE, STATE_FILE = (
     "state.json",
 )
 # Torch's names of each optimizer's moments.
-MOMENTS = {"adamw": ("exp_avg", "exp_avg_sq"), "sgd": ("momentum_buffer",)}
+MOMENTS = {
+    "adamw": ("exp_avg", "exp_avg_sq"),
+    "lamb": ("exp_avg", "exp_avg_sq"),
+    "sgd": ("momentum_buffer",),
+    "lars": ("momentum_buffer",),
+}
 Arrays = dict[str, np.ndarray]
 
 

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 
 from hvdtrain.core.compression.none import NoCompression
 from hvdtrain.core.compression.numpy_ops import Ops
 from hvdtrain.core.compression.protocol import Policy
 from hvdtrain.core.compression.rows import SparseRows
 from hvdtrain.core.errors import SpecError
+from hvdtrain.core.patterns import check_matches, first_match
 from hvdtrain.core.update.buckets import Bucket
 
 
@@ -66,8 +65,7 @@ class Rules:
 
     def group(self, name: str) -> int:
         """The number of a weight's policy: weights of one group may share a bucket."""
-        matches = (i for i, policy in enumerate(self.policies) if fnmatchcase(name, policy.match))
-        return next(matches, len(self.policies))
+        return first_match([policy.match for policy in self.policies], name)
 
     def policy(self, bucket: Bucket) -> Policy:
         """The policy of a bucket, all of whose weights are of one group."""
@@ -114,16 +112,8 @@ class Rules:
                     f"compression: {policy.type} is for all weights of a job or for none: give it alone and "
                     "without match, or choose another type"
                 )
-        used = {self.group(name) for name in names}
-        for index, policy in enumerate(self.policies):
-            if index in used:
-                continue
-            if any(fnmatchcase(name, policy.match) for name in names):
-                problem = "every weight it matches is taken by an entry before it: put it first"
-            else:
-                near = difflib.get_close_matches(policy.match, names, n=1, cutoff=0.0)[0]
-                problem = f"no weight of the model has such a name; the nearest is {near!r}"
-            raise SpecError(f"{self._field(index, 'match')}: {policy.match!r}: {problem}")
+        patterns = [policy.match for policy in self.policies]
+        check_matches(patterns, names, lambda index: self._field(index, "match"))
 
     def check_wire(self, carried: Collection[str]) -> None:
         """Refuse, before anything starts, a policy whose numbers Horovod cannot send.

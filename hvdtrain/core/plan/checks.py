@@ -10,6 +10,7 @@ from hvdtrain.core.errors import SpecError
 from hvdtrain.core.families.weights import Weight
 from hvdtrain.core.spec.job_spec import JobSpec
 from hvdtrain.core.update.accumulation import Accumulation
+from hvdtrain.core.update.groups import check_groups
 
 _MUCH_UNKNOWN = 0.01
 
@@ -25,13 +26,15 @@ def check(spec: JobSpec, weights: Sequence[Weight], train_samples: int, size: in
 
     Raises:
         SpecError: there is nothing to train on, the compression policy cannot be used with these weights or
-            on so many ranks, or weights are evaluated or saved while ranks have weights of their own.
+            on so many ranks, a group of the optimizer has no weight, or weights are evaluated or saved while
+            ranks have weights of their own.
     """
     if train_samples < 1:
         raise SpecError(
             "data: the training split is empty; give more text or a smaller data.validation_split"
         )
     spec.rules.check([w.name for w in weights])
+    check_groups(spec.optimizer, [w.name for w in weights])
     spec.rules.check_ranks(size)
     period = spec.rules.period
     for name, every in _uses_of_weights(spec).items():

@@ -12,6 +12,7 @@ from hvdtrain.core.families.family import Family
 from hvdtrain.core.spec.job_spec import JobSpec
 from hvdtrain.core.tasks import task_of
 from hvdtrain.core.update.buckets import Bucket
+from hvdtrain.core.update.groups import scratch_elements
 from hvdtrain.core.update.precision import compute_itemsize
 
 
@@ -22,7 +23,7 @@ class Memory:
     Attributes:
         weights: the masters, for the whole run; as all but the last two.
         gradients: the buckets.
-        optimizer: moments.
+        optimizer: moments, and with LAMB the step of one slice of a bucket, which PyTorch keeps.
         compression: residuals and the like.
         activations: what a micro-batch's forward pass saves for its backward pass; None: not predicted.
         low_precision_weights: 16-bit copies of the weights of matrix products, made by every forward pass.
@@ -65,7 +66,8 @@ def predict_memory(
     return Memory(
         weights=weights,
         gradients=weights,
-        optimizer=weights * len(MOMENTS[spec.optimizer.type]),
+        optimizer=weights * len(MOMENTS[spec.optimizer.type])
+        + itemsize * scratch_elements(spec.optimizer, buckets),
         compression=spec.rules.state_bytes(buckets, spec.model.dtype, size),
         activations=activations,
         low_precision_weights=copies,

@@ -23,7 +23,9 @@ from hvdtrain.core.spec.sections import OptimizerSpec
 from hvdtrain.core.tasks import task_of
 from hvdtrain.core.update.accumulation import Accumulation, BatchSizes
 from hvdtrain.core.update.buckets import Bucket, plan_buckets
+from hvdtrain.core.update.groups import setting_of
 from hvdtrain.core.update.precision import compute_dtype, cpu_notes
+from hvdtrain.core.update.schedules import check_peak
 
 # Horovod negotiates every cycle, also while idle: its default of 1 ms takes a tenth of two busy cores.
 CYCLE_TIME_MS = 10.0
@@ -127,8 +129,9 @@ def make_plan(
         The frozen plan.
 
     Raises:
-        SpecError: when the batch does not divide, there is nothing to train on, or so many ranks cannot
-            use the compression policy.
+        SpecError: when the batch does not divide, there is nothing to train on, so many ranks cannot use
+            the compression policy, a group of the optimizer has no weight, or the learning rate would rise
+            after warm-up.
     """
     check(spec, weights, len(train_tokens), size)
     updates = count_updates(spec, train_tokens, size)
@@ -176,10 +179,10 @@ def _plan(
         updates_per_epoch=updates.updates_per_epoch,
         max_steps=updates.max_steps,
         warmup_steps=warmup_updates(spec, updates.max_steps),
-        learning_rate=peak_learning_rate(spec.optimizer, size),
+        learning_rate=check_peak(spec.schedule, peak_learning_rate(spec.optimizer, size)),
         per_device_eval_batch_size=spec.evaluation.per_device_eval_batch_size or rows,
         parameters=sum(w.size for w in weights),
-        decayed_parameters=sum(w.size for w in weights if w.decays),
+        decayed_parameters=sum(w.size for w in weights if setting_of(spec.optimizer, w).weight_decay),
         buckets=buckets,
         bucket_compression=tuple(rules.policy(b).type for b in buckets),
         wire_bytes_per_update=rules.wire_bytes(buckets, itemsize, size),

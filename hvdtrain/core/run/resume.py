@@ -9,6 +9,7 @@ import numpy as np
 
 from hvdtrain.core.checkpoints.model_folder import load_model
 from hvdtrain.core.checkpoints.state import (
+    MOMENTS,
     Arrays,
     TrainingState,
     layout_of,
@@ -108,6 +109,7 @@ def _check(run: Run, directory: Path, training: TrainingState, weights: Arrays) 
                 f"--resume {directory}: {weight.name} has shape {shapes[weight.name]} there and "
                 f"{weight.shape} in the spec: resume with the model section it was trained with"
             )
+    _check_moments(run, directory, training)
     if training.order != order_of(run) and not _same_tokens(run, directory, training):
         raise CheckpointError(
             f"--resume {directory}: its run had another seed or other data ({training.order}; now "
@@ -118,4 +120,15 @@ def _check(run: Run, directory: Path, training: TrainingState, weights: Arrays) 
         raise CheckpointError(
             f"--resume {directory}: its residuals belong to another compression or other buckets: keep "
             "compression, communication.bucket_cap_mb and model.dtype as in its run's spec.json"
+        )
+
+
+def _check_moments(run: Run, directory: Path, training: TrainingState) -> None:
+    kind, kept = run.spec.optimizer.type, MOMENTS[run.spec.optimizer.type]
+    weights = [weight for bucket in run.plan.buckets for weight in bucket.weights]
+    if {f"{weight.name}.{moment}" for weight in weights for moment in kept} - training.moments.keys():
+        found = sorted({name.rpartition(".")[2] for name in training.moments})
+        raise CheckpointError(
+            f"--resume {directory}: optimizer.type {kind} goes on from {' and '.join(kept)} of each weight, "
+            f"and there is {' and '.join(found)}: resume with the optimizer it was trained with"
         )

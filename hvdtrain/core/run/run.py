@@ -42,8 +42,8 @@ class Run:
     def learning_rate(self, step: int) -> float:
         """The learning rate of the update after so many steps."""
         plan = self.plan
-        factor = schedule_factor(self.spec.schedule.type, step, plan.warmup_steps, plan.max_steps)
-        return plan.learning_rate * factor
+        peak, warmup, last = plan.learning_rate, plan.warmup_steps, plan.max_steps
+        return peak * schedule_factor(self.spec.schedule, step, warmup, last, peak)
 
     def evaluation_is_due(self, step: int) -> bool:
         """Whether the validation split is evaluated after this step, apart from the end of the run."""

@@ -77,7 +77,8 @@ class JobSpec(sections.Section):
     def _consistent(self) -> JobSpec:
         if (self.max_steps is None) == (self.num_train_epochs is None):
             raise ValueError("give either max_steps or num_train_epochs, not both and not neither")
-        if self.optimizer.type == "sgd" and self.optimizer.momentum and self.rules.correct_momentum:
+        takes_momentum = self.optimizer.type in ("sgd", "lars") and self.optimizer.momentum > 0.0
+        if takes_momentum and self.rules.correct_momentum:
             raise ValueError(
                 f"optimizer.momentum {self.optimizer.momentum}: compression takes momentum before it "
                 "selects, and it would be taken twice; set optimizer.momentum or compression.momentum to 0"

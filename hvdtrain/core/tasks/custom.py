@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import PlainSerializer, WithJsonSchema
+from pydantic import PlainSerializer, WithJsonSchema, model_validator
 
 from hvdtrain.core.data.batches import Batch, Dataset
 from hvdtrain.core.data.content import fingerprint, look
@@ -47,6 +47,15 @@ class TaskSpec(TaskSection):
     metrics: tuple[Annotated[Any, name_or_path(METRICS), *_JSON], ...] = ()
     label_names: tuple[str, ...] = ("labels",)
     ignore_index: int = -100
+
+    @model_validator(mode="after")
+    def _smooths_cross_entropy(self) -> TaskSpec:
+        if self.label_smoothing and self.loss != "cross_entropy":
+            raise ValueError(
+                f"label_smoothing {self.label_smoothing:g} is for loss cross_entropy alone, and loss is "
+                f"{describe(self.loss)}: leave it out, or smooth labels in the loss itself"
+            )
+        return self
 
     @property
     def metric_names(self) -> tuple[str, ...]:

@@ -16,7 +16,7 @@ class Bucket:
     Attributes:
         index: position in the order in which buckets close during backward.
         weights: the members in the order they lie in the array; those that decay come first, so that
-            each decay group is one contiguous slice.
+            optimizers find few slices of weights to be updated alike.
         touched_rows: of a bucket that holds one lookup table, how many rows of its gradient may differ from
             zero on a rank, where sending those alone is fewer bytes; else None.
     """
@@ -29,11 +29,6 @@ class Bucket:
     def size(self) -> int:
         """Elements in the bucket."""
         return sum(w.size for w in self.weights)
-
-    @property
-    def decay_size(self) -> int:
-        """Elements at the front that weight decay applies to."""
-        return sum(w.size for w in self.weights if w.decays)
 
     @property
     def sizes(self) -> tuple[int, ...]:
