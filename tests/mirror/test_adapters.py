@@ -34,6 +34,7 @@ ONE_SIDED = {
     "dropin/messages.py": "TensorFlow has a list of variables",
     "dropin/tape.py": "PyTorch has no tape",
     "families/_keras.py": "what Keras' layers need to compute what the spec says; PyTorch's do it",
+    "families/_transformers.py": "likewise for Transformers' models",
     "keras/__init__.py": "Horovod's names for Keras in TensorFlow",
     "keras/callbacks.py": "likewise",
     "keras/elastic.py": "likewise",

@@ -17,7 +17,14 @@ from hvdtrain.core.families.gpt2 import ModelSpec
 from hvdtrain.core.families.weights import initial_weights
 from hvdtrain.tensorflow import model as tensorflow_model
 from hvdtrain.torch import model as torch_model
-from tests.models.support import as_hugging_face, bytes_saved, far_from_initial
+from tests.models.support import (
+    BORDERS,
+    DOCUMENTS,
+    as_hugging_face,
+    batch_of,
+    bytes_saved,
+    far_from_initial,
+)
 
 SMALL = ModelSpec(
     vocab_size=97,
@@ -32,32 +39,12 @@ SMALL = ModelSpec(
     layer_norm_epsilon=1e-3,
     dtype="float64",
 )
-LENGTH = 12
-# Where the second of two documents in a row starts.
-BORDERS = (5, 9, 2)
 
 
 def hugging_face(model: ModelSpec) -> GPT2LMHeadModel:
     """What Transformers builds from the `config.json` of a saved model."""
     config = GPT2Config(**gpt2.hf_config(model), bos_token_id=0, eos_token_id=0)
     return GPT2LMHeadModel(config).to(getattr(torch, model.dtype)).eval()
-
-
-DOCUMENTS = ("document_ids", "position_ids")
-
-
-def batch_of(model: ModelSpec, documents: tuple[str, ...] = ()) -> Batch:
-    """Three rows, perhaps of two documents each, told by these inputs; some predictions have weight 0."""
-    random = np.random.default_rng(5)
-    ids = random.integers(0, model.vocab_size, (3, LENGTH), dtype=np.int32)
-    weights = random.integers(0, 2, (3, LENGTH - 1)).astype(np.float64)
-    inputs = {"input_ids": ids}
-    if documents:
-        places = np.arange(LENGTH)
-        second = places >= np.array(BORDERS)[:, None]
-        told = {"document_ids": second, "position_ids": places - second * np.array(BORDERS)[:, None]}
-        inputs |= {name: told[name].astype(np.int32) for name in documents}
-    return Batch(inputs, ids[:, 1:], weights, weights.sum(), {"tokens": ids.size, "samples": 3})
 
 
 def models(spec: ModelSpec, compute: str | None = None) -> tuple[torch_model.Model, tensorflow_model.Model]:

@@ -22,8 +22,8 @@ from hvdtrain.tensorflow import objective as tensorflow_objective
 from hvdtrain.torch import losses as torch_losses
 from hvdtrain.torch import model as torch_model
 from hvdtrain.torch import objective as torch_objective
-from tests.models.support import as_hugging_face, bytes_saved
-from tests.models.test_gpt2 import SMALL, batch_of, models
+from tests.models.support import as_hugging_face, batch_of, bytes_saved
+from tests.models.test_gpt2 import SMALL, models
 
 # Three rows of 11 predictions of 97 classes: seven chunks of 4 and 5 predictions.
 MOST = 500

@@ -8,6 +8,7 @@ import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from hvdtrain.core.families.gpt2 import ModelSpec
+from hvdtrain.torch.families._transformers import attention_mask
 from hvdtrain.torch.world import device
 
 _ACTIVATIONS = {"gelu": torch.nn.GELU, "gelu_new": lambda: torch.nn.GELU(approximate="tanh")}
@@ -39,22 +40,10 @@ class Network:
         hidden = self._module.transformer(
             input_ids=inputs["input_ids"],
             position_ids=inputs.get("position_ids"),
-            attention_mask=_attention_mask(inputs),
+            attention_mask=attention_mask(inputs),
         ).last_hidden_state
         return hidden[:, :-1]
 
     def logits(self, features: torch.Tensor) -> torch.Tensor:
         """The language-model head, (rows, length - 1, vocab_size)."""
         return self._module.lm_head(features)
-
-
-def _attention_mask(inputs: Mapping[str, torch.Tensor]) -> torch.Tensor | None:
-    """Whether each token may look at each other one, (rows, 1, length, length): back, in its own document."""
-    documents = inputs.get("document_ids")
-    if documents is None and "position_ids" not in inputs:
-        return None
-    if documents is None:
-        # Without a mask, Transformers takes positions that start again for documents to be kept apart.
-        documents = torch.zeros_like(inputs["position_ids"])
-    same = documents[:, None, :, None] == documents[:, None, None, :]
-    return same.tril()

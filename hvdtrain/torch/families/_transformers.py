@@ -1,0 +1,19 @@
+"""What Transformers' models need to compute what the spec says."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+
+
+def attention_mask(inputs: Mapping[str, torch.Tensor]) -> torch.Tensor | None:
+    """Whether each token may look at each other one, (rows, 1, length, length): back, in its own document."""
+    documents = inputs.get("document_ids")
+    if documents is None and "position_ids" not in inputs:
+        return None
+    if documents is None:
+        # Without a mask, Transformers takes positions that start again for documents to be kept apart.
+        documents = torch.zeros_like(inputs["position_ids"])
+    same = documents[:, None, :, None] == documents[:, None, None, :]
+    return same.tril()
