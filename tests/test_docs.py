@@ -43,6 +43,12 @@ TABLES: dict[tuple[str, ...], type[Section]] = {
     **{(name,): kind for name, kind in SECTIONS.items() if name not in ("model", "data", "task")},
     ("groups",): GroupSpec,
     **{(name,): kind for name, kind in BY_FAMILY.items()},
+    **{
+        (name,): kind
+        for family in BY_FAMILY.values()
+        for name, field in family.model_fields.items()
+        if (kind := section_of(field))
+    },
     **{(name if name != "custom" else "custom task",): task.TaskSpec for name, task in BY_TASK.items()},
     ("data", "data of masked_lm"): BY_TASK["masked_lm"].DataSpec,
     ("data",): BY_TASK["causal_lm"].DataSpec,

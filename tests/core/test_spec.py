@@ -339,7 +339,7 @@ def test_a_file_that_is_no_text_is_refused(tmp_path: Path) -> None:
 
 
 # Whose section the data of a packaged spec is.
-DATA_OF = {"bert.data": "masked_lm", "gpt2.data": "causal_lm"}
+DATA_OF = {"bert.data": "masked_lm", "gpt2.data": "causal_lm", "llama.data": "causal_lm"}
 
 
 def test_the_json_schema_knows_every_field_of_the_packaged_specs_and_no_other() -> None:
@@ -365,7 +365,7 @@ def test_the_json_schema_knows_every_field_of_the_packaged_specs_and_no_other() 
             assert isinstance(value, int), path
             assert value >= rule.get("minimum", value), path
 
-    for name in ("bert", "gpt2"):
+    for name in ("bert", "gpt2", "llama"):
         check(yaml.safe_load((PACKAGED_SPECS / f"{name}.yaml").read_text()), schema, name)
     assert set(schema["properties"]) == set(JobSpec.model_fields)
     assert set(schema["required"]) == {"model", "data", "batch"}

@@ -39,16 +39,13 @@ TINY = (
     "schedule.warmup_steps=4",
     "num_threads=1",
 )
-# A GPT-2 of that size.
-TINY_GPT2 = (
+# What jobs of causal language models have in common.
+_CAUSAL = (
     "model.vocab_size=300",
-    "model.n_embd=32",
-    "model.n_layer=2",
-    "model.n_head=2",
-    "model.n_positions=32",
     "model.dtype=float64",
     "data.max_seq_length=32",
     "data.packing=false",
+    "data.validation_split=0.01",
     "batch.per_device_train_batch_size=1",
     "batch.global_batch_size=8",
     "schedule.warmup_ratio=null",
@@ -57,6 +54,18 @@ TINY_GPT2 = (
     "logging.tensorboard=false",
     "evaluation.eval_steps=null",
     "num_threads=1",
+)
+# A GPT-2 of that size.
+TINY_GPT2 = ("model.n_embd=32", "model.n_layer=2", "model.n_head=2", "model.n_positions=32", *_CAUSAL)
+# A Llama of that size.
+TINY_LLAMA = (
+    "model.hidden_size=32",
+    "model.intermediate_size=88",
+    "model.num_hidden_layers=2",
+    "model.num_attention_heads=4",
+    "model.num_key_value_heads=2",
+    "model.max_position_embeddings=32",
+    *_CAUSAL,
 )
 
 

@@ -16,11 +16,25 @@ from hvdtrain.core.checkpoints.model_folder import load_model, save_model
 from hvdtrain.core.checkpoints.saved_models import read_model
 from hvdtrain.core.data.byte_level_bpe import END_OF_TEXT, ByteLevelBPE, bpe_files
 from hvdtrain.core.errors import CheckpointError, DataError
-from hvdtrain.core.families import bert, gpt2
+from hvdtrain.core.families import bert, family_of, gpt2, llama
+from hvdtrain.core.families.rope import RopeParameters
 from hvdtrain.core.families.weights import initial_weights
+from hvdtrain.core.spec.sections import ModelSection
+from hvdtrain.core.tasks.task import most_positions
 from tests.models.support import far_from_initial
 
 MODEL = gpt2.ModelSpec(vocab_size=300, n_positions=16, n_embd=24, n_layer=2, n_head=3, n_inner=40)
+LLAMA = llama.ModelSpec(
+    vocab_size=300,
+    hidden_size=24,
+    intermediate_size=40,
+    num_hidden_layers=2,
+    num_attention_heads=6,
+    num_key_value_heads=2,
+    head_dim=4,
+    max_position_embeddings=16,
+    rope_parameters=RopeParameters(rope_type="linear", factor=2.0),
+)
 PROMPT = "the words"
 BOTH = pytest.mark.parametrize("framework", ["torch", "tensorflow"])
 
@@ -33,12 +47,13 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def save(folder: Path, model: gpt2.ModelSpec = MODEL) -> None:
+def save(folder: Path, model: ModelSection = MODEL) -> None:
+    family = family_of(model)
     tokenizer = ByteLevelBPE().train(lambda: ["the words of the page, and the page of words"] * 3, 300)
     end = tokenizer.token_to_id(END_OF_TEXT)
-    arrays = {n: a.astype("float32") for n, a in far_from_initial(gpt2.weights(model)).items()}
-    config = {**gpt2.hf_config(model), "bos_token_id": end, "eos_token_id": end}
-    save_model(folder, arrays, config, bpe_files(tokenizer.to_str(), model.n_positions))
+    arrays = {n: a.astype("float32") for n, a in far_from_initial(family.weights(model)).items()}
+    config = {**family.hf_config(model), "bos_token_id": end, "eos_token_id": end}
+    save_model(folder, arrays, config, bpe_files(tokenizer.to_str(), most_positions(model) or 0))
 
 
 def generate(*arguments: str | Path) -> Result:
@@ -57,8 +72,11 @@ def by_transformers(folder: Path, prompt: str, count: int) -> str:
 
 @BOTH
 @pytest.mark.parametrize("tied", [True, False])
-def test_the_greedy_text_is_that_of_transformers(tied: bool, framework: str, tmp_path: Path) -> None:
-    save(tmp_path / "model", MODEL.model_copy(update={"tie_word_embeddings": tied}))
+@pytest.mark.parametrize("model", [MODEL, LLAMA], ids=lambda model: model.model_type)
+def test_the_greedy_text_is_that_of_transformers(
+    model: ModelSection, tied: bool, framework: str, tmp_path: Path
+) -> None:
+    save(tmp_path / "model", model.model_copy(update={"tie_word_embeddings": tied}))
     done = generate(tmp_path, PROMPT, "--framework", framework, "--max-new-tokens", "8")
     assert done.exit_code == 0, done.output
     expected = by_transformers(tmp_path / "model", PROMPT, 8)
@@ -102,6 +120,8 @@ def test_of_a_long_prompt_the_model_sees_the_end_and_all_its_positions(saved: Pa
 
 def test_the_hyper_parameters_are_read_back_as_they_were(saved: Path, tmp_path: Path) -> None:
     assert read_model(saved / "model") == MODEL
+    save(tmp_path / "llama", LLAMA)
+    assert read_model(tmp_path / "llama") == LLAMA
     small = bert.ModelSpec(vocab_size=32, hidden_size=8, num_hidden_layers=1, num_attention_heads=2)
     (tmp_path / "config.json").write_text(json.dumps({**bert.hf_config(small), "pad_token_id": 0}))
     assert read_model(tmp_path) == small

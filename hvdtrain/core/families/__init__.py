@@ -12,6 +12,7 @@ FAMILIES = Registry(
     {
         "bert": "hvdtrain.core.families.bert",
         "gpt2": "hvdtrain.core.families.gpt2",
+        "llama": "hvdtrain.core.families.llama",
         "custom": "hvdtrain.core.families.custom",
     },
 )

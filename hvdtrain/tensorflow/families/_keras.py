@@ -31,8 +31,17 @@ def _gelu_new(x: tf.Tensor) -> tf.Tensor:
     )
 
 
+@_in_float32
+def _silu(x: tf.Tensor) -> tf.Tensor:
+    return x * tf.sigmoid(x)
+
+
 # TensorFlow 2.21's tf.nn.gelu rounds its constants to float32 even for float64 input: wrong by 5e-9.
-ACTIVATIONS: dict[str, Callable[[tf.Tensor], tf.Tensor]] = {"gelu": _gelu, "gelu_new": _gelu_new}
+ACTIVATIONS: dict[str, Callable[[tf.Tensor], tf.Tensor]] = {
+    "gelu": _gelu,
+    "gelu_new": _gelu_new,
+    "silu": _silu,
+}
 
 
 def set_attention_scale(attention: keras.layers.Layer, head_size: int, dtype: str) -> None:
