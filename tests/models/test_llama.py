@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
+import json
 import math
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import tensorflow as tf
 import torch
+import yaml
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import LlamaConfig, LlamaForCausalLM
 from transformers.models.llama import modeling_llama
 
+from hvdtrain.core.checkpoints.pretrained import read_pretrained
 from hvdtrain.core.data import Batch
 from hvdtrain.core.families import llama
 from hvdtrain.core.families.llama import ModelSpec
 from hvdtrain.core.families.rope import rope_table
 from hvdtrain.core.families.weights import initial_weights
+from hvdtrain.core.spec.job_spec import parse_spec
+from hvdtrain.core.spec.reading import PACKAGED_SPECS
 from hvdtrain.tensorflow import model as tensorflow_model
 from hvdtrain.torch import model as torch_model
 from tests.models.support import (
@@ -286,6 +292,30 @@ def test_products_alone_are_computed_in_16_bits(compute: str) -> None:
         for gradient in both:
             assert gradient.dtype == np.float32
             assert np.linalg.norm(gradient - expected) < 10 * rounding * scale, weight.name
+
+
+@kinds
+@pytest.mark.parametrize("version", [4, 5])
+def test_a_folder_of_transformers_is_a_spec(kind: str, version: int, tmp_path: Path) -> None:
+    spec = changed(SMALL, **KINDS[kind], vocab_size=300)
+    filled(spec).save_pretrained(tmp_path)
+    if version == 4:
+        path = tmp_path / "config.json"
+        config = json.loads(path.read_text())
+        rope = config.pop("rope_parameters")
+        config["rope_theta"] = rope.pop("rope_theta")
+        config["rope_scaling"] = rope if rope["rope_type"] != "default" else None
+        path.write_text(json.dumps(config))
+    raw = yaml.safe_load((PACKAGED_SPECS / "llama.yaml").read_text())
+    data = {**raw["data"], "tokenizer_file": "tokenizer.json", "max_seq_length": 16}
+    model = {"init_from": str(tmp_path), "dtype": "float64"}
+    found = parse_spec(yaml.safe_dump({**raw, "model": model, "data": data})).model
+    resolved = {"num_key_value_heads": spec.key_value_heads, "head_dim": spec.head_size}
+    assert found == changed(spec, **resolved, init_from=str(tmp_path))
+    table = llama.weights(spec)
+    arrays = read_pretrained(tmp_path, table, llama.HEADS, "float64")
+    for name, array in far_from_initial(table).items():
+        np.testing.assert_array_equal(arrays[name], array, err_msg=name)
 
 
 @kinds

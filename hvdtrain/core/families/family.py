@@ -20,6 +20,9 @@ class Family(Protocol):
         HEADS: beginnings of the names of weights that a saved model without this head lacks; optional.
         FIXED: values of fields of a `config.json` that the family has no field for, since it computes nothing
             else; optional.
+
+    A family whose `config.json` once had other names also has `current_config`, which takes the content of
+    one and returns it in today's.
     """
 
     ModelSpec: type[ModelSection]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 import numpy as np
@@ -15,6 +16,7 @@ from hvdtrain.core.spec.sections import Count, ModelSection, Probability
 TASKS = ("causal_lm",)
 DROPOUT = ("attention_dropout",)
 NETWORKS = {"torch": "hvdtrain.torch.families.llama", "tensorflow": "hvdtrain.tensorflow.families.llama"}
+HEADS = ("lm_head.",)
 
 _TOKENS, _NORM, _HEAD = "model.embed_tokens.weight", "model.norm.weight", "lm_head.weight"
 
@@ -169,13 +171,27 @@ def hf_config(model: ModelSpec) -> dict[str, Any]:
     Returns:
         A JSON-ready mapping; KerasHub wants the heads of keys and values told.
     """
-    return model.model_dump(exclude={"dtype"}) | {
+    return model.model_dump(exclude={"dtype", "init_from"}) | {
         "num_key_value_heads": model.key_value_heads,
         "head_dim": model.head_size,
         "rope_parameters": model.rope_parameters.hf_config(),
         "architectures": ["LlamaForCausalLM"],
         "dtype": model.dtype,
     }
+
+
+def current_config(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A `config.json` in today's names; before version 5, Transformers had `rope_theta` and `rope_scaling`.
+
+    Args:
+        config: its content.
+    """
+    if config.get("rope_parameters") is not None:
+        return dict(config)
+    scaling = dict(config.get("rope_scaling") or {})
+    if "type" in scaling:
+        scaling.setdefault("rope_type", scaling.pop("type"))
+    return {**config, "rope_parameters": {"rope_theta": config.get("rope_theta", 10000.0), **scaling}}
 
 
 def _norm(name: str, size: int) -> Weight:

@@ -46,6 +46,7 @@ def with_pretrained(raw: Mapping[str, Any]) -> dict[str, Any]:
             f"model of {kind!r}: leave one of them out"
         )
     family = FAMILIES.find(kind)
+    config = getattr(family, "current_config", dict)(config)
     _check_fixed(folder, config, getattr(family, "FIXED", {}), kind)
     given = {name: value for name, value in model.items() if value is not None}
     fields = {n: config[n] for n in family.ModelSpec.model_fields if n in config and n not in _FREE}

@@ -21,7 +21,7 @@ class Network:
         """Build the model; see `Network` of `hvdtrain.core.families.family`."""
         del compute_dtype  # autocast casts what enters matrix products
         config = LlamaConfig(
-            **model.model_dump(exclude={"dtype", "model_type", "rope_parameters"}),
+            **model.model_dump(exclude={"dtype", "init_from", "model_type", "rope_parameters"}),
             rope_parameters=model.rope_parameters.hf_config(),
             bos_token_id=None,
             eos_token_id=None,
