@@ -9,7 +9,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from transformers import BertConfig, BertForMaskedLM, BertModel, GPT2Config, GPT2LMHeadModel
+from transformers import (
+    BertConfig,
+    BertForMaskedLM,
+    BertModel,
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+)
 
 from hvdtrain.core.checkpoints.model_folder import load_model
 from hvdtrain.core.checkpoints.pretrained import read_pretrained
@@ -18,7 +26,7 @@ from hvdtrain.core.families import family_of
 from hvdtrain.core.run.job import prepare_data
 from hvdtrain.core.run.metrics import read_metrics
 from hvdtrain.core.spec.job_spec import JobSpec, load_spec, parse_spec
-from tests.jobs.runs import FRAMEWORKS, TINY, TINY_GPT2, train_all
+from tests.jobs.runs import FRAMEWORKS, TINY, TINY_GPT2, TINY_LLAMA, train_all
 
 SIZES = {
     "bert": {
@@ -33,9 +41,26 @@ SIZES = {
     },
     "gpt2": {"vocab_size": 300, "n_embd": 32, "n_layer": 2, "n_head": 2, "n_positions": 32}
     | dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), 0.0),
+    "llama": {
+        "vocab_size": 300,
+        "hidden_size": 32,
+        "intermediate_size": 88,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 32,
+    },
 }
-MODELS = {"bert": (BertConfig, BertForMaskedLM), "gpt2": (GPT2Config, GPT2LMHeadModel)}
-SETTINGS = {"bert": [*TINY, "batch.per_device_train_batch_size=2"], "gpt2": TINY_GPT2}
+MODELS = {
+    "bert": (BertConfig, BertForMaskedLM),
+    "gpt2": (GPT2Config, GPT2LMHeadModel),
+    "llama": (LlamaConfig, LlamaForCausalLM),
+}
+SETTINGS = {
+    "bert": [*TINY, "batch.per_device_train_batch_size=2"],
+    "gpt2": TINY_GPT2,
+    "llama": TINY_LLAMA,
+}
 
 
 def save(folder: Path, kind: str, model: Any = None, **options: Any) -> Path:
@@ -141,7 +166,9 @@ def test_a_folder_that_cannot_be_used_is_one_message(tmp_path: Path) -> None:
         spec_of(folder)
 
 
-@pytest.mark.parametrize("kind", ["bert", pytest.param("gpt2", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "kind", ["bert", *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("gpt2", "llama"))]
+)
 def test_both_frameworks_train_on_from_a_folder(folders: dict[str, Path], tmp_path: Path, kind: str) -> None:
     settings = [
         "max_steps=3",
