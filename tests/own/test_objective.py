@@ -92,7 +92,9 @@ def test_squares_and_binary_cross_entropies_are_those_of_elements(shape: tuple[i
 
 
 @pytest.mark.parametrize(
-    "wrap", [Output, lambda x: {"logits": x}, lambda x: (x, "more"), lambda x: [x]], ids=str
+    "wrap",
+    [Output, lambda x: {"logits": x}, lambda x: (x, "more"), lambda x: [x]],
+    ids=("attribute", "mapping", "tuple", "list"),
 )
 def test_what_models_return_around_their_logits(wrap: Wrap) -> None:
     logits, labels = RANDOM.normal(size=(ROWS, CLASSES)), RANDOM.integers(0, CLASSES, ROWS)
