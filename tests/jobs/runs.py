@@ -17,10 +17,12 @@ ROOT = Path(__file__).resolve().parents[2]
 WORKER = Path(__file__).with_name("worker.py")
 ON_GPU = Path(__file__).with_name("on_gpu.py")
 # horovodrun, which asks the first framework it can import what Horovod was built with: torch comes sooner.
-HOROVODRUN = (
-    *(["import sys; sys.modules['tensorflow'] = None"] * ("torch" in INSTALLED)),
-    "from horovod.runner.launch import run_commandline",
-    "run_commandline()",
+HOROVODRUN = "; ".join(
+    (
+        *(["import sys; sys.modules['tensorflow'] = None"] * ("torch" in INSTALLED)),
+        "from horovod.runner.launch import run_commandline",
+        "run_commandline()",
+    )
 )
 # Who waits yields: tests run beside each other.
 PLACING = ("--oversubscribe", "--bind-to", "none", "--mca", "mpi_yield_when_idle", "1")
@@ -109,7 +111,7 @@ def launch(
     ranks = [sys.executable, *program]
     if wire == "mpirun":
         return _run([*MPIRUN, "-np", str(np), *ranks], wire, timeout)
-    command = [sys.executable, "-c", "; ".join(HOROVODRUN), "-np", str(np)]
+    command = [sys.executable, "-c", HOROVODRUN, "-np", str(np)]
     command += ["--mpi" if wire == "mpi" else "--gloo"]
     command += [f"--mpi-args={' '.join(PLACING)}"] * (wire == "mpi")
     return _run([*command, *ranks], wire, timeout)
