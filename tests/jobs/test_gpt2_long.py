@@ -32,9 +32,11 @@ NAMES = {"*embeddings*": "*wte*", "*LayerNorm*": "*ln_*"}
 FOR_GPT2 = POLICIES["by name"]
 for theirs, own in NAMES.items():
     FOR_GPT2 = FOR_GPT2.replace(theirs, own)
+# A key's bias changes no score, so that rounding alone decides its gradient's sign.
+SIGNS = "[{match: '*c_attn.bias', type: none}, {type: sign}]"
 EVERY = {
     name: [*PLAIN, f"compression={policy}"]
-    for name, policy in (POLICIES | PERIODIC | {"by name": FOR_GPT2}).items()
+    for name, policy in (POLICIES | PERIODIC | {"by name": FOR_GPT2, "sign": SIGNS}).items()
 }
 MIXED = {
     f"{precision} {name}": [*settings, "model.dtype=float32", f"mixed_precision={precision}", "max_steps=10"]
