@@ -15,12 +15,13 @@ from hvdtrain.core.spec.job_spec import JobSpec
 from hvdtrain.core.spec.sections import ModelSection, TaskSection
 from hvdtrain.core.tasks import custom
 from hvdtrain.core.tasks.causal_lm import next_token_batch
-from hvdtrain.core.tasks.objective import split_labels
+from hvdtrain.core.tasks.objective import Objective
+from hvdtrain.core.tasks.objective_checks import split_labels
 from hvdtrain.core.update.precision import compute_dtype
 from hvdtrain.torch.families import custom as custom_network
 from hvdtrain.torch.families import network_of
 from hvdtrain.torch.losses import cross_entropy
-from hvdtrain.torch.objective import Objective
+from hvdtrain.torch.objective import build_objective
 from hvdtrain.torch.weights import Parameters, read, write
 from hvdtrain.torch.world import device
 
@@ -68,7 +69,7 @@ class Model:
         # Whether only the loss function knows what a batch weighs.
         self.weighs = False
         self._label_smoothing = task.label_smoothing if task else 0.0
-        self._objective = Objective(task, self._dtype) if isinstance(task, custom.TaskSpec) else None
+        self._objective = build_objective(task, self._dtype) if isinstance(task, custom.TaskSpec) else None
 
     def tensors(self, batch: Batch) -> dict[str, torch.Tensor]:
         """As the function `tensors`; DataError where a label is no class of the user's model."""

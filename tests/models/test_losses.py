@@ -151,7 +151,7 @@ def test_so_they_are_of_a_model_of_ones_own() -> None:
         (torch_objective, torch.from_numpy, torch.float64),
         (tensorflow_objective, tf.constant, tf.float64),
     ]:
-        made = objective.Objective(CustomTask(label_smoothing=0.2), dtype)  # type: ignore[attr-defined]
+        made = objective.build_objective(CustomTask(label_smoothing=0.2), dtype)  # type: ignore[attr-defined]
         batch = {"targets": tensor(targets), "loss_weights": tensor(weights)}
         found.append([float(made.loss(tensor(logits), batch, training)[0]) for training in (True, False)])
     kept = np.maximum(targets, 0)

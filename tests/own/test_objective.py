@@ -14,9 +14,9 @@ import torch
 from hvdtrain.core.errors import SpecError
 from hvdtrain.core.tasks.custom import TaskSpec, make_batch
 from hvdtrain.tensorflow import model as tensorflow_model
-from hvdtrain.tensorflow.objective import Objective as TensorFlowObjective
+from hvdtrain.tensorflow.objective import build_objective as tensorflow_objective
 from hvdtrain.torch import model as torch_model
-from hvdtrain.torch.objective import Objective as TorchObjective
+from hvdtrain.torch.objective import build_objective as torch_objective
 
 RANDOM = np.random.default_rng(0)
 ROWS, LENGTH, CLASSES = 5, 4, 3
@@ -28,8 +28,8 @@ def sums(task: TaskSpec, outputs: np.ndarray, labels: np.ndarray, wrap: Wrap = l
     """Sum and weight of the loss and of each metric, which both frameworks agree about, (means, 2)."""
     batch, found = make_batch({"x": np.zeros(len(labels)), "labels": labels}, task), []
     for objective, tensors, tensor in (
-        (TorchObjective(task, torch.float64), torch_model.tensors, torch.from_numpy),
-        (TensorFlowObjective(task, tf.float64), tensorflow_model.tensors, tf.constant),
+        (torch_objective(task, torch.float64), torch_model.tensors, torch.from_numpy),
+        (tensorflow_objective(task, tf.float64), tensorflow_model.tensors, tf.constant),
     ):
         given, made = tensors(batch), wrap(tensor(outputs))
         each = objective.loss(made, given), *objective.metrics(made, given)
@@ -121,9 +121,9 @@ def test_outputs_that_do_not_fit_are_told(
     batch = make_batch({"x": np.zeros(ROWS), "labels": np.zeros(labels, np.int64)}, task)
     with pytest.raises(SpecError) as raised:
         if framework == "torch":
-            TorchObjective(task, torch.float64).loss(torch.zeros(outputs), torch_model.tensors(batch))
+            torch_objective(task, torch.float64).loss(torch.zeros(outputs), torch_model.tensors(batch))
         else:
-            TensorFlowObjective(task, tf.float64).loss(tf.zeros(outputs), tensorflow_model.tensors(batch))
+            tensorflow_objective(task, tf.float64).loss(tf.zeros(outputs), tensorflow_model.tensors(batch))
     told = f"task.loss: {loss}: the model's output has shape {outputs}, and the labels {labels}; expected"
     assert str(raised.value).startswith(told)
 
@@ -139,8 +139,8 @@ def test_a_function_gets_all_that_the_data_has_by_its_names() -> None:
     batch = make_batch({"x": np.zeros(ROWS), "target": np.zeros(ROWS, np.int64)}, task)
     logits = np.eye(CLASSES)[[0, 1, 0, 0, 2]]
     for objective, tensors, tensor in (
-        (TorchObjective(task, torch.float64), torch_model.tensors, torch.tensor),
-        (TensorFlowObjective(task, tf.float64), tensorflow_model.tensors, tf.constant),
+        (torch_objective(task, torch.float64), torch_model.tensors, torch.tensor),
+        (tensorflow_objective(task, tf.float64), tensorflow_model.tensors, tf.constant),
     ):
         given = tensors(batch)
         outputs = {"any": tensor(3.0), "logits": tensor(logits)}
@@ -161,5 +161,5 @@ def test_rows_that_a_graph_does_not_know_are_a_loss_each() -> None:
 
     task = TaskSpec(loss=lambda outputs, batch: tf.boolean_mask(outputs, outputs > 0.0))
     batch = make_batch({"x": np.zeros(ROWS), "labels": np.zeros(ROWS, np.int64)}, task)
-    objective, given = TensorFlowObjective(task, tf.float64), tensorflow_model.tensors(batch)
+    objective, given = tensorflow_objective(task, tf.float64), tensorflow_model.tensors(batch)
     assert float(total(tf.ones(ROWS, tf.float64))) == ROWS

@@ -143,7 +143,7 @@ def check_arrays(arrays: Arrays, task: TaskSpec, field: str) -> None:
             means something else in a batch.
     """
     names, label = ", ".join(map(repr, arrays)), _label(arrays, task)
-    takes = [each for each in (task.loss, *task.metrics) if _is_name(each)]
+    takes = [each for each in (task.loss, *task.metrics) if is_name(each)]
     if takes and label is None:
         raise DataError(
             f"{field}: {takes[0]} takes one label, and samples have {names}, where task.label_names is "
@@ -244,7 +244,7 @@ def make_batch(arrays: Arrays, task: TaskSpec) -> Batch:
     """
     rows, label = len(next(iter(arrays.values()))), _label(arrays, task)
     targets = np.zeros((rows, 0), np.int32) if label is None else arrays[label]
-    valid = np.ones(targets.shape if _is_name(task.loss) else rows, dtype=bool)
+    valid = np.ones(targets.shape if is_name(task.loss) else rows, dtype=bool)
     if task.loss == "cross_entropy":
         valid = targets != task.ignore_index
     predictions = valid.reshape(rows, -1).sum(axis=1) if rows else np.zeros(0, np.int64)
@@ -263,7 +263,8 @@ def _label(arrays: Arrays, task: TaskSpec) -> str | None:
     return task.label_names[0] if len(task.label_names) == 1 and task.label_names[0] in arrays else None
 
 
-def _is_name(reference: Any) -> bool:
+def is_name(reference: Any) -> bool:
+    """Whether it names a loss or a metric of this package, and is no function of the user's."""
     return isinstance(reference, str) and reference in (*LOSSES, *METRICS)
 
 

@@ -1,136 +1,169 @@
-"""What a loss or a metric of the user's may take and return, whatever the framework."""
+"""The loss and the metrics of a user's model, from what the model returns, whatever the framework."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any, Protocol, TypeAlias
 
 from numpy.typing import NDArray
 
-from hvdtrain.core.data.values import kind_of
-from hvdtrain.core.errors import DataError, SpecError
+from hvdtrain.core.data.batches import Batch
+from hvdtrain.core.errors import SpecError
+from hvdtrain.core.spec.reference import describe
+from hvdtrain.core.tasks.custom import TaskSpec, is_name
+from hvdtrain.core.tasks.objective_checks import (
+    LOSS_WEIGHTS,
+    TARGETS,
+    check_classes,
+    check_result,
+    check_shapes,
+    logits_of,
+    split_labels,
+)
+from hvdtrain.core.user_code import load_user, user_code
 
-# What a batch's arrays are called beside the model's inputs.
-TARGETS, LOSS_WEIGHTS = "targets", "loss_weights"
+# Of the outputs and the labels (a named one), or of the outputs and the batch (the user's).
+Function: TypeAlias = Callable[..., Any]
+Tensors: TypeAlias = Mapping[str, Any]
+# Sum and weight, scalars: a mean is one over the other, each summed over ranks. Last, whether the function
+# gave the weight, so that it is known only now.
+Sums: TypeAlias = tuple[Any, Any, bool]
 
 
-def split_labels(
-    batch: Mapping[str, Any], label_names: Collection[str]
-) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The model's inputs, and what a function of `task.loss` or `task.metrics` is given.
+class Kernels(Protocol):
+    """What a framework computes for an `Objective`, in the dtype in which losses are summed.
 
-    Args:
-        batch: arrays or tensors by name, `targets` and `loss_weights` among them.
-        label_names: those of the task.
-
-    Returns:
-        The inputs, without labels; the inputs and the labels by the names that the user's data has.
+    Attributes:
+        losses: functions of the model's output and the labels, by name; one loss for each prediction.
+        metrics: likewise.
     """
-    given = {name: value for name, value in batch.items() if name not in (TARGETS, LOSS_WEIGHTS)}
-    inputs = {name: value for name, value in given.items() if name not in label_names}
-    if len(label_names) == 1:
-        given |= dict.fromkeys(label_names, batch[TARGETS])
-    return inputs, given
+
+    losses: Mapping[str, Function]
+    metrics: Mapping[str, Function]
+
+    def read(self, tensor: Any) -> NDArray[Any]:
+        """A tensor's values."""
+        ...
+
+    def unlike(self, targets: Any, value: int) -> Any:
+        """1 where targets differ from a value, else 0."""
+        ...
+
+    def classes(self, targets: Any, weights: Any) -> Any:
+        """Targets as the framework's cross-entropy takes them; those of weight 0 may be no class."""
+        ...
+
+    def sum_predictions(self, function: Function, logits: Any, targets: Any, weights: Any) -> tuple[Any, Any]:
+        """The weighted sum of a named function, and the sum of weights."""
+        ...
+
+    def sum_examples(self, values: Any, rows: int) -> tuple[Any, Any]:
+        """The sum of a value for each example, and how many there are."""
+        ...
+
+    def take_pair(self, total: Any, weight: Any) -> tuple[Any, Any]:
+        """A sum and a weight of the user's, through which no gradient flows."""
+        ...
 
 
-def logits_of(outputs: Any) -> Any:
-    """The array that a named loss takes: the model's output, what it calls `logits`, or its first element.
+class Objective:
+    """What `task.loss` and `task.metrics` name, as sums over a batch."""
 
-    Raises:
-        SpecError: the model has returned nothing of this kind.
-    """
-    found = outputs
-    if isinstance(outputs, Mapping) and "logits" in outputs:
-        found = outputs["logits"]
-    elif hasattr(outputs, "logits"):
-        found = outputs.logits
-    elif isinstance(outputs, list | tuple) and len(outputs):
-        found = outputs[0]
-    if not hasattr(found, "shape"):
-        names = f" with {', '.join(map(repr, outputs))}" if isinstance(outputs, Mapping) else ""
-        raise SpecError(
-            f"model: it returned {kind_of(outputs)}{names}; a named loss or metric takes a tensor, an object "
-            "or mapping with logits, or a tuple that begins with them; give a function as task.loss otherwise"
-        )
+    def __init__(self, task: TaskSpec, kernels: Kernels) -> None:
+        """Look up what the task names.
+
+        Args:
+            task: the section of the spec.
+            kernels: of a framework.
+
+        Raises:
+            SpecError: a path cannot be imported.
+        """
+        self._task, self._kernels = task, kernels
+        # Of `cross_entropy`, once it has been computed.
+        self._classes: int | None = None
+        self._loss = _find("task.loss", task.loss, kernels.losses)
+        self._metrics = [_find("task.metrics", metric, kernels.metrics) for metric in task.metrics]
+
+    @property
+    def count(self) -> int:
+        """How many means are computed: the loss and the metrics."""
+        return 1 + len(self._metrics)
+
+    def check(self, batch: Batch) -> None:
+        """DataError where a label of a batch is no class."""
+        if self._classes is not None:
+            check_classes(batch.targets, self._classes, self._task.ignore_index)
+
+    def inputs(self, batch: Tensors) -> dict[str, Any]:
+        """What of a batch the model takes."""
+        return split_labels(batch, self._task.label_names)[0]
+
+    def loss(self, outputs: Any, batch: Tensors, training: bool = False) -> Sums:
+        """The summed loss of a batch, and its weight where the function of the task says it.
+
+        Args:
+            outputs: the model's.
+            batch: what `tensors` made of a micro-batch.
+            training: whether labels are smoothed.
+
+        Raises:
+            SpecError: the shapes do not fit, or the function has failed.
+        """
+        function = self._loss
+        if training and self._task.label_smoothing:
+            function = partial(function, label_smoothing=self._task.label_smoothing)
+        return self._sums("task.loss", self._task.loss, function, outputs, batch)
+
+    def examples(self, outputs: Any, batch: Tensors) -> Any:
+        """The loss of each example, (rows,), where a function of the user's returns that; else their sum."""
+        if is_name(self._task.loss):
+            return self.loss(outputs, batch)[0]
+        found, pair = self._call("task.loss", self._task.loss, self._loss, outputs, batch)
+        return found if pair is None else pair[0]
+
+    def metrics(self, outputs: Any, batch: Tensors) -> list[Sums]:
+        """The same of each metric, in the order of `task.metrics`."""
+        return [
+            self._sums("task.metrics", name, function, outputs, batch)
+            for name, function in zip(self._task.metrics, self._metrics, strict=True)
+        ]
+
+    def _sums(self, field: str, name: Any, function: Function, outputs: Any, batch: Tensors) -> Sums:
+        if is_name(name):
+            return *self._named(field, name, function, logits_of(outputs), batch), False
+        found, pair = self._call(field, name, function, outputs, batch)
+        if pair is None:
+            return *self._kernels.sum_examples(found, batch[LOSS_WEIGHTS].shape[0]), False
+        return *self._kernels.take_pair(*pair), True
+
+    def _call(
+        self, field: str, name: Any, function: Function, outputs: Any, batch: Tensors
+    ) -> tuple[Any, tuple[Any, Any] | None]:
+        """What a function of the user's returns, and whether that is a pair."""
+        shown = str(describe(name))
+        with user_code(f"{field}: {shown}(outputs, batch)", function, SpecError):
+            found = function(outputs, split_labels(batch, self._task.label_names)[1])
+        return found, check_result(field, shown, found, batch[LOSS_WEIGHTS].shape[0])
+
+    def _named(
+        self, field: str, name: str, function: Function, logits: Any, batch: Tensors
+    ) -> tuple[Any, Any]:
+        targets, weights, ignored = batch[TARGETS], batch[LOSS_WEIGHTS], self._task.ignore_index
+        check_shapes(field, name, tuple(logits.shape), tuple(targets.shape))
+        if weights.shape != targets.shape:
+            # Beside a loss of the user's, whose weights are those of rows.
+            weights = self._kernels.unlike(targets, ignored)
+        if name == "cross_entropy":
+            if self._classes is None:
+                # The first batch is neither compiled nor checked.
+                self._classes = int(logits.shape[-1])
+                check_classes(self._kernels.read(targets), self._classes, ignored)
+            targets = self._kernels.classes(targets, weights)
+        return self._kernels.sum_predictions(function, logits, targets, weights)
+
+
+def _find(field: str, name: Any, named: Mapping[str, Function]) -> Function:
+    found: Function = named[name] if is_name(name) and name in named else load_user(name, field, SpecError)
     return found
-
-
-def check_shapes(field: str, name: str, outputs: tuple[int, ...], targets: tuple[int, ...]) -> None:
-    """Refuse outputs that a named loss or metric does not fit.
-
-    Args:
-        field: `task.loss` or `task.metrics`.
-        name: which.
-        outputs: shape of the model's output.
-        targets: shape of the labels.
-
-    Raises:
-        SpecError: with both shapes.
-    """
-    values, classes = outputs == targets, outputs[:-1] == targets
-    if name in ("mse", "bce_with_logits"):
-        fits, expected = values, f"{targets}, that of the labels"
-    else:
-        fits, expected = classes or (values and name != "cross_entropy"), f"{(*targets, 'classes')}"
-    if not fits:
-        advice = ""
-        if name == "cross_entropy" and len(outputs) == len(targets):
-            advice = f", or labels of shape {outputs[:-1]}: numbers of classes, one for each prediction"
-        raise SpecError(
-            f"{field}: {name}: the model's output has shape {outputs}, and the labels {targets}; expected an "
-            f"output of shape {expected}{advice}".replace("'classes'", "classes")
-        )
-
-
-def check_classes(labels: NDArray[Any], classes: int, ignore_index: int) -> None:
-    """Refuse labels of `cross_entropy` that are no classes: on a GPU they would end the process, or give NaN.
-
-    Args:
-        labels: of a batch, integers.
-        classes: that the model tells apart.
-        ignore_index: a label that is left out.
-
-    Raises:
-        DataError: with the first such label.
-    """
-    wrong = labels[(labels != ignore_index) & ((labels < 0) | (labels >= classes))]
-    if wrong.size:
-        raise DataError(
-            f"task.loss: cross_entropy: the model has {classes} classes, and a label is {wrong[0]}; expected "
-            f"0 to {classes - 1}, or task.ignore_index ({ignore_index}) where there is nothing to predict"
-        )
-
-
-def check_result(field: str, name: str, found: Any, rows: int) -> tuple[Any, Any] | None:
-    """What a function has returned.
-
-    Args:
-        field: `task.loss` or `task.metrics`.
-        name: the function.
-        found: what it returned.
-        rows: examples of the batch.
-
-    Returns:
-        The pair (sum, weight); None where `found` has one value for each example.
-
-    Raises:
-        SpecError: it is neither.
-    """
-    if isinstance(found, list | tuple) and len(found) == 2:
-        shapes = [tuple(getattr(part, "shape", ())) for part in found]
-        if shapes != [(), ()]:
-            raise SpecError(
-                f"{field}: {name} returned a pair of shapes {shapes[0]} and {shapes[1]} for {rows} "
-                "example(s); expected two numbers: a sum over examples, and what it is divided by"
-            )
-        total, weight = found
-        return total, weight
-    shape = getattr(found, "shape", None)
-    # TensorFlow may not know how many rows there are.
-    if shape is not None and tuple(shape) in ((rows,), (None,)):
-        return None
-    told = type(found).__name__ if shape is None else f"shape {tuple(shape)}" if len(shape) else "one number"
-    raise SpecError(
-        f"{field}: {name} returned {told} for {rows} example(s); expected a value for each, shape ({rows},), "
-        "or a pair (sum, weight). A mean does not say how many examples it stands for: use reduction='none'"
-    )
