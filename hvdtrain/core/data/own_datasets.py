@@ -35,6 +35,14 @@ class OwnDataSpec(DataSection):
     collate_fn: Reference | None = None
     dataloader_num_workers: Annotated[int, Field(ge=0)] = 0
 
+    @property
+    def why_empty(self) -> str:
+        """As `DataSection.why_empty`."""
+        return (
+            "their labels are all task.ignore_index, or the weights that task.loss returns are 0; look at "
+            "data.dataset"
+        )
+
 
 def find_datasets(data: OwnDataSpec, announce: Callable[[str], None]) -> tuple[Any, Any | None, str]:
     """Import and call what a data section names.

@@ -83,6 +83,14 @@ class TextSpec(DataSection):
     validation_split: Annotated[float, Field(ge=0.0, le=0.5)] = 0.05
     cache_dir: str | None = None
 
+    @property
+    def why_empty(self) -> str:
+        """As `DataSection.why_empty`."""
+        return (
+            "their text has no token that the tokenizer knows; give other data.files, a "
+            "data.tokenizer_file that fits them or a larger model.vocab_size"
+        )
+
     @model_validator(mode="after")
     def _one_source(self) -> TextSpec:
         if (self.corpus is None) == (not self.files):

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 import numpy as np
 
 from hvdtrain.core.data import Window
-from hvdtrain.core.data.text import TextSpec
 from hvdtrain.core.errors import TrainingError
 from hvdtrain.core.families.weights import trained
 from hvdtrain.core.run.buffers import buffers_kept
@@ -59,16 +58,9 @@ class Streak:
             return
         where = f"{count} updates in a row after step {step}"
         if not self.not_finite:
-            reason = (
-                "their text has no token that the tokenizer knows; give other data.files, a "
-                "data.tokenizer_file that fits them or a larger model.vocab_size"
-                if isinstance(spec.data, TextSpec)
-                else "their labels are all task.ignore_index, or the weights that task.loss returns are 0; "
-                "look at data.dataset"
-            )
             raise TrainingError(
                 f"{where} had nothing to predict on any rank and were skipped (max_skipped_updates): "
-                f"{reason}, or take more samples into an update (batch)"
+                f"{spec.data.why_empty}, or take more samples into an update (batch)"
             )
         raise TrainingError(
             f"{where} had a gradient norm of {grad_norm} and were skipped (max_skipped_updates"

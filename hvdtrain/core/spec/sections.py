@@ -59,6 +59,11 @@ class DataSection(Section):
 
     prefetch: Annotated[int, Field(ge=0)] = 2
 
+    @property
+    def why_empty(self) -> str:
+        """Why there may be nothing to predict in many updates, and what to do."""
+        return "their samples hold nothing to predict; look at the data section"
+
 
 class TaskSection(Section):
     """What every task's section has.

@@ -7,7 +7,22 @@ from collections.abc import Mapping
 import torch
 
 
-def attention_mask(inputs: Mapping[str, torch.Tensor]) -> torch.Tensor | None:
+def decoder_features(decoder: torch.nn.Module, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
+    """The last hidden state at every position but the last, (rows, length - 1, features).
+
+    Args:
+        decoder: one of Transformers', without its head.
+        inputs: a batch of `causal_lm`.
+    """
+    hidden = decoder(
+        input_ids=inputs["input_ids"],
+        position_ids=inputs.get("position_ids"),
+        attention_mask=_attention_mask(inputs),
+    ).last_hidden_state
+    return hidden[:, :-1]
+
+
+def _attention_mask(inputs: Mapping[str, torch.Tensor]) -> torch.Tensor | None:
     """Whether each token may look at each other one, (rows, 1, length, length): back, in its own document."""
     documents = inputs.get("document_ids")
     if documents is None and "position_ids" not in inputs:

@@ -8,7 +8,7 @@ import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from hvdtrain.core.families.gpt2 import ModelSpec
-from hvdtrain.torch.families._transformers import attention_mask
+from hvdtrain.torch.families._transformers import decoder_features
 from hvdtrain.torch.world import device
 
 _ACTIVATIONS = {"gelu": torch.nn.GELU, "gelu_new": lambda: torch.nn.GELU(approximate="tanh")}
@@ -37,12 +37,7 @@ class Network:
     def features(self, inputs: Mapping[str, torch.Tensor], training: bool) -> torch.Tensor:
         """The last hidden state at every position but the last, (rows, length - 1, n_embd)."""
         self._module.train(training)
-        hidden = self._module.transformer(
-            input_ids=inputs["input_ids"],
-            position_ids=inputs.get("position_ids"),
-            attention_mask=attention_mask(inputs),
-        ).last_hidden_state
-        return hidden[:, :-1]
+        return decoder_features(self._module.transformer, inputs)
 
     def logits(self, features: torch.Tensor) -> torch.Tensor:
         """The language-model head, (rows, length - 1, vocab_size)."""

@@ -10,7 +10,7 @@ from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 from hvdtrain.core.families.llama import ModelSpec
 from hvdtrain.core.families.rope import rope_table
-from hvdtrain.torch.families._transformers import attention_mask
+from hvdtrain.torch.families._transformers import decoder_features
 from hvdtrain.torch.world import device
 
 
@@ -37,12 +37,7 @@ class Network:
     def features(self, inputs: Mapping[str, torch.Tensor], training: bool) -> torch.Tensor:
         """The last hidden state at every position but the last, (rows, length - 1, hidden_size)."""
         self._module.train(training)
-        hidden = self._module.model(
-            input_ids=inputs["input_ids"],
-            position_ids=inputs.get("position_ids"),
-            attention_mask=attention_mask(inputs),
-        ).last_hidden_state
-        return hidden[:, :-1]
+        return decoder_features(self._module.model, inputs)
 
     def logits(self, features: torch.Tensor) -> torch.Tensor:
         """The language-model head, (rows, length - 1, vocab_size)."""
