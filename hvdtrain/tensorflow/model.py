@@ -120,6 +120,11 @@ class Model:
         found = [loss[:2] if loss[2] else (loss[0], tf.zeros_like(loss[0])), *(m[:2] for m in metrics)]
         return tf.stack([part for pair in found for part in pair])
 
+    def predict(self, batch: dict[str, tf.Tensor]) -> tf.Tensor:
+        """The logits of a batch, without dropout, in the weights' dtype: (rows · predictions, classes)."""
+        found = tf.cast(self.network.logits(self.network.features(batch, training=False)), self._dtype)
+        return tf.reshape(found, [-1, found.shape[-1]])
+
     def examine(self, batch: dict[str, tf.Tensor]) -> np.ndarray:
         """The loss of a batch; takes note of whether the loss says its weight: see `Adapter.examine`."""
         assert self._objective is not None

@@ -70,6 +70,7 @@ class Trainer:
         self._compiled_finishes: dict[Hashable, tf.types.experimental.PolymorphicFunction] = {}
         self._compiled_exchanges: dict[Policy, tf.types.experimental.PolymorphicFunction] = {}
         self._compiled_evaluate = _compiled(self.model.evaluate)
+        self._compiled_predict = _compiled(self.model.predict)
 
     def update(
         self,
@@ -134,6 +135,10 @@ class Trainer:
         """What an evaluation sums up over one batch; see `Adapter.evaluate`."""
         found = self._compiled_evaluate(self.model.tensors(batch)).numpy().astype(np.float64)
         return found if self.model.weighs else np.concatenate([found[:1], [batch.weight], found[2:]])
+
+    def predict(self, batch: Batch) -> np.ndarray:
+        """The logits of one batch; see `Adapter.predict`."""
+        return self._compiled_predict(self.model.tensors(batch)).numpy()
 
     def examine(self, batch: Batch) -> np.ndarray:
         """The loss of one batch; see `Adapter.examine`."""

@@ -127,6 +127,13 @@ class Model:
             found = [loss[:2] if loss[2] else (loss[0], torch.zeros_like(loss[0])), *(m[:2] for m in metrics)]
             return torch.stack([part for pair in found for part in pair])
 
+    def predict(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+        """The logits of a batch, without dropout, in the weights' dtype: (rows · predictions, classes)."""
+        with torch.no_grad():
+            with self._mixed():
+                features = self.network.features(batch, training=False)
+            return self._logits(features).flatten(0, -2).to(self._dtype)
+
     def examine(self, batch: dict[str, torch.Tensor]) -> np.ndarray:
         """The loss of a batch; takes note of whether the loss says its weight: see `Adapter.examine`."""
         assert self._objective is not None

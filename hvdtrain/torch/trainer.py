@@ -117,6 +117,10 @@ class Trainer:
         found = self.model.evaluate(self.model.tensors(batch)).double().cpu().numpy()
         return found if self.model.weighs else np.concatenate([found[:1], [batch.weight], found[2:]])
 
+    def predict(self, batch: Batch) -> np.ndarray:
+        """The logits of one batch; see `Adapter.predict`."""
+        return self.model.predict(self.model.tensors(batch)).cpu().numpy()
+
     def examine(self, batch: Batch) -> np.ndarray:
         """The loss of one batch; see `Adapter.examine`."""
         return self.model.examine(self.model.tensors(batch))

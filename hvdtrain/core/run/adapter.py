@@ -160,6 +160,15 @@ class Adapter(Protocol):
         """
         ...
 
+    def predict(self, batch: Batch) -> np.ndarray:
+        """The logits of one batch on this rank, without dropout.
+
+        Returns:
+            (rows, classes) where each row has one prediction, else (rows · predictions, classes); of the
+            weights' dtype.
+        """
+        ...
+
     def examine(self, batch: Batch) -> np.ndarray:
         """The loss of one batch, without dropout; finds out whether the loss itself says its weight.
 

@@ -2,39 +2,82 @@
 
 from __future__ import annotations
 
-import numpy as np
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
 
-from hvdtrain.core.data import eval_batches
+import numpy as np
+from numpy.typing import NDArray
+
+from hvdtrain.core.data import Batch, eval_batches
+from hvdtrain.core.data.batches import Split
 from hvdtrain.core.run.run import Run
+from hvdtrain.core.spec.job_spec import JobSpec
+from hvdtrain.core.spec.sections import ModelSection, TaskSection
 from hvdtrain.core.tasks import task_of
+from hvdtrain.core.tasks.task import Evaluator, Measures
 
 
 def evaluate(run: Run) -> dict[str, float | None]:
     """Evaluate the validation split, each sample exactly once over all ranks; every rank calls it.
 
     Returns:
-        `eval_loss` (the sum over all ranks divided by the sum of weights), what the task makes of it, such as
-        `eval_perplexity`, each metric of the task (a sum divided by a sum of weights, likewise) and
-        `eval_samples`. A mean is None where its sum of weights is 0, since then there is nothing to predict.
-        Empty when there is no validation split.
+        What the task measures, by names that begin with `eval_`, such as `eval_loss` (the sum over all ranks
+        divided by the sum of weights) and `eval_perplexity`, and `eval_samples`. A mean is None where its sum
+        of weights is 0, since then there is nothing to predict. Empty when there is no validation split.
     """
     if not run.plan.validation_samples:
         return {}
+    measures = measures_of(run.spec)
+    sums = count(run, measures, run.dataset.validation)
+    found = {f"eval_{name}": mean for name, mean in measures.means(sums[:-1]).items()}
+    return found | {"eval_samples": int(sums[-1])}
+
+
+def count(run: Run, measures: Measures, split: Split) -> NDArray[np.float64]:
+    """What an evaluation of a split adds up, over all ranks; every rank calls it.
+
+    Args:
+        run: on this rank.
+        measures: of the spec's task.
+        split: with at least one sample.
+
+    Returns:
+        The sums of `Measures.count`, and the number of samples behind them.
+    """
     batches = eval_batches(
-        run.dataset.validation,
-        per_device=run.plan.per_device_eval_batch_size,
-        rank=run.ranks.rank,
-        size=run.ranks.size,
+        split, per_device=run.plan.per_device_eval_batch_size, rank=run.ranks.rank, size=run.ranks.size
     )
-    names = ["loss", *run.spec.task.metric_names]
-    sums = np.zeros(2 * len(names) + 1)
-    for batch in batches:
-        sums += np.append(run.adapter.evaluate(batch), batch.counts["samples"])
-    *pairs, samples = run.ranks.sum(sums).tolist()
-    totals = zip(pairs[::2], pairs[1::2], strict=True)
-    means = [total / weight if weight else None for total, weight in totals]
-    found = {f"eval_{name}": mean for name, mean in zip(names, means, strict=True)}
-    return found | task_of(run.spec.task).summarise(means[0]) | {"eval_samples": int(samples)}
+    counts = (np.append(measures.count(run.adapter, batch), batch.counts["samples"]) for batch in batches)
+    return run.ranks.sum(functools.reduce(np.add, counts))
+
+
+def measures_of(spec: JobSpec) -> Measures:
+    """What an evaluation of a spec's task measures."""
+    make: Callable[[ModelSection], Measures] | None = getattr(task_of(spec.task), "measures", None)
+    return LossMeasures(spec.task) if make is None else make(spec.model)
+
+
+@dataclass(frozen=True)
+class LossMeasures:
+    """The loss, and the metrics that the adapter computes beside it.
+
+    Attributes:
+        task: the task section.
+    """
+
+    task: TaskSection
+
+    def count(self, evaluator: Evaluator, batch: Batch) -> NDArray[np.float64]:
+        """As `Measures.count`: what `Adapter.evaluate` returns."""
+        return evaluator.evaluate(batch)
+
+    def means(self, sums: NDArray[np.float64]) -> dict[str, float | None]:
+        """As `Measures.means`: sums divided by their sums of weights, and what the task makes of the loss."""
+        totals = zip(sums[::2].tolist(), sums[1::2].tolist(), strict=True)
+        means = [total / weight if weight else None for total, weight in totals]
+        names = ["loss", *self.task.metric_names]
+        return dict(zip(names, means, strict=True)) | task_of(self.task).summarise(means[0])
 
 
 def compression_counters(run: Run) -> dict[str, float]:

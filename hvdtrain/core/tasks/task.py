@@ -7,7 +7,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from hvdtrain.core.data.batches import Dataset
+import numpy as np
+from numpy.typing import NDArray
+
+from hvdtrain.core.data.batches import Batch, Dataset
 from hvdtrain.core.spec.sections import DataSection, TaskSection
 
 
@@ -24,12 +27,43 @@ class Shapes:
     predictions: int
 
 
+class Evaluator(Protocol):
+    """What computes an evaluation: an `Adapter` is one."""
+
+    def evaluate(self, batch: Batch) -> NDArray[np.float64]:
+        """As `Adapter.evaluate`."""
+        ...
+
+    def predict(self, batch: Batch) -> NDArray[Any]:
+        """As `Adapter.predict`."""
+        ...
+
+
+class Measures(Protocol):
+    """What an evaluation adds up over batches and ranks, and what it makes of the sums."""
+
+    def count(self, evaluator: Evaluator, batch: Batch) -> NDArray[np.float64]:
+        """What is added up, of one batch; always as many numbers."""
+        ...
+
+    def means(self, sums: NDArray[np.float64]) -> dict[str, float | None]:
+        """What is reported, by name; None for what would be divided by 0.
+
+        Args:
+            sums: of `count` over all batches of all ranks.
+        """
+        ...
+
+
 class Task(Protocol):
     """How samples become batches; the other modules of this package are some.
 
     Attributes:
         TaskSpec: its section of the spec.
         DataSpec: the data section of a spec with this task.
+
+    A task whose evaluation needs the logits has `measures`, which takes the spec's model section and returns
+    `Measures`. The others' evaluation adds up what `Adapter.evaluate` returns.
     """
 
     TaskSpec: type[TaskSection]
@@ -61,23 +95,24 @@ class Task(Protocol):
         ...
 
     def summarise(self, mean_loss: float | None) -> dict[str, float | None]:
-        """What an evaluation reports beside its loss.
+        """What an evaluation reports beside its loss and the metrics.
 
         Args:
             mean_loss: the sum of losses over all ranks divided by the sum of weights; None where that is 0.
 
         Returns:
-            Numbers by the names that a line of metrics.jsonl has for them; None for one that there is not.
+            Numbers by name; None for one that there is not. A line of metrics.jsonl has them with `eval_`
+            before their names.
         """
         ...
 
 
 def perplexity(mean_loss: float | None) -> dict[str, float | None]:
-    """`eval_perplexity`, the exponential of a mean loss in nats; infinite beyond float64."""
+    """`perplexity`, the exponential of a mean loss in nats; infinite beyond float64."""
     try:
-        return {"eval_perplexity": None if mean_loss is None else math.exp(mean_loss)}
+        return {"perplexity": None if mean_loss is None else math.exp(mean_loss)}
     except OverflowError:
-        return {"eval_perplexity": math.inf}
+        return {"perplexity": math.inf}
 
 
 def check_length(length: int, model: Any) -> None:

@@ -434,9 +434,9 @@ def test_wrong_fields_are_told(override: str, told: str) -> None:
 
 def test_perplexity_is_that_of_language_models() -> None:
     for task in (masked_lm, causal_lm):
-        assert task.summarise(np.log(3.0)) == {"eval_perplexity": pytest.approx(3.0)}
-        assert task.summarise(1e9) == {"eval_perplexity": np.inf}
-        assert task.summarise(None) == {"eval_perplexity": None}
+        assert task.summarise(np.log(3.0)) == {"perplexity": pytest.approx(3.0)}
+        assert task.summarise(1e9) == {"perplexity": np.inf}
+        assert task.summarise(None) == {"perplexity": None}
     assert custom.summarise(1.0) == {}
 
 

@@ -1,0 +1,83 @@
+"""Names of classes, and the number of each."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from hvdtrain.core.errors import DataError
+
+_SHOWN = 10
+
+
+@dataclass(frozen=True)
+class Labels:
+    """The classes of a data set; a class's number is its place.
+
+    Attributes:
+        names: of the classes.
+    """
+
+    names: tuple[str, ...]
+
+    @cached_property
+    def _numbers(self) -> dict[str, int]:
+        return {name: number for number, name in enumerate(self.names)}
+
+    def number(self, label: str, where: str) -> int:
+        """The number of a class.
+
+        Args:
+            label: its name.
+            where: the file and row, for the error.
+
+        Raises:
+            DataError: there is no such class.
+        """
+        found = self._numbers.get(label)
+        if found is None:
+            raise DataError(f"{where}: label {label!r} is none of the {len(self.names)} classes {self}")
+        return found
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """What a saved model's `config.json` says of them, in Hugging Face's names."""
+        return {
+            "id2label": {str(number): name for name, number in self._numbers.items()},
+            "label2id": dict(self._numbers),
+        }
+
+    def __str__(self) -> str:
+        more = f" and {len(self.names) - _SHOWN} more" if self.names[_SHOWN:] else ""
+        return ", ".join(map(repr, self.names[:_SHOWN])) + more
+
+
+def find_labels(seen: Collection[str], given: Sequence[str], num_labels: int, where: str) -> Labels:
+    """The classes of a training set.
+
+    Args:
+        seen: every label in it; sorted as numbers where all are whole numbers, else as text.
+        given: `data.class_names`; empty: those that are seen.
+        num_labels: `model.num_labels`.
+        where: the data's name, for errors.
+
+    Raises:
+        DataError: there are more or fewer classes than the model tells apart, or a name comes twice.
+    """
+    names = tuple(given) or tuple(sorted(seen, key=int if all(map(_is_number, seen)) else None))
+    field = "data.class_names" if given else where
+    if len(set(names)) < len(names):
+        raise DataError(f"data.class_names: {list(given)} has a name twice")
+    if len(names) != num_labels:
+        advice = "" if given else ", or list all classes in data.class_names where the data lacks some"
+        raise DataError(
+            f"{field}: {len(names)} classes ({Labels(names)}), and model.num_labels is {num_labels}: set "
+            f"model.num_labels: {len(names)}{advice}"
+        )
+    return Labels(names)
+
+
+def _is_number(label: str) -> bool:
+    return label.isascii() and label.removeprefix("-").isdigit()
