@@ -39,7 +39,10 @@ def build_trainer(spec: JobSpec, plan: Plan, weights: tuple[Weight, ...], networ
     Returns:
         The trainer; its weights are arbitrary until `model.write`.
     """
-    return Trainer(spec, plan, Model(spec.model, weights, compute_dtype(spec), network, spec.task))
+    model = Model(spec.model, weights, compute_dtype(spec), network, spec.task)
+    if spec.gradient_checkpointing:
+        model.network.gradient_checkpointing_enable()
+    return Trainer(spec, plan, model)
 
 
 class Trainer:

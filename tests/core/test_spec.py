@@ -387,3 +387,13 @@ def test_mixed_precision_wants_float32_masters() -> None:
 @pytest.mark.parametrize("text", ["no", "'no'", "false"])
 def test_an_unquoted_no_is_no(text: str) -> None:
     assert accepted(f"mixed_precision={text}").mixed_precision == "no"
+
+
+def test_a_model_of_the_users_is_not_recomputed() -> None:
+    own = {
+        "model": {"torch": "some.module:build"},
+        "data": {"dataset": "some.module:data"},
+        "task": {"type": "custom"},
+    }
+    with pytest.raises(SpecError, match=r"gradient_checkpointing: model_type custom has no layers .* itself"):
+        parse_spec(yaml.safe_dump(GOOD | own), ["gradient_checkpointing=true"])

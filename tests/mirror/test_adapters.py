@@ -35,6 +35,7 @@ ONE_SIDED = {
     "dropin/tape.py": "PyTorch has no tape",
     "families/_keras.py": "what Keras' layers need to compute what the spec says; PyTorch's do it",
     "families/_transformers.py": "likewise for Transformers' models",
+    "families/_recompute.py": "gradient checkpointing of Keras' layers; Transformers' models have their own",
     "keras/__init__.py": "Horovod's names for Keras in TensorFlow",
     "keras/callbacks.py": "likewise",
     "keras/elastic.py": "likewise",

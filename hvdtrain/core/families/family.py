@@ -21,6 +21,10 @@ class Family(Protocol):
         FIXED: values of fields of a `config.json` that the family has no field for, since it computes nothing
             else; optional.
 
+    A family whose layers can be computed again in the backward pass has `checkpointed_bytes`, which is
+    `activation_bytes` with `gradient_checkpointing`; its networks have `gradient_checkpointing_enable`, which
+    takes no argument.
+
     A family whose `config.json` once had other names also has `current_config`, which takes the content of
     one and returns it in today's.
     """

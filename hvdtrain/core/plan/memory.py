@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -57,11 +57,9 @@ def predict_memory(
     itemsize, compute = np.dtype(spec.model.dtype).itemsize, compute_itemsize(spec)
     weights = itemsize * sum(bucket.size for bucket in buckets)
     shapes = task_of(spec.task).shapes(spec.data, spec.task)
-    activations = (
-        family.activation_bytes(spec.model, rows, shapes.length, shapes.predictions, compute)
-        if family
-        else None
-    )
+    kind = "checkpointed_bytes" if spec.gradient_checkpointing else "activation_bytes"
+    saved: Callable[..., int | None] | None = getattr(family, kind, None)
+    activations = saved and saved(spec.model, rows, shapes.length, shapes.predictions, compute)
     copies = compute * family.product_elements(spec.model) if family and compute != itemsize else 0
     return Memory(
         weights=weights,

@@ -21,7 +21,7 @@ from pydantic import (
 from hvdtrain.core.compression import OTHERS, POLICIES, Compression, NoCompression, field_type
 from hvdtrain.core.compression.rules import Rules
 from hvdtrain.core.errors import SpecError
-from hvdtrain.core.families import FAMILIES
+from hvdtrain.core.families import FAMILIES, family_of
 from hvdtrain.core.spec import sections
 from hvdtrain.core.spec.pretrained import with_pretrained
 from hvdtrain.core.spec.problems import models_of, problems
@@ -48,6 +48,7 @@ class JobSpec(sections.Section):
     max_skipped_updates: sections.Count = 50
     compression: Compression = NoCompression()
     communication: sections.CommunicationSpec = sections.CommunicationSpec()
+    gradient_checkpointing: bool = False
     max_grad_norm: Annotated[float, Field(gt=0.0)] | None = 1.0
     num_threads: sections.Count | None = None
     evaluation: sections.EvaluationSpec = sections.EvaluationSpec()
@@ -87,6 +88,12 @@ class JobSpec(sections.Section):
             raise ValueError(
                 f"mixed_precision {self.mixed_precision} keeps weights in float32, and model.dtype is "
                 f"{self.model.dtype}: set model.dtype: float32 or mixed_precision: no"
+            )
+        if self.gradient_checkpointing and not hasattr(family_of(self.model), "checkpointed_bytes"):
+            raise ValueError(
+                f"gradient_checkpointing: model_type {self.model.model_type} has no layers that can be "
+                "computed again: leave it out; a model of your own calls torch.utils.checkpoint or "
+                "keras.remat itself"
             )
         task_of(self.task).check(self.model, self.data)
         return self

@@ -11,6 +11,7 @@ import tensorflow as tf
 from hvdtrain.core.families import gpt2
 from hvdtrain.core.families.gpt2 import ModelSpec
 from hvdtrain.tensorflow.families._keras import ACTIVATIONS, round_products, set_attention_scale
+from hvdtrain.tensorflow.families._recompute import recompute_layer
 from hvdtrain.tensorflow.weights import Parameters
 
 
@@ -41,6 +42,11 @@ class Network:
         self.parameters: Parameters = {
             name: tuple(found[path] for path in paths) for name, paths in gpt2.keras_paths(model).items()
         }
+
+    def gradient_checkpointing_enable(self) -> None:
+        """Compute layers again in the backward pass, and keep nothing but their inputs."""
+        for layer in self._layers:
+            recompute_layer(layer)
 
     def features(self, inputs: Mapping[str, tf.Tensor], training: bool) -> tf.Tensor:
         """The last hidden state at every position but the last, (rows, length - 1, n_embd)."""

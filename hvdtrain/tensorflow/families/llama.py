@@ -12,6 +12,7 @@ from hvdtrain.core.families.llama import ModelSpec
 from hvdtrain.core.families.rope import rope_table
 from hvdtrain.core.families.weights import Weight
 from hvdtrain.tensorflow.families._keras import ACTIVATIONS, round_products
+from hvdtrain.tensorflow.families._recompute import recomputed
 from hvdtrain.tensorflow.weights import Parameters
 
 
@@ -33,6 +34,10 @@ class Network:
         self.classes = model.vocab_size
         self.parameters: Parameters = {weight.name: (self._variable(weight.name),) for weight in table}
 
+    def gradient_checkpointing_enable(self) -> None:
+        """Compute layers again in the backward pass, and keep nothing but their inputs."""
+        self._decoder = recomputed(self._decoder, self._dropout)  # type: ignore[method-assign]
+
     def features(self, inputs: Mapping[str, tf.Tensor], training: bool) -> tf.Tensor:
         """The last hidden state at every position but the last, (rows, length - 1, hidden_size)."""
         ids = inputs["input_ids"]
@@ -40,10 +45,7 @@ class Network:
         mask = _attention_mask(ids.shape[1], inputs.get("document_ids"))
         hidden = self._layers["model.embed_tokens"](ids)
         for i in range(self._model.num_hidden_layers):
-            layer = f"model.layers.{i}"
-            normed = self._layers[f"{layer}.input_layernorm"](hidden)
-            hidden += self._attention(f"{layer}.self_attn", normed, rotation, mask, training)
-            hidden += self._mlp(f"{layer}.mlp", self._layers[f"{layer}.post_attention_layernorm"](hidden))
+            hidden = self._decoder(hidden, f"model.layers.{i}", rotation, mask, training=training)
         return self._layers["model.norm"](hidden)[:, :-1]
 
     def logits(self, features: tf.Tensor) -> tf.Tensor:
@@ -53,6 +55,18 @@ class Network:
         rows, matrix = tf.reshape(features, [-1, features.shape[-1]]), tf.convert_to_tensor(variable)
         rows, matrix = (tf.cast(x, self._compute_dtype) for x in (rows, matrix))
         return tf.matmul(rows, matrix, transpose_b=tied)
+
+    def _decoder(
+        self,
+        hidden: tf.Tensor,
+        name: str,
+        rotation: tuple[tf.Tensor, tf.Tensor],
+        mask: tf.Tensor,
+        training: bool,
+    ) -> tf.Tensor:
+        normed = self._layers[f"{name}.input_layernorm"](hidden)
+        hidden += self._attention(f"{name}.self_attn", normed, rotation, mask, training)
+        return hidden + self._mlp(f"{name}.mlp", self._layers[f"{name}.post_attention_layernorm"](hidden))
 
     def _attention(
         self, name: str, x: tf.Tensor, rotation: tuple[tf.Tensor, tf.Tensor], mask: tf.Tensor, training: bool

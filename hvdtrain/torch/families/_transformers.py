@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import torch
+from transformers import PreTrainedModel
 
 
 def decoder_features(decoder: torch.nn.Module, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
@@ -20,6 +21,14 @@ def decoder_features(decoder: torch.nn.Module, inputs: Mapping[str, torch.Tensor
         attention_mask=_attention_mask(inputs),
     ).last_hidden_state
     return hidden[:, :-1]
+
+
+def recompute_layers(module: PreTrainedModel) -> None:
+    """Have a model compute its layers again in the backward pass, with the same dropout."""
+    # Transformers 5.24 renames it.
+    name = "activation_checkpointing_enable"
+    enable = getattr(module, name, module.gradient_checkpointing_enable)
+    enable({"use_reentrant": False})
 
 
 def _attention_mask(inputs: Mapping[str, torch.Tensor]) -> torch.Tensor | None:

@@ -8,6 +8,7 @@ import torch
 from transformers import BertConfig, BertForMaskedLM
 
 from hvdtrain.core.families.bert import ModelSpec
+from hvdtrain.torch.families._transformers import recompute_layers
 from hvdtrain.torch.world import device
 
 
@@ -23,6 +24,10 @@ class Network:
         self._module.bert.embeddings.word_embeddings.padding_idx = None
         self.classes = model.vocab_size
         self.parameters = dict(self._module.named_parameters())
+
+    def gradient_checkpointing_enable(self) -> None:
+        """Compute layers again in the backward pass, and keep nothing but their inputs."""
+        recompute_layers(self._module)
 
     def features(self, inputs: Mapping[str, torch.Tensor], training: bool) -> torch.Tensor:
         """The last hidden state at the masked positions, (rows, predictions, hidden_size)."""

@@ -8,7 +8,7 @@ import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from hvdtrain.core.families.gpt2 import ModelSpec
-from hvdtrain.torch.families._transformers import decoder_features
+from hvdtrain.torch.families._transformers import decoder_features, recompute_layers
 from hvdtrain.torch.world import device
 
 _ACTIVATIONS = {"gelu": torch.nn.GELU, "gelu_new": lambda: torch.nn.GELU(approximate="tanh")}
@@ -33,6 +33,10 @@ class Network:
             block.mlp.act = _ACTIVATIONS[model.activation_function]()
         self.classes = model.vocab_size
         self.parameters = dict(self._module.named_parameters())
+
+    def gradient_checkpointing_enable(self) -> None:
+        """Compute layers again in the backward pass, and keep nothing but their inputs."""
+        recompute_layers(self._module)
 
     def features(self, inputs: Mapping[str, torch.Tensor], training: bool) -> torch.Tensor:
         """The last hidden state at every position but the last, (rows, length - 1, n_embd)."""

@@ -10,7 +10,7 @@ from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 from hvdtrain.core.families.llama import ModelSpec
 from hvdtrain.core.families.rope import rope_table
-from hvdtrain.torch.families._transformers import decoder_features
+from hvdtrain.torch.families._transformers import decoder_features, recompute_layers
 from hvdtrain.torch.world import device
 
 
@@ -33,6 +33,10 @@ class Network:
         self._module.model.rotary_emb = _Rotation(model)
         self.classes = model.vocab_size
         self.parameters = dict(self._module.named_parameters())
+
+    def gradient_checkpointing_enable(self) -> None:
+        """Compute layers again in the backward pass, and keep nothing but their inputs."""
+        recompute_layers(self._module)
 
     def features(self, inputs: Mapping[str, torch.Tensor], training: bool) -> torch.Tensor:
         """The last hidden state at every position but the last, (rows, length - 1, hidden_size)."""
