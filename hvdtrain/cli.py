@@ -129,6 +129,41 @@ def generate(
 
 
 @app.command()
+def evaluate(
+    output_dir: Annotated[Path, typer.Argument(help="A job's output directory, its model or a checkpoint.")],
+    *,
+    data: Annotated[
+        list[str] | None,
+        typer.Option(help="File to evaluate on, as in data.files; default: the job's validation split."),
+    ] = None,
+    framework: Annotated[
+        Framework | None, typer.Option(help="Which framework computes; default: one that is installed.")
+    ] = None,
+    json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
+) -> None:
+    """Evaluate the model that a job has saved in OUTPUT_DIR; under a launcher, on all ranks."""
+    from hvdtrain.core.errors import CheckpointError
+    from hvdtrain.core.process.ending import ends_the_job
+    from hvdtrain.core.process.environment import launched_rank
+    from hvdtrain.core.process.paths import user_path
+    from hvdtrain.core.run.evaluation_table import print_evaluation
+    from hvdtrain.core.run.saved_evaluation import evaluate_saved, read_job
+    from hvdtrain.engine.versions import torch_version
+
+    with ends_the_job(raises=launched_rank() is None):
+        spec, folder = read_job(user_path(output_dir, "OUTPUT_DIR", CheckpointError), data or ())
+        chosen = framework or (Framework.TORCH if torch_version() else Framework.TENSORFLOW)
+        loaded = importlib.import_module(f"hvdtrain.{chosen}.job").load()
+        found = evaluate_saved(loaded, spec, folder)
+    if not launched_rank():
+        if json:
+            typer.echo(json_.dumps(found.as_dict(), indent=2))
+        else:
+            print_evaluation(found, f"{folder}, evaluated in {chosen}")
+    loaded.shutdown()
+
+
+@app.command()
 def schema() -> None:
     """Print the JSON schema of job specs, for editors that complete and check YAML."""
     from hvdtrain.core.spec.job_spec import json_schema

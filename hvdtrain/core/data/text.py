@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Literal, Protocol
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol
 
 from pydantic import Field, model_validator
 
@@ -107,6 +108,15 @@ class SourceSpec(DataSection):
     def split_share(self) -> float:
         """Share of the training samples to evaluate on where there are no validation files."""
         return 0.05 if self.validation_split is None else self.validation_split
+
+    def evaluated_on(self, files: Sequence[str], folder: Path, class_names: Sequence[str]) -> SourceSpec:
+        """As `DataSection.evaluated_on`: no sample of the training text is needed."""
+        tokenizer = folder / "tokenizer.json"
+        found: dict[str, Any] = {"corpus": None, "files": tuple(files), "validation_files": tuple(files)}
+        found |= {"validation_split": None, "tokenizer_file": str(tokenizer)}
+        if "class_names" in type(self).model_fields:
+            found["class_names"] = tuple(class_names)
+        return self.model_copy(update=found)
 
     @model_validator(mode="after")
     def _one_source(self) -> SourceSpec:

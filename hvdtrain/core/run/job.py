@@ -35,6 +35,8 @@ from hvdtrain.core.run.training import train
 from hvdtrain.core.spec.job_spec import JobSpec, load_spec
 from hvdtrain.core.tasks import task_of
 
+SPEC_FILE = "spec.json"
+
 
 def run_job(load: Callable[[], Framework], default_spec: str, arguments: Sequence[str] | None = None) -> None:
     """Run a job script on this rank; a failure shows its rank and ends the process at once.
@@ -109,8 +111,39 @@ def train_spec(
     Raises:
         TrainingError: ranks differ in what they were started with, or in what they have made of it.
     """
+    run = open_run(framework, ranks, spec, output_dir, resume_from)
+    if ranks.is_chief:
+        _write_records(output_dir, spec, run.plan)
+    state = start(run, resume_from)
+    examine(run)
+    if ranks.is_chief:
+        print_plan(run.plan, f"{framework.name}: what this run will do")
+    result = train(run, state)
+    if ranks.is_chief:
+        where = f"model in {result.model_dir}, metrics in {output_dir / METRICS_FILE}"
+        _say(f"done: {_closing(result, run.plan)}; {where}")
+    return result
+
+
+def open_run(
+    framework: Framework, ranks: Ranks, spec: JobSpec, output_dir: Path, resume_from: Path | None = None
+) -> Run:
+    """Prepare the data and build the model on this rank; every rank calls it, and they agree on all of it.
+
+    Args:
+        framework: of this rank.
+        ranks: what its `init` returned.
+        spec: the job.
+        output_dir: of the run.
+        resume_from: the checkpoint that the run goes on from.
+
+    Returns:
+        The run; the model's weights are arbitrary.
+
+    Raises:
+        TrainingError: ranks differ in what they were started with, or in what they have made of it.
+    """
     world = ranks.world
-    say = _say if world.is_chief else _keep_silent
     check_command(framework, ranks, spec, resume_from)
     dataset = prepare_data(spec, announce=_say if world.local_rank == 0 else _keep_silent)
     check_data(dataset, ranks)
@@ -121,19 +154,8 @@ def train_spec(
     spec.rules.check_ranks(world.size, world.mpi)
     plan = plan_job(spec, family, dataset, world.size, world.threads(spec.num_threads))
     check_plan(plan, ranks)
-    if world.is_chief:
-        _write_records(output_dir, spec, plan)
     adapter = framework.adapter(spec, plan, weights, network)
-    run = Run(spec, plan, ranks, dataset, family, weights, adapter, output_dir)
-    state = start(run, resume_from)
-    examine(run)
-    if world.is_chief:
-        print_plan(plan, f"{framework.name}: what this run will do")
-    result = train(run, state)
-    say(
-        f"done: {_closing(result, plan)}; model in {result.model_dir}, metrics in {output_dir / METRICS_FILE}"
-    )
-    return result
+    return Run(spec, plan, ranks, dataset, family, weights, adapter, output_dir)
 
 
 def join_and_train(
@@ -174,7 +196,7 @@ def _parse(arguments: Sequence[str] | None, default_spec: str) -> argparse.Names
 def _write_records(output_dir: Path, spec: JobSpec, plan: Plan) -> None:
     try:
         output_dir.mkdir(parents=True, exist_ok=True)
-        (output_dir / "spec.json").write_text(spec.model_dump_json(indent=2) + "\n", encoding="utf-8")
+        (output_dir / SPEC_FILE).write_text(spec.model_dump_json(indent=2) + "\n", encoding="utf-8")
         (output_dir / "plan.json").write_text(
             strict_json.dumps(plan.as_dict(), indent=2) + "\n", encoding="utf-8"
         )

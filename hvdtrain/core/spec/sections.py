@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
+
+from hvdtrain.core.errors import SpecError
 
 Probability = Annotated[float, Field(ge=0.0, lt=1.0)]
 Count = Annotated[int, Field(ge=1)]
@@ -63,6 +67,20 @@ class DataSection(Section):
     def why_empty(self) -> str:
         """Why there may be nothing to predict in many updates, and what to do."""
         return "their samples hold nothing to predict; look at the data section"
+
+    def evaluated_on(self, files: Sequence[str], folder: Path, class_names: Sequence[str]) -> DataSection:
+        """This section, but with other data to evaluate on.
+
+        Args:
+            files: as the section's field for files has them.
+            folder: of the saved model, which may hold a tokenizer.
+            class_names: of that model; empty where it has none.
+
+        Raises:
+            SpecError: the data of this task is given otherwise.
+        """
+        del files, folder, class_names
+        raise SpecError("--data: the data of this task is not given by files; change its spec instead")
 
 
 class TaskSection(Section):

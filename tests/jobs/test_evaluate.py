@@ -1,0 +1,74 @@
+"""`hvdtrain evaluate`: a saved model's metrics are those that its job has logged, on any ranks."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from hvdtrain.core.run.metrics import read_metrics
+from tests.jobs.runs import TINY, launch, small_corpus, train_all
+
+PROGRAM = ["-m", "hvdtrain.cli", "evaluate"]
+
+
+@pytest.fixture(scope="module")
+def job(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The output directory of a job on two ranks, whose compression one rank could not use."""
+    root = tmp_path_factory.mktemp("evaluate")
+    scenario = [
+        *TINY,
+        *small_corpus(root / "corpus"),
+        "model.dtype=float64",
+        "batch.per_device_train_batch_size=4",
+        "batch.global_batch_size=16",
+        "max_steps=4",
+        "checkpointing.save_steps=2",
+    ]
+    return train_all(root, "torch", 2, {"bert": scenario})["bert"]
+
+
+def evaluate(*arguments: str | Path, np: int = 1) -> dict[str, Any]:
+    done = launch(np, [*PROGRAM, *map(str, arguments), "--json"])
+    assert done.returncode == 0, done.stdout[-3000:]
+    # The launcher says which rank has written a line; libraries have written some as well.
+    text = re.sub(r"^\[\d+,\d+\]<\w+>: ?", "", done.stdout, flags=re.MULTILINE)
+    found: dict[str, Any] = json.loads(text[text.index("{") : text.rindex("}") + 1])
+    return found
+
+
+def test_the_metrics_are_those_that_were_logged(job: Path) -> None:
+    logged = {n: v for n, v in read_metrics(job)[1][-1].items() if n.startswith("eval_")}
+    assert evaluate(job) == logged | {"eval_loss": pytest.approx(logged["eval_loss"], rel=1e-14)} | {
+        "eval_perplexity": pytest.approx(logged["eval_perplexity"], rel=1e-13)
+    }
+    found = evaluate(job / "model", "--framework", "tensorflow", np=3)
+    assert found["eval_loss"] == pytest.approx(logged["eval_loss"], rel=1e-12)
+    assert found["eval_samples"] == logged["eval_samples"]
+    assert evaluate(job / "checkpoint-2")["eval_loss"] > logged["eval_loss"]
+
+
+def test_other_data_can_be_given(job: Path, tmp_path: Path) -> None:
+    (tmp_path / "other.txt").write_text("the words of a page\n\nand some others of them")
+    found = evaluate(job, "--data", tmp_path / "other.txt")
+    assert found["eval_samples"] == 2
+    assert found["eval_loss"] > 0.0
+
+
+def test_what_is_wrong_is_told(job: Path, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    for arguments, told in (
+        (
+            [tmp_path / "empty"],
+            "neither it nor the folder above holds spec.json; give a job's",
+        ),
+        ([tmp_path / "nowhere"], "nowhere: no such folder"),
+        ([job, "--data", tmp_path / "none.txt"], "none.txt"),
+    ):
+        done = launch(1, [*PROGRAM, *map(str, arguments)])
+        assert done.returncode == 1
+        assert told in done.stdout, done.stdout
+        assert "Traceback" not in done.stdout
