@@ -4,7 +4,15 @@ from __future__ import annotations
 
 from typing import ClassVar, Literal
 
-from hvdtrain.core.compression.protocol import AllReduce, Array, Ops, Policy, Reduction, State
+from hvdtrain.core.compression.protocol import (
+    AllReduce,
+    Array,
+    Ops,
+    Policy,
+    ReduceScatter,
+    Reduction,
+    State,
+)
 from hvdtrain.core.update.buckets import Bucket
 
 _ITEMSIZE = 2
@@ -24,6 +32,7 @@ class Bf16(Policy):
     residuals: ClassVar[frozenset[str]] = frozenset({"residual"})
     elementwise: ClassVar[bool] = True
     joins: ClassVar[bool] = True
+    shards: ClassVar[bool] = True
     wire_types: ClassVar[frozenset[str]] = frozenset({"bfloat16"})
     type: Literal["bf16"] = "bf16"
     use_error_feedback: bool = True
@@ -34,14 +43,29 @@ class Bf16(Policy):
 
     def reduce(self, ops: Ops, bucket: Bucket, flat: Array, state: State, update: Array) -> Reduction:
         """One allreduce of the rounded bucket."""
-        if self.use_error_feedback:
-            sent, lost = ops.shorten(flat, state["residual"])
-            state = {"residual": lost}
-        else:
-            sent = ops.cast(flat, "bfloat16")
+        sent, state = self._round(ops, flat, state)
         total = yield AllReduce(sent)
         return ops.lengthen(total, flat), state
+
+    def scatter(self, ops: Ops, bucket: Bucket, flat: Array, state: State, update: Array) -> Reduction:
+        """One reducescatter of the rounded bucket."""
+        shard = self.shard_size(bucket, ops.ranks)
+        sent, state = self._round(ops, flat[: bucket.size], state)
+        padding = ops.ranks * shard - bucket.size
+        sent = ops.concat([sent, ops.zeros((padding,), "bfloat16")]) if padding else sent
+        mine = yield ReduceScatter(ops.reshape(sent, (ops.ranks, -1)))
+        return ops.lengthen(mine, flat[:shard]), state
+
+    def scatter_bytes(self, bucket: Bucket, itemsize: int, ranks: int) -> int:
+        """Two bytes an element, padding included."""
+        return ranks * self.shard_size(bucket, ranks) * _ITEMSIZE
 
     def wire_bytes(self, bucket: Bucket, itemsize: int, ranks: int) -> int:
         """Two bytes an element."""
         return bucket.size * _ITEMSIZE
+
+    def _round(self, ops: Ops, flat: Array, state: State) -> tuple[Array, State]:
+        if not self.use_error_feedback:
+            return ops.cast(flat, "bfloat16"), state
+        sent, lost = ops.shorten(flat, state["residual"])
+        return sent, {"residual": lost}

@@ -15,13 +15,14 @@ from hvdtrain.core.compression.protocol import (
     Array,
     Ops,
     Policy,
+    ReduceScatter,
     Reduction,
     Request,
     State,
 )
 from hvdtrain.core.update.buckets import Bucket
 
-_ITEMSIZE = 2
+_ITEMSIZE, _MAXIMUM_BYTES = 2, 4
 # How much larger than the largest sum of recent updates one rank's element may be without being clipped.
 _HEADROOM = 8.0
 _FORGETTING = 0.99
@@ -42,6 +43,7 @@ class Fp16(Policy):
     counters: ClassVar[frozenset[str]] = frozenset({"clips"})
     elementwise: ClassVar[bool] = True
     joins: ClassVar[bool] = True
+    shards: ClassVar[bool] = True
     type: Literal["fp16"] = "fp16"
 
     def at(self, update: int) -> Policy:
@@ -55,17 +57,23 @@ class Fp16(Policy):
     def reduce(self, ops: Ops, bucket: Bucket, flat: Array, state: State, update: Array) -> Reduction:
         """One allreduce of the scaled and rounded bucket."""
         maximum = yield from self._maximum(ops, flat, state)
-        dtype, limit = ops.dtype(flat), _limit(ops.ranks)
-        ceiling = 2.0 * ops.power_of_two(ops.clip(maximum, _SMALLEST, _LARGEST))
-        scale = ops.cast(limit / _HEADROOM / ceiling, dtype)
-        halves, clips = ops.narrow(flat, scale, limit)
+        halves, scale, clips = _narrow(ops, flat, maximum)
         total = yield AllReduce(halves)
         reduced, seen = ops.widen(total, scale, flat)
-        before = _FORGETTING * maximum
-        return reduced, {
-            "maximum": ops.where(seen > before, seen, before),
-            "clips": state["clips"] + clips,
-        }
+        return reduced, _after(ops, state, maximum, seen, clips)
+
+    def scatter(self, ops: Ops, bucket: Bucket, flat: Array, state: State, update: Array) -> Reduction:
+        """One reducescatter of the scaled and rounded bucket, and an allgather of the shards' maxima."""
+        maximum = yield from self._maximum(ops, flat, state)
+        halves, scale, clips = _narrow(ops, flat, maximum)
+        total = yield ReduceScatter(ops.reshape(halves, (ops.ranks, -1)))
+        mine, seen = ops.widen(total, scale, flat[: self.shard_size(bucket, ops.ranks)])
+        every = yield AllGather(ops.reshape(seen, (1,)))
+        return mine, _after(ops, state, maximum, ops.max(ops.reshape(every, (-1,))), clips)
+
+    def scatter_bytes(self, bucket: Bucket, itemsize: int, ranks: int) -> int:
+        """Two bytes an element, padding included, and four for the shard's maximum."""
+        return ranks * self.shard_size(bucket, ranks) * _ITEMSIZE + _MAXIMUM_BYTES
 
     def wire_bytes(self, bucket: Bucket, itemsize: int, ranks: int) -> int:
         """Two bytes an element."""
@@ -78,12 +86,29 @@ class Fp16(Policy):
 
 class _FirstFp16(Fp16):
     def wire_bytes(self, bucket: Bucket, itemsize: int, ranks: int) -> int:
-        return super().wire_bytes(bucket, itemsize, ranks) + 4
+        return super().wire_bytes(bucket, itemsize, ranks) + _MAXIMUM_BYTES
+
+    def scatter_bytes(self, bucket: Bucket, itemsize: int, ranks: int) -> int:
+        return super().scatter_bytes(bucket, itemsize, ranks) + _MAXIMUM_BYTES
 
     def _maximum(self, ops: Ops, flat: Array, state: State) -> Generator[Request, Array, Array]:
         own = ops.cast(ops.magnitude(flat), "float32")
         every = yield AllGather(ops.reshape(own, (1,)))
         return ops.max(ops.reshape(every, (-1,)))
+
+
+def _narrow(ops: Ops, flat: Array, maximum: Array) -> tuple[Array, Array, Array]:
+    """The bucket in 16 bits, the scale that it has there, and how many elements were clipped."""
+    limit = _limit(ops.ranks)
+    ceiling = 2.0 * ops.power_of_two(ops.clip(maximum, _SMALLEST, _LARGEST))
+    scale = ops.cast(limit / _HEADROOM / ceiling, ops.dtype(flat))
+    halves, clips = ops.narrow(flat, scale, limit)
+    return halves, scale, clips
+
+
+def _after(ops: Ops, state: State, maximum: Array, seen: Array, clips: Array) -> State:
+    before = _FORGETTING * maximum
+    return {"maximum": ops.where(seen > before, seen, before), "clips": state["clips"] + clips}
 
 
 def _limit(ranks: int) -> float:

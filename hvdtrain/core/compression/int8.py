@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Generator
 from dataclasses import dataclass
 from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from hvdtrain.core.compression.protocol import AllGather, AllToAll, Array, Ops, Policy, Reduction, State
+from hvdtrain.core.compression.protocol import (
+    AllGather,
+    AllToAll,
+    Array,
+    Ops,
+    Policy,
+    Reduction,
+    Request,
+    State,
+)
 from hvdtrain.core.update.buckets import Bucket
 
 _STEP_BYTES = 4
@@ -26,6 +36,7 @@ class Int8(Policy):
     """
 
     residuals: ClassVar[frozenset[str]] = frozenset({"residual"})
+    shards: ClassVar[bool] = True
     type: Literal["int8"] = "int8"
     block_size: Annotated[int, Field(ge=1)] = 256
     use_error_feedback: bool = True
@@ -37,13 +48,7 @@ class Int8(Policy):
     def reduce(self, ops: Ops, bucket: Bucket, flat: Array, state: State, update: Array) -> Reduction:
         """An all-to-all of quantised shards, a sum, and an allgather of quantised sums."""
         wire, dtype = self._wire(bucket, ops.ranks), ops.dtype(flat)
-        if self.use_error_feedback:
-            flat += state["residual"]
-        tail = ops.zeros((ops.ranks * wire.shard - bucket.size,), dtype)
-        noise = ops.random_uniform(ops.ranks * wire.shard, "int8", update, bucket.index, ops.rank)
-        message, lost = wire.quantise(ops, ops.concat([flat, tail]), noise)
-        received = yield AllToAll(message)
-        mine = ops.sum(wire.widen(ops, received, dtype))
+        mine, lost = yield from self._sum_of_shard(ops, bucket, flat, state, update)
         noise = ops.random_uniform(wire.shard, "int8 sum", update, bucket.index, ops.rank)
         message, lost_of_sum = wire.quantise(ops, mine, noise)
         gathered = yield AllGather(ops.reshape(message, (-1,)))
@@ -51,6 +56,34 @@ class Int8(Policy):
             lost = ops.add_row(lost, ops.rank, ops.reshape(lost_of_sum, (-1,)))
             state = {"residual": ops.reshape(lost, (-1,))[: bucket.size]}
         return ops.reshape(wire.widen(ops, gathered, dtype), (-1,))[: bucket.size], state
+
+    def scatter(self, ops: Ops, bucket: Bucket, flat: Array, state: State, update: Array) -> Reduction:
+        """An all-to-all of quantised shards, and a sum, which is not rounded."""
+        mine, lost = yield from self._sum_of_shard(ops, bucket, flat[: bucket.size], state, update)
+        if self.use_error_feedback:
+            state = {"residual": ops.reshape(lost, (-1,))[: bucket.size]}
+        return mine, state
+
+    def shard_size(self, bucket: Bucket, ranks: int) -> int:
+        """As `Policy.shard_size`: whole blocks."""
+        return self._wire(bucket, ranks).shard
+
+    def scatter_bytes(self, bucket: Bucket, itemsize: int, ranks: int) -> int:
+        """A byte an element and four a block, in shards for all ranks."""
+        return self._wire(bucket, ranks).message_bytes * ranks
+
+    def _sum_of_shard(
+        self, ops: Ops, bucket: Bucket, flat: Array, state: State, update: Array
+    ) -> Generator[Request, Array, tuple[Array, Array]]:
+        """This rank's shard of the sum, (shard,), and what rounding took from it, (ranks, shard)."""
+        wire, dtype = self._wire(bucket, ops.ranks), ops.dtype(flat)
+        if self.use_error_feedback:
+            flat += state["residual"]
+        tail = ops.zeros((ops.ranks * wire.shard - bucket.size,), dtype)
+        noise = ops.random_uniform(ops.ranks * wire.shard, "int8", update, bucket.index, ops.rank)
+        message, lost = wire.quantise(ops, ops.concat([flat, tail]), noise)
+        received = yield AllToAll(message)
+        return ops.sum(wire.widen(ops, received, dtype)), lost
 
     def wire_bytes(self, bucket: Bucket, itemsize: int, ranks: int) -> int:
         """A byte an element and four a block, once in shards for all ranks and once for the own shard."""

@@ -38,6 +38,13 @@ class AllToAll:
 
 
 @dataclass(frozen=True)
+class ReduceScatter:
+    """Asks for the sum over all ranks of row r of `array`, shape (ranks, m), where r is this rank: (m,)."""
+
+    array: Array
+
+
+@dataclass(frozen=True)
 class AdasumReduce:
     """Asks for all ranks' `array` combined by Adasum, each of its consecutive parts of `sizes` by itself.
 
@@ -48,7 +55,7 @@ class AdasumReduce:
     sizes: tuple[int, ...]
 
 
-Request: TypeAlias = AllReduce | AllGather | AllToAll | AdasumReduce
+Request: TypeAlias = AllReduce | AllGather | AllToAll | ReduceScatter | AdasumReduce
 Reduction: TypeAlias = Generator[Request, Array, tuple[Array, State]]
 
 
@@ -69,6 +76,7 @@ class Policy(Section, ABC):
         joins: whether zeros stand for a rank that takes no part any more (Horovod's `join`).
         whole: whether it is for all weights or none: it cannot share a job with other policies.
         own_mean: whether it combines gradients of each rank's own mean loss: see `divisor`.
+        shards: whether it has `scatter`, and so can serve ranks that each own a shard of every bucket.
     """
 
     residuals: ClassVar[frozenset[str]] = frozenset()
@@ -79,6 +87,7 @@ class Policy(Section, ABC):
     joins: ClassVar[bool] = False
     whole: ClassVar[bool] = False
     own_mean: ClassVar[bool] = False
+    shards: ClassVar[bool] = False
     type: str
     match: Annotated[str, Field(min_length=1)] = "*"
 
@@ -152,6 +161,36 @@ class Policy(Section, ABC):
             A generator whose return value is (sum over ranks with the shape and dtype of `flat`, new state
             under the same names).
         """
+
+    def shard_size(self, bucket: Bucket, ranks: int) -> int:
+        """Elements of a rank's shard of a bucket: enough that all shards together hold it.
+
+        Args:
+            bucket: the layout of the bucket.
+            ranks: how many take part.
+        """
+        return -(-bucket.size // ranks)
+
+    def scatter(self, ops: Ops, bucket: Bucket, flat: Array, state: State, update: Array) -> Reduction:
+        """As `reduce`, but each rank is given its shard of the sum alone.
+
+        Args:
+            ops: the framework's array verbs.
+            bucket: the layout of the bucket, with at least one element.
+            flat: this rank's gradients, shape (ranks * shard_size,), zeros beyond the bucket's size; its
+                memory may be reused.
+            state: as in `reduce`.
+            update: as in `reduce`.
+
+        Returns:
+            A generator whose return value is (elements of the sum from rank * shard_size on, shape
+            (shard_size,), new state under the same names).
+        """
+        raise NotImplementedError(self.type)
+
+    def scatter_bytes(self, bucket: Bucket, itemsize: int, ranks: int) -> int:
+        """Bytes that one rank hands to collectives for one `scatter`; arguments as those of `wire_bytes`."""
+        raise NotImplementedError(self.type)
 
     @abstractmethod
     def wire_bytes(self, bucket: Bucket, itemsize: int, ranks: int) -> int:

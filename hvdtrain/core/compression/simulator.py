@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -12,6 +12,7 @@ from hvdtrain.core.compression.protocol import (
     AllGather,
     AllReduce,
     Policy,
+    ReduceScatter,
     Reduction,
     Request,
     State,
@@ -55,7 +56,21 @@ class Simulator:
         Returns:
             What every rank has in the end.
         """
-        return self._drive(self._policy.at(update), gradients, update)
+        return self._drive(self._policy.at(update).reduce, gradients, update)
+
+    def scatter(self, gradients: Sequence[np.ndarray], update: int) -> list[np.ndarray]:
+        """Sum one update's gradients over all ranks, and give each its shard.
+
+        Args:
+            gradients: one vector a rank, shape (bucket.size,); left as they are.
+            update: its number, counted from 1.
+
+        Returns:
+            Each rank's shard.
+        """
+        padding = len(gradients) * self._policy.shard_size(self._bucket, len(gradients)) - self._bucket.size
+        padded = [np.concatenate([flat, np.zeros(padding, flat.dtype)]) for flat in gradients]
+        return self._drive(self._policy.at(update).scatter, padded, update)
 
     def exchange(self, policy: Policy, weights: Sequence[np.ndarray]) -> list[np.ndarray]:
         """Have a policy replace all ranks' weights, between two updates, and keep its new state.
@@ -67,7 +82,7 @@ class Simulator:
         Returns:
             Each rank's new weights.
         """
-        found = self._drive(policy, weights, 0)
+        found = self._drive(policy.reduce, weights, 0)
         self.commit()
         return found
 
@@ -75,10 +90,12 @@ class Simulator:
         """Keep the policy's new state: the update was applied."""
         self.states = self._next_states
 
-    def _drive(self, policy: Policy, arrays: Sequence[np.ndarray], update: int) -> list[np.ndarray]:
+    def _drive(
+        self, reduce: Callable[..., Reduction], arrays: Sequence[np.ndarray], update: int
+    ) -> list[np.ndarray]:
         with np.errstate(all="ignore"):
             reductions = [
-                policy.reduce(ops, self._bucket, flat.copy(), state, update)
+                reduce(ops, self._bucket, flat.copy(), state, update)
                 for ops, flat, state in zip(self._ops, arrays, self.states, strict=True)
             ]
             replies: Sequence[np.ndarray | None] = [None] * len(reductions)
@@ -102,6 +119,8 @@ class Simulator:
         if isinstance(requests[0], AllReduce):
             total = stacked.sum(axis=0)
             return [total.copy() for _ in arrays]
+        if isinstance(requests[0], ReduceScatter):
+            return [total.copy() for total in stacked.sum(axis=0)]
         if isinstance(requests[0], AdasumReduce):
             parts = np.split(stacked, np.cumsum(requests[0].sizes)[:-1], axis=1)
             combined = np.concatenate([adasum(list(part)) for part in parts])
