@@ -12,7 +12,7 @@ class GradBucket:
 
     Attributes:
         layout: which weights lie in the bucket, and in which order.
-        flat: the tensor, shape (layout.size,).
+        flat: the tensor, shape (layout.size,) or longer: beyond that are zeros.
         views: each weight's part of `flat`, in the weight's shape, by its name.
         unfilled: names of the weights that have no gradient in this window yet.
         pending: how many gradients have not arrived in this backward.
@@ -23,7 +23,7 @@ class GradBucket:
 
         Args:
             layout: of the bucket.
-            flat: where its gradients go, shape (layout.size,).
+            flat: where its gradients go, shape (layout.size,) or longer.
         """
         self.layout = layout
         self.unfilled: set[str] = set()
@@ -63,9 +63,9 @@ class GradBucket:
 
     def renew(self) -> None:
         """Move to new memory: somebody else keeps the old."""
-        self._place(torch.empty_like(self.flat))
+        self._place(torch.zeros_like(self.flat))
 
     def _place(self, flat: torch.Tensor) -> None:
-        parts = zip(self.layout.weights, flat.split(self.layout.sizes), strict=True)
+        parts = zip(self.layout.weights, flat[: self.layout.size].split(self.layout.sizes), strict=True)
         self.flat = flat
         self.views = {weight.name: part.view(weight.shape) for weight, part in parts}

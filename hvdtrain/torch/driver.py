@@ -16,6 +16,7 @@ from hvdtrain.core.compression.protocol import (
     AllReduce,
     Array,
     Policy,
+    ReduceScatter,
     Reduction,
     Request,
     State,
@@ -23,6 +24,7 @@ from hvdtrain.core.compression.protocol import (
 from hvdtrain.core.compression.rules import Rules
 from hvdtrain.core.update.buckets import Bucket
 from hvdtrain.torch.ops import Ops
+from hvdtrain.torch.world import reduces_over_gloo
 
 
 @dataclass
@@ -31,7 +33,8 @@ class Work:
 
     Attributes:
         bucket: its index.
-        flat: where the sum goes, shape (bucket.size,).
+        flat: this rank's gradients.
+        total: the sum over ranks, when it is done: in `flat`, or a shard of it.
         reduction: the generator.
         next_state: the policy's state when it is done.
         requests: how many it has made.
@@ -41,6 +44,7 @@ class Work:
 
     bucket: int
     flat: torch.Tensor
+    total: torch.Tensor
     reduction: Reduction
     next_state: State = field(default_factory=dict)
     requests: int = 0
@@ -71,6 +75,8 @@ class Driver:
         self._buckets: list[Bucket] = []
         self._states: list[State] = []
         self._wire_bytes = 0
+        # Gloo's reducescatter takes as long as three or four of its allreduces.
+        self._by_alltoall = reduces_over_gloo()
 
     def add(self, bucket: Bucket, dtype: str) -> None:
         """Take in a bucket, whose index is the number of those before it.
@@ -92,9 +98,20 @@ class Driver:
             update: number of the update, counted from 1.
         """
         reduction = policy.reduce(self.ops, bucket, flat, self._states[bucket.index], update)
-        work = Work(bucket.index, flat, reduction)
-        self._resume(work, None)
-        return work
+        return self._begin(Work(bucket.index, flat, flat, reduction))
+
+    def start_shard(self, policy: Policy, bucket: Bucket, flat: torch.Tensor, update: int) -> Work:
+        """Begin to sum one bucket, of which this rank is given its shard.
+
+        Args:
+            policy: how.
+            bucket: its layout.
+            flat: this rank's gradients, (ranks * shard,), zeros beyond the bucket's size; overwritten.
+            update: number of the update, counted from 1.
+        """
+        reduction = policy.scatter(self.ops, bucket, flat, self._states[bucket.index], update)
+        shard = flat[: policy.shard_size(bucket, self.ops.ranks)]
+        return self._begin(Work(bucket.index, flat, shard, reduction))
 
     def poll(self, works: Iterable[Work]) -> None:
         """Go on with those whose request has been answered: the other ranks wait for what comes next."""
@@ -159,6 +176,10 @@ class Driver:
         name = f"{self._prefix}{name}"
         return hvd.allreduce_async_(values, op=hvd.Sum, name=name, process_set=self._process_set)
 
+    def _begin(self, work: Work) -> Work:
+        self._resume(work, None)
+        return work
+
     def _resume(self, work: Work, reply: Array) -> None:
         try:
             work.request = work.reduction.send(reply)
@@ -166,8 +187,8 @@ class Driver:
             total, work.next_state = stop.value
             work.request = None
             # A policy may have summed into the bucket through a view of it.
-            if total.data_ptr() != work.flat.data_ptr():
-                work.flat.copy_(total)
+            if total.data_ptr() != work.total.data_ptr():
+                work.total.copy_(total)
             return
         # Ranks may launch in different orders: Horovod pairs collectives by name.
         name = f"{self._prefix}{type(work.request).__name__}.bucket{work.bucket}.{work.requests}"
@@ -184,6 +205,8 @@ class Driver:
             # Horovod takes the dot products of each tensor of a group by itself.
             parts = [part for part in array.split(request.sizes) if len(part)]
             return hvd.grouped_allreduce_async_(parts, op=hvd.Adasum, name=name)
+        if isinstance(request, ReduceScatter) and not self._by_alltoall:
+            return hvd.reducescatter_async(array, op=hvd.Sum, name=name, process_set=self._process_set)
         ask = hvd.allgather_async if isinstance(request, AllGather) else hvd.alltoall_async
         return ask(array, name=name, process_set=self._process_set)
 
@@ -196,5 +219,7 @@ class Driver:
             return reply.view(self.ops.ranks, -1)
         if isinstance(work.request, AdasumReduce):
             return torch.cat(reply)
+        if isinstance(work.request, ReduceScatter) and not self._by_alltoall:
+            return reply.view(-1)
         received, _ = reply
-        return received
+        return received.sum(dim=0) if isinstance(work.request, ReduceScatter) else received

@@ -85,14 +85,14 @@ class Reducer:
         """Wait for every bucket.
 
         Returns:
-            The flat gradients summed over ranks, one tensor a bucket.
+            The flat gradients summed over ranks, one tensor a bucket: all of it, or this rank's shard.
         """
         for bucket in self._buckets:
             # A parameter that this batch did not use leaves its bucket waiting.
             if bucket.layout.index not in self._works:
                 self._start(bucket)
         self._next_states = self._driver.finish(self._works.values())
-        return [bucket.flat for bucket in self._buckets]
+        return [self._works[bucket.layout.index].total for bucket in self._buckets]
 
     def exchange(self, policy: Policy, weights: Sequence[torch.Tensor]) -> list[torch.Tensor]:
         """Have a policy replace the weights, between two windows, and keep its new state.
@@ -144,7 +144,8 @@ class Reducer:
     def _add(self, layout: Bucket, parameters: Mapping[str, torch.nn.Parameter]) -> None:
         ops = self._driver.ops
         dtype = ops.dtype(parameters[layout.weights[0].name])
-        bucket = GradBucket(layout, ops.zeros((layout.size,), dtype))
+        shard = self._rules.shard(layout, ops.ranks, ops.rank)
+        bucket = GradBucket(layout, ops.zeros((shard.padded,), dtype))
         self._driver.add(layout, dtype)
         self._buckets.append(bucket)
         for weight in layout.weights:
@@ -169,5 +170,7 @@ class Reducer:
     def _start(self, bucket: GradBucket) -> None:
         bucket.zero_unfilled()
         layout = bucket.layout
-        work = self._driver.start(self._now.policy(layout), layout, bucket.flat, self._update)
+        policy = self._now.policy(layout)
+        start = self._driver.start_shard if self._rules.sharded else self._driver.start
+        work = start(policy, layout, bucket.flat, self._update)
         self._works[layout.index] = work

@@ -20,6 +20,7 @@ from hvdtrain.core.update.precision import compute_dtype
 from hvdtrain.torch.model import Model
 from hvdtrain.torch.optimizers import Optimizer
 from hvdtrain.torch.reducer import Reducer
+from hvdtrain.torch.shards import ShardExchange
 
 
 def build_trainer(spec: JobSpec, plan: Plan, weights: tuple[Weight, ...], network: Any = None) -> Trainer:
@@ -60,9 +61,12 @@ class Trainer:
         self.model = model
         self._spec = spec
         parameters = {w.name: model.parameters[w.name] for w in trained(model.weights)}
-        self.optimizer = Optimizer(spec.optimizer, plan.buckets, parameters)
+        rules = spec.rules
+        shards = [rules.shard(bucket, hvd.size(), hvd.rank()) for bucket in plan.buckets]
+        exchange = ShardExchange() if rules.sharded else None
+        self.optimizer = Optimizer(spec.optimizer, shards, parameters, exchange)
         scaled = spec.mixed_precision == "fp16"
-        self.reducer = Reducer(spec.rules, plan.buckets, parameters, spec.seed, scaled)
+        self.reducer = Reducer(rules, plan.buckets, parameters, spec.seed, scaled)
 
     def update(
         self,
@@ -171,7 +175,7 @@ class Trainer:
         if correction is not None:
             for gradient in gradients:
                 gradient.mul_(correction)
-        norm = torch.stack([g.norm() for g in gradients]).norm()
+        norm = self.optimizer.norm(gradients)
         finite = bool(torch.isfinite(norm))
         if finite:
             self._clip(gradients, norm)

@@ -43,6 +43,12 @@ def reduces_over_mpi() -> bool:
     return bool(hvd.mpi_enabled()) and not nccl
 
 
+def reduces_over_gloo() -> bool:
+    """Whether Gloo carries collectives, not MPI or NCCL."""
+    nccl = hvd.nccl_built() and torch.cuda.is_available()
+    return not hvd.mpi_enabled() and not nccl
+
+
 def device() -> torch.device:
     """Where this rank computes: its GPU when there is one, else the CPU."""
     return (

@@ -17,7 +17,8 @@ from hvdtrain.core.families import bert
 from hvdtrain.core.spec.job_spec import parse_spec
 from hvdtrain.core.spec.sections import GroupSpec, OptimizerSpec
 from hvdtrain.core.update.buckets import plan_buckets
-from hvdtrain.core.update.groups import check_groups, setting_of, slices_of
+from hvdtrain.core.update.groups import check_groups, setting_of
+from hvdtrain.core.update.shards import Shard
 from tests.core.test_plan import DECAYED, SPEC, WEIGHTS, plan
 
 BERT = bert.weights(bert.ModelSpec(num_hidden_layers=3))
@@ -48,23 +49,30 @@ def test_the_first_pattern_that_fits_decides(kind: Any, groups: tuple[GroupSpec,
         assert found.adapts == (kind in ("lamb", "lars") and len(weight.shape) > 1)
 
 
-@given(KINDS, GROUPS, st.floats(1e4, 1e9))
-def test_slices_are_the_bucket_cut_where_the_setting_changes(
-    kind: Any, groups: tuple[GroupSpec, ...], cap: float
+@given(KINDS, GROUPS, st.floats(1e4, 1e9), st.integers(1, 5))
+def test_pieces_are_the_bucket_cut_where_the_setting_or_the_owner_changes(
+    kind: Any, groups: tuple[GroupSpec, ...], cap: float, ranks: int
 ) -> None:
     spec = OptimizerSpec(type=kind, groups=groups)
     for bucket in plan_buckets(BERT, 4, cap):
-        slices = slices_of(spec, bucket)
-        assert [w for each in slices for w in each.weights] == [*bucket.weights]
-        assert all(setting_of(spec, w) == each.setting for each in slices for w in each.weights)
-        assert all(one.setting != other.setting for one, other in itertools.pairwise(slices))
-        assert sum(each.size for each in slices) == bucket.size
+        size, place, found = -(-bucket.size // ranks), 0, dict.fromkeys(bucket.weights, 0)
+        for rank in range(ranks):
+            pieces = Shard(bucket, ranks, rank, size).pieces(spec)
+            assert all(one.setting != other.setting for one, other in itertools.pairwise(pieces))
+            for piece in pieces:
+                assert piece.start == place
+                assert rank * size <= place < place + piece.size <= (rank + 1) * size
+                for weight, count in piece.parts:
+                    assert setting_of(spec, weight) == piece.setting
+                    found[weight] += count
+                place += piece.size
+        assert [*found.values()] == [*bucket.sizes]
 
 
-def test_without_groups_a_bucket_has_two_slices() -> None:
+def test_without_groups_a_bucket_has_two_pieces() -> None:
     for kind in ("adamw", "lamb"):
         spec = OptimizerSpec(type=kind)  # type: ignore[arg-type]
-        assert all(len(slices_of(spec, bucket)) <= 2 for bucket in plan_buckets(BERT, 4, 1e8))
+        assert all(len(Shard.whole(bucket).pieces(spec)) <= 2 for bucket in plan_buckets(BERT, 4, 1e8))
 
 
 @pytest.mark.parametrize(

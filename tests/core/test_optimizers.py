@@ -18,6 +18,7 @@ from hvdtrain.core.spec.sections import GroupSpec, OptimizerSpec, ScheduleSpec
 from hvdtrain.core.update.buckets import Bucket, plan_buckets
 from hvdtrain.core.update.optimizers import ReferenceOptimizer, clip_factor
 from hvdtrain.core.update.schedules import schedule_factor
+from hvdtrain.core.update.shards import Shard
 from hvdtrain.tensorflow.buckets import swap_layout
 from hvdtrain.tensorflow.optimizers import Optimizer as TensorFlowOptimizer
 from hvdtrain.tensorflow.weights import read
@@ -36,6 +37,7 @@ WEIGHTS = (
     Weight("fused.bias", (6,), False, ZEROS, Layout(parts=3)),
 )
 BUCKETS = plan_buckets(WEIGHTS, itemsize=8, cap_bytes=30 * 8)
+SHARDS = [Shard.whole(bucket) for bucket in BUCKETS]
 GROUPS = (
     GroupSpec(match="fused.*", learning_rate_factor=0.5, weight_decay=0.3),
     GroupSpec(match="embedding", learning_rate_factor=0.25),
@@ -140,7 +142,7 @@ def test_the_reference_computes_what_pytorchs_optimizers_do(spec: OptimizerSpec)
 @every_spec
 def test_the_torch_adapter_computes_the_reference(spec: OptimizerSpec) -> None:
     weights = {name: torch.nn.Parameter(torch.from_numpy(array)) for name, array in start().items()}
-    optimizer = TorchOptimizer(spec, BUCKETS, weights)
+    optimizer = TorchOptimizer(spec, SHARDS, weights)
     for update in range(1, UPDATES + 1):
         given = gradients(update)
         parts = [torch.from_numpy(flat(bucket, given)) for bucket in BUCKETS]
@@ -251,9 +253,9 @@ def test_moments_go_from_one_framework_to_the_other(spec: OptimizerSpec, update:
     begun = start()
     held = {w.name: tuple(tf.Variable(part) for part in w.layout.split(begun[w.name])) for w in WEIGHTS}
     weights = {name: torch.nn.Parameter(torch.from_numpy(array)) for name, array in start().items()}
-    first, then = TorchOptimizer(spec, BUCKETS, weights), TensorFlowOptimizer(spec, BUCKETS, held)
+    first, then = TorchOptimizer(spec, SHARDS, weights), TensorFlowOptimizer(spec, BUCKETS, held)
     back = TorchOptimizer(
-        spec, BUCKETS, {n: torch.nn.Parameter(p.detach().clone()) for n, p in weights.items()}
+        spec, SHARDS, {n: torch.nn.Parameter(p.detach().clone()) for n, p in weights.items()}
     )
     for number in range(1, update + 1):
         first.apply([torch.from_numpy(flat(b, gradients(number))) for b in BUCKETS], 0.1, number)

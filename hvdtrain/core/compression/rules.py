@@ -12,6 +12,7 @@ from hvdtrain.core.compression.rows import SparseRows
 from hvdtrain.core.errors import SpecError
 from hvdtrain.core.patterns import check_matches, first_match
 from hvdtrain.core.update.buckets import Bucket
+from hvdtrain.core.update.shards import Shard
 
 
 @dataclass(frozen=True)
@@ -20,20 +21,23 @@ class Rules:
 
     Attributes:
         policies: in the order of the spec; the first whose `match` fits a weight's name is the weight's.
+        sharded: whether each rank is given its shard of a sum, and sends its shard of the weights.
     """
 
     policies: tuple[Policy, ...]
+    sharded: bool = False
 
     @classmethod
-    def of_spec(cls, compression: Policy | Sequence[Policy]) -> Rules:
+    def of_spec(cls, compression: Policy | Sequence[Policy], zero_stage: int = 0) -> Rules:
         """The rules of a spec's `compression`, which is one policy or a list of them."""
-        return cls((compression,) if isinstance(compression, Policy) else tuple(compression))
+        policies = (compression,) if isinstance(compression, Policy) else tuple(compression)
+        return cls(policies, zero_stage > 0)
 
     def at(self, update: int) -> Rules:
         """The rules in force at an update, counted from 1."""
         # `at` may answer with another policy, such as none: who matches what stays as it is.
         found = (p.at(update).model_copy(update={"match": p.match}) for p in self.policies)
-        return Rules(tuple(found))
+        return Rules(tuple(found), self.sharded)
 
     def stages(self) -> list[tuple[int, Rules]]:
         """(first update, the rules in force from there on), ascending; the last are these themselves.
@@ -75,7 +79,16 @@ class Rules:
 
     def wire_bytes(self, buckets: Iterable[Bucket], itemsize: int, ranks: int) -> int:
         """Bytes that one rank hands to collectives for one update of all buckets; see `Policy.wire_bytes`."""
-        return sum(self.policy(b).wire_bytes(b, itemsize, ranks) for b in buckets)
+        if not self.sharded:
+            return sum(self.policy(b).wire_bytes(b, itemsize, ranks) for b in buckets)
+        shards = sum(self.policy(b).shard_size(b, ranks) for b in buckets)
+        return shards * itemsize + sum(self.policy(b).scatter_bytes(b, itemsize, ranks) for b in buckets)
+
+    def shard(self, bucket: Bucket, ranks: int, rank: int) -> Shard:
+        """What a rank owns of a bucket: all of it, unless these are sharded."""
+        if not self.sharded:
+            return Shard.whole(bucket)
+        return Shard(bucket, ranks, rank, self.policy(bucket).shard_size(bucket, ranks))
 
     @property
     def correct_momentum(self) -> bool:
@@ -106,7 +119,13 @@ class Rules:
         Raises:
             SpecError: naming the policy or the pattern, and a weight that looks like it.
         """
-        for policy in self.policies:
+        for index, policy in enumerate(self.policies):
+            if self.sharded and not policy.shards:
+                raise SpecError(
+                    f"{self._field(index, 'type')}: {policy.type} needs the whole sum of gradients on every "
+                    "rank, which ranks do not have with zero_stage: choose none, fp16, bf16 or int8, or "
+                    "zero_stage: 0"
+                )
             if policy.whole and (len(self.policies) > 1 or policy.match != "*"):
                 raise SpecError(
                     f"compression: {policy.type} is for all weights of a job or for none: give it alone and "

@@ -12,8 +12,8 @@ from hvdtrain.core.families.family import Family
 from hvdtrain.core.spec.job_spec import JobSpec
 from hvdtrain.core.tasks import task_of
 from hvdtrain.core.update.buckets import Bucket
-from hvdtrain.core.update.groups import scratch_elements
 from hvdtrain.core.update.precision import compute_itemsize
+from hvdtrain.core.update.shards import scratch_elements
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,8 @@ def predict_memory(
         size: ranks.
     """
     itemsize, compute = np.dtype(spec.model.dtype).itemsize, compute_itemsize(spec)
-    weights = itemsize * sum(bucket.size for bucket in buckets)
+    shards = [spec.rules.shard(bucket, size, rank=0) for bucket in buckets]
+    weights = itemsize * sum(shard.padded for shard in shards)
     shapes = task_of(spec.task).shapes(spec.data, spec.task)
     kind = "checkpointed_bytes" if spec.gradient_checkpointing else "activation_bytes"
     saved: Callable[..., int | None] | None = getattr(family, kind, None)
@@ -64,8 +65,11 @@ def predict_memory(
     return Memory(
         weights=weights,
         gradients=weights,
-        optimizer=weights * len(MOMENTS[spec.optimizer.type])
-        + itemsize * scratch_elements(spec.optimizer, buckets),
+        optimizer=itemsize
+        * (
+            sum(shard.size for shard in shards) * len(MOMENTS[spec.optimizer.type])
+            + scratch_elements(spec.optimizer, shards)
+        ),
         compression=spec.rules.state_bytes(buckets, spec.model.dtype, size),
         activations=activations,
         low_precision_weights=copies,

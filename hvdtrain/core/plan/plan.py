@@ -203,7 +203,7 @@ def _buckets(
     most = _most_tokens(accumulation, task_of(spec.task).shapes(spec.data, spec.task).length)
 
     def touched_rows(weight: Weight) -> int | None:
-        if not weight.lookup or most >= weight.shape[0]:
+        if not weight.lookup or most >= weight.shape[0] or spec.rules.sharded:
             return None
         rows, columns = weight.shape
         return most if pays((rows, columns), most, itemsize, accumulation.size) else None

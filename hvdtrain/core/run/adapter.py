@@ -35,11 +35,16 @@ class OptimizerState(Protocol):
     """The moments of an optimizer, as arrays named `WEIGHT.exp_avg` in the Hugging Face layout."""
 
     def read(self) -> dict[str, np.ndarray]:
-        """Copies of the moments."""
+        """Copies of the moments; with `zero_stage`, every rank calls it."""
         ...
 
     def write(self, arrays: dict[str, np.ndarray], updates: int) -> None:
         """Set what `read` returned, after so many updates."""
+        ...
+
+    @property
+    def wire_bytes(self) -> int:
+        """Bytes of weights that this rank has handed to collectives so far."""
         ...
 
 
@@ -56,7 +61,7 @@ class ReducerState(Protocol):
 
     @property
     def wire_bytes(self) -> int:
-        """Bytes of gradients and weights that this rank has handed to collectives so far."""
+        """Bytes that this rank has handed to collectives so far."""
         ...
 
 

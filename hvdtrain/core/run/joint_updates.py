@@ -43,7 +43,7 @@ def joint_updates(
         rules = run.spec.rules.at(state.step + 1)
         if rules.local:
             break
-        started, wired = time.perf_counter(), run.adapter.reducer.wire_bytes
+        started, wired = time.perf_counter(), run.wire_bytes
         upcoming = next(windows)
         waited = time.perf_counter() - started
         number, rate, scale = state.step + 1, run.learning_rate(state.step), state.loss_scale.value
@@ -69,7 +69,7 @@ def joint_updates(
             "samples_consumed": state.samples_consumed,
             "step_time_s": time.perf_counter() - started,
             "data_wait_s": waited,
-            "wire_bytes": run.adapter.reducer.wire_bytes - wired,
+            "wire_bytes": run.wire_bytes - wired,
             "loss_scale": scale,
             "skipped_updates": state.skipped_updates,
             "empty_updates": state.empty_updates,

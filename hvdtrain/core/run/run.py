@@ -39,6 +39,11 @@ class Run:
     adapter: Adapter
     output_dir: Path
 
+    @property
+    def wire_bytes(self) -> int:
+        """Bytes of gradients and weights that this rank has handed to collectives so far."""
+        return self.adapter.reducer.wire_bytes + self.adapter.optimizer.wire_bytes
+
     def learning_rate(self, step: int) -> float:
         """The learning rate of the update after so many steps."""
         plan = self.plan

@@ -70,7 +70,7 @@ def _gather_moments(run: Run, state: RunState) -> tuple[Arrays, tuple[int, ...]]
     """The moments, and each rank's count of updates where the last one was local: there ranks differ."""
     ranks, optimizer = run.ranks, run.adapter.optimizer
     if not run.spec.rules.at(state.step).local:
-        return (optimizer.read() if ranks.is_chief else {}), ()
+        return (optimizer.read() if ranks.is_chief or run.spec.rules.sharded else {}), ()
     counts = np.zeros(ranks.size)
     counts[ranks.rank] = state.applied
     applied = tuple(int(n) for n in ranks.sum(counts))

@@ -49,6 +49,7 @@ class JobSpec(sections.Section):
     compression: Compression = NoCompression()
     communication: sections.CommunicationSpec = sections.CommunicationSpec()
     gradient_checkpointing: bool = False
+    zero_stage: Literal[0, 1] = 0
     max_grad_norm: Annotated[float, Field(gt=0.0)] | None = 1.0
     num_threads: sections.Count | None = None
     evaluation: sections.EvaluationSpec = sections.EvaluationSpec()
@@ -59,7 +60,7 @@ class JobSpec(sections.Section):
     @property
     def rules(self) -> Rules:
         """Which compression policy sums which weights."""
-        return Rules.of_spec(self.compression)
+        return Rules.of_spec(self.compression, self.zero_stage)
 
     @field_validator("mixed_precision", mode="before")
     @classmethod

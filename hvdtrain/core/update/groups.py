@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import groupby
 
 from hvdtrain.core.families.weights import Weight
 from hvdtrain.core.patterns import check_matches, first_match
 from hvdtrain.core.spec.sections import OptimizerSpec
-from hvdtrain.core.update.buckets import Bucket
 
 
 @dataclass(frozen=True)
@@ -28,29 +26,6 @@ class Setting:
     adapts: bool
 
 
-@dataclass(frozen=True)
-class Slice:
-    """Weights that lie behind each other in a bucket and are updated alike.
-
-    Attributes:
-        setting: how.
-        weights: in their order.
-    """
-
-    setting: Setting
-    weights: tuple[Weight, ...]
-
-    @property
-    def size(self) -> int:
-        """Elements in the slice."""
-        return sum(self.sizes)
-
-    @property
-    def sizes(self) -> tuple[int, ...]:
-        """Elements of each weight."""
-        return tuple(weight.size for weight in self.weights)
-
-
 def setting_of(spec: OptimizerSpec, weight: Weight) -> Setting:
     """How an optimizer updates a weight: by the first group whose pattern fits its name, if any does."""
     place = first_match([group.match for group in spec.groups], weight.name)
@@ -60,18 +35,6 @@ def setting_of(spec: OptimizerSpec, weight: Weight) -> Setting:
         factor = group.learning_rate_factor
         decay = decay if group.weight_decay is None else group.weight_decay
     return Setting(factor, decay, spec.type in ("lamb", "lars") and len(weight.shape) > 1)
-
-
-def slices_of(spec: OptimizerSpec, bucket: Bucket) -> list[Slice]:
-    """A bucket cut where the setting changes, in its order."""
-    runs = groupby(bucket.weights, lambda weight: setting_of(spec, weight))
-    return [Slice(setting, tuple(weights)) for setting, weights in runs]
-
-
-def scratch_elements(spec: OptimizerSpec, buckets: Iterable[Bucket]) -> int:
-    """Elements that an optimizer keeps beside its moments: LAMB makes the step of one slice at a time."""
-    sizes = (each.size for bucket in buckets for each in slices_of(spec, bucket))
-    return max(sizes, default=0) if spec.type == "lamb" else 0
 
 
 def check_groups(spec: OptimizerSpec, names: Sequence[str]) -> None:
