@@ -8,7 +8,7 @@ import tensorflow as tf
 
 from hvdtrain.core.families.weights import SAME, Weight
 from hvdtrain.core.update.buckets import Bucket
-from hvdtrain.tensorflow.weights import Parameters
+from hvdtrain.tensorflow.weights import Parameter, Parameters
 
 
 class GradBucket:
@@ -84,6 +84,12 @@ def swap_layout(bucket: Bucket, flat: tf.Tensor, to_keras: bool) -> tf.Tensor:
             swap = _split if to_keras else _join
             parts[i] = swap(weight, parts[i])
     return tf.concat(parts, 0)
+
+
+def join_flat(weight: Weight, parameter: Parameter) -> tf.Tensor:
+    """A weight in its variables as one flat tensor in Hugging Face's layout."""
+    flat = tf.concat([tf.reshape(tf.convert_to_tensor(variable), [-1]) for variable in parameter], 0)
+    return flat if weight.layout == SAME else _join(weight, flat)
 
 
 def _split(weight: Weight, flat: tf.Tensor) -> tf.Tensor:

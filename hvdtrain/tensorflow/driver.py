@@ -9,11 +9,21 @@ import horovod.tensorflow as hvd
 import numpy as np
 import tensorflow as tf
 
-from hvdtrain.core.compression.protocol import AdasumReduce, AllGather, AllReduce, Policy, Request, State
+from hvdtrain.core.compression.protocol import (
+    AdasumReduce,
+    AllGather,
+    AllReduce,
+    Policy,
+    ReduceScatter,
+    Reduction,
+    Request,
+    State,
+)
 from hvdtrain.core.compression.rules import Rules
 from hvdtrain.core.update.buckets import Bucket
 from hvdtrain.tensorflow.buckets import swap_layout
 from hvdtrain.tensorflow.ops import Ops
+from hvdtrain.tensorflow.world import reduces_over_gloo
 
 
 class Driver:
@@ -39,6 +49,8 @@ class Driver:
         self._buckets: list[Bucket] = []
         self._states: list[State] = []
         self._wire_bytes = tf.Variable(0, dtype=tf.int64, trainable=False)
+        # Gloo's reducescatter takes as long as three or four of its allreduces.
+        self._by_alltoall = reduces_over_gloo()
 
     def add(self, bucket: Bucket, dtype: str) -> None:
         """Take in a bucket, whose index is the number of those before it.
@@ -67,6 +79,14 @@ class Driver:
         """
         work, update = zip(self._buckets, flats, strict=True), tf.convert_to_tensor(update)
         found = [self._reduce(policy(bucket), bucket, flat, update) for bucket, flat in work]
+        return [total for total, _ in found], {i: state for i, (_, state) in enumerate(found)}
+
+    def scatter(
+        self, policy: Callable[[Bucket], Policy], flats: Sequence[tf.Tensor], update: tf.Tensor
+    ) -> tuple[list[tf.Tensor], dict[int, State]]:
+        """As `reduce`, but this rank is given its shard of each bucket, in the Hugging Face layout."""
+        work, update = zip(self._buckets, flats, strict=True), tf.convert_to_tensor(update)
+        found = [self._scatter(policy(bucket), bucket, flat, update) for bucket, flat in work]
         return [total for total, _ in found], {i: state for i, (_, state) in enumerate(found)}
 
     def commit(self, states: Mapping[int, State]) -> None:
@@ -118,11 +138,24 @@ class Driver:
     def _reduce(
         self, policy: Policy, bucket: Bucket, flat: tf.Tensor, update: tf.Tensor
     ) -> tuple[tf.Tensor, State]:
-        kept = self._states[bucket.index]
-        before = {name: tf.convert_to_tensor(variable) for name, variable in kept.items()}
         if not policy.elementwise:
             flat = swap_layout(bucket, flat, to_keras=False)
-        reduction = policy.reduce(self.ops, bucket, flat, dict(before), update)
+        total, state = self._drive(policy.reduce, bucket, flat, update)
+        return swap_layout(bucket, total, to_keras=True) if not policy.elementwise else total, state
+
+    def _scatter(
+        self, policy: Policy, bucket: Bucket, flat: tf.Tensor, update: tf.Tensor
+    ) -> tuple[tf.Tensor, State]:
+        padding = self.ops.ranks * policy.shard_size(bucket, self.ops.ranks) - bucket.size
+        flat = tf.concat([swap_layout(bucket, flat, to_keras=False), tf.zeros((padding,), flat.dtype)], 0)
+        return self._drive(policy.scatter, bucket, flat, update)
+
+    def _drive(
+        self, reduce: Callable[..., Reduction], bucket: Bucket, flat: tf.Tensor, update: tf.Tensor
+    ) -> tuple[tf.Tensor, State]:
+        kept = self._states[bucket.index]
+        before = {name: tf.convert_to_tensor(variable) for name, variable in kept.items()}
+        reduction = reduce(self.ops, bucket, flat, dict(before), update)
         reply, requests = None, 0
         while True:
             try:
@@ -133,8 +166,6 @@ class Driver:
             name = f"{self._prefix}{type(request).__name__}.bucket{bucket.index}.{requests}"
             reply = self._reply(request, name)
             requests += 1
-        if not policy.elementwise:
-            total = swap_layout(bucket, total, to_keras=True)
         return total, {n: kept[n] if value is before[n] else value for n, value in found.items()}
 
     def _reply(self, request: Request, name: str) -> tf.Tensor:
@@ -148,6 +179,9 @@ class Driver:
         if isinstance(request, AllGather):
             every = hvd.allgather(array, name=name, **among)
             return tf.reshape(every, [self.ops.ranks, *array.shape])
+        if isinstance(request, ReduceScatter) and not self._by_alltoall:
+            mine = hvd.reducescatter(array, op=hvd.Sum, name=name, **among)
+            return tf.reshape(mine, array.shape[1:])
         if isinstance(request, AdasumReduce):
             # Horovod takes the dot products of each tensor by itself; its grouped_allreduce of TensorFlow's,
             # unlike PyTorch's, fails with Adasum (0.28.1 asks for the device of a name it never bound).
@@ -157,7 +191,8 @@ class Driver:
                 for i, part in enumerate(parts)
             ]
             return tf.ensure_shape(tf.concat(combined, 0), array.shape)
-        return tf.ensure_shape(hvd.alltoall(array, name=name, **among), array.shape)
+        received = tf.ensure_shape(hvd.alltoall(array, name=name, **among), array.shape)
+        return tf.reduce_sum(received, 0) if isinstance(request, ReduceScatter) else received
 
     def _not_constant(self, array: tf.Tensor) -> tf.Tensor:
         """The same array, of at least one axis, which no optimisation of the graph takes for a constant.
@@ -173,5 +208,6 @@ class Driver:
 
     def _swap(self, bucket: Bucket, array: tf.Tensor, to_keras: bool) -> tf.Tensor:
         # Only such a policy is shown, and remembers, gradients in Keras' layout.
-        swaps = self._rules.policy(bucket).elementwise and array.shape == (bucket.size,)
+        elementwise = self._rules.policy(bucket).elementwise and not self._rules.sharded
+        swaps = elementwise and array.shape == (bucket.size,)
         return swap_layout(bucket, array, to_keras) if swaps else tf.convert_to_tensor(array)

@@ -1,4 +1,4 @@
-"""The core's update rules through TensorFlow's kernels."""
+"""The core's update rules on weights in variables, or on this rank's shard of them."""
 
 from __future__ import annotations
 
@@ -8,68 +8,105 @@ import numpy as np
 import tensorflow as tf
 
 from hvdtrain.core.checkpoints.state import MOMENTS
-from hvdtrain.core.families.weights import Weight
 from hvdtrain.core.spec.sections import OptimizerSpec
-from hvdtrain.core.update.buckets import Bucket
-from hvdtrain.core.update.groups import Setting, setting_of
-from hvdtrain.core.update.optimizers import trust_ratio
-from hvdtrain.tensorflow.buckets import pack, unpack
-from hvdtrain.tensorflow.weights import Parameter, Parameters, read, write
+from hvdtrain.core.update.groups import setting_of
+from hvdtrain.core.update.shards import Shard
+from hvdtrain.tensorflow.buckets import join_flat, pack, swap_layout, unpack
+from hvdtrain.tensorflow.shards import ShardExchange
+from hvdtrain.tensorflow.update_rules import Norms, Piece, Task, update_pieces
+from hvdtrain.tensorflow.weights import Parameters, read, write
 
 
 class Optimizer:
-    """The spec's update rule, weight by weight; `apply` is called while TensorFlow traces."""
+    """The spec's update rule, weight by weight; `apply` is called while TensorFlow traces.
 
-    def __init__(self, spec: OptimizerSpec, buckets: Sequence[Bucket], parameters: Parameters) -> None:
+    Where buckets are sharded, a rank has the moments of its shards alone, updates the weights in them, and
+    is sent the other ranks' weights. Shards are in Hugging Face's layout, as in the other framework.
+    """
+
+    def __init__(
+        self,
+        spec: OptimizerSpec,
+        shards: Sequence[Shard],
+        parameters: Parameters,
+        exchange: ShardExchange | None = None,
+    ) -> None:
         """Create the moments.
 
         Args:
             spec: the update rule.
-            buckets: the plan's layout.
+            shards: what this rank owns of each bucket of the plan.
             parameters: the variables that hold each weight, by its name.
+            exchange: with the ranks that own the rest; None: nobody does.
         """
-        self._spec, self._buckets, self._parameters = spec, buckets, parameters
-        self._moments: dict[str, tuple[Parameter, ...]] = {
-            name: tuple(_zeros_like(parameter) for _ in MOMENTS[spec.type])
-            for name, parameter in parameters.items()
-        }
+        self._spec, self._shards, self._exchange = spec, shards, exchange
+        self._parameters, self._norms = parameters, Norms(spec, shards, exchange)
+        make = self._by_weight if exchange is None else self._flat
+        self._pieces = [make(shard) for shard in shards]
+
+    def norm(self, gradients: Sequence[tf.Tensor]) -> tf.Tensor:
+        """The global L2 norm, a scalar.
+
+        Args:
+            gradients: flat, one a bucket: (shard.size,).
+        """
+        if self._exchange is None:
+            # l2_loss is half the sum of squares, in one pass that keeps no squares.
+            return tf.sqrt(2.0 * tf.add_n([tf.nn.l2_loss(gradient) for gradient in gradients]))
+        squares = [tf.reduce_sum(tf.square(tf.cast(gradient, tf.float64))) for gradient in gradients]
+        total = self._exchange.sum(tf.add_n(squares)[None], "norm")
+        return tf.cast(tf.sqrt(total[0]), gradients[0].dtype)
 
     def apply(self, gradients: Sequence[tf.Tensor], learning_rate: tf.Tensor, update: tf.Tensor) -> None:
         """One update of every weight.
 
         Args:
-            gradients: flat, one a bucket, clipped.
+            gradients: flat, one a bucket, clipped: (shard.size,).
             learning_rate: of this update, a scalar of the weights' dtype.
             update: its number, counted from 1, a scalar of the weights' dtype.
         """
-        for bucket, flat in zip(self._buckets, gradients, strict=True):
-            found = unpack(bucket, flat, self._parameters)
-            for weight in bucket.weights:
-                setting = setting_of(self._spec, weight)
-                factor = setting.learning_rate_factor
-                rate = learning_rate if factor == 1.0 else learning_rate * factor
-                self._apply(weight.name, found[weight.name], setting, rate, update)
+        tasks = [
+            Task(piece, parts, self._rate(piece, learning_rate))
+            for shard, pieces, flat in zip(self._shards, self._pieces, gradients, strict=True)
+            for piece, parts in zip(pieces, self._cut(shard, pieces, flat), strict=True)
+        ]
+        if self._exchange is None:
+            for task in tasks:
+                update_pieces(self._spec, self._norms, [task], update)
+            return
+        self._take_weights()
+        update_pieces(self._spec, self._norms, tasks, update)
+        self._give_weights(self._exchange)
 
     def read(self) -> dict[str, np.ndarray]:
-        """Copies of the moments as `WEIGHT.exp_avg`, in the Hugging Face layout."""
-        return {
-            f"{weight.name}.{name}": read(weight, moment) for weight, name, moment in self._every_moment()
-        }
+        """Copies of the moments as `WEIGHT.exp_avg`, in the Hugging Face layout.
+
+        Where buckets are sharded, every rank calls it.
+        """
+        found = {}
+        for shard, pieces in zip(self._shards, self._pieces, strict=True):
+            for number, moment in enumerate(MOMENTS[self._spec.type]):
+                for name, array in self._read(shard, pieces, number):
+                    found[f"{name}.{moment}"] = array
+        return found
 
     def write(self, arrays: Mapping[str, np.ndarray], updates: int) -> None:
         """Set what `read` read, after so many updates."""
         del updates  # every `apply` is passed its number
-        for weight, name, moment in self._every_moment():
-            write(weight, moment, arrays[f"{weight.name}.{name}"])
-
-    def _every_moment(self) -> Iterator[tuple[Weight, str, Parameter]]:
-        for weight in (w for bucket in self._buckets for w in bucket.weights):
-            for name, moment in zip(MOMENTS[self._spec.type], self._moments[weight.name], strict=True):
-                yield weight, name, moment
+        for shard, pieces in zip(self._shards, self._pieces, strict=True):
+            for number, moment in enumerate(MOMENTS[self._spec.type]):
+                if self._exchange is None:
+                    for piece in pieces:
+                        ((weight, _),) = piece.parts
+                        write(weight, piece.moments[number], arrays[f"{weight.name}.{moment}"])
+                    continue
+                flat = np.concatenate([arrays[f"{w.name}.{moment}"].ravel() for w in shard.bucket.weights])
+                for piece, cut in zip(pieces, shard.pieces(self._spec), strict=True):
+                    piece.moments[number][0].assign(flat[cut.start : cut.start + cut.size])
 
     def read_weights(self) -> list[tf.Tensor]:
         """Copies of the weights, flat, one tensor a bucket."""
-        return [pack(bucket, self._parameters) for bucket in self._buckets]
+        return [pack(shard.bucket, self._parameters) for shard in self._shards]
 
     def write_weights(self, weights: Sequence[tf.Tensor]) -> None:
         """Set every weight.
@@ -77,123 +114,93 @@ class Optimizer:
         Args:
             weights: flat, one a bucket.
         """
-        for bucket, flat in zip(self._buckets, weights, strict=True):
-            for name, parts in unpack(bucket, flat, self._parameters).items():
+        for shard, flat in zip(self._shards, weights, strict=True):
+            for name, parts in unpack(shard.bucket, flat, self._parameters).items():
                 for variable, part in zip(self._parameters[name], parts, strict=True):
                     variable.assign(part)
 
-    def _apply(
-        self, name: str, gradients: list[tf.Tensor], setting: Setting, rate: tf.Tensor, update: tf.Tensor
-    ) -> None:
-        spec, parameter, decay = self._spec, self._parameters[name], setting.weight_decay
-        if spec.type == "lars" and setting.adapts:
-            gradients, decay = self._lars(parameter, gradients, decay), 0.0
-        moments = [*zip(*self._moments[name], strict=True)]
-        if spec.type == "lamb":
-            self._lamb(parameter, moments, gradients, setting, rate, update)
+    @property
+    def wire_bytes(self) -> int:
+        """Bytes of weights that this rank has handed to collectives so far."""
+        return 0 if self._exchange is None else self._exchange.wire_bytes
+
+    def _by_weight(self, shard: Shard) -> list[Piece]:
+        found = []
+        for weight in shard.bucket.weights:
+            variables = self._parameters[weight.name]
+            moments = tuple(
+                tuple(_zeros(variable.shape, variable.dtype) for variable in variables)
+                for _ in MOMENTS[self._spec.type]
+            )
+            parts = ((weight, weight.size),)
+            found.append(Piece(setting_of(self._spec, weight), parts, variables, moments))
+        return found
+
+    def _flat(self, shard: Shard) -> list[Piece]:
+        dtype = self._parameters[shard.bucket.weights[0].name][0].dtype
+        found = []
+        for cut in shard.pieces(self._spec):
+            variable, *moments = (_zeros((cut.size,), dtype) for _ in ("", *MOMENTS[self._spec.type]))
+            found.append(Piece(cut.setting, cut.parts, (variable,), tuple((m,) for m in moments)))
+        return found
+
+    def _rate(self, piece: Piece, learning_rate: tf.Tensor) -> tf.Tensor:
+        factor = piece.setting.learning_rate_factor
+        return learning_rate if factor == 1.0 else learning_rate * factor
+
+    def _cut(self, shard: Shard, pieces: Sequence[Piece], flat: tf.Tensor) -> list[list[tf.Tensor]]:
+        """The gradients of each piece."""
+        if self._exchange is None:
+            return [*unpack(shard.bucket, flat, self._parameters).values()]
+        sizes = [piece.variables[0].shape[0] for piece in pieces]
+        return [[part] for part in tf.split(flat[: sum(sizes)], sizes)] if sizes else []
+
+    def _take_weights(self) -> None:
+        """Copy this rank's shard from the variables, which somebody else may have set."""
+        for shard, pieces in zip(self._shards, self._pieces, strict=True):
+            offset = 0
+            bounds = {}
+            for weight in shard.bucket.weights:
+                bounds[weight.name], offset = offset, offset + weight.size
+            for piece, cut in zip(pieces, shard.pieces(self._spec), strict=True):
+                parts, place = [], cut.start
+                for weight, size in cut.parts:
+                    first = place - bounds[weight.name]
+                    whole = join_flat(weight, self._parameters[weight.name])
+                    parts.append(whole[first : first + size])
+                    place += size
+                piece.variables[0].assign(tf.concat(parts, 0))
+
+    def _give_weights(self, exchange: ShardExchange) -> None:
+        own = []
+        for shard, pieces in zip(self._shards, self._pieces, strict=True):
+            parts = [tf.convert_to_tensor(piece.variables[0]) for piece in pieces]
+            own.append(self._padded(shard, parts))
+        whole = exchange.gather(self._shards, own, "weights")
+        self.write_weights(
+            [
+                swap_layout(shard.bucket, flat[: shard.bucket.size], to_keras=True)
+                for shard, flat in zip(self._shards, whole, strict=True)
+            ]
+        )
+
+    def _read(self, shard: Shard, pieces: Sequence[Piece], number: int) -> Iterator[tuple[str, np.ndarray]]:
+        if self._exchange is None:
+            for piece in pieces:
+                ((weight, _),) = piece.parts
+                yield weight.name, read(weight, piece.moments[number])
             return
-        rule = self._adamw if spec.type == "adamw" else self._sgd
-        for variable, own, gradient in zip(parameter, moments, gradients, strict=True):
-            rule(variable, own, gradient, decay, rate, update)
+        own = self._padded(shard, [tf.convert_to_tensor(piece.moments[number][0]) for piece in pieces])
+        (flat,) = self._exchange.gather([shard], [own], "moments")
+        parts = np.split(flat.numpy()[: shard.bucket.size], np.cumsum(shard.bucket.sizes)[:-1])
+        for weight, part in zip(shard.bucket.weights, parts, strict=True):
+            yield weight.name, part.reshape(weight.shape)
 
-    def _lamb(
-        self,
-        parameter: Parameter,
-        moments: Sequence[Sequence[tf.Variable]],
-        gradients: Sequence[tf.Tensor],
-        setting: Setting,
-        rate: tf.Tensor,
-        update: tf.Tensor,
-    ) -> None:
-        steps = [
-            self._adam(own, gradient, rate, update) + setting.weight_decay * variable
-            for variable, own, gradient in zip(parameter, moments, gradients, strict=True)
-        ]
-        if setting.adapts:
-            rate = rate * trust_ratio(_norm(parameter), _norm(steps), tf.where)
-        for variable, step in zip(parameter, steps, strict=True):
-            variable.assign_sub(rate * step)
-
-    def _adam(
-        self, moments: Sequence[tf.Variable], gradient: tf.Tensor, rate: tf.Tensor, update: tf.Tensor
-    ) -> tf.Tensor:
-        """Adam's direction; TensorFlow's kernel would take it at once."""
-        spec, (first, second) = self._spec, moments
-        first.assign_add((1.0 - spec.adam_beta1) * (gradient - first))
-        second.assign_add((1.0 - spec.adam_beta2) * (tf.square(gradient) - second))
-        corrected = first / (1.0 - tf.pow(_like(rate, spec.adam_beta1), update))
-        root = tf.sqrt(second / (1.0 - tf.pow(_like(rate, spec.adam_beta2), update)))
-        return corrected / (root + spec.adam_epsilon)
-
-    def _lars(self, parameter: Parameter, gradients: list[tf.Tensor], decay: float) -> list[tf.Tensor]:
-        """What plain SGD is given: gradient and decay, scaled."""
-        own = _norm(parameter)
-        ratio = trust_ratio(own, _norm(gradients) + decay * own, tf.where, self._spec.trust_coefficient)
-        return [ratio * (g + decay * v) for g, v in zip(gradients, parameter, strict=True)]
-
-    def _adamw(
-        self,
-        variable: tf.Variable,
-        moments: Sequence[tf.Variable],
-        gradient: tf.Tensor,
-        decay: float,
-        rate: tf.Tensor,
-        update: tf.Tensor,
-    ) -> None:
-        spec = self._spec
-        first, second = moments
-        if decay:
-            variable.assign(variable * (1.0 - rate * decay))
-        # ApplyAdam computes lr * sqrt(1 - b2^t) / (1 - b1^t) * m / (sqrt(v) + eps): with this epsilon it is
-        # the core's rule, whose epsilon comes after the bias correction.
-        beta1_power, beta2_power = (
-            tf.pow(_like(rate, spec.adam_beta1), update),
-            tf.pow(_like(rate, spec.adam_beta2), update),
-        )
-        tf.raw_ops.ResourceApplyAdam(
-            var=variable.handle,
-            m=first.handle,
-            v=second.handle,
-            beta1_power=beta1_power,
-            beta2_power=beta2_power,
-            lr=rate,
-            beta1=_like(rate, spec.adam_beta1),
-            beta2=_like(rate, spec.adam_beta2),
-            epsilon=spec.adam_epsilon * tf.sqrt(1.0 - beta2_power),
-            grad=gradient,
-        )
-
-    def _sgd(
-        self,
-        variable: tf.Variable,
-        moments: Sequence[tf.Variable],
-        gradient: tf.Tensor,
-        decay: float,
-        rate: tf.Tensor,
-        update: tf.Tensor,
-    ) -> None:
-        del update  # plain momentum has no bias correction
-        if decay:
-            gradient = gradient + decay * variable
-        tf.raw_ops.ResourceApplyMomentum(
-            var=variable.handle,
-            accum=moments[0].handle,
-            lr=rate,
-            grad=gradient,
-            momentum=_like(rate, self._spec.momentum),
-            use_nesterov=self._spec.nesterov,
-        )
+    def _padded(self, shard: Shard, parts: Sequence[tf.Tensor]) -> tf.Tensor:
+        dtype = self._parameters[shard.bucket.weights[0].name][0].dtype
+        padding = shard.size - sum(part.shape[0] for part in parts)
+        return tf.concat([*parts, tf.zeros((padding,), dtype)], 0)
 
 
-def _zeros_like(parameter: Parameter) -> Parameter:
-    return tuple(tf.Variable(tf.zeros_like(variable), trainable=False) for variable in parameter)
-
-
-def _norm(parts: Sequence[tf.Tensor]) -> tf.Tensor:
-    """The L2 norm of a weight that lies in several tensors."""
-    # l2_loss is half the sum of squares, in one pass that keeps no squares.
-    return tf.sqrt(2.0 * tf.add_n([tf.nn.l2_loss(part) for part in parts]))
-
-
-def _like(tensor: tf.Tensor, value: float) -> tf.Tensor:
-    return tf.constant(value, tensor.dtype)
+def _zeros(shape: Sequence[int], dtype: tf.DType) -> tf.Variable:
+    return tf.Variable(tf.zeros(shape, dtype), trainable=False)

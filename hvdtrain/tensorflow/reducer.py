@@ -92,14 +92,15 @@ class Reducer:
             flats = [flat * (1.0 / self._loss_scale) for flat in flats]
         if last:
             flats = [bucket.whole(flat) for bucket, flat in zip(self._buckets, flats, strict=True)]
-            self._reduced, self._next_states = self._driver.reduce(self._now.policy, flats, self._update)
+            reduce = self._driver.scatter if self._rules.sharded else self._driver.reduce
+            self._reduced, self._next_states = reduce(self._now.policy, flats, self._update)
         else:
             for bucket, flat in zip(self._buckets, flats, strict=True):
                 bucket.add(flat)
         return loss
 
     def finish(self) -> list[tf.Tensor]:
-        """The flat gradients of the window summed over ranks, one tensor a bucket."""
+        """The flat gradients of the window summed over ranks, one a bucket: whole, or this rank's shard."""
         return self._reduced
 
     def exchange(self, policy: Policy, weights: Sequence[tf.Tensor]) -> list[tf.Tensor]:

@@ -21,6 +21,7 @@ from hvdtrain.core.update.precision import compute_dtype
 from hvdtrain.tensorflow.model import Model
 from hvdtrain.tensorflow.optimizers import Optimizer
 from hvdtrain.tensorflow.reducer import Reducer
+from hvdtrain.tensorflow.shards import ShardExchange
 
 _Batch = dict[str, tf.Tensor]
 # No Python branch here hangs on a tensor: translating the code would take as long as tracing it.
@@ -66,9 +67,12 @@ class Trainer:
         self._spec = spec
         self._dtype = tf.as_dtype(spec.model.dtype)
         parameters = {w.name: model.parameters[w.name] for w in trained(model.weights)}
-        self.optimizer = Optimizer(spec.optimizer, plan.buckets, parameters)
+        rules = spec.rules
+        shards = [rules.shard(bucket, hvd.size(), hvd.rank()) for bucket in plan.buckets]
+        exchange = ShardExchange() if rules.sharded else None
+        self.optimizer = Optimizer(spec.optimizer, shards, parameters, exchange)
         scaled = spec.mixed_precision == "fp16"
-        self.reducer = Reducer(spec.rules, plan.buckets, parameters, spec.seed, scaled)
+        self.reducer = Reducer(rules, plan.buckets, parameters, spec.seed, scaled)
         self._compiled_accumulate = _compiled(self._accumulate)
         self._compiled_finishes: dict[Hashable, tf.types.experimental.PolymorphicFunction] = {}
         self._compiled_exchanges: dict[Policy, tf.types.experimental.PolymorphicFunction] = {}
@@ -207,8 +211,7 @@ class Trainer:
             # The divisor was not the weight that the loss has found.
             correction = tf.cast(1.0 / (tf.cast(inverse, tf.float64) * weight), self._dtype)
             reduced = [gradient * correction for gradient in reduced]
-        # l2_loss is half the sum of squares, in one pass that keeps no squares.
-        norm = tf.sqrt(2.0 * tf.add_n([tf.nn.l2_loss(g) for g in reduced]))
+        norm = self.optimizer.norm(reduced)
         finite = tf.math.is_finite(norm)
 
         def apply() -> bool:

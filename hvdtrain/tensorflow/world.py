@@ -77,6 +77,12 @@ def reduces_over_mpi() -> bool:
     return bool(hvd.mpi_enabled()) and not nccl
 
 
+def reduces_over_gloo() -> bool:
+    """Whether Gloo carries collectives, not MPI or NCCL."""
+    nccl = hvd.nccl_built() and tf.config.list_physical_devices("GPU")
+    return not hvd.mpi_enabled() and not nccl
+
+
 def device() -> str:
     """Where this rank computes: its GPU when there is one, else the CPU."""
     return "/GPU:0" if tf.config.list_logical_devices("GPU") else "/CPU:0"

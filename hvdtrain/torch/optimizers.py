@@ -82,7 +82,13 @@ class Optimizer:
                 piece.grad = part
         self._optimizer.step()
         if self._exchange is not None:
-            self._exchange.gather(self._shards, self._flats, "weights")
+            own = [
+                flat[shard.start : shard.start + shard.size]
+                for shard, flat in zip(self._shards, self._flats, strict=True)
+            ]
+            whole = self._exchange.gather(self._shards, own, "weights")
+            for flat, found in zip(self._flats, whole, strict=True):
+                flat.copy_(found)
 
     def read(self) -> dict[str, np.ndarray]:
         """Copies of the moments as `WEIGHT.exp_avg`, in the Hugging Face layout.
@@ -136,11 +142,10 @@ class Optimizer:
 
     def _whole(self, shard: Shard, own: Sequence[torch.Tensor]) -> torch.Tensor:
         """All of a bucket, of which this rank has these parts."""
-        flat = self._flats[0].new_zeros(shard.padded)
-        for part, piece in zip(own, shard.pieces(self._spec), strict=True):
-            flat[piece.start : piece.start + piece.size] = part
+        padding = self._flats[0].new_zeros(shard.size - sum(part.numel() for part in own))
+        flat = torch.cat([*own, padding])
         if self._exchange is not None:
-            self._exchange.gather([shard], [flat], "moments")
+            (flat,) = self._exchange.gather([shard], [flat], "moments")
         return flat[: shard.bucket.size]
 
 

@@ -11,15 +11,11 @@ from hvdtrain.core.update.shards import Shard
 
 
 class ShardExchange:
-    """Sums over ranks, and whole buckets from their shards.
-
-    Attributes:
-        wire_bytes: bytes of shards that this rank has handed to collectives so far.
-    """
+    """Sums over ranks, and whole buckets from their shards."""
 
     def __init__(self) -> None:
         """Nothing has been sent."""
-        self.wire_bytes = 0
+        self._wire_bytes = 0
 
     def sum(self, values: torch.Tensor, name: str) -> torch.Tensor:
         """The element-wise sum over ranks.
@@ -30,18 +26,24 @@ class ShardExchange:
         """
         return hvd.allreduce(values, op=hvd.Sum, name=f"shards.{name}")
 
-    def gather(self, shards: Sequence[Shard], flats: Sequence[torch.Tensor], name: str) -> None:
-        """Fill in what the other ranks own.
+    def gather(self, shards: Sequence[Shard], own: Sequence[torch.Tensor], name: str) -> list[torch.Tensor]:
+        """Whole buckets, each of which this rank has a part of.
 
         Args:
             shards: of this rank, one a bucket.
-            flats: (shard.padded,) for each, in which this rank's own part is set.
+            own: what is in them, (shard.size,) for each.
             name: of the collectives.
+
+        Returns:
+            (shard.padded,) for each.
         """
         handles = []
-        for shard, flat in zip(shards, flats, strict=True):
-            own = flat[shard.start : shard.start + shard.size].clone()
-            self.wire_bytes += own.nbytes
-            handles.append(hvd.allgather_async(own, name=f"shards.{name}.bucket{shard.bucket.index}"))
-        for flat, handle in zip(flats, handles, strict=True):
-            flat.copy_(hvd.synchronize(handle))
+        for shard, part in zip(shards, own, strict=True):
+            self._wire_bytes += part.nbytes
+            handles.append(hvd.allgather_async(part, name=f"shards.{name}.bucket{shard.bucket.index}"))
+        return [hvd.synchronize(handle) for handle in handles]
+
+    @property
+    def wire_bytes(self) -> int:
+        """Bytes of shards that this rank has handed to collectives so far."""
+        return self._wire_bytes

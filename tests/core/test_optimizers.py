@@ -154,7 +154,7 @@ def test_the_torch_adapter_computes_the_reference(spec: OptimizerSpec) -> None:
 def test_the_tensorflow_adapter_computes_the_reference(spec: OptimizerSpec) -> None:
     begun = start()
     weights = {w.name: tuple(tf.Variable(part) for part in w.layout.split(begun[w.name])) for w in WEIGHTS}
-    optimizer = TensorFlowOptimizer(spec, BUCKETS, weights)
+    optimizer = TensorFlowOptimizer(spec, SHARDS, weights)
     apply = tf.function(optimizer.apply, autograph=False)
     for update in range(1, UPDATES + 1):
         given = gradients(update)
@@ -253,7 +253,7 @@ def test_moments_go_from_one_framework_to_the_other(spec: OptimizerSpec, update:
     begun = start()
     held = {w.name: tuple(tf.Variable(part) for part in w.layout.split(begun[w.name])) for w in WEIGHTS}
     weights = {name: torch.nn.Parameter(torch.from_numpy(array)) for name, array in start().items()}
-    first, then = TorchOptimizer(spec, SHARDS, weights), TensorFlowOptimizer(spec, BUCKETS, held)
+    first, then = TorchOptimizer(spec, SHARDS, weights), TensorFlowOptimizer(spec, SHARDS, held)
     back = TorchOptimizer(
         spec, SHARDS, {n: torch.nn.Parameter(p.detach().clone()) for n, p in weights.items()}
     )

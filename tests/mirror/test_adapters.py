@@ -45,8 +45,12 @@ _BUCKETS = "PyTorch's parameters have views of a bucket, TensorFlow's variables 
 _DRIVER = "PyTorch has requests under way, TensorFlow a graph in which data flow orders them"
 # Public names of a module that one adapter alone has, or that are otherwise in each, and why.
 BY_NATURE = {
-    "buckets.py": dict.fromkeys(("GradBucket", "pack", "unpack", "swap_layout"), _BUCKETS),
+    "buckets.py": dict.fromkeys(("GradBucket", "join_flat", "pack", "unpack", "swap_layout"), _BUCKETS),
     "driver.py": dict.fromkeys(("Work", "Driver"), _DRIVER),
+    "update_rules.py": dict.fromkeys(
+        ("Norms", "Piece", "Task", "build_rule", "empty_group", "update_pieces"),
+        "PyTorch's rules are its optimizers of flat parameters, TensorFlow's are kernels in a graph",
+    ),
     "dropin/accumulation.py": {"Accumulation": _HOOKS},
     "dropin/arguments.py": dict.fromkeys(
         ("Reach", "check_local_layers", "handles"), "layers that stay local are Horovod's in TensorFlow alone"
@@ -91,11 +95,15 @@ def test_the_adapters_have_the_same_modules() -> None:
 
 def test_both_drivers_answer_the_same_requests() -> None:
     protocol = _parse(ROOT / "hvdtrain" / "core" / "compression" / "protocol.py")
-    requests = {name for name in public_names(protocol) if name.startswith("All") or name.endswith("Reduce")}
+    requests = {
+        name
+        for name in public_names(protocol)
+        if name.startswith(("All", "ReduceS")) or name.endswith("Reduce")
+    }
     torch, tensorflow = (_names(_parse(package / "driver.py")) & requests for package in (TORCH, TENSORFLOW))
     # Whatever is none of the others is the last one.
     assert torch == tensorflow
-    assert len(torch) == len(requests) - 1 == 3
+    assert len(torch) == len(requests) - 1 == 4
 
 
 def test_the_job_folders_have_the_same_scripts() -> None:
