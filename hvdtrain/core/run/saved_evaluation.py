@@ -23,6 +23,15 @@ from hvdtrain.core.tasks.classification import ClassMeasures
 _MODEL_DIR = "model"
 # Of a batch, where the job has left them to the number of its ranks.
 _ROWS = 8
+# Sections and fields of a spec that an evaluation does without: ranks may be others than those of the job.
+_OF_TRAINING = (
+    "compression",
+    "schedule",
+    "optimizer",
+    "communication",
+    "gradient_checkpointing",
+    "zero_stage",
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,8 +88,8 @@ def read_job(directory: Path, data: Sequence[str] = ()) -> tuple[JobSpec, Path]:
     found["model"]["init_from"] = None
     rows = found["evaluation"]["per_device_eval_batch_size"] or found["batch"]["per_device_train_batch_size"]
     found["batch"] = {"per_device_train_batch_size": rows or _ROWS}
-    for name in ("compression", "schedule", "optimizer", "communication", "gradient_checkpointing"):
-        del found[name]
+    for name in _OF_TRAINING:
+        found.pop(name, None)
     found |= {"max_steps": 1, "num_train_epochs": None}
     spec = parse_spec(json.dumps(found), where=str(path))
     if data:
