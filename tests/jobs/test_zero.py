@@ -15,7 +15,7 @@ from tests.jobs.runs import TINY, TINY_GPT2, small_corpus, train_all
 
 GROUPS = "optimizer.groups=[{match: '*mlp*', learning_rate_factor: 0.5, weight_decay: 0.3}]"
 # Many buckets, of sizes that 2 and 3 do not divide.
-COMMON = [*TINY_GPT2, "communication.bucket_cap_mb=0.05", "max_steps=8", GROUPS]
+COMMON = [*TINY_GPT2, "batch.global_batch_size=12", "communication.bucket_cap_mb=0.05", "max_steps=8", GROUPS]
 SAVED = [*COMMON, "checkpointing.save_steps=4"]
 KINDS: dict[str, list[str]] = {
     "adamw": ["max_grad_norm=0.05", "gradient_checkpointing=true"],
