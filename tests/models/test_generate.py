@@ -14,7 +14,8 @@ from typer.testing import CliRunner, Result
 from hvdtrain.cli import app
 from hvdtrain.core.checkpoints.model_folder import load_model, save_model
 from hvdtrain.core.checkpoints.saved_models import read_model
-from hvdtrain.core.data.byte_level_bpe import END_OF_TEXT, ByteLevelBPE, bpe_files
+from hvdtrain.core.data.byte_level_bpe import ByteLevelBPE, bpe_files
+from hvdtrain.core.data.special_tokens import END_OF_TEXT
 from hvdtrain.core.errors import CheckpointError, DataError
 from hvdtrain.core.families import bert, family_of, gpt2, llama
 from hvdtrain.core.families.rope import RopeParameters
@@ -50,10 +51,10 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def save(folder: Path, model: ModelSection = MODEL) -> None:
     family = family_of(model)
     tokenizer = ByteLevelBPE().train(lambda: ["the words of the page, and the page of words"] * 3, 300)
-    end = tokenizer.token_to_id(END_OF_TEXT)
+    ids = ByteLevelBPE().token_ids(tokenizer, 300, "it")
     arrays = {n: a.astype("float32") for n, a in far_from_initial(family.weights(model)).items()}
-    config = {**family.hf_config(model), "bos_token_id": end, "eos_token_id": end}
-    save_model(folder, arrays, config, bpe_files(tokenizer.to_str(), most_positions(model) or 0))
+    config = {**family.hf_config(model), "bos_token_id": ids.sep, "eos_token_id": ids.sep}
+    save_model(folder, arrays, config, bpe_files(tokenizer.to_str(), most_positions(model) or 0, ids))
 
 
 def generate(*arguments: str | Path) -> Result:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import fcntl
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from importlib.metadata import version
@@ -15,6 +15,7 @@ from hvdtrain.core.data.corpus import Corpus
 from hvdtrain.core.data.hashing import Contents, hash_contents, hash_files, hash_texts
 from hvdtrain.core.data.lines import Changed, file_digest
 from hvdtrain.core.data.sources import documents, validation_files
+from hvdtrain.core.data.special_tokens import named_beside
 from hvdtrain.core.data.store import Damaged, Store, open_store, with_validation, write_store
 from hvdtrain.core.data.text import SourceSpec, TextSpec
 from hvdtrain.core.data.tokenizer import (
@@ -93,12 +94,17 @@ class _Inputs:
     vocab_size: int
     contents: Contents
     tokenizer: bytes | None
+    beside: Mapping[str, str]
 
 
 def _look_at(data: TextSpec, vocab_size: int, root: Path) -> _Inputs:
     file = data.tokenizer_file
-    given = read_tokenizer(user_path(file, "data.tokenizer_file:", DataError)) if file else None
-    vocabulary = data.scheme.key if given is None else file_digest(given).hexdigest()
+    given, beside = None, {}
+    vocabulary = data.scheme.key
+    if file:
+        path = user_path(file, "data.tokenizer_file:", DataError)
+        given, beside = read_tokenizer(path), named_beside(path)
+        vocabulary = " ".join([file_digest(given).hexdigest(), *map("=".join, sorted(beside.items()))])
     contents = hash_contents(data, root / _INDEX)
     shape = f"{data.max_seq_length} {data.packing} {data.text_field}"
     texts = [
@@ -108,7 +114,7 @@ def _look_at(data: TextSpec, vocab_size: int, root: Path) -> _Inputs:
         f"{vocabulary} {vocab_size}",
         shape,
     ]
-    return _Inputs(hash_texts(texts)[:32], _source(data), data, vocab_size, contents, given)
+    return _Inputs(hash_texts(texts)[:32], _source(data), data, vocab_size, contents, given, beside)
 
 
 def _to_evaluate(inputs: _Inputs, files: tuple[Path, ...], train: Store, root: Path) -> _Inputs:
@@ -181,7 +187,7 @@ def _tokenise(inputs: _Inputs, directory: Path) -> None:
     else:
         tokenizer = tokenizer_from(inputs.tokenizer, f"{data.tokenizer_file}")
         where = f"data.tokenizer_file {data.tokenizer_file}"
-    ids = data.scheme.token_ids(tokenizer, vocab_size, where)
+    ids = data.scheme.token_ids(tokenizer, vocab_size, where, inputs.beside)
     tokens = encoder(tokenizer, where)(texts())
     sequences = data.scheme.sequences(tokens, data.max_seq_length, data.packing, ids)
     if not write_store(directory, sequences, ids, tokenizer.to_str(pretty=True), unknown_id(tokenizer)):
