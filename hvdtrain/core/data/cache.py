@@ -13,9 +13,10 @@ from pathlib import Path
 
 from hvdtrain.core.data.corpus import Corpus
 from hvdtrain.core.data.hashing import Contents, hash_contents, hash_texts
-from hvdtrain.core.data.sources import Changed, documents, file_digest
+from hvdtrain.core.data.lines import Changed, file_digest
+from hvdtrain.core.data.sources import documents
 from hvdtrain.core.data.store import Damaged, Store, open_store, write_store
-from hvdtrain.core.data.text import TextSpec
+from hvdtrain.core.data.text import SourceSpec, TextSpec
 from hvdtrain.core.data.tokenizer import (
     encoder,
     read_tokenizer,
@@ -62,7 +63,7 @@ def prepare(data: TextSpec, vocab_size: int, seed: int, announce: Callable[[str]
         with _writing(root), _locked(root / f"{inputs.name}.lock", announce):
             # Another rank may have built it while this one waited for the lock.
             store = _open(root / inputs.name, announce) or _build(inputs, root, announce)
-    corpus = store.corpus(data.max_seq_length, data.validation_split, seed)
+    corpus = store.corpus(data.max_seq_length, data.split_share, seed)
     if not corpus.train.has_other_tokens(corpus.token_ids.special):
         raise DataError(
             f"{_source(data)}: nothing to predict, all of the training split is [UNK]: the tokenizer has "
@@ -72,7 +73,7 @@ def prepare(data: TextSpec, vocab_size: int, seed: int, announce: Callable[[str]
     return corpus
 
 
-def cache_directory(data: TextSpec) -> Path:
+def cache_directory(data: SourceSpec) -> Path:
     """`data.cache_dir`, else data/ in the folder of all caches (see `cache_root`)."""
     if data.cache_dir is not None:
         return user_path(data.cache_dir, "data.cache_dir:", DataError)
@@ -149,7 +150,7 @@ def _tokenise(inputs: _Inputs, directory: Path) -> None:
     data, vocab_size = inputs.data, inputs.vocab_size
 
     def texts() -> Iterator[str]:
-        return documents(data, inputs.contents.files)
+        return documents(data, inputs.contents.files or None)
 
     if inputs.tokenizer is None:
         tokenizer = data.scheme.train(texts, vocab_size)

@@ -100,7 +100,7 @@ class MaskedText(Dataset):
                 corpus.token_ids.size, vocab_size, corpus.unknown_share, data.tokenizer_file is None
             ),
             corpus=corpus,
-            split=(data.validation_split, seed),
+            split=(data.split_share, seed),
         )
 
     def fingerprint_with(self, directory: Path) -> str:

@@ -15,7 +15,8 @@ import pytest
 from tokenizers import Tokenizer
 
 from hvdtrain.core.data import Dataset, Sequences, cache, prepare
-from hvdtrain.core.data.hashing import file_stamp, hash_contents, hash_file
+from hvdtrain.core.data.hashing import file_stamp, hash_contents
+from hvdtrain.core.data.lines import hash_file
 from hvdtrain.core.data.tokenizer import train_tokenizer
 from hvdtrain.core.errors import DataError
 from hvdtrain.core.tasks.masked_lm import DataSpec
