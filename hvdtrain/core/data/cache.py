@@ -7,15 +7,15 @@ import shutil
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 
 from hvdtrain.core.data.corpus import Corpus
-from hvdtrain.core.data.hashing import Contents, hash_contents, hash_texts
+from hvdtrain.core.data.hashing import Contents, hash_contents, hash_files, hash_texts
 from hvdtrain.core.data.lines import Changed, file_digest
-from hvdtrain.core.data.sources import documents
-from hvdtrain.core.data.store import Damaged, Store, open_store, write_store
+from hvdtrain.core.data.sources import documents, validation_files
+from hvdtrain.core.data.store import Damaged, Store, open_store, with_validation, write_store
 from hvdtrain.core.data.text import SourceSpec, TextSpec
 from hvdtrain.core.data.tokenizer import (
     encoder,
@@ -38,8 +38,9 @@ def prepare(data: TextSpec, vocab_size: int, seed: int, announce: Callable[[str]
     """Open the corpus as token sequences; tokenise and pack it first if this node has not done so.
 
     The cache is named by a hash of the sources' bytes, the tokenizer, the sequence length and the packing, so
-    a change of any of them makes a new one and a change of seed or split does not. What is tokenised is
-    hashed again, and refused if it is not what the name says. One process builds, under a file lock, in a
+    a change of any of them makes a new one and a change of seed or split does not. Files to evaluate on have
+    a cache of their own, made with the tokenizer of the first. What is tokenised is hashed again, and refused
+    if it is not what the name says. One process builds, under a file lock, in a
     directory that gets its name when it is complete; others wait. A damaged cache is built again.
 
     Args:
@@ -57,13 +58,15 @@ def prepare(data: TextSpec, vocab_size: int, seed: int, announce: Callable[[str]
             written.
     """
     root = cache_directory(data)
+    # Before hours are spent on the others.
+    kept = validation_files(data)
     inputs = _look_at(data, vocab_size, root)
-    store = _open(root / inputs.name)
-    if store is None:
-        with _writing(root), _locked(root / f"{inputs.name}.lock", announce):
-            # Another rank may have built it while this one waited for the lock.
-            store = _open(root / inputs.name, announce) or _build(inputs, root, announce)
-    corpus = store.corpus(data.max_seq_length, data.split_share, seed)
+    train = _ready(inputs, root, announce)
+    if kept:
+        validation = _ready(_to_evaluate(inputs, kept, train, root), root, announce)
+        corpus = with_validation(train, validation, data.max_seq_length)
+    else:
+        corpus = train.corpus(data.max_seq_length, data.split_share, seed)
     if not corpus.train.has_other_tokens(corpus.token_ids.special):
         raise DataError(
             f"{_source(data)}: nothing to predict, all of the training split is [UNK]: the tokenizer has "
@@ -82,9 +85,10 @@ def cache_directory(data: SourceSpec) -> Path:
 
 @dataclass(frozen=True)
 class _Inputs:
-    """What a cache is made from, as it was when the cache was named."""
+    """What a cache is made from, as it was when the cache was named; `source` is that in words."""
 
     name: str
+    source: str
     data: TextSpec
     vocab_size: int
     contents: Contents
@@ -104,7 +108,25 @@ def _look_at(data: TextSpec, vocab_size: int, root: Path) -> _Inputs:
         f"{vocabulary} {vocab_size}",
         shape,
     ]
-    return _Inputs(hash_texts(texts)[:32], data, vocab_size, contents, given)
+    return _Inputs(hash_texts(texts)[:32], _source(data), data, vocab_size, contents, given)
+
+
+def _to_evaluate(inputs: _Inputs, files: tuple[Path, ...], train: Store, root: Path) -> _Inputs:
+    contents = hash_files(files, root / _INDEX)
+    tokenizer = (train.directory / "tokenizer.json").read_bytes()
+    given = inputs.data.validation_files
+    source = f"data.validation_files {', '.join(given)}" if given else f"{files[0].parent}"
+    name = hash_texts(["validation", inputs.name, contents.digest])[:32]
+    return replace(inputs, name=name, source=source, contents=contents, tokenizer=tokenizer)
+
+
+def _ready(inputs: _Inputs, root: Path, announce: Callable[[str], None]) -> Store:
+    store = _open(root / inputs.name)
+    if store is None:
+        with _writing(root), _locked(root / f"{inputs.name}.lock", announce):
+            # Another rank may have built it while this one waited for the lock.
+            store = _open(root / inputs.name, announce) or _build(inputs, root, announce)
+    return store
 
 
 def _open(directory: Path, announce: Callable[[str], None] = _silent) -> Store | None:
@@ -117,7 +139,8 @@ def _open(directory: Path, announce: Callable[[str], None] = _silent) -> Store |
 
 def _build(inputs: _Inputs, root: Path, announce: Callable[[str], None]) -> Store:
     target = root / inputs.name
-    source = inputs.data.corpus or f"{len(inputs.contents.files)} file(s)"
+    count = len(inputs.contents.files)
+    source = f"{count} file(s)" if count else inputs.data.corpus
     announce(f"data: tokenising {source} into {target}")
     start = time.monotonic()
     # Only the holder of the lock writes here, so whatever lies here was left by a process that died.
@@ -162,7 +185,7 @@ def _tokenise(inputs: _Inputs, directory: Path) -> None:
     tokens = encoder(tokenizer, where)(texts())
     sequences = data.scheme.sequences(tokens, data.max_seq_length, data.packing, ids)
     if not write_store(directory, sequences, ids, tokenizer.to_str(pretty=True), unknown_id(tokenizer)):
-        raise DataError(f"{_source(data)}: no text found, so there is nothing to train on")
+        raise DataError(f"{inputs.source}: no text found, so there is nothing to predict")
 
 
 def _source(data: TextSpec) -> str:
