@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hvdtrain.core.data.alphabet import MAX_WORD_CHARS, survey
-from hvdtrain.core.data.lines import unreadable
+from hvdtrain.core.data.lines import file_digest, unreadable
 from hvdtrain.core.data.sources import MAX_DOCUMENT_CHARS, pieces
 from hvdtrain.core.data.special_tokens import (
     SPECIAL_TOKENS,
@@ -86,12 +86,39 @@ def train_tokenizer(
     return tokenizer
 
 
+def frame_with(tokenizer: Tokenizer, cls: int, sep: int) -> None:
+    """Have a tokenizer add [CLS] and [SEP] as BERT's does: the second of two texts is segment 1.
+
+    Args:
+        tokenizer: has both tokens.
+        cls: id of [CLS].
+        sep: id of [SEP].
+    """
+    from tokenizers import processors
+
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]",
+        pair="[CLS] $A [SEP] $B:1 [SEP]:1",
+        special_tokens=[("[CLS]", cls), ("[SEP]", sep)],
+    )
+
+
 def read_tokenizer(path: Path) -> bytes:
     """The bytes of a `tokenizer.json`; DataError when it cannot be read."""
     try:
         return path.read_bytes()
     except OSError as error:
         raise unreadable(path, error, "data.tokenizer_file: ") from None
+
+
+def tokenizer_key(content: bytes, beside: Mapping[str, str]) -> str:
+    """What differs between given tokenizers; part of the name of a cache.
+
+    Args:
+        content: the bytes of a `tokenizer.json`.
+        beside: from `named_beside`.
+    """
+    return " ".join([file_digest(content).hexdigest(), *map("=".join, sorted(beside.items()))])
 
 
 def tokenizer_from(content: bytes, path: str | Path, field: str = "data.tokenizer_file: ") -> Tokenizer:
@@ -199,17 +226,12 @@ def _batches(documents: Iterable[str], most: int) -> Iterator[list[tuple[str, bo
 
 
 def _bert(tokenizer: Tokenizer, lowercase: bool, strip_accents: bool) -> Tokenizer:
-    from tokenizers import decoders, normalizers, pre_tokenizers, processors
+    from tokenizers import decoders, normalizers, pre_tokenizers
 
     tokenizer.normalizer = normalizers.BertNormalizer(lowercase=lowercase, strip_accents=strip_accents)
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     tokenizer.decoder = decoders.WordPiece()
-    cls, sep = SPECIAL_TOKENS.index("[CLS]"), SPECIAL_TOKENS.index("[SEP]")
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single="[CLS] $A [SEP]",
-        pair="[CLS] $A [SEP] $B:1 [SEP]:1",
-        special_tokens=[("[CLS]", cls), ("[SEP]", sep)],
-    )
+    frame_with(tokenizer, SPECIAL_TOKENS.index("[CLS]"), SPECIAL_TOKENS.index("[SEP]"))
     return tokenizer
 
 
