@@ -16,7 +16,8 @@ from tokenizers import Tokenizer
 from transformers import AutoModelForMaskedLM, AutoTokenizer, BertModel, BertTokenizer
 
 from hvdtrain.core.checkpoints.model_folder import UNTRAINED_FILE, load_model, save_model
-from hvdtrain.core.data.tokenizer import encoder, train_tokenizer
+from hvdtrain.core.data.text import TokenIds
+from hvdtrain.core.data.tokenizer import encoder, token_ids, train_tokenizer
 from hvdtrain.core.data.tokenizer_files import tokenizer_files
 from hvdtrain.core.families import bert
 from hvdtrain.core.families.bert import ModelSpec
@@ -46,7 +47,7 @@ def save(directory: Path, tokenizer: Tokenizer) -> str:
         initial_weights(weights(SPEC), 1, "float32") for weights in (bert.weights, bert.untrained)
     )
     config = {**bert.hf_config(SPEC), "pad_token_id": 0}
-    files = tokenizer_files(tokenizer.to_str(pretty=True), 64)
+    files = tokenizer_files(tokenizer.to_str(pretty=True), 64, token_ids(tokenizer, SPEC.vocab_size, "it"))
     save_model(directory / "model", arrays, config, files, untrained=untrained)
     return str(directory / "model")
 
@@ -117,7 +118,7 @@ def vocabulary(tokens: dict[str, int], model: str = "WordPiece") -> list[str] | 
     found = json.loads(train_tokenizer(lambda: TEXTS, 100).to_str())
     found["model"] |= {"type": model, "vocab": tokens}
     found["added_tokens"] = [{"content": "[NEW]", "id": 5}]
-    files = tokenizer_files(json.dumps(found), 64)
+    files = tokenizer_files(json.dumps(found), 64, TokenIds(6, 5, 5, 5, 5, (5,)))
     config = json.loads(files["tokenizer_config.json"])
     assert ("vocab.txt" in files) == ("sentence_bert_config.json" in files)
     assert (config.get("do_lower_case") is True) == (model == "WordPiece")
