@@ -25,7 +25,8 @@ from transformers import (
 from hvdtrain.core.checkpoints.model_folder import UNTRAINED_FILE, load_model, save_model
 from hvdtrain.core.data import Batch
 from hvdtrain.core.data.labels import Labels
-from hvdtrain.core.data.tokenizer import encoder, train_tokenizer
+from hvdtrain.core.data.text import TokenIds
+from hvdtrain.core.data.tokenizer import encoder, token_ids, train_tokenizer
 from hvdtrain.core.data.tokenizer_files import tokenizer_files
 from hvdtrain.core.families import bert
 from hvdtrain.core.families.bert import ModelSpec
@@ -58,7 +59,7 @@ def save(directory: Path, tokenizer: Tokenizer) -> str:
         initial_weights(weights(SPEC), 1, "float32") for weights in (bert.weights, bert.untrained)
     )
     config = {**bert.hf_config(SPEC), "pad_token_id": 0}
-    files = tokenizer_files(tokenizer.to_str(pretty=True), 64)
+    files = tokenizer_files(tokenizer.to_str(pretty=True), 64, token_ids(tokenizer, SPEC.vocab_size, "it"))
     save_model(directory / "model", arrays, config, files, untrained=untrained)
     return str(directory / "model")
 
@@ -130,9 +131,10 @@ CLASSIFIER = SPEC.model_copy(update={"num_labels": 3, "dtype": "float64"})
 
 def save_classifier(folder: Path, arrays: dict[str, np.ndarray]) -> Path:
     """A classifier with its classes' names and a tokenizer, as a job saves it."""
-    tokenizer = train_tokenizer(lambda: TEXTS * 2, SPEC.vocab_size).to_str(pretty=True)
+    tokenizer = train_tokenizer(lambda: TEXTS * 2, SPEC.vocab_size)
     config = {**bert.hf_config(CLASSIFIER), **Labels(("no", "maybe", "yes")).config}
-    save_model(folder, arrays, config, tokenizer_files(tokenizer, 64))
+    ids = token_ids(tokenizer, SPEC.vocab_size, "the tokenizer")
+    save_model(folder, arrays, config, tokenizer_files(tokenizer.to_str(pretty=True), 64, ids))
     return folder
 
 
@@ -195,7 +197,7 @@ def vocabulary(tokens: dict[str, int], model: str = "WordPiece") -> list[str] | 
     found = json.loads(train_tokenizer(lambda: TEXTS, 100).to_str())
     found["model"] |= {"type": model, "vocab": tokens}
     found["added_tokens"] = [{"content": "[NEW]", "id": 5}]
-    files = tokenizer_files(json.dumps(found), 64)
+    files = tokenizer_files(json.dumps(found), 64, TokenIds(6, 5, 5, 5, 5, (5,)))
     config = json.loads(files["tokenizer_config.json"])
     assert ("vocab.txt" in files) == ("sentence_bert_config.json" in files)
     assert (config.get("do_lower_case") is True) == (model == "WordPiece")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import fcntl
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -14,14 +14,16 @@ from pathlib import Path
 
 from hvdtrain.core.data.corpus import Corpus
 from hvdtrain.core.data.hashing import Contents, hash_contents, hash_files, hash_texts
-from hvdtrain.core.data.lines import Changed, file_digest
+from hvdtrain.core.data.lines import Changed
 from hvdtrain.core.data.sources import documents, validation_files
+from hvdtrain.core.data.special_tokens import named_beside
 from hvdtrain.core.data.store import Damaged, Store, open_store, with_validation, write_store
 from hvdtrain.core.data.text import SourceSpec, TextSpec
 from hvdtrain.core.data.tokenizer import (
     encoder,
     read_tokenizer,
     tokenizer_from,
+    tokenizer_key,
     unknown_id,
 )
 from hvdtrain.core.errors import DataError
@@ -131,6 +133,7 @@ class _Inputs:
     vocab_size: int
     contents: Contents
     tokenizer: bytes | None
+    beside: Mapping[str, str]
 
     @property
     def recipe(self) -> Recipe:
@@ -142,8 +145,11 @@ class _Inputs:
 
 def _look_at(data: TextSpec, vocab_size: int, root: Path) -> _Inputs:
     file = data.tokenizer_file
-    given = read_tokenizer(user_path(file, "data.tokenizer_file:", DataError)) if file else None
-    vocabulary = data.scheme.key if given is None else file_digest(given).hexdigest()
+    given, beside, vocabulary = None, {}, data.scheme.key
+    if file:
+        path = user_path(file, "data.tokenizer_file:", DataError)
+        given, beside = read_tokenizer(path), named_beside(path)
+        vocabulary = tokenizer_key(given, beside)
     contents = hash_contents(data, root / INDEX)
     shape = f"{data.max_seq_length} {data.packing} {data.text_field}"
     texts = [
@@ -153,7 +159,7 @@ def _look_at(data: TextSpec, vocab_size: int, root: Path) -> _Inputs:
         f"{vocabulary} {vocab_size}",
         shape,
     ]
-    return _Inputs(hash_texts(texts)[:32], _source(data), data, vocab_size, contents, given)
+    return _Inputs(hash_texts(texts)[:32], _source(data), data, vocab_size, contents, given, beside)
 
 
 def _to_evaluate(inputs: _Inputs, files: tuple[Path, ...], train: Store, root: Path) -> _Inputs:
@@ -215,7 +221,7 @@ def _tokenise(inputs: _Inputs, directory: Path) -> None:
     else:
         tokenizer = tokenizer_from(inputs.tokenizer, f"{data.tokenizer_file}")
         where = f"data.tokenizer_file {data.tokenizer_file}"
-    ids = data.scheme.token_ids(tokenizer, vocab_size, where)
+    ids = data.scheme.token_ids(tokenizer, vocab_size, where, inputs.beside)
     tokens = encoder(tokenizer, where)(texts())
     sequences = data.scheme.sequences(tokens, data.max_seq_length, data.packing, ids)
     if not write_store(directory, sequences, ids, tokenizer.to_str(pretty=True), unknown_id(tokenizer)):

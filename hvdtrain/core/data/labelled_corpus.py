@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from array import array
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from importlib.metadata import version
@@ -17,11 +17,11 @@ from hvdtrain.core.data.corpus import Corpus, Sequences
 from hvdtrain.core.data.hashing import Contents, hash_files, hash_texts
 from hvdtrain.core.data.labelled_text import LabelledTextSpec, known_classes, labelled_rows
 from hvdtrain.core.data.labels import Labels, find_labels
-from hvdtrain.core.data.lines import file_digest
 from hvdtrain.core.data.row_encoder import EncodedRow, row_encoder
 from hvdtrain.core.data.sources import source_files, validation_files
+from hvdtrain.core.data.special_tokens import named_beside
 from hvdtrain.core.data.store import Extra, Store, with_validation, write_store
-from hvdtrain.core.data.tokenizer import read_tokenizer, tokenizer_from, unknown_id
+from hvdtrain.core.data.tokenizer import read_tokenizer, tokenizer_from, tokenizer_key, unknown_id
 from hvdtrain.core.errors import DataError
 from hvdtrain.core.process.paths import user_path
 
@@ -117,6 +117,7 @@ class _Making:
         num_labels: likewise.
         contents: the rows.
         tokenizer: the `tokenizer.json`; None: it is trained.
+        beside: special tokens that are named beside it.
         classes: names of the classes; empty: those that are found.
         source: what the rows are called in an error.
     """
@@ -126,6 +127,7 @@ class _Making:
     num_labels: int
     contents: Contents
     tokenizer: bytes | None
+    beside: Mapping[str, str]
     classes: tuple[str, ...]
     source: str
 
@@ -133,7 +135,8 @@ class _Making:
     def recipe(self) -> Recipe:
         """How the cache is made."""
         data, files = self.data, self.contents.files
-        vocabulary = data.scheme.key if self.tokenizer is None else file_digest(self.tokenizer).hexdigest()
+        given, beside = self.tokenizer, self.beside
+        vocabulary = data.scheme.key if given is None else tokenizer_key(given, beside)
         texts = [
             f"labelled, format {FORMAT}",
             f"tokenizers {version('tokenizers')}",
@@ -147,8 +150,10 @@ class _Making:
 
 
 def _look_at(data: LabelledTextSpec, vocab_size: int, num_labels: int, root: Path) -> _Making:
-    file = data.tokenizer_file
-    given = read_tokenizer(user_path(file, "data.tokenizer_file:", DataError)) if file else None
+    given, beside = None, {}
+    if data.tokenizer_file:
+        path = user_path(data.tokenizer_file, "data.tokenizer_file:", DataError)
+        given, beside = read_tokenizer(path), named_beside(path)
     if data.corpus is None:
         contents = hash_files(source_files(data), root / INDEX)
         source = f"data.files {', '.join(data.files)}"
@@ -158,7 +163,7 @@ def _look_at(data: LabelledTextSpec, vocab_size: int, num_labels: int, root: Pat
     classes = known_classes(data, contents.files)
     if classes:
         _check_count(classes, data, num_labels, source)
-    return _Making(data, vocab_size, num_labels, contents, given, classes, source)
+    return _Making(data, vocab_size, num_labels, contents, given, beside, classes, source)
 
 
 def _to_evaluate(making: _Making, train: Store, files: tuple[Path, ...], root: Path) -> _Making:
@@ -185,7 +190,7 @@ def _write(making: _Making, directory: Path) -> None:
     else:
         tokenizer = tokenizer_from(making.tokenizer, f"{data.tokenizer_file}")
         where = f"data.tokenizer_file {data.tokenizer_file}"
-    ids = data.scheme.token_ids(tokenizer, vocab_size, where)
+    ids = data.scheme.token_ids(tokenizer, vocab_size, where, making.beside)
     content, columns = tokenizer.to_str(pretty=True), _Columns(making)
     encode = row_encoder(tokenizer, ids, data.max_seq_length, where)
     sequences = columns.filled_by(encode(labelled_rows(data, files)))

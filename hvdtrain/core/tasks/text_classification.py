@@ -69,7 +69,7 @@ def prepare(
         LabelledSplit(found.train, length, pad),
         LabelledSplit(found.validation, length, pad),
         corpus.fingerprint,
-        files=tokenizer_files(corpus.tokenizer_path.read_text(encoding="utf-8"), length),
+        files=tokenizer_files(corpus.tokenizer_path.read_text(encoding="utf-8"), length, corpus.token_ids),
         config={"pad_token_id": pad, **found.labels.config},
         text=TextFacts(
             corpus.token_ids.size, model.vocab_size, corpus.unknown_share, data.tokenizer_file is None

@@ -100,7 +100,7 @@ def test_tokens_and_segments_are_those_of_transformers(
     tmp_path_factory: pytest.TempPathFactory, pairs: list[tuple[str, str | None]], length: int
 ) -> None:
     folder = tmp_path_factory.mktemp("tokenizer")
-    for name, content in tokenizer_files(TOKENIZER.to_str(), length).items():
+    for name, content in tokenizer_files(TOKENIZER.to_str(), length, IDS).items():
         (folder / name).write_text(content, encoding="utf-8")
     opened = AutoTokenizer.from_pretrained(folder)
     encode = row_encoder(Tokenizer.from_str(TOKENIZER.to_str()), IDS, length, "the tokenizer")
