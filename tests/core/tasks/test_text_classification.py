@@ -79,7 +79,9 @@ def test_the_embedded_data_are_paragraphs_of_eight_parts_of_the_manual(tmp_path:
     assert dataset.config["id2label"] == {str(n): name for n, name in enumerate(sorted(counts))}
 
 
-def test_other_topics_of_another_python_change_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_other_topics_of_another_python_change_nothing_else(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     topics = {
         "if": 'The "if" statement\n\nThe if statement is used for execution under conditions.',
         "try": "The if statement is used for execution under conditions.\n \n"
@@ -93,6 +95,8 @@ def test_other_topics_of_another_python_change_nothing_else(monkeypatch: pytest.
         ("if", "The if statement is used for execution under conditions.", "compound statements"),
         ("try", "A second paragraph about the try statement.", "compound statements"),
     ]
+    # The packaged spec has as many classes all the same.
+    assert len(prepare(tmp_path, 8, corpus="python-docs", validation_split=0.0).config["id2label"]) == 8
 
 
 @given(st.lists(st.tuples(texts, st.none() | texts), min_size=1, max_size=4), st.integers(8, 24))
