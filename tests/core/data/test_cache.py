@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from tokenizers import Tokenizer
 
-from hvdtrain.core.data import Dataset, Sequences, cache, prepare
+from hvdtrain.core.data import Dataset, Sequences, cache_folders, prepare
 from hvdtrain.core.data.hashing import file_stamp, hash_contents
 from hvdtrain.core.data.lines import hash_file
 from hvdtrain.core.data.tokenizer import train_tokenizer
@@ -394,11 +394,11 @@ def test_edit_after_the_cache_was_named_is_refused(
 
 
 def test_edit_while_another_process_builds_is_refused(corpus: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def waited(path: Path, announce: Any, locked: Any = cache._locked) -> Any:
+    def waited(path: Path, announce: Any, locked: Any = cache_folders._locked) -> Any:
         edit(corpus)
         return locked(path, announce)
 
-    monkeypatch.setattr(cache, "_locked", waited)
+    monkeypatch.setattr(cache_folders, "_locked", waited)
     with pytest.raises(DataError, match="changed while it was read"):
         prepare(spec(corpus), VOCAB, 0)
 
