@@ -30,7 +30,14 @@ class Contents:
 
 
 def hash_contents(data: TextSpec, index: Path) -> Contents:
-    """Hash the corpus' bytes.
+    """Hash the bytes of the corpus; arguments and result as `hash_files`."""
+    if data.corpus is not None:
+        return Contents(hash_texts(python_docs()))
+    return hash_files(source_files(data), index)
+
+
+def hash_files(paths: Iterable[Path], index: Path) -> Contents:
+    """Hash the bytes of files.
 
     Reading every byte of a large corpus at each start would cost minutes, so the hash of a file is remembered
     under its path, size, inode, modification and change time. These are taken before the file is read: an
@@ -38,15 +45,13 @@ def hash_contents(data: TextSpec, index: Path) -> Contents:
     is not remembered: it could change again within the file system's clock tick and look the same.
 
     Args:
-        data: the spec's data section.
+        paths: the files, in the order in which they are read.
         index: the JSON file that remembers; it may be missing, stale or damaged.
     """
-    if data.corpus is not None:
-        return Contents(hash_texts(python_docs()))
     known = _read_index(index)
     fresh = {}
     files = {}
-    for path in source_files(data):
+    for path in paths:
         stamp = file_stamp(path)
         remembered, _, digest = known.get(str(path), "").partition(" ")
         if remembered != "-".join(map(str, stamp)):
