@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Generic, TypeVar
 
-from hvdtrain.core.data.sources import Changed
+from hvdtrain.core.data.lines import Changed
 from hvdtrain.core.data.stored_files import Damaged
 from hvdtrain.core.errors import DataError
 from hvdtrain.core.process.paths import cache_root, user_path

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -11,10 +11,11 @@ from pathlib import Path
 from hvdtrain.core.data import building
 from hvdtrain.core.data.building import INDEX, Recipe, open_or_build, silent
 from hvdtrain.core.data.corpus import Corpus
-from hvdtrain.core.data.hashing import Contents, hash_contents, hash_texts
-from hvdtrain.core.data.sources import documents, file_digest
-from hvdtrain.core.data.store import Store, open_store, write_store
-from hvdtrain.core.data.text import TextSpec
+from hvdtrain.core.data.hashing import Contents, hash_contents, hash_files, hash_texts
+from hvdtrain.core.data.lines import file_digest
+from hvdtrain.core.data.sources import documents, validation_files
+from hvdtrain.core.data.store import Store, open_store, with_validation, write_store
+from hvdtrain.core.data.text import SourceSpec, TextSpec
 from hvdtrain.core.data.tokenizer import (
     encoder,
     read_tokenizer,
@@ -31,9 +32,9 @@ def prepare(data: TextSpec, vocab_size: int, seed: int, announce: Callable[[str]
     """Open the corpus as token sequences; tokenise and pack it first if this node has not done so.
 
     The cache is named by a hash of the sources' bytes, the tokenizer, the sequence length and the packing, so
-    a change of any of them makes a new one and a change of seed or split does not. What is tokenised is
-    hashed again, and refused if it is not what the name says. One process builds, under a file lock, in a
-    directory that gets its name when it is complete; others wait. A damaged cache is built again.
+    a change of any of them makes a new one and a change of seed or split does not. Files to evaluate on have
+    a cache of their own, made with the tokenizer of the first. What is tokenised is hashed again, and refused
+    if it is not what the name says. One process builds; others wait. A damaged cache is built again.
 
     Args:
         data: the spec's data section.
@@ -50,9 +51,16 @@ def prepare(data: TextSpec, vocab_size: int, seed: int, announce: Callable[[str]
             written.
     """
     root = cache_directory(data)
+    # Before hours are spent on the others.
+    kept = validation_files(data)
     inputs = _look_at(data, vocab_size, root)
-    store = open_or_build(_recipe(inputs), root, announce)
-    corpus = store.corpus(data.max_seq_length, data.validation_split, seed)
+    train = open_or_build(_recipe(inputs), root, announce)
+    if kept:
+        recipe = _recipe(_to_evaluate(inputs, kept, train, root))
+        validation = open_or_build(recipe, root, announce)
+        corpus = with_validation(train, validation, data.max_seq_length)
+    else:
+        corpus = train.corpus(data.max_seq_length, data.split_share, seed)
     if not corpus.train.has_other_tokens(corpus.token_ids.special):
         raise DataError(
             f"{_source(data)}: nothing to predict, all of the training split is [UNK]: the tokenizer has "
@@ -62,16 +70,17 @@ def prepare(data: TextSpec, vocab_size: int, seed: int, announce: Callable[[str]
     return corpus
 
 
-def cache_directory(data: TextSpec) -> Path:
+def cache_directory(data: SourceSpec) -> Path:
     """`data.cache_dir`, else data/ in the folder of all caches (see `cache_root`)."""
     return building.cache_directory(data.cache_dir)
 
 
 @dataclass(frozen=True)
 class _Inputs:
-    """What a cache is made from, as it was when the cache was named."""
+    """What a cache is made from, as it was when the cache was named; `source` is that in words."""
 
     name: str
+    source: str
     data: TextSpec
     vocab_size: int
     contents: Contents
@@ -91,11 +100,21 @@ def _look_at(data: TextSpec, vocab_size: int, root: Path) -> _Inputs:
         f"{vocabulary} {vocab_size}",
         shape,
     ]
-    return _Inputs(hash_texts(texts)[:32], data, vocab_size, contents, given)
+    return _Inputs(hash_texts(texts)[:32], _source(data), data, vocab_size, contents, given)
+
+
+def _to_evaluate(inputs: _Inputs, files: tuple[Path, ...], train: Store, root: Path) -> _Inputs:
+    contents = hash_files(files, root / INDEX)
+    tokenizer = (train.directory / "tokenizer.json").read_bytes()
+    given = inputs.data.validation_files
+    source = f"data.validation_files {', '.join(given)}" if given else f"{files[0].parent}"
+    name = hash_texts(["validation", inputs.name, contents.digest])[:32]
+    return replace(inputs, name=name, source=source, contents=contents, tokenizer=tokenizer)
 
 
 def _recipe(inputs: _Inputs) -> Recipe[Store]:
-    source = inputs.data.corpus or f"{len(inputs.contents.files)} file(s)"
+    count = len(inputs.contents.files)
+    source = f"{count} file(s)" if count else inputs.data.corpus
 
     def done(store: Store) -> str:
         return (
@@ -111,7 +130,7 @@ def _tokenise(inputs: _Inputs, directory: Path) -> None:
     data, vocab_size = inputs.data, inputs.vocab_size
 
     def texts() -> Iterator[str]:
-        return documents(data, inputs.contents.files)
+        return documents(data, inputs.contents.files or None)
 
     if inputs.tokenizer is None:
         tokenizer = data.scheme.train(texts, vocab_size)
@@ -123,7 +142,7 @@ def _tokenise(inputs: _Inputs, directory: Path) -> None:
     tokens = encoder(tokenizer, where)(texts())
     sequences = data.scheme.sequences(tokens, data.max_seq_length, data.packing, ids)
     if not write_store(directory, sequences, ids, tokenizer.to_str(pretty=True), unknown_id(tokenizer)):
-        raise DataError(f"{_source(data)}: no text found, so there is nothing to train on")
+        raise DataError(f"{inputs.source}: no text found, so there is nothing to predict")
 
 
 def _source(data: TextSpec) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import tempfile
 import time
@@ -10,8 +9,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from hvdtrain.core.data.sources import file_digest, python_docs, source_files, unreadable
-from hvdtrain.core.data.text import TextSpec
+from hvdtrain.core.data.lines import file_digest, hash_file, unreadable
+from hvdtrain.core.data.sources import python_docs, source_files
+from hvdtrain.core.data.text import SourceSpec
 
 _SETTLED_NS = 2_000_000_000
 
@@ -29,8 +29,8 @@ class Contents:
     files: dict[Path, str] = field(default_factory=dict)
 
 
-def hash_contents(data: TextSpec, index: Path) -> Contents:
-    """Hash the bytes of the corpus; arguments and result as `hash_files`."""
+def hash_contents(data: SourceSpec, index: Path) -> Contents:
+    """Hash the bytes of the corpus, or of the files to train on; arguments and result as `hash_files`."""
     if data.corpus is not None:
         return Contents(hash_texts(python_docs()))
     return hash_files(source_files(data), index)
@@ -71,15 +71,6 @@ def file_stamp(path: Path) -> tuple[int, int, int, int]:
     except OSError as error:
         raise unreadable(path, error) from None
     return stat.st_size, stat.st_ino, stat.st_mtime_ns, stat.st_ctime_ns
-
-
-def hash_file(path: Path) -> str:
-    """BLAKE2b of a file in hexadecimal digits; DataError if it cannot be read."""
-    try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, file_digest).hexdigest()
-    except OSError as error:
-        raise unreadable(path, error) from None
 
 
 def hash_texts(texts: Iterable[str]) -> str:

@@ -6,7 +6,7 @@ import hashlib
 import json
 from array import array
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -50,8 +50,20 @@ class Store:
             token_ids=self.token_ids,
             max_seq_length=max_seq_length,
             fingerprint=_with_split(self.fingerprint, validation_split, seed),
+            directories=(self.directory,),
+            split=(validation_split, seed),
             unknown_share=self.unknown_share,
         )
+
+
+def with_validation(train: Store, validation: Store, max_seq_length: int) -> Corpus:
+    """All of one cache to train on, and all of another, made by the same tokenizer, to evaluate on."""
+    return replace(
+        train.corpus(max_seq_length, 0.0, 0),
+        validation=validation.corpus(max_seq_length, 0.0, 0).train,
+        fingerprint=_joined(train.fingerprint, validation.fingerprint),
+        directories=(train.directory, validation.directory),
+    )
 
 
 def write_store(
@@ -109,21 +121,23 @@ def open_store(directory: Path) -> Store:
         return Store(directory, tokens, offsets, ids, _fingerprint(meta), unknown_share)
 
 
-def fingerprint_with(corpus: Corpus, tokenizer: Path, validation_split: float, seed: int) -> str:
+def fingerprint_with(corpus: Corpus, tokenizer: Path) -> str:
     """The fingerprint that a cached corpus would have, had this `tokenizer.json` made its tokens.
 
     Args:
-        corpus: opened from a cache, with this split and seed.
+        corpus: opened from a cache.
         tokenizer: the file.
-        validation_split: the spec's.
-        seed: the job's.
 
     Raises:
         OSError: a file cannot be read.
     """
-    meta = read_meta(corpus.tokenizer_path.parent)
-    meta["files"]["tokenizer.json"] = describe(tokenizer)
-    return _with_split(_fingerprint(meta), validation_split, seed)
+    found = []
+    for directory in corpus.directories:
+        meta = read_meta(directory)
+        meta["files"]["tokenizer.json"] = describe(tokenizer)
+        found.append(_fingerprint(meta))
+    train, *validation = found
+    return _joined(train, *validation) if validation else _with_split(train, *corpus.split)
 
 
 def _fingerprint(meta: Mapping[str, Any]) -> str:
@@ -133,4 +147,9 @@ def _fingerprint(meta: Mapping[str, Any]) -> str:
 
 def _with_split(fingerprint: str, validation_split: float, seed: int) -> str:
     what = f"{fingerprint} {validation_split} {seed}"
+    return hashlib.blake2b(what.encode(), digest_size=16).hexdigest()
+
+
+def _joined(train: str, validation: str) -> str:
+    what = f"{train} validation {validation}"
     return hashlib.blake2b(what.encode(), digest_size=16).hexdigest()
