@@ -31,7 +31,7 @@ MIXED = [
     *FEWER,
     "model.hidden_act=gelu_new",
     "model.qkv_bias=false",
-    "model.layer_norm_eps=1e-6",
+    "model.layer_norm_eps=1e-12",
     "model.image_size=16",
     "data.random_crop_padding=1",
     "data.horizontal_flip=true",
@@ -145,25 +145,7 @@ def test_kerashub_opens_what_was_saved_and_finds_the_same_logits(runs: Runs) -> 
     with torch.no_grad():
         model = AutoModelForImageClassification.from_pretrained(folder, dtype=torch.float64)
         expected = model(torch.from_numpy(pixels.transpose(0, 3, 1, 2))).logits.numpy()
-    # KerasHub takes an epsilon of 1e-6, whatever config.json says.
-    np.testing.assert_allclose(logits, expected, rtol=0, atol=1e-4 * np.abs(expected).max())
-
-
-def test_weights_go_through_both_frameworks_unchanged(runs: Runs, tmp_path: Path) -> None:
-    # A rate that rounds to nothing beside any weight.
-    still = [*FEWER, "max_steps=1", "optimizer.learning_rate=1e-300", "optimizer.weight_decay=0"]
-    folder = runs["torch", 2]["mixed"] / "model"
-    fields = ("image_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
-    free = [f"model.{name}=null" for name in (*fields, "patch_size", "num_channels", "num_labels")]
-    expected = load_model(folder)
-    for framework in ("tensorflow", "torch"):
-        scenario = {"on": [*(s for s in still if not s.startswith("model.hidden")), *free]}
-        scenario["on"] += [f"model.init_from={folder}", "model.dtype=float64"]
-        folder = train(tmp_path, framework, 1, scenario)["on"] / "model"
-        found = load_model(folder)
-        assert found.keys() == expected.keys()
-        for name, array in expected.items():
-            np.testing.assert_array_equal(found[name], array, err_msg=name)
+    np.testing.assert_allclose(logits, expected, rtol=0, atol=1e-5 * np.abs(expected).max())
 
 
 def test_both_frameworks_train_on_from_a_folder_of_transformers(tmp_path: Path) -> None:
