@@ -12,7 +12,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from hvdtrain.core.data.cache_folders import FORMAT, INDEX, Recipe, cache_directory, open_or_build
+from hvdtrain.core.data.building import INDEX, Recipe, cache_directory, open_or_build
+from hvdtrain.core.data.cache import FORMAT, text_recipe
 from hvdtrain.core.data.corpus import Corpus, Sequences
 from hvdtrain.core.data.given_tokenizer import given_tokenizer, open_tokenizer
 from hvdtrain.core.data.hashing import Contents, hash_files, hash_texts
@@ -73,7 +74,7 @@ def prepare_rows(
 ) -> LabelledCorpus:
     """Open the rows as tokens; tokenise them first if this node has not done so.
 
-    Those of files to evaluate on have a cache of their own: see `hvdtrain.core.data.cache_folders`.
+    Those of files to evaluate on have a cache of their own: see `hvdtrain.core.data.building`.
 
     Args:
         data: the spec's data section.
@@ -86,9 +87,9 @@ def prepare_rows(
         DataError: a row, the tokenizer or the number of classes cannot be used, or the cache cannot be
             written.
     """
-    root, kept = cache_directory(data), validation_files(data)
+    root, kept = cache_directory(data.cache_dir), validation_files(data)
     making = _look_at(data, vocab_size, num_labels, root)
-    train = open_or_build(root, making.recipe, announce)
+    train = open_or_build(making.recipe, root, announce)
     names = tuple(train.extra.facts[_CLASSES])
     # The cache may have been made for another model.
     _check_count(names, data, num_labels, making.source)
@@ -96,7 +97,7 @@ def prepare_rows(
         corpus = train.corpus(data.max_seq_length, data.split_share, seed)
         validation = train
     else:
-        validation = open_or_build(root, _to_evaluate(making, train, kept, root).recipe, announce)
+        validation = open_or_build(_to_evaluate(making, train, kept, root).recipe, root, announce)
         corpus = with_validation(train, validation, data.max_seq_length)
     return LabelledCorpus(
         corpus,
@@ -133,7 +134,7 @@ class _Making:
     source: str
 
     @property
-    def recipe(self) -> Recipe:
+    def recipe(self) -> Recipe[Store]:
         """How the cache is made."""
         data, files = self.data, self.contents.files
         texts = [
@@ -145,7 +146,7 @@ class _Making:
             *self.classes,
         ]
         source = f"{len(files)} file(s)" if files else f"{data.corpus}"
-        return Recipe(hash_texts(texts)[:32], source, self.vocab_size, partial(_write, self))
+        return text_recipe(hash_texts(texts)[:32], source, self.vocab_size, partial(_write, self))
 
 
 def _look_at(data: LabelledTextSpec, vocab_size: int, num_labels: int, root: Path) -> _Making:

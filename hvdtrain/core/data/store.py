@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from array import array
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
@@ -15,16 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hvdtrain.core.data.corpus import Corpus, Sequences, split_members
+from hvdtrain.core.data.stored_files import describe, opening, read_meta, write_meta
 from hvdtrain.core.data.text import TokenIds
 
 _FILES = ("tokens.bin", "offsets.bin", "tokenizer.json")
-_META = "meta.json"
-_BLOCK = 1 << 20
-_BLOCKS = 64
-
-
-class Damaged(Exception):
-    """A cache directory is not what its writer left; the message says how."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -127,45 +120,31 @@ def write_store(
     columns = {name: f"{name}.bin" for name in more.columns}
     for name, column in more.columns.items():
         (directory / columns[name]).write_bytes(column.astype("<i4").tobytes())
-    files = (*_FILES, *columns.values())
-    meta = {
+    facts = {
         "dtype": dtype,
         "token_ids": asdict(ids),
-        "files": {name: _describe(directory / name) for name in files},
         "text_tokens": text_tokens,
         "unknown_tokens": unknown_tokens,
         **({"columns": columns, "facts": dict(more.facts)} if columns or more.facts else {}),
     }
-    (directory / _META).write_text(json.dumps(meta, indent=1), encoding="utf-8")
-    for path in [*(directory / name for name in (*files, _META)), directory]:
-        _sync(path)
+    write_meta(directory, (*_FILES, *columns.values()), facts)
     return len(offsets) - 1
 
 
-def open_store(directory: Path) -> Store | None:
-    """Open a cache after checking it against its sizes and checksums; None when there is none.
+def open_store(directory: Path) -> Store:
+    """Open a cache after checking it against its sizes and checksums.
 
     Raises:
         Damaged: a file is missing, of the wrong size or with other contents.
     """
-    if not directory.exists():
-        return None
-    try:
-        meta = _read_meta(directory)
-        for name, expected in meta["files"].items():
-            if _describe(directory / name) != expected:
-                raise Damaged(f"{name} is not as it was written")
+    with opening(directory) as meta:
         ids = TokenIds(**{**meta["token_ids"], "special": tuple(meta["token_ids"]["special"])})
         tokens = _map(directory / "tokens.bin", meta["dtype"])
         offsets = _map(directory / "offsets.bin", "<i8")
         columns = {name: _map(directory / file, "<i4") for name, file in meta.get("columns", {}).items()}
         extra = Extra(columns, meta.get("facts", {}))
         unknown_share = meta["unknown_tokens"] / max(meta["text_tokens"], 1)
-    except OSError as error:
-        raise Damaged(f"{error.filename or directory}: {error.strerror or error}") from None
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise Damaged(f"{_META}: {error}") from None
-    return Store(directory, tokens, offsets, ids, _fingerprint(meta), unknown_share, extra)
+        return Store(directory, tokens, offsets, ids, _fingerprint(meta), unknown_share, extra)
 
 
 def fingerprint_with(corpus: Corpus, tokenizer: Path) -> str:
@@ -180,16 +159,11 @@ def fingerprint_with(corpus: Corpus, tokenizer: Path) -> str:
     """
     found = []
     for directory in corpus.directories:
-        meta = _read_meta(directory)
-        meta["files"]["tokenizer.json"] = _describe(tokenizer)
+        meta = read_meta(directory)
+        meta["files"]["tokenizer.json"] = describe(tokenizer)
         found.append(_fingerprint(meta))
     train, *validation = found
     return _joined(train, *validation) if validation else _with_split(train, *corpus.split)
-
-
-def _read_meta(directory: Path) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads((directory / _META).read_text(encoding="utf-8"))
-    return found
 
 
 def _map(path: Path, dtype: str) -> NDArray[Any]:
@@ -210,30 +184,3 @@ def _with_split(fingerprint: str, validation_split: float, seed: int) -> str:
 def _joined(train: str, validation: str) -> str:
     what = f"{train} validation {validation}"
     return hashlib.blake2b(what.encode(), digest_size=16).hexdigest()
-
-
-def _describe(path: Path) -> dict[str, Any]:
-    """Size in bytes and checksum.
-
-    A file above 64 MiB is checked in 64 blocks of 1 MiB spread evenly from its first byte to its last: a rank
-    must not read hundreds of gigabytes before it starts, and what tears a file (a cut, a lost page range)
-    shows in its size or its ends. Smaller files are checked whole.
-    """
-    digest = hashlib.blake2b(digest_size=20)
-    with path.open("rb") as file:
-        size = os.fstat(file.fileno()).st_size
-        last = max(0, size - _BLOCK)
-        for start in (
-            range(0, size, _BLOCK) if size <= _BLOCK * _BLOCKS else np.linspace(0, last, _BLOCKS, dtype=int)
-        ):
-            file.seek(start)
-            digest.update(file.read(_BLOCK))
-    return {"size": size, "blake2b": digest.hexdigest()}
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -10,15 +10,16 @@ from typing import Any
 from hvdtrain.core.errors import SpecError
 from hvdtrain.core.families import FAMILIES
 from hvdtrain.core.process.paths import user_path
+from hvdtrain.core.spec.sections import DataSection
 from hvdtrain.core.tasks import TASKS
 
-CONFIG_FILE, TOKENIZER_FILE = "config.json", "tokenizer.json"
+CONFIG_FILE = "config.json"
 # Fields of any family that do not say what the weights are.
 _FREE = {"model_type", "dtype", "init_from", "initializer_range"}
 
 
 def with_pretrained(raw: Mapping[str, Any]) -> dict[str, Any]:
-    """Fill the model section from the folder that it starts from, and the data section with its tokenizer.
+    """Fill the model section from the folder that it starts from, and the data section with what it needs.
 
     Args:
         raw: the sections of a spec, not validated.
@@ -57,7 +58,7 @@ def with_pretrained(raw: Mapping[str, Any]) -> dict[str, Any]:
     return {
         **raw,
         "model": {"model_type": kind, **fields, **given},
-        **_with_tokenizer(raw, section, folder),
+        **_with_data(raw, section, folder),
     }
 
 
@@ -118,19 +119,8 @@ def _task_name(raw: Mapping[str, Any], family: Any) -> str:
     return found
 
 
-def _with_tokenizer(raw: Mapping[str, Any], section: Any, folder: Path) -> dict[str, Any]:
+def _with_data(raw: Mapping[str, Any], section: type[DataSection], folder: Path) -> dict[str, Any]:
     data = raw.get("data")
-    if (
-        not isinstance(data, Mapping)
-        or "tokenizer_file" not in section.model_fields
-        or "tokenizer_file" in data
-    ):
+    if not isinstance(data, Mapping):
         return {}
-    file = folder / TOKENIZER_FILE
-    if not file.is_file():
-        raise SpecError(
-            f"data.tokenizer_file: required: model.init_from {folder} has no {TOKENIZER_FILE}, and a "
-            "tokenizer that is trained anew has other tokens. A folder with a vocab.txt alone becomes "
-            "one with both by transformers.AutoTokenizer.from_pretrained(FOLDER).save_pretrained(FOLDER)"
-        )
-    return {"data": {**data, "tokenizer_file": str(file)}}
+    return {"data": {**section.of_pretrained(folder, data), **data}}

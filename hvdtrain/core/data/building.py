@@ -1,4 +1,4 @@
-"""The node-local cache: a directory is built once per node, and every rank of the node opens it."""
+"""How a data cache comes to be: once a node, whole or not at all, and again where it is damaged."""
 
 from __future__ import annotations
 
@@ -9,83 +9,89 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Generic, TypeVar
 
 from hvdtrain.core.data.lines import Changed
-from hvdtrain.core.data.store import Damaged, Store, open_store
-from hvdtrain.core.data.text import SourceSpec
+from hvdtrain.core.data.stored_files import Damaged
 from hvdtrain.core.errors import DataError
 from hvdtrain.core.process.paths import cache_root, user_path
 
-FORMAT = 2
 # Remembers the hashes of files.
 INDEX = "sources.json"
 
+T = TypeVar("T")
 
-def _silent(message: str) -> None:
-    pass
+
+def silent(message: str) -> None:
+    """Announces nothing."""
+    del message
 
 
 @dataclass(frozen=True)
-class Recipe:
-    """How a cache is made.
+class Recipe(Generic[T]):
+    """How a cache is made, and opened.
 
     Attributes:
-        name: of its directory: a hash of all that it is made from.
-        source: what is tokenised, for the user.
-        vocab_size: the model's.
-        write: makes a valid store of an empty directory.
+        name: of its directory; says what it is made from.
+        open: opens a directory; raises `Damaged`.
+        fill: writes the files into an empty directory.
+        doing: what `fill` does, for the user.
+        done: what there is to say of a cache that has been made.
     """
 
     name: str
-    source: str
-    vocab_size: int
-    write: Callable[[Path], None]
+    open: Callable[[Path], T]
+    fill: Callable[[Path], None]
+    doing: str
+    done: Callable[[T], str]
 
 
-def open_or_build(root: Path, recipe: Recipe, announce: Callable[[str], None]) -> Store:
-    """Open a cache; build it first where this node has none, or a damaged one.
-
-    Args:
-        root: of all caches of data.
-        recipe: how it is made.
-        announce: called with a line for the user when the call will take a while.
-
-    Raises:
-        DataError: it cannot be written, or `recipe.write` says so.
-    """
-    store = _open(root / recipe.name)
-    if store is None:
-        with _writing(root), _locked(root / f"{recipe.name}.lock", announce):
-            # Another rank may have built it while this one waited for the lock.
-            store = _open(root / recipe.name, announce) or _build(recipe, root, announce)
-    return store
-
-
-def cache_directory(data: SourceSpec) -> Path:
+def cache_directory(cache_dir: str | None) -> Path:
     """`data.cache_dir`, else data/ in the folder of all caches (see `cache_root`)."""
-    if data.cache_dir is not None:
-        return user_path(data.cache_dir, "data.cache_dir:", DataError)
+    if cache_dir is not None:
+        return user_path(cache_dir, "data.cache_dir:", DataError)
     return cache_root() / "data"
 
 
-def _open(directory: Path, announce: Callable[[str], None] = _silent) -> Store | None:
+def open_or_build(recipe: Recipe[T], root: Path, announce: Callable[[str], None] = silent) -> T:
+    """Open a cache; make it first if this node has not done so, or if it is damaged.
+
+    One process builds, under a file lock, in a directory that gets its name when it is complete; others wait.
+
+    Args:
+        recipe: of the cache.
+        root: the directory of all caches.
+        announce: called with a line for the user when the call will take a while.
+
+    Raises:
+        DataError: the cache cannot be made or written.
+    """
+    found = _open(recipe, root / recipe.name)
+    if found is None:
+        with _writing(root), _locked(root / f"{recipe.name}.lock", announce):
+            # Another rank may have built it while this one waited for the lock.
+            found = _open(recipe, root / recipe.name, announce) or _build(recipe, root, announce)
+    return found
+
+
+def _open(recipe: Recipe[T], directory: Path, announce: Callable[[str], None] = silent) -> T | None:
     try:
-        return open_store(directory)
+        return recipe.open(directory) if directory.exists() else None
     except Damaged as damage:
         announce(f"data: the cache {directory} is damaged ({damage}); building it again")
         return None
 
 
-def _build(recipe: Recipe, root: Path, announce: Callable[[str], None]) -> Store:
+def _build(recipe: Recipe[T], root: Path, announce: Callable[[str], None]) -> T:
     target = root / recipe.name
-    announce(f"data: tokenising {recipe.source} into {target}")
+    announce(f"data: {recipe.doing} into {target}")
     start = time.monotonic()
     # Only the holder of the lock writes here, so whatever lies here was left by a process that died.
     unfinished = target.with_name(f"{target.name}.unfinished")
     shutil.rmtree(unfinished, ignore_errors=True)
     try:
         unfinished.mkdir()
-        recipe.write(unfinished)
+        recipe.fill(unfinished)
         if target.exists():
             shutil.rmtree(target)
         unfinished.rename(target)
@@ -95,15 +101,9 @@ def _build(recipe: Recipe, root: Path, announce: Callable[[str], None]) -> Store
         raise
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
-    store = open_store(target)
-    assert store is not None
-    tokens, sequences = store.offsets[-1], len(store.offsets) - 1
-    announce(
-        f"data: {sequences:,} sequences, {tokens:,} tokens, {store.unknown_share:.2%} of the text [UNK]; "
-        f"tokenizer of {store.token_ids.size:,} tokens (model.vocab_size {recipe.vocab_size:,}); "
-        f"{time.monotonic() - start:.1f} s"
-    )
-    return store
+    found = recipe.open(target)
+    announce(f"data: {recipe.done(found)}; {time.monotonic() - start:.1f} s")
+    return found
 
 
 @contextmanager
