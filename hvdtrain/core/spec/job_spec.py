@@ -19,6 +19,7 @@ from pydantic import (
 )
 
 from hvdtrain.core.compression import OTHERS, POLICIES, Compression, NoCompression, field_type
+from hvdtrain.core.compression.periodic import Periodic
 from hvdtrain.core.compression.rules import Rules
 from hvdtrain.core.errors import SpecError
 from hvdtrain.core.families import FAMILIES
@@ -87,6 +88,13 @@ class JobSpec(sections.Section):
             raise ValueError(
                 f"mixed_precision {self.mixed_precision} keeps weights in float32, and model.dtype is "
                 f"{self.model.dtype}: set model.dtype: float32 or mixed_precision: no"
+            )
+        alone = next((p.type for p in self.rules.policies if isinstance(p, Periodic)), None)
+        if alone and self.model.needs_all_ranks:
+            raise ValueError(
+                f"model.sync_batch_norm: true has ranks share the statistics of every micro-batch, and with "
+                f"compression {alone} each takes updates alone: set model.sync_batch_norm: false, or choose "
+                "another compression"
             )
         task_of(self.task).check(self.model, self.data)
         return self
