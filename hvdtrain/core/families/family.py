@@ -20,9 +20,12 @@ class Family(Protocol):
         HEADS: beginnings of the names of weights that a saved model without this head lacks; optional.
         FIXED: values of fields of a `config.json` that the family has no field for, since it computes nothing
             else; optional.
+        FREE: fields of its section that do not say what the weights are, so that a spec may have other values
+            than the `config.json` it starts from; optional.
 
     A family whose `config.json` once had other names also has `current_config`, which takes the content of
-    one and returns it in today's.
+    one and returns it in today's. One with `counts` has arrays by name that Transformers asks for in
+    `model.safetensors`, and that nothing trains.
     """
 
     ModelSpec: type[ModelSection]

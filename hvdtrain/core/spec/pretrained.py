@@ -50,7 +50,7 @@ def with_pretrained(raw: Mapping[str, Any]) -> dict[str, Any]:
     _check_fixed(folder, config, getattr(family, "FIXED", {}), kind)
     given = {name: value for name, value in model.items() if value is not None}
     fields = {n: config[n] for n in family.ModelSpec.model_fields if n in config and n not in _FREE}
-    _check_given(folder, fields, given, {*_FREE, *family.DROPOUT})
+    _check_given(folder, fields, given, {*_FREE, *family.DROPOUT, *getattr(family, "FREE", ())})
     return {**raw, "model": {"model_type": kind, **fields, **given}, **_with_tokenizer(raw, family, folder)}
 
 
