@@ -90,7 +90,7 @@ def start_sooner() -> None:
 
     They import it where it is installed, and no rank of a test uses it; it is a third of TensorFlow's start.
     """
-    for name in ("sklearn", "scipy", "matplotlib", "kagglehub", "tensorflow_text"):
+    for name in ("matplotlib", "kagglehub", "tensorflow_text"):
         sys.modules[name] = None  # type: ignore[assignment]
 
 
