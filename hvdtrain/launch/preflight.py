@@ -13,8 +13,9 @@ import psutil
 
 from hvdtrain.core.checkpoints.state import check_checkpoint
 from hvdtrain.core.data.cache import cache_directory
-from hvdtrain.core.data.sources import source_files, unreadable
-from hvdtrain.core.data.text import TextSpec
+from hvdtrain.core.data.lines import unreadable
+from hvdtrain.core.data.sources import source_files, validation_files
+from hvdtrain.core.data.text import SourceSpec
 from hvdtrain.core.errors import DataError, LaunchError
 from hvdtrain.core.families import custom, family_of
 from hvdtrain.core.process.host import usable_cores
@@ -101,11 +102,12 @@ def _check_output(directory: Path) -> None:
 
 def _check_data(spec: JobSpec) -> None:
     data = spec.data
-    if not isinstance(data, TextSpec):
+    if not isinstance(data, SourceSpec):
         return
     cache_directory(data)
-    for path in source_files(data):
-        _check_readable(path, "data.files: ")
+    for find, field in ((source_files, "files"), (validation_files, "validation_files")):
+        for path in find(data):
+            _check_readable(path, f"data.{field}: ")
     if data.tokenizer_file is not None:
         file = user_path(data.tokenizer_file, "data.tokenizer_file:", DataError)
         _check_readable(file, "data.tokenizer_file: ")

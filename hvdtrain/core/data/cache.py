@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import fcntl
-import shutil
-import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 
+from hvdtrain.core.data import building
+from hvdtrain.core.data.building import INDEX, Recipe, open_or_build, silent
 from hvdtrain.core.data.corpus import Corpus
-from hvdtrain.core.data.hashing import Contents, hash_contents, hash_texts
-from hvdtrain.core.data.sources import Changed, documents, file_digest
-from hvdtrain.core.data.store import Damaged, Store, open_store, write_store
-from hvdtrain.core.data.text import TextSpec
+from hvdtrain.core.data.hashing import Contents, hash_contents, hash_files, hash_texts
+from hvdtrain.core.data.lines import file_digest
+from hvdtrain.core.data.sources import documents, validation_files
+from hvdtrain.core.data.store import Store, open_store, with_validation, write_store
+from hvdtrain.core.data.text import SourceSpec, TextSpec
 from hvdtrain.core.data.tokenizer import (
     encoder,
     read_tokenizer,
@@ -23,23 +23,18 @@ from hvdtrain.core.data.tokenizer import (
     unknown_id,
 )
 from hvdtrain.core.errors import DataError
-from hvdtrain.core.process.paths import cache_root, user_path
+from hvdtrain.core.process.paths import user_path
 
 FORMAT = 2
-_INDEX = "sources.json"
 
 
-def _silent(message: str) -> None:
-    pass
-
-
-def prepare(data: TextSpec, vocab_size: int, seed: int, announce: Callable[[str], None] = _silent) -> Corpus:
+def prepare(data: TextSpec, vocab_size: int, seed: int, announce: Callable[[str], None] = silent) -> Corpus:
     """Open the corpus as token sequences; tokenise and pack it first if this node has not done so.
 
     The cache is named by a hash of the sources' bytes, the tokenizer, the sequence length and the packing, so
-    a change of any of them makes a new one and a change of seed or split does not. What is tokenised is
-    hashed again, and refused if it is not what the name says. One process builds, under a file lock, in a
-    directory that gets its name when it is complete; others wait. A damaged cache is built again.
+    a change of any of them makes a new one and a change of seed or split does not. Files to evaluate on have
+    a cache of their own, made with the tokenizer of the first. What is tokenised is hashed again, and refused
+    if it is not what the name says. One process builds; others wait. A damaged cache is built again.
 
     Args:
         data: the spec's data section.
@@ -56,13 +51,16 @@ def prepare(data: TextSpec, vocab_size: int, seed: int, announce: Callable[[str]
             written.
     """
     root = cache_directory(data)
+    # Before hours are spent on the others.
+    kept = validation_files(data)
     inputs = _look_at(data, vocab_size, root)
-    store = _open(root / inputs.name)
-    if store is None:
-        with _writing(root), _locked(root / f"{inputs.name}.lock", announce):
-            # Another rank may have built it while this one waited for the lock.
-            store = _open(root / inputs.name, announce) or _build(inputs, root, announce)
-    corpus = store.corpus(data.max_seq_length, data.validation_split, seed)
+    train = open_or_build(_recipe(inputs), root, announce)
+    if kept:
+        recipe = _recipe(_to_evaluate(inputs, kept, train, root))
+        validation = open_or_build(recipe, root, announce)
+        corpus = with_validation(train, validation, data.max_seq_length)
+    else:
+        corpus = train.corpus(data.max_seq_length, data.split_share, seed)
     if not corpus.train.has_other_tokens(corpus.token_ids.special):
         raise DataError(
             f"{_source(data)}: nothing to predict, all of the training split is [UNK]: the tokenizer has "
@@ -72,18 +70,17 @@ def prepare(data: TextSpec, vocab_size: int, seed: int, announce: Callable[[str]
     return corpus
 
 
-def cache_directory(data: TextSpec) -> Path:
+def cache_directory(data: SourceSpec) -> Path:
     """`data.cache_dir`, else data/ in the folder of all caches (see `cache_root`)."""
-    if data.cache_dir is not None:
-        return user_path(data.cache_dir, "data.cache_dir:", DataError)
-    return cache_root() / "data"
+    return building.cache_directory(data.cache_dir)
 
 
 @dataclass(frozen=True)
 class _Inputs:
-    """What a cache is made from, as it was when the cache was named."""
+    """What a cache is made from, as it was when the cache was named; `source` is that in words."""
 
     name: str
+    source: str
     data: TextSpec
     vocab_size: int
     contents: Contents
@@ -94,7 +91,7 @@ def _look_at(data: TextSpec, vocab_size: int, root: Path) -> _Inputs:
     file = data.tokenizer_file
     given = read_tokenizer(user_path(file, "data.tokenizer_file:", DataError)) if file else None
     vocabulary = data.scheme.key if given is None else file_digest(given).hexdigest()
-    contents = hash_contents(data, root / _INDEX)
+    contents = hash_contents(data, root / INDEX)
     shape = f"{data.max_seq_length} {data.packing} {data.text_field}"
     texts = [
         f"format {FORMAT}",
@@ -103,53 +100,37 @@ def _look_at(data: TextSpec, vocab_size: int, root: Path) -> _Inputs:
         f"{vocabulary} {vocab_size}",
         shape,
     ]
-    return _Inputs(hash_texts(texts)[:32], data, vocab_size, contents, given)
+    return _Inputs(hash_texts(texts)[:32], _source(data), data, vocab_size, contents, given)
 
 
-def _open(directory: Path, announce: Callable[[str], None] = _silent) -> Store | None:
-    try:
-        return open_store(directory)
-    except Damaged as damage:
-        announce(f"data: the cache {directory} is damaged ({damage}); building it again")
-        return None
+def _to_evaluate(inputs: _Inputs, files: tuple[Path, ...], train: Store, root: Path) -> _Inputs:
+    contents = hash_files(files, root / INDEX)
+    tokenizer = (train.directory / "tokenizer.json").read_bytes()
+    given = inputs.data.validation_files
+    source = f"data.validation_files {', '.join(given)}" if given else f"{files[0].parent}"
+    name = hash_texts(["validation", inputs.name, contents.digest])[:32]
+    return replace(inputs, name=name, source=source, contents=contents, tokenizer=tokenizer)
 
 
-def _build(inputs: _Inputs, root: Path, announce: Callable[[str], None]) -> Store:
-    target = root / inputs.name
-    source = inputs.data.corpus or f"{len(inputs.contents.files)} file(s)"
-    announce(f"data: tokenising {source} into {target}")
-    start = time.monotonic()
-    # Only the holder of the lock writes here, so whatever lies here was left by a process that died.
-    unfinished = target.with_name(f"{target.name}.unfinished")
-    shutil.rmtree(unfinished, ignore_errors=True)
-    try:
-        unfinished.mkdir()
-        _tokenise(inputs, unfinished)
-        if target.exists():
-            shutil.rmtree(target)
-        unfinished.rename(target)
-    except Changed:
-        # Should it be the remembered hash that is wrong, it is forgotten.
-        (root / _INDEX).unlink(missing_ok=True)
-        raise
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
-    store = open_store(target)
-    assert store is not None
-    tokens, sequences = store.offsets[-1], len(store.offsets) - 1
-    announce(
-        f"data: {sequences:,} sequences, {tokens:,} tokens, {store.unknown_share:.2%} of the text [UNK]; "
-        f"tokenizer of {store.token_ids.size:,} tokens (model.vocab_size {inputs.vocab_size:,}); "
-        f"{time.monotonic() - start:.1f} s"
-    )
-    return store
+def _recipe(inputs: _Inputs) -> Recipe[Store]:
+    count = len(inputs.contents.files)
+    source = f"{count} file(s)" if count else inputs.data.corpus
+
+    def done(store: Store) -> str:
+        return (
+            f"{len(store.offsets) - 1:,} sequences, {store.offsets[-1]:,} tokens, "
+            f"{store.unknown_share:.2%} of the text [UNK]; tokenizer of {store.token_ids.size:,} tokens "
+            f"(model.vocab_size {inputs.vocab_size:,})"
+        )
+
+    return Recipe(inputs.name, open_store, partial(_tokenise, inputs), f"tokenising {source}", done)
 
 
 def _tokenise(inputs: _Inputs, directory: Path) -> None:
     data, vocab_size = inputs.data, inputs.vocab_size
 
     def texts() -> Iterator[str]:
-        return documents(data, inputs.contents.files)
+        return documents(data, inputs.contents.files or None)
 
     if inputs.tokenizer is None:
         tokenizer = data.scheme.train(texts, vocab_size)
@@ -161,32 +142,8 @@ def _tokenise(inputs: _Inputs, directory: Path) -> None:
     tokens = encoder(tokenizer, where)(texts())
     sequences = data.scheme.sequences(tokens, data.max_seq_length, data.packing, ids)
     if not write_store(directory, sequences, ids, tokenizer.to_str(pretty=True), unknown_id(tokenizer)):
-        raise DataError(f"{_source(data)}: no text found, so there is nothing to train on")
+        raise DataError(f"{inputs.source}: no text found, so there is nothing to predict")
 
 
 def _source(data: TextSpec) -> str:
     return f"data.corpus {data.corpus}" if data.corpus else f"data.files {', '.join(data.files)}"
-
-
-@contextmanager
-def _locked(path: Path, announce: Callable[[str], None]) -> Iterator[None]:
-    """Hold a lock that the kernel frees when its holder ends, however it ends."""
-    with path.open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            announce("data: another process of this node is preparing the data; waiting for it")
-            fcntl.flock(file, fcntl.LOCK_EX)
-        yield
-
-
-@contextmanager
-def _writing(root: Path) -> Iterator[None]:
-    try:
-        root.mkdir(parents=True, exist_ok=True)
-        yield
-    except OSError as error:
-        raise DataError(
-            f"data.cache_dir: cannot write the data cache in {root}: {error.strerror or error}; "
-            "free space there, or set data.cache_dir or HVDTRAIN_CACHE_DIR to another directory"
-        ) from None

@@ -59,6 +59,8 @@ class Corpus:
         token_ids: size and special ids of the tokenizer.
         max_seq_length: no sequence is longer.
         fingerprint: hash of the tokens and the split; ranks that train together must agree on it.
+        directories: of the caches: the one trained on, and that of files to evaluate on where there are any.
+        split: share of the sequences to evaluate on, and the seed that chose them, where there are no files.
         unknown_share: share of the text's tokens that are [UNK], which nobody is asked to predict.
     """
 
@@ -68,6 +70,8 @@ class Corpus:
     token_ids: TokenIds
     max_seq_length: int
     fingerprint: str
+    directories: tuple[Path, ...] = ()
+    split: tuple[float, int] = (0.0, 0)
     unknown_share: float = 0.0
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import tempfile
 import time
@@ -10,8 +9,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from hvdtrain.core.data.sources import file_digest, python_docs, source_files, unreadable
-from hvdtrain.core.data.text import TextSpec
+from hvdtrain.core.data.lines import file_digest, hash_file, unreadable
+from hvdtrain.core.data.sources import python_docs, source_files
+from hvdtrain.core.data.text import SourceSpec
 
 _SETTLED_NS = 2_000_000_000
 
@@ -29,8 +29,15 @@ class Contents:
     files: dict[Path, str] = field(default_factory=dict)
 
 
-def hash_contents(data: TextSpec, index: Path) -> Contents:
-    """Hash the corpus' bytes.
+def hash_contents(data: SourceSpec, index: Path) -> Contents:
+    """Hash the bytes of the corpus, or of the files to train on; arguments and result as `hash_files`."""
+    if data.corpus is not None:
+        return Contents(hash_texts(python_docs()))
+    return hash_files(source_files(data), index)
+
+
+def hash_files(paths: Iterable[Path], index: Path) -> Contents:
+    """Hash the bytes of files.
 
     Reading every byte of a large corpus at each start would cost minutes, so the hash of a file is remembered
     under its path, size, inode, modification and change time. These are taken before the file is read: an
@@ -38,15 +45,13 @@ def hash_contents(data: TextSpec, index: Path) -> Contents:
     is not remembered: it could change again within the file system's clock tick and look the same.
 
     Args:
-        data: the spec's data section.
+        paths: the files, in the order in which they are read.
         index: the JSON file that remembers; it may be missing, stale or damaged.
     """
-    if data.corpus is not None:
-        return Contents(hash_texts(python_docs()))
     known = _read_index(index)
     fresh = {}
     files = {}
-    for path in source_files(data):
+    for path in paths:
         stamp = file_stamp(path)
         remembered, _, digest = known.get(str(path), "").partition(" ")
         if remembered != "-".join(map(str, stamp)):
@@ -66,15 +71,6 @@ def file_stamp(path: Path) -> tuple[int, int, int, int]:
     except OSError as error:
         raise unreadable(path, error) from None
     return stat.st_size, stat.st_ino, stat.st_mtime_ns, stat.st_ctime_ns
-
-
-def hash_file(path: Path) -> str:
-    """BLAKE2b of a file in hexadecimal digits; DataError if it cannot be read."""
-    try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, file_digest).hexdigest()
-    except OSError as error:
-        raise unreadable(path, error) from None
 
 
 def hash_texts(texts: Iterable[str]) -> str:

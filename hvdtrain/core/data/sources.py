@@ -1,47 +1,33 @@
-"""Where documents come from: the embedded corpus, text files and JSON lines, one document at a time."""
+"""Where documents come from: the embedded corpus, text files and files of records, one document at a time."""
 
 from __future__ import annotations
 
 import glob
-import hashlib
-import io
-import json
-import re
-from collections.abc import Iterator, Mapping
-from functools import partial
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
-from hvdtrain.core.data.text import TextSpec
+from hvdtrain.core.data.dataset_folders import dataset_files
+from hvdtrain.core.data.lines import lines
+from hvdtrain.core.data.records import as_text, records
+from hvdtrain.core.data.text import SourceSpec
 from hvdtrain.core.errors import DataError
 from hvdtrain.core.process.paths import user_path
 
-# A line of JSON is held whole while it is parsed.
-MAX_JSON_CHARS = 64 << 20
 MAX_DOCUMENT_CHARS = 1 << 20
-_READ_BYTES = 1 << 20
-_SHOWN_FIELDS = 20
-# What the "surrogateescape" handler makes of bytes that are not UTF-8, and NUL, which is no text either.
-_NOT_TEXT = re.compile("[\0\udc80-\udcff]")
-
-file_digest = partial(hashlib.blake2b, digest_size=20)
 
 
-class Changed(DataError):
-    """A file is not what it was when it was hashed."""
-
-
-def documents(data: TextSpec, files: Mapping[Path, str] | None = None) -> Iterator[str]:
+def documents(data: SourceSpec, files: Mapping[Path, str] | None = None) -> Iterator[str]:
     """Every document of the corpus, in an order that is the same on every node.
 
     The embedded corpus gives one document a topic, by topic name; a `.txt` file one a paragraph (blank lines
-    between); a `.jsonl` file one a line. A line ends with LF, CR LF or CR. A document above 1 Mi characters
-    is cut, a paragraph at a line's end if it can be, else at white space if there is any: so memory stays
-    bounded whatever the files are.
+    between); a file of records one a record. A line ends with LF, CR LF or CR. A document above 1 Mi
+    characters is cut, a paragraph at a line's end if it can be, else at white space if there is any: so
+    memory stays bounded whatever the files are.
 
     Args:
         data: the spec's data section.
-        files: digests of the files to read by path, in order; None: those of `source_files`, unchecked.
+        files: digests of the files to read by path, in order; None: the corpus, or the training files,
+            unchecked.
 
     Yields:
         Text with at least one character that is not white space.
@@ -50,40 +36,67 @@ def documents(data: TextSpec, files: Mapping[Path, str] | None = None) -> Iterat
         DataError: a file is missing, unreadable, not UTF-8, not what its name says, or not what its digest
             says; the message has file:line where there is one.
     """
-    if data.corpus is not None:
+    if files is None and data.corpus is not None:
         yield from python_docs()
         return
     for path in source_files(data) if files is None else files:
         digest = None if files is None else files[path]
         yield from (
-            _paragraphs(path, digest) if path.suffix == ".txt" else _json_lines(path, data.text_field, digest)
+            _paragraphs(path, digest) if path.suffix == ".txt" else _texts(path, data.text_field, digest)
         )
 
 
-def source_files(data: TextSpec) -> tuple[Path, ...]:
-    """The files that `data.files` names, each once: patterns in the spec's order, a glob's matches by name.
+def source_files(data: SourceSpec) -> tuple[Path, ...]:
+    """The files to train on, each once: patterns in the spec's order, a glob's matches by name.
+
+    Of a folder with a Hugging Face data set they are its Arrow files, in their order; of one with several
+    splits, those of `train`.
 
     Raises:
-        DataError: a pattern matches no file, or a file is neither `.txt` nor `.jsonl`.
+        DataError: a pattern matches no file, or a file is of no known kind.
     """
+    return _find(data.files, "data.files", data.suffixes, ("train",))
+
+
+def validation_files(data: SourceSpec) -> tuple[Path, ...]:
+    """The files to evaluate on: `data.validation_files`, else the splits of the data sets in `data.files`.
+
+    Of a folder with several splits they are those of `validation`, or of `test` where there is none. There
+    are none where `data.validation_split` says what to evaluate on.
+
+    Raises:
+        DataError: as `source_files`.
+    """
+    if data.validation_files:
+        return _find(data.validation_files, "data.validation_files", data.suffixes, ("validation", "test"))
+    if data.validation_split is not None:
+        return ()
+    folders = [pattern for pattern in data.files if user_path(pattern, "data.files:", DataError).is_dir()]
+    return _find(folders, "data.files", data.suffixes, ("validation", "test", None))
+
+
+def _find(
+    patterns: Sequence[str], field: str, suffixes: tuple[str, ...], splits: tuple[str | None, ...]
+) -> tuple[Path, ...]:
     found: dict[Path, None] = {}
-    for pattern in data.files:
-        literal = user_path(pattern, "data.files:", DataError)
+    for pattern in patterns:
+        literal = user_path(pattern, f"{field}:", DataError)
+        if literal.is_dir():
+            found.update(dict.fromkeys(dataset_files(literal.absolute(), splits, field)))
+            continue
         names = [literal] if literal.exists() else sorted(map(Path, glob.glob(str(literal), recursive=True)))
         files = [name.absolute() for name in names if not name.is_dir()]
         if not files:
             raise DataError(
-                f"data.files: {pattern!r} matches no file from {Path.cwd()}; for a folder write DIR/*.txt"
+                f"{field}: {pattern!r} matches no file from {Path.cwd()}; for a folder write DIR/*.txt"
             )
         found.update(dict.fromkeys(files))
     for path in found:
-        if path.suffix not in (".txt", ".jsonl"):
-            raise DataError(
-                f"data.files: {path} must end in .txt (paragraphs) or .jsonl (one JSON object a line)"
-            )
+        if path.suffix not in suffixes:
+            raise DataError(f"{field}: {path} must end in one of {', '.join(suffixes)}")
         # A pipe could not be read twice, and would be waited for.
         if path.exists() and not path.is_file():
-            raise DataError(f"data.files: {path} is not a regular file")
+            raise DataError(f"{field}: {path} is not a regular file")
     return tuple(found)
 
 
@@ -111,7 +124,7 @@ def pieces(text: str, most: int) -> Iterator[str]:
 def _paragraphs(path: Path, digest: str | None) -> Iterator[str]:
     parts: list[str] = []
     size = 0
-    for _, part in _lines(path, MAX_DOCUMENT_CHARS, digest):
+    for _, part in lines(path, MAX_DOCUMENT_CHARS, digest):
         rest = ""
         if not part.isspace():
             parts.append(part)
@@ -127,13 +140,10 @@ def _paragraphs(path: Path, digest: str | None) -> Iterator[str]:
     yield from _not_blank("".join(parts).removesuffix("\n"))
 
 
-def _json_lines(path: Path, field: str, digest: str | None) -> Iterator[str]:
-    for number, line in _lines(path, MAX_JSON_CHARS + 1, digest):
-        if len(line) > MAX_JSON_CHARS:
-            raise DataError(f"{path}:{number}: line above {MAX_JSON_CHARS >> 20} Mi characters; split it")
-        if not line.isspace():
-            for part in pieces(_json_text(line, field, f"{path}:{number}"), MAX_DOCUMENT_CHARS):
-                yield from _not_blank(part)
+def _texts(path: Path, field: str, digest: str | None) -> Iterator[str]:
+    for where, values in records(path, {field: "data.text_field"}, digest):
+        for part in pieces(as_text(values[field], field, where), MAX_DOCUMENT_CHARS):
+            yield from _not_blank(part)
 
 
 def _not_blank(text: str) -> Iterator[str]:
@@ -145,89 +155,3 @@ def _cut(text: str) -> int:
     """Where the last word of a text starts; its end where there is but one word."""
     # Python has more kinds of white space than BERT, which joins what stands around the others.
     return max(map(text.rfind, " \n\r\t")) + 1 or len(text)
-
-
-def _json_text(line: str, field: str, where: str) -> str:
-    try:
-        record = json.loads(line)
-    except ValueError as error:
-        raise DataError(f"{where}: not JSON: {error}") from None
-    except RecursionError:
-        raise DataError(f"{where}: JSON nested too deeply") from None
-    if not isinstance(record, dict):
-        raise DataError(f"{where}: expected a JSON object, found {type(record).__name__}")
-    if field not in record:
-        names = ", ".join(sorted(record)[:_SHOWN_FIELDS]) or "none"
-        raise DataError(
-            f"{where}: no field {field!r} (fields here: {names}); set data.text_field to the one with text"
-        )
-    text = record[field]
-    if not isinstance(text, str):
-        raise DataError(f"{where}: field {field!r} should be text, found {type(text).__name__}")
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        raise DataError(
-            f"{where}: field {field!r} holds half a surrogate pair at character {error.start}"
-        ) from None
-    return text
-
-
-class _Hashed(io.RawIOBase):
-    """A file that is hashed as it is read."""
-
-    def __init__(self, file: io.FileIO) -> None:
-        self._file = file
-        self.digest = file_digest()
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: Any) -> int:
-        count = self._file.readinto(buffer) or 0
-        self.digest.update(memoryview(buffer)[:count])
-        return count
-
-
-def _lines(path: Path, most: int, digest: str | None) -> Iterator[tuple[int, str]]:
-    """Numbered lines with their "\n", a long one in parts of `most` characters.
-
-    Args:
-        path: a UTF-8 file.
-        most: characters of a part.
-        digest: what the file's bytes must have been once all are read; None: anything.
-    """
-    try:
-        with path.open("rb", buffering=0) as file:
-            hashed = _Hashed(file)
-            # The lines of a file that is not UTF-8 are read, too, so that an error has its line.
-            text = io.TextIOWrapper(
-                io.BufferedReader(hashed, _READ_BYTES), encoding="utf-8-sig", errors="surrogateescape"
-            )
-            number, column = 1, 0
-            for part in iter(partial(text.readline, most), ""):
-                _check_text(part, f"{path}:{number}", column)
-                yield number, part
-                number, column = (number + 1, 0) if part.endswith("\n") else (number, column + len(part))
-    except OSError as error:
-        raise unreadable(path, error) from None
-    if digest not in (None, hashed.digest.hexdigest()):
-        raise Changed(f"data.files: {path}: changed while it was read; start again when nothing writes to it")
-
-
-def _check_text(part: str, where: str, column: int) -> None:
-    bad = _NOT_TEXT.search(part)
-    if bad and bad[0] == "\0":
-        raise DataError(
-            f"{where}: NUL at column {column + bad.start() + 1}: not text, or UTF-16; convert the file"
-        )
-    if bad:
-        raise DataError(
-            f"{where}: not UTF-8: byte 0x{ord(bad[0]) - 0xDC00:02x} at column {column + bad.start() + 1}; "
-            "convert the file"
-        )
-
-
-def unreadable(path: Path, error: OSError, where: str = "data.files: ") -> DataError:
-    """The error to raise when a file cannot be read; `where` names the field of the spec."""
-    return DataError(f"{where}{path}: cannot be read: {error.strerror or error}")

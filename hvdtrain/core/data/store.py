@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from array import array
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,16 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hvdtrain.core.data.corpus import Corpus, Sequences, split_members
+from hvdtrain.core.data.stored_files import describe, opening, read_meta, write_meta
 from hvdtrain.core.data.text import TokenIds
 
 _FILES = ("tokens.bin", "offsets.bin", "tokenizer.json")
-_META = "meta.json"
-_BLOCK = 1 << 20
-_BLOCKS = 64
-
-
-class Damaged(Exception):
-    """A cache directory is not what its writer left; the message says how."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,8 +50,20 @@ class Store:
             token_ids=self.token_ids,
             max_seq_length=max_seq_length,
             fingerprint=_with_split(self.fingerprint, validation_split, seed),
+            directories=(self.directory,),
+            split=(validation_split, seed),
             unknown_share=self.unknown_share,
         )
+
+
+def with_validation(train: Store, validation: Store, max_seq_length: int) -> Corpus:
+    """All of one cache to train on, and all of another, made by the same tokenizer, to evaluate on."""
+    return replace(
+        train.corpus(max_seq_length, 0.0, 0),
+        validation=validation.corpus(max_seq_length, 0.0, 0).train,
+        fingerprint=_joined(train.fingerprint, validation.fingerprint),
+        directories=(train.directory, validation.directory),
+    )
 
 
 def write_store(
@@ -90,65 +95,49 @@ def write_store(
             unknown_tokens += int(np.count_nonzero(sequence == unknown)) if unknown is not None else 0
     (directory / "offsets.bin").write_bytes(np.asarray(offsets, dtype="<i8").tobytes())
     (directory / "tokenizer.json").write_text(tokenizer, encoding="utf-8")
-    meta = {
+    facts = {
         "dtype": dtype,
         "token_ids": asdict(ids),
-        "files": {name: _describe(directory / name) for name in _FILES},
         "text_tokens": text_tokens,
         "unknown_tokens": unknown_tokens,
     }
-    (directory / _META).write_text(json.dumps(meta, indent=1), encoding="utf-8")
-    for path in [*(directory / name for name in (*_FILES, _META)), directory]:
-        _sync(path)
+    write_meta(directory, _FILES, facts)
     return len(offsets) - 1
 
 
-def open_store(directory: Path) -> Store | None:
-    """Open a cache after checking it against its sizes and checksums; None when there is none.
+def open_store(directory: Path) -> Store:
+    """Open a cache after checking it against its sizes and checksums.
 
     Raises:
         Damaged: a file is missing, of the wrong size or with other contents.
     """
-    if not directory.exists():
-        return None
-    try:
-        meta = _read_meta(directory)
-        for name, expected in meta["files"].items():
-            if _describe(directory / name) != expected:
-                raise Damaged(f"{name} is not as it was written")
+    with opening(directory) as meta:
         ids = TokenIds(**{**meta["token_ids"], "special": tuple(meta["token_ids"]["special"])})
         tokens, offsets = (
             np.memmap(directory / name, mode="r", dtype=dtype).view(np.ndarray)
             for name, dtype in (("tokens.bin", meta["dtype"]), ("offsets.bin", "<i8"))
         )
         unknown_share = meta["unknown_tokens"] / max(meta["text_tokens"], 1)
-    except OSError as error:
-        raise Damaged(f"{error.filename or directory}: {error.strerror or error}") from None
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise Damaged(f"{_META}: {error}") from None
-    return Store(directory, tokens, offsets, ids, _fingerprint(meta), unknown_share)
+        return Store(directory, tokens, offsets, ids, _fingerprint(meta), unknown_share)
 
 
-def fingerprint_with(corpus: Corpus, tokenizer: Path, validation_split: float, seed: int) -> str:
+def fingerprint_with(corpus: Corpus, tokenizer: Path) -> str:
     """The fingerprint that a cached corpus would have, had this `tokenizer.json` made its tokens.
 
     Args:
-        corpus: opened from a cache, with this split and seed.
+        corpus: opened from a cache.
         tokenizer: the file.
-        validation_split: the spec's.
-        seed: the job's.
 
     Raises:
         OSError: a file cannot be read.
     """
-    meta = _read_meta(corpus.tokenizer_path.parent)
-    meta["files"]["tokenizer.json"] = _describe(tokenizer)
-    return _with_split(_fingerprint(meta), validation_split, seed)
-
-
-def _read_meta(directory: Path) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads((directory / _META).read_text(encoding="utf-8"))
-    return found
+    found = []
+    for directory in corpus.directories:
+        meta = read_meta(directory)
+        meta["files"]["tokenizer.json"] = describe(tokenizer)
+        found.append(_fingerprint(meta))
+    train, *validation = found
+    return _joined(train, *validation) if validation else _with_split(train, *corpus.split)
 
 
 def _fingerprint(meta: Mapping[str, Any]) -> str:
@@ -161,28 +150,6 @@ def _with_split(fingerprint: str, validation_split: float, seed: int) -> str:
     return hashlib.blake2b(what.encode(), digest_size=16).hexdigest()
 
 
-def _describe(path: Path) -> dict[str, Any]:
-    """Size in bytes and checksum.
-
-    A file above 64 MiB is checked in 64 blocks of 1 MiB spread evenly from its first byte to its last: a rank
-    must not read hundreds of gigabytes before it starts, and what tears a file (a cut, a lost page range)
-    shows in its size or its ends. Smaller files are checked whole.
-    """
-    digest = hashlib.blake2b(digest_size=20)
-    with path.open("rb") as file:
-        size = os.fstat(file.fileno()).st_size
-        last = max(0, size - _BLOCK)
-        for start in (
-            range(0, size, _BLOCK) if size <= _BLOCK * _BLOCKS else np.linspace(0, last, _BLOCKS, dtype=int)
-        ):
-            file.seek(start)
-            digest.update(file.read(_BLOCK))
-    return {"size": size, "blake2b": digest.hexdigest()}
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+def _joined(train: str, validation: str) -> str:
+    what = f"{train} validation {validation}"
+    return hashlib.blake2b(what.encode(), digest_size=16).hexdigest()

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, Protocol
 from pydantic import Field, model_validator
 
 from hvdtrain.core.data.packing import Tokens
+from hvdtrain.core.data.records import SUFFIXES
 from hvdtrain.core.spec.sections import DataSection
 
 if TYPE_CHECKING:
@@ -71,16 +72,22 @@ class Scheme(Protocol):
         ...
 
 
-class TextSpec(DataSection):
-    """Where the text comes from and how it becomes sequences."""
+class SourceSpec(DataSection):
+    """Where text comes from, what is kept for evaluation, and which tokenizer reads it.
+
+    Attributes:
+        files: paths, globs, and folders written by `Dataset.save_to_disk` or `DatasetDict.save_to_disk`.
+        validation_files: the same, to evaluate on.
+        validation_split: share of the training samples to evaluate on instead; None: see `split_share`.
+    """
 
     corpus: Literal["python-docs"] | None = None
     files: tuple[str, ...] = ()
+    validation_files: tuple[str, ...] = ()
     text_field: str = "text"
     tokenizer_file: str | None = None
     max_seq_length: Annotated[int, Field(ge=8)] = 128
-    packing: bool = True
-    validation_split: Annotated[float, Field(ge=0.0, le=0.5)] = 0.05
+    validation_split: Annotated[float, Field(ge=0.0, le=0.5)] | None = None
     cache_dir: str | None = None
 
     @property
@@ -91,14 +98,40 @@ class TextSpec(DataSection):
             "data.tokenizer_file that fits them or a larger model.vocab_size"
         )
 
+    @property
+    def suffixes(self) -> tuple[str, ...]:
+        """What the names of its files end with."""
+        return SUFFIXES
+
+    @property
+    def split_share(self) -> float:
+        """Share of the training samples to evaluate on where there are no validation files."""
+        return 0.05 if self.validation_split is None else self.validation_split
+
     @model_validator(mode="after")
-    def _one_source(self) -> TextSpec:
+    def _one_source(self) -> SourceSpec:
         if (self.corpus is None) == (not self.files):
             raise ValueError(
-                "give either corpus: python-docs or files: [paths and globs of .txt or .jsonl], "
-                "not both and not neither"
+                "give either corpus: python-docs or files: [paths and globs of "
+                f"{', '.join(self.suffixes)}], not both and not neither"
+            )
+        if self.validation_files and self.validation_split:
+            raise ValueError(
+                "validation_files are what is evaluated on, and validation_split would take samples out of "
+                "training as well: give one of them"
             )
         return self
+
+
+class TextSpec(SourceSpec):
+    """Text that becomes sequences of one length."""
+
+    packing: bool = True
+
+    @property
+    def suffixes(self) -> tuple[str, ...]:
+        """As `SourceSpec.suffixes`: also plain text."""
+        return (".txt", *SUFFIXES)
 
     @property
     def scheme(self) -> Scheme:

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hvdtrain.core.data.alphabet import MAX_WORD_CHARS, survey
-from hvdtrain.core.data.sources import MAX_DOCUMENT_CHARS, pieces, unreadable
+from hvdtrain.core.data.lines import unreadable
+from hvdtrain.core.data.sources import MAX_DOCUMENT_CHARS, pieces
 from hvdtrain.core.data.text import TokenIds
 from hvdtrain.core.data.tokenizer_files import bert_options
 from hvdtrain.core.errors import DataError

@@ -14,6 +14,7 @@ FAMILIES = Registry(
         "gpt2": "hvdtrain.core.families.gpt2",
         "llama": "hvdtrain.core.families.llama",
         "resnet": "hvdtrain.core.families.resnet",
+        "vit": "hvdtrain.core.families.vit",
         "custom": "hvdtrain.core.families.custom",
     },
 )

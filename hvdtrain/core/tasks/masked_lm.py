@@ -82,7 +82,6 @@ class MaskedText(Dataset):
     """Text whose tokens are given new masks in every epoch."""
 
     corpus: Corpus | None = None
-    split: tuple[float, int] = (0.0, 0)
 
     @classmethod
     def of(cls, corpus: Corpus, vocab_size: int, data: DataSpec, task: TaskSpec, seed: int) -> MaskedText:
@@ -100,13 +99,12 @@ class MaskedText(Dataset):
                 corpus.token_ids.size, vocab_size, corpus.unknown_share, data.tokenizer_file is None
             ),
             corpus=corpus,
-            split=(data.validation_split, seed),
         )
 
     def fingerprint_with(self, directory: Path) -> str:
         """As `Dataset.fingerprint_with`: the tokenizer's file may have said the same otherwise."""
         assert self.corpus is not None
-        return fingerprint_with(self.corpus, directory / "tokenizer.json", *self.split)
+        return fingerprint_with(self.corpus, directory / "tokenizer.json")
 
 
 @dataclass(frozen=True, eq=False)

@@ -25,4 +25,5 @@ def for_each_target(pooled: torch.Tensor, inputs: Mapping[str, torch.Tensor]) ->
         pooled: (rows, features).
         inputs: the batch.
     """
-    return pooled[:, None].expand(-1, inputs["targets"].shape[1], -1)
+    # A copy: a view of one token would keep the hidden states of all alive until the backward pass.
+    return pooled[:, None].repeat(1, inputs["targets"].shape[1], 1)

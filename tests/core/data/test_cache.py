@@ -14,8 +14,9 @@ import numpy as np
 import pytest
 from tokenizers import Tokenizer
 
-from hvdtrain.core.data import Dataset, Sequences, cache, prepare
-from hvdtrain.core.data.hashing import file_stamp, hash_contents, hash_file
+from hvdtrain.core.data import Dataset, Sequences, building, prepare
+from hvdtrain.core.data.hashing import file_stamp, hash_contents
+from hvdtrain.core.data.lines import hash_file
 from hvdtrain.core.data.tokenizer import train_tokenizer
 from hvdtrain.core.errors import DataError
 from hvdtrain.core.tasks.masked_lm import DataSpec
@@ -327,8 +328,8 @@ def test_open_data_outlives_a_rebuild(corpus: Path) -> None:
 def test_large_file_is_checked_at_its_ends_and_in_between(
     monkeypatch: pytest.MonkeyPatch, corpus: Path
 ) -> None:
-    monkeypatch.setattr("hvdtrain.core.data.store._BLOCK", 32)
-    monkeypatch.setattr("hvdtrain.core.data.store._BLOCKS", 4)
+    monkeypatch.setattr("hvdtrain.core.data.stored_files._BLOCK", 32)
+    monkeypatch.setattr("hvdtrain.core.data.stored_files._BLOCKS", 4)
     expected = contents(prepare(spec(corpus), VOCAB, 0).train)
     tokens = entry(corpus.parent / "cache") / "tokens.bin"
     assert tokens.stat().st_size > 32 * 4
@@ -393,11 +394,11 @@ def test_edit_after_the_cache_was_named_is_refused(
 
 
 def test_edit_while_another_process_builds_is_refused(corpus: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def waited(path: Path, announce: Any, locked: Any = cache._locked) -> Any:
+    def waited(path: Path, announce: Any, locked: Any = building._locked) -> Any:
         edit(corpus)
         return locked(path, announce)
 
-    monkeypatch.setattr(cache, "_locked", waited)
+    monkeypatch.setattr(building, "_locked", waited)
     with pytest.raises(DataError, match="changed while it was read"):
         prepare(spec(corpus), VOCAB, 0)
 
@@ -460,3 +461,69 @@ def test_embedded_corpus_gives_full_sequences(tmp_path: Path) -> None:
     lengths = np.concatenate([data.train.lengths, data.validation.lengths])
     assert (lengths == 128).sum() >= len(lengths) - 1
     assert len(lengths) > 500
+
+
+class TestValidationFiles:
+    @pytest.fixture
+    def held_out(self, tmp_path: Path) -> Path:
+        path = tmp_path / "held_out.csv"
+        path.write_text("id,text\n1,Paragraph 1 tells of others\n2,of many things\n")
+        return path
+
+    def test_are_evaluated_on_and_take_nothing_from_training(self, corpus: Path, held_out: Path) -> None:
+        whole = prepare(spec(corpus, validation_split=0.0, packing=False), VOCAB, 0)
+        found = prepare(spec(corpus, validation_files=(str(held_out),), packing=False), VOCAB, 0)
+        assert contents(found.train) == contents(whole.train)
+        tokenizer = Tokenizer.from_file(str(whole.tokenizer_path))
+        texts = ("Paragraph 1 tells of others", "of many things")
+        assert contents(found.validation) == [tokenizer.encode(text).ids for text in texts]
+        assert found.tokenizer_path == whole.tokenizer_path
+
+    def test_fingerprint_covers_both_and_the_seed_chooses_nothing(self, corpus: Path, held_out: Path) -> None:
+        data = spec(corpus, validation_files=(str(held_out),))
+        before = prepare(data, VOCAB, 0)
+        assert same(before, prepare(data, VOCAB, 1))
+        assert same(before, prepare(spec(corpus, "other", validation_files=(str(held_out),)), VOCAB, 0))
+        held_out.write_text("id,text\n1,Paragraph 2 tells of others\n2,of many things\n")
+        changed = prepare(data, VOCAB, 0)
+        assert contents(changed.train) == contents(before.train)
+        edit(corpus)
+        prints = {
+            before.fingerprint,
+            changed.fingerprint,
+            prepare(data, VOCAB, 0).fingerprint,
+            prepare(spec(corpus), VOCAB, 0).fingerprint,
+        }
+        assert len(prints) == 4
+
+    def test_caches_without_them_are_as_before(self, corpus: Path, held_out: Path) -> None:
+        plain = prepare(spec(corpus), VOCAB, 0)
+        both = prepare(spec(corpus, validation_files=(str(held_out),)), VOCAB, 0)
+        assert both.tokenizer_path == plain.tokenizer_path
+        assert same(plain, prepare(spec(corpus, validation_split=0.05), VOCAB, 0))
+
+    @pytest.mark.parametrize(
+        ("text", "told"),
+        [
+            ("id,text\n", r"data\.validation_files .*held_out\.csv: no text found"),
+            ('id,text\n1,"one\n', r"held_out\.csv:2: not CSV: a quote is never closed"),
+            ("id,label\n1,2\n", r"held_out\.csv:1: no column 'text' .*set data\.text_field"),
+        ],
+    )
+    def test_bad_ones_are_one_message_and_no_cache(
+        self, corpus: Path, held_out: Path, text: str, told: str
+    ) -> None:
+        held_out.write_text(text)
+        with pytest.raises(DataError, match=told):
+            prepare(spec(corpus, validation_files=(str(held_out),)), VOCAB, 0)
+        assert entry(corpus.parent / "cache") == prepare(spec(corpus), VOCAB, 0).tokenizer_path.parent
+
+    def test_missing_ones_are_told_before_anything_is_made(self, corpus: Path) -> None:
+        with pytest.raises(DataError, match=r"data\.validation_files: 'none\.csv' matches no file"):
+            prepare(spec(corpus, validation_files=("none.csv",)), VOCAB, 0)
+        assert not (corpus.parent / "cache").exists()
+
+    def test_and_a_split_contradict_each_other(self, corpus: Path) -> None:
+        assert spec(corpus, validation_files=("a.csv",), validation_split=0.0)
+        with pytest.raises(ValueError, match="validation_files are what is evaluated on"):
+            spec(corpus, validation_files=("a.csv",), validation_split=0.05)
