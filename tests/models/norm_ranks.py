@@ -23,7 +23,7 @@ from tests.jobs.runs import start_sooner
 SPEC = resnet.ModelSpec(
     num_labels=4,
     image_size=21,
-    num_channels=2,
+    num_channels=1,
     embedding_size=4,
     hidden_sizes=(8, 12),
     depths=(1, 2),

@@ -30,7 +30,7 @@ from tests.models.support import as_hugging_face, bytes_saved
 SMALL = ModelSpec(
     num_labels=4,
     image_size=21,
-    num_channels=2,
+    num_channels=3,
     embedding_size=4,
     hidden_sizes=(8, 12),
     depths=(1, 2),
@@ -269,3 +269,12 @@ def test_shared_statistics_are_refused_where_ranks_take_updates_alone(kind: str)
         SpecError, match=rf"sync_batch_norm: true .* with compression {kind} each takes updates"
     ):
         load_spec("resnet", [*sets, "model.sync_batch_norm=true"])
+
+
+def test_a_model_without_a_head_lacks_the_heads_weights_alone(tmp_path: Path) -> None:
+    transformers_resnet(SMALL).resnet.save_pretrained(tmp_path)
+    table = resnet.weights(SMALL)
+    found = read_pretrained(tmp_path, table, resnet.HEADS, "float64")
+    assert {w.name for w in table} - found.keys() == {"classifier.1.weight", "classifier.1.bias"}
+    name = "resnet.encoder.stages.1.layers.0.shortcut.normalization.running_var"
+    np.testing.assert_array_equal(found[name], resnet_values(SMALL)[name])

@@ -18,6 +18,7 @@ TASKS = ("image_classification",)
 DROPOUT = ()
 NETWORKS = {"torch": "hvdtrain.torch.families.resnet", "tensorflow": "hvdtrain.tensorflow.families.resnet"}
 HEADS = (HEAD := "classifier.",)
+HEAD_FIELDS = {"num_labels": "image_classification"}
 FREE = ("image_size",)
 
 STEM, STAGES, _CLASSIFIER = "resnet.embedder.embedder", "resnet.encoder.stages", f"{HEAD}1"
@@ -31,9 +32,9 @@ class ModelSpec(ModelSection):
     """A ResNet with a classification head, in Hugging Face's `ResNetConfig` names, and the size of images."""
 
     model_type: Literal["resnet"] = "resnet"
-    num_labels: Count
+    num_labels: Annotated[int, Field(ge=2)]
     image_size: Count = 224
-    num_channels: Count = 3
+    num_channels: Literal[1, 3] = 3
     embedding_size: Count = 64
     hidden_sizes: Annotated[tuple[Count, ...], Field(min_length=1)] = (256, 512, 1024, 2048)
     depths: Annotated[tuple[Count, ...], Field(min_length=1)] = (3, 4, 6, 3)
@@ -228,12 +229,15 @@ def hf_config(model: ModelSpec) -> dict[str, Any]:
 
 
 def current_config(config: Mapping[str, Any]) -> dict[str, Any]:
-    """A `config.json` with the number of its classes; Transformers writes their names alone.
+    """A `config.json` in the section's names: Transformers numbers the classes and does not count them.
 
     Args:
         config: its content.
     """
-    return {"num_labels": len(config.get("id2label") or {"0": "", "1": ""}), **config}
+    found = dict(config)
+    if "id2label" in found:
+        found["num_labels"] = len(found.pop("id2label"))
+    return found
 
 
 def _block(model: ModelSpec, name: str, inputs: int, outputs: int, stride: int, size: int) -> Block:
