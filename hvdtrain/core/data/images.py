@@ -1,4 +1,4 @@
-"""The data section of tasks on images, and what their pixels are made of before a network sees them."""
+"""The data section of tasks on images: where they come from, and what is made of their pixels."""
 
 from __future__ import annotations
 
@@ -14,21 +14,68 @@ from hvdtrain.core.spec.sections import DataSection
 
 # A channel's mean or standard deviation, with pixels between 0 and 1; one for all channels, or one each.
 PerChannel = float | Annotated[tuple[float, ...], Field(min_length=1)]
+# Pillow's filters by its names, with the numbers that Hugging Face's preprocessors write.
+RESAMPLE = {"nearest": 0, "lanczos": 1, "bilinear": 2, "bicubic": 3, "box": 4, "hamming": 5}
+_SUFFIXES = (".parquet", ".arrow", ".npz")
 
 
 class ImageSpec(DataSection):
-    """Where the images come from, and how their pixels are normalised."""
+    """Where images come from, what they are made into once, and how each epoch changes them.
+
+    Attributes:
+        folder: has a folder of images for each class, or `train` and `validation` with these.
+        files: paths, globs, and folders written by Hugging Face's `save_to_disk`.
+        convert_channels: whether grey images may become RGB, RGB ones grey, and transparency be dropped.
+        mixup_alpha: both parameters of the beta distribution of mixup; 0: none.
+    """
 
     dataset: Literal["digits"] | None = None
-    validation_split: Annotated[float, Field(ge=0.0, le=0.5)] = 0.1
+    folder: str | None = None
+    files: tuple[str, ...] = ()
+    validation_files: tuple[str, ...] = ()
+    validation_split: Annotated[float, Field(ge=0.0, le=0.5)] | None = None
+    image_field: str = "image"
+    label_field: str = "label"
     class_names: tuple[str, ...] = ()
+    resample: Literal["nearest", "lanczos", "bilinear", "bicubic", "box", "hamming"] = "bilinear"
+    convert_channels: bool = False
     image_mean: PerChannel = 0.5
     image_std: PerChannel = 0.5
+    random_crop_padding: Annotated[int, Field(ge=0)] = 0
+    horizontal_flip: bool = False
+    mixup_alpha: Annotated[float, Field(ge=0.0)] = 0.0
+    cache_dir: str | None = None
+
+    @property
+    def why_empty(self) -> str:
+        """As `DataSection.why_empty`."""
+        return "there are no images; look at the data section"
+
+    @property
+    def suffixes(self) -> tuple[str, ...]:
+        """What the names of its files end with."""
+        return _SUFFIXES
+
+    @property
+    def split_share(self) -> float:
+        """Share of the training images to evaluate on where there are no others to."""
+        return 0.1 if self.validation_split is None else self.validation_split
 
     @model_validator(mode="after")
     def _one_source(self) -> ImageSpec:
-        if self.dataset is None:
-            raise ValueError("give dataset: digits")
+        given = [name for name in ("dataset", "folder", "files") if getattr(self, name)]
+        if len(given) != 1:
+            raise ValueError(
+                "give one of dataset: digits, folder: DIR with a folder of images for each class, and files: "
+                f"[paths and globs of {', '.join(_SUFFIXES)}] (found {' and '.join(given) or 'none'})"
+            )
+        if self.validation_files and not self.files:
+            raise ValueError(f"validation_files go with files, and {given[0]} is given")
+        if self.validation_files and self.validation_split:
+            raise ValueError(
+                "validation_files are what is evaluated on, and validation_split would take images out of "
+                "training as well: give one of them"
+            )
         return self
 
     @model_validator(mode="after")
@@ -75,22 +122,26 @@ class Normalisation:
         """What a batch tells a network: `pixel_scale` and `pixel_offset`, float64 (channels,)."""
         return {"pixel_scale": 1.0 / (255.0 * self.std), "pixel_offset": -self.mean / self.std}
 
-    def preprocessor(self, size: int, resample: int) -> dict[str, str]:
-        """The files by which `transformers.AutoImageProcessor` makes the same pixels.
+    def preprocessor(self, size: int, data: ImageSpec) -> dict[str, str]:
+        """The file by which `transformers.AutoImageProcessor` makes the same pixels.
 
         Args:
             size: height and width, `model.image_size`.
-            resample: Pillow's number of the filter.
+            data: the data section.
         """
         found: dict[str, Any] = {
             "image_processor_type": "ViTImageProcessor",
+            "do_convert_rgb": data.convert_channels and len(self.mean) == 3,
             "do_resize": True,
             "size": {"height": size, "width": size},
-            "resample": resample,
+            "resample": RESAMPLE[data.resample],
             "do_rescale": True,
             "rescale_factor": 1.0 / 255.0,
             "do_normalize": True,
             "image_mean": self.mean.tolist(),
             "image_std": self.std.tolist(),
         }
-        return {"preprocessor_config.json": json.dumps(found, indent=2) + "\n"}
+        return {PREPROCESSOR_FILE: json.dumps(found, indent=2) + "\n"}
+
+
+PREPROCESSOR_FILE = "preprocessor_config.json"

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from hvdtrain.core.data.batches import Batch, Dataset
+from hvdtrain.core.data.augmentation import Augmentation
+from hvdtrain.core.data.batches import EVALUATION_EPOCH, Batch, Dataset
 from hvdtrain.core.data.content import fingerprint
 from hvdtrain.core.data.corpus import split_members
+from hvdtrain.core.data.image_cache import prepare_images, where_is
+from hvdtrain.core.data.image_sources import ImageSource, named_classes
+from hvdtrain.core.data.image_store import ImageStore
 from hvdtrain.core.data.images import ImageSpec, Normalisation
-from hvdtrain.core.data.labels import find_labels
+from hvdtrain.core.data.labels import Labels, find_labels
 from hvdtrain.core.data.order import Indices
 from hvdtrain.core.spec.sections import TaskSection
 from hvdtrain.core.tasks.classification import ClassMeasures, targets_of
@@ -42,9 +46,9 @@ def check(model: Any, data: ImageSpec) -> None:
 
 
 def shapes(data: ImageSpec, task: TaskSpec) -> Shapes:
-    """Of one image: the model's section has its size."""
-    del data, task
-    return Shapes(1, 1)
+    """Of one image: the model's section has its size; with mixup it has two targets."""
+    del task
+    return Shapes(1, 2 if data.mixup_alpha else 1)
 
 
 def prepare(
@@ -60,27 +64,28 @@ def prepare(
         announce: called with a line for the user when the call will take a while.
 
     Raises:
-        DataError: the data cannot be used.
+        DataError: see `hvdtrain.core.data.image_cache.prepare_images`; or there are other classes than the
+            model tells apart.
     """
-    del task, announce
-    from sklearn.datasets import load_digits
-
-    digits = load_digits()
-    pixels = np.rint(digits.images * (255 / 16)).astype(np.uint8)[..., None]
-    labels = find_labels(
-        {*map(str, digits.target)}, data.class_names, model.num_labels, "data.dataset digits"
-    )
-    numbers = np.array([labels.number(str(label), "digits") for label in digits.target])
-    normalisation = Normalisation.of(data, model.num_channels)
-    train, validation = (
-        ImageSplit(pixels, numbers, members, normalisation)
-        for members in split_members(len(pixels), data.validation_split, seed)
-    )
+    del task
+    images = prepare_images(data, model.image_size, model.num_channels, announce)
+    source, store = images[0]
+    labels = find_labels(store.names, named_classes(data, source), model.num_labels, source.told)
+    normalisation, augmentation = Normalisation.of(data, model.num_channels), Augmentation.of(data, seed)
+    splits = [
+        ImageSplit(store.pixels, _numbers(data, source, store, labels), None, normalisation, augmentation)
+        for source, store in images
+    ]
+    share = data.split_share if len(splits) == 1 else 0.0
+    if len(splits) == 1:
+        splits = [replace(splits[0], members=part) for part in split_members(len(splits[0]), share, seed)]
+    train, validation = splits
+    facts = {"images": [store.fingerprint for _, store in images], "classes": labels.names}
     return Dataset(
         train,
         validation,
-        fingerprint({"seed": seed, "split": data.validation_split}),
-        files=normalisation.preprocessor(model.image_size, 2),
+        fingerprint(facts | {"split": [share, seed]}),
+        files=normalisation.preprocessor(model.image_size, data),
         config=labels.config,
     )
 
@@ -103,17 +108,19 @@ class ImageSplit:
     Attributes:
         pixels: uint8 (images, height, width, channels).
         labels: the class of each, integers (images,).
-        members: which of them are in the split, int64 (len(self),).
+        members: which of them are in the split, int64 (len(self),); None: all.
         normalisation: of the pixels.
+        augmentation: of training images.
     """
 
     pixels: NDArray[np.uint8]
     labels: NDArray[np.integer]
-    members: Indices
+    members: Indices | None
     normalisation: Normalisation
+    augmentation: Augmentation
 
     def __len__(self) -> int:
-        return len(self.members)
+        return len(self.labels if self.members is None else self.members)
 
     @property
     def costs(self) -> NDArray[np.int64]:
@@ -126,16 +133,42 @@ class ImageSplit:
         Returns:
             Inputs: `pixel_values`, uint8 (rows, height, width, channels), whose rows beyond the data are
             zeros; `pixel_scale` and `pixel_offset`, float64 (channels,), by which a network normalises them.
-            Targets and loss weights are those of `targets_of`.
+            Targets and loss weights are those of `targets_of`. With mixup, training has a second column of
+            both: the class of the other image, and the shares of the two.
         """
-        members = self.members[indices]
+        augmentation = self.augmentation if epoch != EVALUATION_EPOCH else Augmentation()
+        found = targets_of(self.labels[self._members(indices)], rows)
+        targets, weights = found.targets, found.loss_weights
         pixels = np.zeros((rows, *self.pixels.shape[1:]), np.uint8)
-        pixels[: len(members)] = self.pixels[members]
-        found = targets_of(self.labels[members], rows)
+
+        def changed(sample: int) -> NDArray[np.uint8]:
+            return augmentation.changed(self.pixels[self._members(sample)], epoch, sample)
+
+        if augmentation.alpha:
+            targets, weights = targets.repeat(2, axis=1), weights.repeat(2, axis=1)
+            for row, sample in enumerate(indices.tolist()):
+                pixels[row], other, share = augmentation.mixed(changed, len(self), epoch, sample)
+                targets[row, 1] = self.labels[self._members(other)]
+                weights[row] = share, 1.0 - share
+        else:
+            for row, sample in enumerate(indices.tolist()):
+                pixels[row] = changed(sample)
         return Batch(
             inputs={"pixel_values": pixels, **self.normalisation.inputs},
-            targets=found.targets,
-            loss_weights=found.loss_weights,
+            targets=targets,
+            loss_weights=weights,
             weight=found.weight,
-            counts={"tokens": len(members), "samples": len(members)},
+            counts={"tokens": len(indices), "samples": len(indices)},
         )
+
+    def _members(self, samples: Any) -> Any:
+        return samples if self.members is None else self.members[samples]
+
+
+def _numbers(data: ImageSpec, source: ImageSource, store: ImageStore, labels: Labels) -> NDArray[np.int32]:
+    """The class of each image; DataError, with the place of an image, where it is none of the labels."""
+    known = {*labels.names}
+    numbers = [
+        labels.number(name, "" if name in known else where_is(data, source, name)) for name in store.names
+    ]
+    return np.array(numbers, np.int32)[store.labels]

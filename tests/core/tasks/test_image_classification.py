@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -10,15 +11,30 @@ import numpy as np
 import pytest
 from sklearn.datasets import load_digits
 
+from hvdtrain.core.data.augmentation import Augmentation
+from hvdtrain.core.data.batches import EVALUATION_EPOCH
 from hvdtrain.core.data.images import Normalisation
+from hvdtrain.core.errors import DataError
 from hvdtrain.core.tasks import image_classification
 from hvdtrain.core.tasks.image_classification import DataSpec, TaskSpec, prepare
 
 MODEL = SimpleNamespace(image_size=8, num_channels=1, num_labels=10)
 
 
-def prepared(**fields: Any) -> Any:
-    return prepare(MODEL, DataSpec(dataset="digits", **fields), TaskSpec(), 3, print)
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HVDTRAIN_CACHE_DIR", str(tmp_path / "cache"))
+
+
+def prepared(model: Any = MODEL, seed: int = 3, **fields: Any) -> Any:
+    fields = fields if fields.keys() & {"files", "folder"} else {"dataset": "digits", **fields}
+    return prepare(model, DataSpec(**fields), TaskSpec(), seed, print)
+
+
+def archive(folder: Path, labels: list[Any], name: str = "a") -> str:
+    pixels = np.random.default_rng(0).integers(0, 256, (len(labels), 8, 8), dtype=np.uint8)
+    np.savez(folder / f"{name}.npz", image=pixels, label=np.array(labels))
+    return str(folder / f"{name}.npz")
 
 
 def test_a_batch_has_pixels_as_bytes_and_one_target_a_row() -> None:
@@ -45,16 +61,97 @@ def test_constants_normalise_as_hugging_face_does() -> None:
 def test_both_splits_are_all_images() -> None:
     dataset = prepared(validation_split=0.2)
     assert (len(dataset.train), len(dataset.validation)) == (1438, 359)
+    assert not {*dataset.train.members.tolist()} & {*dataset.validation.members.tolist()}
     assert dataset.train.costs.tolist() == [1] * 1438
     assert dataset.config["id2label"] == {str(n): str(n) for n in range(10)}
     told = json.loads(dataset.files["preprocessor_config.json"])
     assert (told["image_mean"], told["size"]) == ([0.5], {"height": 8, "width": 8})
 
 
+def test_what_is_evaluated_is_never_changed() -> None:
+    dataset = prepared(random_crop_padding=2, horizontal_flip=True, mixup_alpha=1.0, validation_split=0.5)
+    plain, indices = prepared(validation_split=0.5), np.arange(40)
+    found = dataset.validation.collate(indices, EVALUATION_EPOCH, 40)
+    expected = plain.validation.collate(indices, EVALUATION_EPOCH, 40)
+    np.testing.assert_array_equal(found.inputs["pixel_values"], expected.inputs["pixel_values"])
+    assert found.targets.shape == (40, 1)
+
+
+def test_training_images_are_changed_by_epoch_and_sample() -> None:
+    fields: dict[str, Any] = {"random_crop_padding": 1, "horizontal_flip": True}
+    split, plain = prepared(**fields).train, prepared().train
+    whole = split.collate(np.arange(30), 4, 30).inputs["pixel_values"]
+    # The same image in whatever batch, and another in another epoch.
+    np.testing.assert_array_equal(split.collate(np.array([7]), 4, 2).inputs["pixel_values"][0], whole[7])
+    assert (split.collate(np.arange(30), 5, 30).inputs["pixel_values"] != whole).any()
+    originals = plain.collate(np.arange(30), 4, 30).inputs["pixel_values"]
+    augmentation = Augmentation(1, True, 0.0, 3)
+    for row, original in enumerate(originals):
+        np.testing.assert_array_equal(whole[row], augmentation.changed(original, 4, row))
+
+
+def test_mixup_mixes_pixels_and_gives_both_classes_their_shares() -> None:
+    split, plain = (
+        prepared(mixup_alpha=0.4, random_crop_padding=1).train,
+        prepared(random_crop_padding=1).train,
+    )
+    batch = split.collate(np.array([3, 11]), 2, 3)
+    assert batch.targets.shape == batch.loss_weights.shape == (3, 2)
+    everything = plain.collate(np.arange(len(plain)), 2, len(plain))
+    images, classes = everything.inputs["pixel_values"], everything.targets[:, 0]
+    for row, sample in enumerate((3, 11)):
+        expected, other, share = split.augmentation.mixed(lambda n: images[n], len(split), 2, sample)
+        np.testing.assert_array_equal(batch.inputs["pixel_values"][row], expected)
+        assert batch.targets[row].tolist() == [classes[sample], classes[other]]
+        assert batch.loss_weights[row].tolist() == [share, 1.0 - share]
+    assert batch.loss_weights[2].tolist() == [0.0, 0.0]
+    assert batch.weight == 2.0
+
+
+def test_the_order_of_classes_is_the_files_or_the_specs(tmp_path: Path) -> None:
+    model = SimpleNamespace(image_size=8, num_channels=1, num_labels=3)
+    files = (archive(tmp_path, ["b", "a", "c"]),)
+    assert prepared(model, files=files, validation_split=0.0).train.labels.tolist() == [1, 0, 2]
+    named = prepared(model, files=files, validation_split=0.0, class_names=("c", "b", "a"))
+    assert named.train.labels.tolist() == [1, 2, 0]
+    assert named.config["label2id"] == {"c": 0, "b": 1, "a": 2}
+
+
+def test_what_ranks_compare_has_the_images_the_split_and_the_classes(tmp_path: Path) -> None:
+    model = SimpleNamespace(image_size=8, num_channels=1, num_labels=2)
+    files = (archive(tmp_path, ["b", "a"] * 8),)
+    found = [
+        prepared(model, files=files),
+        prepared(model, files=files, random_crop_padding=1),
+        prepared(model, files=files, class_names=("b", "a")),
+        prepared(model, files=files, validation_split=0.25),
+        prepared(model, files=files, seed=4),
+        prepared(model, files=(archive(tmp_path, ["a", "b"] * 8, "other"),)),
+        prepared(model, files=files, validation_files=files),
+    ]
+    prints = [dataset.fingerprint for dataset in found]
+    assert prints[0] == prints[1], "what augmentation does follows from the spec, which ranks compare as well"
+    assert len(set(prints[1:])) == len(prints) - 1
+
+
+def test_a_label_outside_the_set_is_named_with_its_row(tmp_path: Path) -> None:
+    model = SimpleNamespace(image_size=8, num_channels=1, num_labels=2)
+    train, kept = archive(tmp_path, ["a", "b"]), archive(tmp_path, ["a", "b", "x"], "kept")
+    with pytest.raises(DataError, match=r"kept\.npz: row 2: label 'x' is none of the 2 classes 'a', 'b'"):
+        prepared(model, files=(train,), validation_files=(kept,))
+    with pytest.raises(DataError, match=r"kept\.npz: row 2: label 'x' is none of the 2 classes 'a', 'b'"):
+        prepared(model, files=(kept,), class_names=("a", "b"))
+    with pytest.raises(DataError, match=r"kept\.npz: 3 classes .*model.num_labels is 2"):
+        prepared(model, files=(kept,))
+
+
 @pytest.mark.parametrize(
     ("fields", "told"),
     [
-        ({}, "give dataset"),
+        ({}, "give one of dataset: digits, folder"),
+        ({"dataset": "digits", "folder": "x"}, r"found dataset and folder"),
+        ({"dataset": "digits", "validation_files": ("x",)}, "validation_files go with files"),
+        ({"files": ("x",), "validation_files": ("x",), "validation_split": 0.1}, "give one of them"),
         ({"dataset": "digits", "image_std": (0.5, 0.0)}, "expected numbers > 0"),
         ({"dataset": "digits", "image_mean": (0.5, 0.5)}, "image_mean has 2 numbers.*num_channels is 1"),
         ({"dataset": "digits", "class_names": ("a", "b")}, "class_names has 2 names.*num_labels is 10"),
