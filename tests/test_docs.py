@@ -53,6 +53,7 @@ TABLES: dict[tuple[str, ...], type[Section]] = {
     ("data", "data of masked_lm"): BY_TASK["masked_lm"].DataSpec,
     ("data",): BY_TASK["causal_lm"].DataSpec,
     ("data of image_classification",): BY_TASK["image_classification"].DataSpec,
+    ("data of text_classification",): BY_TASK["text_classification"].DataSpec,
     ("data of custom",): BY_TASK["custom"].DataSpec,
 }
 

@@ -20,7 +20,6 @@ from hvdtrain.core.checkpoints.model_folder import save_model
 from hvdtrain.core.checkpoints.pretrained import read_pretrained
 from hvdtrain.core.data import Batch
 from hvdtrain.core.data.images import ImageSpec, Normalisation
-from hvdtrain.core.data.labels import Labels
 from hvdtrain.core.families import vit
 from hvdtrain.core.families.vit import ModelSpec
 from hvdtrain.core.families.weights import initial_weights
@@ -79,8 +78,7 @@ def pixels_of(batch: Batch, dtype: str) -> torch.Tensor:
 def save(model: ModelSpec, folder: Path) -> dict[str, np.ndarray]:
     """A saved model, as a job writes it."""
     arrays = {n: a.astype(model.dtype) for n, a in far_from_initial(vit.weights(model)).items()}
-    labels = Labels(tuple(map(str, range(model.num_labels))))
-    save_model(folder, arrays, vit.hf_config(model) | labels.config, {})
+    save_model(folder, arrays, vit.hf_config(model), {})
     return arrays
 
 

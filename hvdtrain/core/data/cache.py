@@ -112,18 +112,30 @@ def _to_evaluate(inputs: _Inputs, files: tuple[Path, ...], train: Store, root: P
     return replace(inputs, name=name, source=source, contents=contents, tokenizer=tokenizer)
 
 
-def _recipe(inputs: _Inputs) -> Recipe[Store]:
-    count = len(inputs.contents.files)
-    source = f"{count} file(s)" if count else inputs.data.corpus
+def text_recipe(name: str, source: str, vocab_size: int, write: Callable[[Path], None]) -> Recipe[Store]:
+    """How a cache of tokens is made.
+
+    Args:
+        name: of its directory: a hash of all that it is made from.
+        source: what is tokenised, for the user.
+        vocab_size: the model's.
+        write: makes a valid store of an empty directory.
+    """
 
     def done(store: Store) -> str:
         return (
             f"{len(store.offsets) - 1:,} sequences, {store.offsets[-1]:,} tokens, "
             f"{store.unknown_share:.2%} of the text [UNK]; tokenizer of {store.token_ids.size:,} tokens "
-            f"(model.vocab_size {inputs.vocab_size:,})"
+            f"(model.vocab_size {vocab_size:,})"
         )
 
-    return Recipe(inputs.name, open_store, partial(_tokenise, inputs), f"tokenising {source}", done)
+    return Recipe(name, open_store, write, f"tokenising {source}", done)
+
+
+def _recipe(inputs: _Inputs) -> Recipe[Store]:
+    count = len(inputs.contents.files)
+    source = f"{count} file(s)" if count else f"{inputs.data.corpus}"
+    return text_recipe(inputs.name, source, inputs.vocab_size, partial(_tokenise, inputs))
 
 
 def _tokenise(inputs: _Inputs, directory: Path) -> None:

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field, model_validator
 
+from hvdtrain.core.errors import SpecError
 from hvdtrain.core.spec.sections import DataSection
 
 # A channel's mean or standard deviation, with pixels between 0 and 1; one for all channels, or one each.
@@ -17,6 +21,8 @@ PerChannel = float | Annotated[tuple[float, ...], Field(min_length=1)]
 # Pillow's filters by its names, with the numbers that Hugging Face's preprocessors write.
 RESAMPLE = {"nearest": 0, "lanczos": 1, "bilinear": 2, "bicubic": 3, "box": 4, "hamming": 5}
 _SUFFIXES = (".parquet", ".arrow", ".npz")
+PREPROCESSOR_FILE = "preprocessor_config.json"
+_RESCALE = 1.0 / 255.0
 
 
 class ImageSpec(DataSection):
@@ -50,6 +56,31 @@ class ImageSpec(DataSection):
     def why_empty(self) -> str:
         """As `DataSection.why_empty`."""
         return "there are no images; look at the data section"
+
+    @classmethod
+    def of_pretrained(cls, folder: Path, given: Mapping[str, Any]) -> dict[str, Any]:
+        """As `DataSection.of_pretrained`: the normalisation and the filter of its image processor, if any."""
+        del given
+        path = folder / PREPROCESSOR_FILE
+        if not path.exists():
+            return {}
+        try:
+            found = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise SpecError(f"model.init_from: {path} cannot be read: {error}") from None
+        factor = found.get("rescale_factor", _RESCALE)
+        if not found.get("do_rescale", True) or not math.isclose(factor, _RESCALE, rel_tol=1e-3):
+            raise SpecError(
+                f"model.init_from: {path} has do_rescale {found.get('do_rescale', True)} and rescale_factor "
+                f"{factor}; expected pixels that are divided by 255"
+            )
+        names = {number: name for name, number in RESAMPLE.items()}
+        fields: dict[str, Any] = {"resample": names.get(found.get("resample"))}
+        if found.get("do_normalize", True):
+            fields |= {name: found.get(name) for name in ("image_mean", "image_std")}
+        else:
+            fields |= {"image_mean": 0.0, "image_std": 1.0}
+        return {name: value for name, value in fields.items() if value is not None}
 
     @property
     def suffixes(self) -> tuple[str, ...]:
@@ -136,12 +167,9 @@ class Normalisation:
             "size": {"height": size, "width": size},
             "resample": RESAMPLE[data.resample],
             "do_rescale": True,
-            "rescale_factor": 1.0 / 255.0,
+            "rescale_factor": _RESCALE,
             "do_normalize": True,
             "image_mean": self.mean.tolist(),
             "image_std": self.std.tolist(),
         }
         return {PREPROCESSOR_FILE: json.dumps(found, indent=2) + "\n"}
-
-
-PREPROCESSOR_FILE = "preprocessor_config.json"

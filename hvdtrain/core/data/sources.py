@@ -127,12 +127,18 @@ def _find(
 
 def python_docs() -> Iterator[str]:
     """The embedded corpus: the language reference and help topics that come with CPython, by name."""
+    topics = python_topics()
+    return (topics[name] for name in sorted(topics))
+
+
+def python_topics() -> Mapping[str, str]:
+    """The help topics that come with CPython, by name."""
     try:
         from pydoc_data.topics import topics
     except ImportError:
         raise DataError("data.corpus: this Python came without pydoc_data; use data.files instead") from None
-
-    return (topics[name] for name in sorted(topics))
+    found: Mapping[str, str] = topics
+    return found
 
 
 def pieces(text: str, most: int) -> Iterator[str]:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 from array import array
-from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,19 @@ _FILES = ("tokens.bin", "offsets.bin", "tokenizer.json")
 
 
 @dataclass(frozen=True, eq=False)
+class Extra:
+    """What a task knows of its sequences beside their tokens.
+
+    Attributes:
+        columns: int32 (sequences,) by name.
+        facts: anything else by name, JSON-ready.
+    """
+
+    columns: Mapping[str, NDArray[np.int32]] = field(default_factory=dict)
+    facts: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, eq=False)
 class Store:
     """An open cache.
 
@@ -31,6 +44,7 @@ class Store:
         token_ids: size and special ids of the tokenizer.
         fingerprint: hash of the contents.
         unknown_share: share of the text's tokens that are [UNK].
+        extra: what else is known of the sequences; columns are memory-mapped.
     """
 
     directory: Path
@@ -39,6 +53,7 @@ class Store:
     token_ids: TokenIds
     fingerprint: str
     unknown_share: float
+    extra: Extra
 
     def corpus(self, max_seq_length: int, validation_split: float, seed: int) -> Corpus:
         """The sequences, split for training and validation by `split_members`."""
@@ -67,7 +82,12 @@ def with_validation(train: Store, validation: Store, max_seq_length: int) -> Cor
 
 
 def write_store(
-    directory: Path, sequences: Iterable[NDArray[Any]], ids: TokenIds, tokenizer: str, unknown: int | None
+    directory: Path,
+    sequences: Iterable[NDArray[Any]],
+    ids: TokenIds,
+    tokenizer: str,
+    unknown: int | None,
+    extra: Callable[[], Extra] = Extra,
 ) -> int:
     """Fill an empty directory, one sequence at a time, and make it survive a power cut.
 
@@ -77,6 +97,7 @@ def write_store(
         ids: of the tokenizer.
         tokenizer: contents of `tokenizer.json`.
         unknown: id of [UNK], if there is one.
+        extra: called behind the last sequence.
 
     Returns:
         How many sequences were written; with 0 the directory is not a valid store.
@@ -95,13 +116,18 @@ def write_store(
             unknown_tokens += int(np.count_nonzero(sequence == unknown)) if unknown is not None else 0
     (directory / "offsets.bin").write_bytes(np.asarray(offsets, dtype="<i8").tobytes())
     (directory / "tokenizer.json").write_text(tokenizer, encoding="utf-8")
+    more = extra()
+    columns = {name: f"{name}.bin" for name in more.columns}
+    for name, column in more.columns.items():
+        (directory / columns[name]).write_bytes(column.astype("<i4").tobytes())
     facts = {
         "dtype": dtype,
         "token_ids": asdict(ids),
         "text_tokens": text_tokens,
         "unknown_tokens": unknown_tokens,
+        **({"columns": columns, "facts": dict(more.facts)} if columns or more.facts else {}),
     }
-    write_meta(directory, _FILES, facts)
+    write_meta(directory, (*_FILES, *columns.values()), facts)
     return len(offsets) - 1
 
 
@@ -113,12 +139,12 @@ def open_store(directory: Path) -> Store:
     """
     with opening(directory) as meta:
         ids = TokenIds(**{**meta["token_ids"], "special": tuple(meta["token_ids"]["special"])})
-        tokens, offsets = (
-            np.memmap(directory / name, mode="r", dtype=dtype).view(np.ndarray)
-            for name, dtype in (("tokens.bin", meta["dtype"]), ("offsets.bin", "<i8"))
-        )
+        tokens = _map(directory / "tokens.bin", meta["dtype"])
+        offsets = _map(directory / "offsets.bin", "<i8")
+        columns = {name: _map(directory / file, "<i4") for name, file in meta.get("columns", {}).items()}
+        extra = Extra(columns, meta.get("facts", {}))
         unknown_share = meta["unknown_tokens"] / max(meta["text_tokens"], 1)
-        return Store(directory, tokens, offsets, ids, _fingerprint(meta), unknown_share)
+        return Store(directory, tokens, offsets, ids, _fingerprint(meta), unknown_share, extra)
 
 
 def fingerprint_with(corpus: Corpus, tokenizer: Path) -> str:
@@ -140,8 +166,13 @@ def fingerprint_with(corpus: Corpus, tokenizer: Path) -> str:
     return _joined(train, *validation) if validation else _with_split(train, *corpus.split)
 
 
+def _map(path: Path, dtype: str) -> NDArray[Any]:
+    return np.memmap(path, mode="r", dtype=dtype).view(np.ndarray)
+
+
 def _fingerprint(meta: Mapping[str, Any]) -> str:
-    text = json.dumps({name: meta[name] for name in ("dtype", "token_ids", "files")}, indent=1)
+    names = [name for name in ("dtype", "token_ids", "files", "facts") if name in meta]
+    text = json.dumps({name: meta[name] for name in names}, indent=1)
     return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
 

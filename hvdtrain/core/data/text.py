@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Literal, Protocol
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol
 
 from pydantic import Field, model_validator
 
 from hvdtrain.core.data.packing import Tokens
 from hvdtrain.core.data.records import SUFFIXES
+from hvdtrain.core.errors import SpecError
 from hvdtrain.core.spec.sections import DataSection
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
+
+TOKENIZER_FILE = "tokenizer.json"
 
 
 @dataclass(frozen=True)
@@ -102,6 +106,20 @@ class SourceSpec(DataSection):
     def suffixes(self) -> tuple[str, ...]:
         """What the names of its files end with."""
         return SUFFIXES
+
+    @classmethod
+    def of_pretrained(cls, folder: Path, given: Mapping[str, Any]) -> dict[str, Any]:
+        """As `DataSection.of_pretrained`: the tokenizer."""
+        if "tokenizer_file" in given:
+            return {}
+        file = folder / TOKENIZER_FILE
+        if not file.is_file():
+            raise SpecError(
+                f"data.tokenizer_file: required: model.init_from {folder} has no {TOKENIZER_FILE}, and a "
+                "tokenizer that is trained anew has other tokens. A folder with a vocab.txt alone becomes "
+                "one with both by transformers.AutoTokenizer.from_pretrained(FOLDER).save_pretrained(FOLDER)"
+            )
+        return {"tokenizer_file": str(file)}
 
     @property
     def split_share(self) -> float:

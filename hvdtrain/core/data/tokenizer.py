@@ -81,6 +81,23 @@ def train_tokenizer(
     return tokenizer
 
 
+def frame_with(tokenizer: Tokenizer, cls: int, sep: int) -> None:
+    """Have a tokenizer add [CLS] and [SEP] as BERT's does: the second of two texts is segment 1.
+
+    Args:
+        tokenizer: has both tokens.
+        cls: id of [CLS].
+        sep: id of [SEP].
+    """
+    from tokenizers import processors
+
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]",
+        pair="[CLS] $A [SEP] $B:1 [SEP]:1",
+        special_tokens=[("[CLS]", cls), ("[SEP]", sep)],
+    )
+
+
 def read_tokenizer(path: Path) -> bytes:
     """The bytes of a `tokenizer.json`; DataError when it cannot be read."""
     try:
@@ -188,17 +205,12 @@ def _batches(documents: Iterable[str], most: int) -> Iterator[list[tuple[str, bo
 
 
 def _bert(tokenizer: Tokenizer, lowercase: bool, strip_accents: bool) -> Tokenizer:
-    from tokenizers import decoders, normalizers, pre_tokenizers, processors
+    from tokenizers import decoders, normalizers, pre_tokenizers
 
     tokenizer.normalizer = normalizers.BertNormalizer(lowercase=lowercase, strip_accents=strip_accents)
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     tokenizer.decoder = decoders.WordPiece()
-    cls, sep = SPECIAL_TOKENS.index("[CLS]"), SPECIAL_TOKENS.index("[SEP]")
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single="[CLS] $A [SEP]",
-        pair="[CLS] $A [SEP] $B:1 [SEP]:1",
-        special_tokens=[("[CLS]", cls), ("[SEP]", sep)],
-    )
+    frame_with(tokenizer, SPECIAL_TOKENS.index("[CLS]"), SPECIAL_TOKENS.index("[SEP]"))
     return tokenizer
 
 

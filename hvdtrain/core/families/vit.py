@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 import numpy as np
 from pydantic import Field, model_validator
 
+from hvdtrain.core.families.heads import default_labels, with_num_labels
 from hvdtrain.core.families.initializers import ZEROS, Normal
 from hvdtrain.core.families.weights import TRANSPOSED, Layout, Weight, layer_norm
 from hvdtrain.core.spec.sections import Count, ModelSection, Probability
@@ -17,7 +18,9 @@ TASKS = ("image_classification",)
 DROPOUT = ("hidden_dropout_prob", "attention_probs_dropout_prob")
 NETWORKS = {"torch": "hvdtrain.torch.families.vit", "tensorflow": "hvdtrain.tensorflow.families.vit"}
 HEADS = ("classifier.",)
+HEAD_FIELDS = {"num_labels": "image_classification"}
 
+_ARCHITECTURE = "ViTForImageClassification"
 _EMBEDDINGS, _HEAD = "vit.embeddings", "classifier"
 # Hugging Face module of a layer -> Keras layer path.
 _LAYER = {
@@ -179,8 +182,9 @@ def hf_config(model: ModelSpec) -> dict[str, Any]:
     Returns:
         A JSON-ready mapping.
     """
-    return model.model_dump(exclude={"dtype", "init_from"}) | {
-        "architectures": ["ViTForImageClassification"],
+    return model.model_dump(exclude={"dtype", "init_from", "num_labels"}) | {
+        **default_labels(model.num_labels),
+        "architectures": [_ARCHITECTURE],
         "dtype": model.dtype,
     }
 
@@ -191,10 +195,7 @@ def current_config(config: Mapping[str, Any]) -> dict[str, Any]:
     Args:
         config: its content.
     """
-    found = dict(config)
-    if "id2label" in found:
-        found["num_labels"] = len(found.pop("id2label"))
-        found.pop("label2id", None)
+    found = with_num_labels(config, _ARCHITECTURE)
     for name in ("image_size", "patch_size"):
         sides = found.get(name)
         if isinstance(sides, list) and len(set(sides)) == 1:

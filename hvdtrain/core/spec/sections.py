@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
-from typing import Annotated, Literal
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
 
@@ -63,6 +65,20 @@ class DataSection(Section):
     """
 
     prefetch: Annotated[int, Field(ge=0)] = 2
+
+    @classmethod
+    def of_pretrained(cls, folder: Path, given: Mapping[str, Any]) -> dict[str, Any]:
+        """Fields that follow from the folder of `model.init_from`, unless a spec gives them.
+
+        Args:
+            folder: a Hugging Face model's.
+            given: the section in the spec, not validated.
+
+        Raises:
+            SpecError: a file of the folder is missing or cannot be used.
+        """
+        del folder, given
+        return {}
 
     @property
     def why_empty(self) -> str:

@@ -14,7 +14,8 @@ from sklearn.datasets import load_digits
 from hvdtrain.core.data.augmentation import Augmentation
 from hvdtrain.core.data.batches import EVALUATION_EPOCH
 from hvdtrain.core.data.images import Normalisation
-from hvdtrain.core.errors import DataError
+from hvdtrain.core.errors import DataError, SpecError
+from hvdtrain.core.spec.job_spec import parse_spec
 from hvdtrain.core.tasks import image_classification
 from hvdtrain.core.tasks.image_classification import DataSpec, TaskSpec, prepare
 
@@ -165,3 +166,34 @@ def test_sections_that_contradict_each_other_are_refused(fields: dict[str, Any],
 def test_a_model_that_takes_no_images_is_refused() -> None:
     with pytest.raises(ValueError, match="image_size, num_channels, num_labels"):
         image_classification.check(SimpleNamespace(), DataSpec(dataset="digits"))
+
+
+def folder_with(folder: Path, **fields: Any) -> Path:
+    """A model's folder, with an image processor where fields are given."""
+    (folder / "config.json").write_text(json.dumps({"model_type": "vit", "image_size": 8, "patch_size": 4}))
+    if fields:
+        (folder / "preprocessor_config.json").write_text(json.dumps(fields))
+    return folder
+
+
+def data_of(folder: Path, data: str = "dataset: digits, convert_channels: true") -> Any:
+    return parse_spec(
+        f"model: {{init_from: {json.dumps(str(folder))}, num_labels: 10}}\ndata: {{{data}}}\n"
+        "batch: {per_device_train_batch_size: 2}\nmax_steps: 2\n"
+    ).data
+
+
+def test_a_folders_image_processor_says_what_pixels_are(tmp_path: Path) -> None:
+    assert data_of(folder_with(tmp_path)).image_mean == 0.5
+    told = {"image_mean": [0.1, 0.2, 0.3], "image_std": [0.2] * 3, "resample": 3}
+    found = data_of(folder_with(tmp_path, **told, rescale_factor=0.00392156862745098))
+    assert (found.image_mean, found.image_std, found.resample) == ((0.1, 0.2, 0.3), (0.2,) * 3, "bicubic")
+    own = data_of(tmp_path, "dataset: digits, image_mean: 0.4, resample: box")
+    assert (own.image_mean, own.image_std, own.resample) == (0.4, (0.2,) * 3, "box")
+    found = data_of(folder_with(tmp_path, **told, do_normalize=False))
+    assert (found.image_mean, found.image_std) == (0.0, 1.0)
+    with pytest.raises(SpecError, match=r"rescale_factor 1\.0; expected pixels that are divided by 255"):
+        data_of(folder_with(tmp_path, rescale_factor=1.0))
+    (tmp_path / "preprocessor_config.json").write_text("{")
+    with pytest.raises(SpecError, match=r"preprocessor_config\.json cannot be read"):
+        data_of(tmp_path)
