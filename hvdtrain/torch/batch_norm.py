@@ -37,7 +37,6 @@ def batch_norm(
     return output, Moments(*moments)
 
 
-@torch.no_grad()
 def keep(mean: torch.Tensor, variance: torch.Tensor, moments: Moments) -> None:
     """Move the running statistics, unless this forward pass is a repeated one.
 
