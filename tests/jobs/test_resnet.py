@@ -100,6 +100,7 @@ def runs(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Runs:
         scenarios = {
             "packaged": PACKAGED,
             "ragged": RAGGED,
+            "ragged, shared": [*RAGGED, "model.sync_batch_norm=true"],
             "sync": sync(2),
             "fp16": FP16,
             "pretrained": pretrained(folder),
@@ -120,7 +121,7 @@ def evaluation(run: Path) -> dict[str, Any]:
     return read_metrics(run)[1][-1]
 
 
-@pytest.mark.parametrize("name", ["packaged", "ragged", "sync", "pretrained"])
+@pytest.mark.parametrize("name", ["packaged", "ragged", "ragged, shared", "sync", "pretrained"])
 def test_both_frameworks_follow_one_trajectory(runs: Runs, name: str) -> None:
     ours, theirs = (runs[framework, 2][name] for framework in FRAMEWORKS)
     assert len(losses(ours)) in (3, 15, 20)
@@ -262,7 +263,7 @@ def more_runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
 @pytest.mark.slow
 @pytest.mark.parametrize("size", [1, 2])
 @pytest.mark.parametrize(
-    # A ReLU that rounding turns, one of ten million in such a run, moves the loss of float32 at once.
+    # A ReLU that rounding turns, one of ten million in a run, moves a loss of float32 at once; so do ranks.
     ("name", "updates", "tolerance"),
     [("long", 100, 1e-9), ("fp32", 50, 2e-2)],
 )
