@@ -119,6 +119,21 @@ def test_a_model_gives_back_the_weights_it_was_given(kind: str) -> None:
             np.testing.assert_array_equal(array, arrays[name], err_msg=name)
 
 
+@kinds
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_weights_go_through_both_frameworks_and_the_disk_unchanged(
+    kind: str, dtype: str, tmp_path: Path
+) -> None:
+    spec = changed(SMALL, **KINDS[kind], dtype=dtype)
+    expected = save(spec, tmp_path / "0")
+    for number, model in enumerate([*models(spec), models(spec)[0]]):
+        model.write(read_pretrained(tmp_path / f"{number}", vit.weights(spec), (), dtype))
+        save_model(tmp_path / f"{number + 1}", model.read(), vit.hf_config(spec), {})
+    found = [(tmp_path / f"{number}" / "model.safetensors").read_bytes() for number in range(4)]
+    assert len(set(found)) == 1
+    assert load_file(tmp_path / "3" / "model.safetensors").keys() == expected.keys()
+
+
 def test_initial_values_are_those_of_transformers() -> None:
     spec = changed(SMALL, hidden_size=96, num_channels=1)
     theirs = dict(ViTForImageClassification(ViTConfig(**vit.hf_config(spec))).named_parameters())
