@@ -67,7 +67,7 @@ def assert_holds(directory: Path, expected: Arrays) -> None:
     found = load_model(directory)
     assert found.keys() == expected.keys()
     for name, array in found.items():
-        assert array.dtype == expected[name].dtype
+        assert (array.dtype, array.shape) == (expected[name].dtype, expected[name].shape)
         np.testing.assert_array_equal(array, expected[name], err_msg=name)
 
 
@@ -116,6 +116,7 @@ def test_an_older_model_is_replaced_as_a_whole(tmp_path: Path, tokenizer: Path) 
 
 def test_arrays_of_any_memory_layout_are_saved_as_they_read(tmp_path: Path, tokenizer: Path) -> None:
     weights = {name: np.asfortranarray(array) for name, array in arrays().items()}
+    weights["without.axes"] = np.array(3, np.int64)
     save(tmp_path / "model", tokenizer, weights)
     assert_holds(tmp_path / "model", weights)
 

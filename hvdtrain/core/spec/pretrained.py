@@ -53,7 +53,8 @@ def with_pretrained(raw: Mapping[str, Any]) -> dict[str, Any]:
     task, heads = _task_name(raw, family), getattr(family, "HEAD_FIELDS", {})
     names = [name for name in family.ModelSpec.model_fields if name in config and name not in _FREE]
     fields = {name: config[name] for name in names if heads.get(name, task) == task}
-    _check_given(folder, fields, given, {*_FREE, *family.DROPOUT, *heads})
+    free = {*_FREE, *family.DROPOUT, *heads, *getattr(family, "FREE", ())}
+    _check_given(folder, fields, given, free)
     section = TASKS.find(task).DataSpec
     return {
         **raw,

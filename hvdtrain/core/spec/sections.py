@@ -53,6 +53,11 @@ class ModelSection(Section):
     dtype: Literal["float32", "float64"] = "float32"
     init_from: str | None = None
 
+    @property
+    def needs_all_ranks(self) -> bool:
+        """Whether forward and backward passes call collectives, so that no rank can take one alone."""
+        return False
+
 
 class DataSection(Section):
     """What the data section of every task has.
