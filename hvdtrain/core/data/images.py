@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field, model_validator
 
+from hvdtrain.core.data.dataset_folders import is_dataset_folder
 from hvdtrain.core.errors import SpecError
 from hvdtrain.core.spec.sections import DataSection
 
@@ -23,6 +24,8 @@ RESAMPLE = {"nearest": 0, "lanczos": 1, "bilinear": 2, "bicubic": 3, "box": 4, "
 _SUFFIXES = (".parquet", ".arrow", ".npz")
 PREPROCESSOR_FILE = "preprocessor_config.json"
 _RESCALE = 1.0 / 255.0
+# What an evaluation on other images needs of a section: how they are read, and no augmentation.
+_OF_IMAGES = ("image_field", "label_field", "resample", "convert_channels", "cache_dir", "prefetch")
 
 
 class ImageSpec(DataSection):
@@ -91,6 +94,21 @@ class ImageSpec(DataSection):
     def split_share(self) -> float:
         """Share of the training images to evaluate on where there are no others to."""
         return 0.1 if self.validation_split is None else self.validation_split
+
+    def evaluated_on(self, files: Sequence[str], folder: Path, class_names: Sequence[str]) -> ImageSpec:
+        """As `DataSection.evaluated_on`: files, or one folder with a folder of images for each class."""
+        del folder
+        given = [Path(file) for file in files]
+        classes = len(given) == 1 and given[0].is_dir() and not is_dataset_folder(given[0])
+        section = {
+            "files": () if classes else tuple(files),
+            "folder": files[0] if classes else None,
+            "class_names": tuple(class_names),
+            "image_mean": self.image_mean,
+            "image_std": self.image_std,
+            **{name: getattr(self, name) for name in _OF_IMAGES},
+        }
+        return type(self)(validation_split=0.0, **section)
 
     @model_validator(mode="after")
     def _one_source(self) -> ImageSpec:

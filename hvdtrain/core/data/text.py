@@ -131,9 +131,8 @@ class SourceSpec(DataSection):
 
     def evaluated_on(self, files: Sequence[str], folder: Path, class_names: Sequence[str]) -> SourceSpec:
         """As `DataSection.evaluated_on`: no sample of the training text is needed."""
-        tokenizer = folder / "tokenizer.json"
-        found: dict[str, Any] = {"corpus": None, "files": tuple(files), "validation_files": tuple(files)}
-        found |= {"validation_split": None, "tokenizer_file": str(tokenizer)}
+        found: dict[str, Any] = {"corpus": None, "files": tuple(files), "validation_files": ()}
+        found |= {"validation_split": 0.0, "tokenizer_file": str(folder / "tokenizer.json")}
         if "class_names" in type(self).model_fields:
             found["class_names"] = tuple(class_names)
         return self.model_copy(update=found)

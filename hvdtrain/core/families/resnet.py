@@ -181,12 +181,25 @@ def activation_bytes(model: ModelSpec, rows: int, length: int, predictions: int,
     found = itemsize * model.num_channels * model.image_size**2
     found += itemsize * 2 * first.outputs * first.size**2
     found += (itemsize + np.dtype(np.int64).itemsize) * first.outputs * _half(first.size) ** 2
-    for block in blocks(model):
-        normed = [*block.path, block.shortcut] if block.shortcut else block.path
-        # Behind each convolution of the path is a ReLU: behind the last, once the shortcut is added.
-        found += itemsize * sum(each.outputs * each.size**2 for each in (*normed, *block.path))
+    found += itemsize * sum(_kept(block) for block in blocks(model))
     head = model.hidden_sizes[-1] * itemsize + model.num_labels * np.dtype(model.dtype).itemsize
     return rows * (found + predictions * head)
+
+
+def checkpointed_bytes(model: ModelSpec, rows: int, length: int, predictions: int, itemsize: int) -> int:
+    """As `activation_bytes`, with gradient checkpointing: what each block takes, and all of the largest."""
+    every = [*blocks(model)]
+    whole = activation_bytes(model, rows, length, predictions, itemsize)
+    outputs = sum(block.path[-1].outputs * block.path[-1].size ** 2 for block in every[:-1])
+    recomputed = sum(map(_kept, every)) - max(map(_kept, every)) - outputs
+    return whole - rows * itemsize * recomputed
+
+
+def _kept(block: Block) -> int:
+    """Elements that a block saves for an image."""
+    normed = [*block.path, block.shortcut] if block.shortcut else block.path
+    # Behind each convolution of the path is a ReLU: behind the last, once the shortcut is added.
+    return sum(each.outputs * each.size**2 for each in (*normed, *block.path))
 
 
 def product_elements(model: ModelSpec) -> int:

@@ -144,6 +144,13 @@ def activation_bytes(model: ModelSpec, rows: int, length: int, predictions: int,
     return found + rows * predictions * (hidden * itemsize + model.num_labels * whole)
 
 
+def checkpointed_bytes(model: ModelSpec, rows: int, length: int, predictions: int, itemsize: int) -> int:
+    """As `activation_bytes`, with gradient checkpointing: the input of each layer, and all of one layer."""
+    one = model.model_copy(update={"num_hidden_layers": 1})
+    inputs = rows * (model.patches + 1) * model.hidden_size * np.dtype(model.dtype).itemsize
+    return activation_bytes(one, rows, length, predictions, itemsize) + (model.num_hidden_layers - 1) * inputs
+
+
 def product_elements(model: ModelSpec) -> int:
     """Elements of all weights and biases that are used in matrix products.
 

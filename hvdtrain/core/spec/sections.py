@@ -88,7 +88,7 @@ class DataSection(Section):
         return "their samples hold nothing to predict; look at the data section"
 
     def evaluated_on(self, files: Sequence[str], folder: Path, class_names: Sequence[str]) -> DataSection:
-        """This section, but with other data to evaluate on.
+        """This section with other data, of which nothing is kept apart and nothing is augmented.
 
         Args:
             files: as the section's field for files has them.

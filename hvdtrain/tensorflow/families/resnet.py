@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 
 import tensorflow as tf
 
@@ -11,6 +12,7 @@ from hvdtrain.core.families.batch_norm import EPSILON
 from hvdtrain.core.families.resnet import Block, Convolution, ModelSpec
 from hvdtrain.tensorflow.batch_norm import batch_norm, keep
 from hvdtrain.tensorflow.families._images import for_each_target, pixels_of
+from hvdtrain.tensorflow.families._recompute import recomputed
 from hvdtrain.tensorflow.weights import Parameters
 
 
@@ -20,6 +22,7 @@ class Network:
     def __init__(self, model: ModelSpec, compute_dtype: str) -> None:
         """Build the model; see `Network` of `hvdtrain.core.families.family`."""
         self._model, self._compute_dtype = model, compute_dtype
+        self._recomputes = False
         self.classes = model.num_labels
         self.parameters: Parameters = {
             weight.name: (
@@ -27,6 +30,10 @@ class Network:
             )
             for weight in resnet.weights(model)
         }
+
+    def gradient_checkpointing_enable(self) -> None:
+        """Compute blocks again in the backward pass, and keep nothing but their inputs."""
+        self._recomputes = True
 
     def features(self, inputs: Mapping[str, tf.Tensor], training: bool) -> tf.Tensor:
         """The mean of the last maps, (rows, targets, hidden_sizes[-1])."""
@@ -37,7 +44,8 @@ class Network:
         # Zeros, behind ReLU, are as good as nothing.
         maps = tf.nn.max_pool2d(_padded(maps, 3), 3, 2, "VALID")
         for block in resnet.blocks(self._model):
-            maps = self._block(block, maps, rows)
+            call = partial(self._block, block, rows)
+            maps = recomputed(call)(maps, training=training) if self._recomputes else call(maps, training)
         return for_each_target(_mean(maps, self._model.dtype), inputs)
 
     def logits(self, features: tf.Tensor) -> tf.Tensor:
@@ -46,7 +54,8 @@ class Network:
         kernel, bias = (self._weight(f"{resnet.HEAD}1.{leaf}") for leaf in ("weight", "bias"))
         return tf.matmul(tf.cast(flat, self._compute_dtype), kernel) + bias
 
-    def _block(self, block: Block, maps: tf.Tensor, rows: tf.Tensor | None) -> tf.Tensor:
+    def _block(self, block: Block, rows: tf.Tensor | None, maps: tf.Tensor, training: bool) -> tf.Tensor:
+        del training  # then there are no rows
         *early, last = block.path
         found = maps
         for convolution in early:

@@ -12,6 +12,7 @@ from hvdtrain.core.families import vit
 from hvdtrain.core.families.vit import ModelSpec
 from hvdtrain.tensorflow.families._images import for_each_target, pixels_of
 from hvdtrain.tensorflow.families._keras import ACTIVATIONS, round_products, set_attention_scale
+from hvdtrain.tensorflow.families._recompute import recomputed
 from hvdtrain.tensorflow.weights import Parameters
 
 
@@ -35,6 +36,7 @@ class Network:
         )
         # Called one after the other, since the input of the whole model is float32 whatever the dtype.
         self._embeddings, self._encoder = backbone.layers[1:]
+        self._layers: list[Callable[..., tf.Tensor]] = list(self._encoder.encoder_layers)
         self._head = keras.layers.Dense(model.num_labels, dtype=model.dtype, name="predictions")
         self._head.build((None, None, model.hidden_size))
         self._obey()
@@ -44,11 +46,17 @@ class Network:
             name: tuple(found[path] for path in paths) for name, paths in vit.keras_paths(model).items()
         }
 
+    def gradient_checkpointing_enable(self) -> None:
+        """Compute layers again in the backward pass, and keep nothing but their inputs."""
+        self._layers = [recomputed(layer, layer) for layer in self._encoder.encoder_layers]
+
     def features(self, inputs: Mapping[str, tf.Tensor], training: bool) -> tf.Tensor:
         """The last hidden state of the [CLS] token, once for each target: (rows, targets, hidden_size)."""
         embedded = self._embeddings(pixels_of(inputs, self._model.dtype))
-        hidden = self._encoder(tf.cast(embedded, self._model.dtype), training=training)
-        return for_each_target(hidden[:, 0], inputs)
+        hidden = self._encoder.dropout(tf.cast(embedded, self._model.dtype), training=training)
+        for layer in self._layers:
+            hidden = layer(hidden, training=training)
+        return for_each_target(self._encoder.layer_norm(hidden)[:, 0], inputs)
 
     def logits(self, features: tf.Tensor) -> tf.Tensor:
         """The classifier, (rows, targets, num_labels)."""

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import nullcontext
 
 import torch
 from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
 from transformers import ResNetConfig, ResNetForImageClassification
 
 from hvdtrain.core.families import resnet
-from hvdtrain.core.families.batch_norm import EPSILON
+from hvdtrain.core.families.batch_norm import EPSILON, recomputing
 from hvdtrain.core.families.resnet import ModelSpec
 from hvdtrain.torch.batch_norm import batch_norm, keep
 from hvdtrain.torch.families._images import for_each_target, pixels_of
@@ -31,6 +33,11 @@ class Network:
         arrays = dict(self._module.named_parameters()) | dict(self._module.named_buffers())
         self.parameters: Parameters = {weight.name: arrays[weight.name] for weight in resnet.weights(model)}
 
+    def gradient_checkpointing_enable(self) -> None:
+        """Compute blocks again in the backward pass, and keep nothing but their inputs."""
+        for stage in self._module.resnet.encoder.stages:
+            stage.layers = torch.nn.Sequential(*map(_Recomputed, stage.layers))
+
     def features(self, inputs: Mapping[str, torch.Tensor], training: bool) -> torch.Tensor:
         """The mean of the last maps, (rows, targets, hidden_sizes[-1])."""
         self._module.train(training)
@@ -43,6 +50,21 @@ class Network:
     def logits(self, features: torch.Tensor) -> torch.Tensor:
         """The classification head, (rows, targets, num_labels)."""
         return self._module.classifier[-1](features)
+
+
+class _Recomputed(torch.nn.Module):
+    """A block that keeps its input alone in training; its norms count a micro-batch once."""
+
+    def __init__(self, block: torch.nn.Module) -> None:
+        super().__init__()
+        self._block = block
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if not self.training:
+            return self._block(x)
+        return checkpoint(
+            self._block, x, use_reentrant=False, context_fn=lambda: (nullcontext(), recomputing())
+        )
 
 
 class _Norm(torch.nn.Module):

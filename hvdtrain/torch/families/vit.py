@@ -10,6 +10,7 @@ from transformers import ViTConfig, ViTForImageClassification
 from hvdtrain.core.families import vit
 from hvdtrain.core.families.vit import ModelSpec
 from hvdtrain.torch.families._images import for_each_target, pixels_of
+from hvdtrain.torch.families._transformers import recompute_layers
 from hvdtrain.torch.weights import Parameters
 from hvdtrain.torch.world import device
 
@@ -44,6 +45,10 @@ class Network:
             weight.name: found[weight.name if weight.name in found else _in_memory(weight.name)]
             for weight in vit.weights(model)
         }
+
+    def gradient_checkpointing_enable(self) -> None:
+        """Compute layers again in the backward pass, and keep nothing but their inputs."""
+        recompute_layers(self._module)
 
     def features(self, inputs: Mapping[str, torch.Tensor], training: bool) -> torch.Tensor:
         """The last hidden state of the [CLS] token, once for each target: (rows, targets, hidden_size)."""
