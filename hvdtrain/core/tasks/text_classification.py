@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from hvdtrain.core.data.batches import Batch, Dataset, TextFacts
 from hvdtrain.core.data.labelled_corpus import LabelledSequences, prepare_rows
 from hvdtrain.core.data.labelled_text import LabelledTextSpec
+from hvdtrain.core.data.labels import check_order
 from hvdtrain.core.data.order import Indices
 from hvdtrain.core.data.tokenizer_files import tokenizer_files
 from hvdtrain.core.spec.sections import TaskSection
@@ -63,6 +64,7 @@ def prepare(
     """As `Task.prepare`: tokenise the texts on this node, or open what was tokenised before."""
     del task
     found = prepare_rows(data, model.vocab_size, model.num_labels, seed, announce)
+    check_order(found.labels, model.init_from)
     corpus = found.corpus
     length, pad = data.max_seq_length, corpus.token_ids.pad
     return Dataset(

@@ -40,6 +40,7 @@ texts = st.lists(st.sampled_from([*WORDS, "[SEP]", "zzz"]), min_size=1, max_size
 def model(**fields: Any) -> SimpleNamespace:
     """What the task asks of a model's section."""
     given = {"vocab_size": 400, "num_labels": 2, "max_position_embeddings": 64, "type_vocab_size": 2}
+    given["init_from"] = None
     return SimpleNamespace(**given | fields)
 
 
@@ -212,6 +213,22 @@ def test_classes_are_numbered_as_the_data_or_the_spec_say(tmp_path: Path) -> Non
         class_names=("10", "8", "9", "x"),
     )
     assert labels_of(more.train) == labels_of(given.train)
+
+
+def test_classes_that_the_model_numbers_otherwise_are_refused(tmp_path: Path) -> None:
+    data = DataSpec(files=(write(tmp_path, rows(9)),), cache_dir=str(tmp_path / "cache"))
+
+    def prepare_for(names: dict[str, str], data: DataSpec = data) -> Dataset:
+        (tmp_path / "config.json").write_text(json.dumps({"id2label": names}))
+        found = model(init_from=str(tmp_path))
+        return text_classification.prepare(found, data, TaskSpec(), 0, lambda line: None)
+
+    with pytest.raises(DataError, match=r"order 'a', 'b', and .*'b', 'a': set data\.class_names: \[b, a\]"):
+        prepare_for({"0": "b", "1": "a"})
+    as_told = data.model_copy(update={"class_names": ("b", "a")})
+    assert prepare_for({"0": "b", "1": "a"}, as_told).config["id2label"] == {"0": "b", "1": "a"}
+    for names in ({"0": "a", "1": "b"}, {"0": "LABEL_0", "1": "LABEL_1"}, {"0": "a", "1": "b", "2": "c"}, {}):
+        assert prepare_for(names).config["id2label"] == {"0": "a", "1": "b"}
 
 
 def test_a_class_label_keeps_its_order(tmp_path: Path) -> None:
