@@ -135,6 +135,15 @@ def test_what_ranks_compare_has_the_images_the_split_and_the_classes(tmp_path: P
     assert len(set(prints[1:])) == len(prints) - 1
 
 
+def test_classes_that_a_pretrained_model_numbers_otherwise_are_refused(tmp_path: Path) -> None:
+    model = SimpleNamespace(image_size=8, num_channels=1, num_labels=2, init_from=str(tmp_path))
+    (tmp_path / "config.json").write_text(json.dumps({"id2label": {"0": "b", "1": "a"}}))
+    files = (archive(tmp_path, ["a", "b"] * 4),)
+    with pytest.raises(DataError, match=r"set data\.class_names: \[b, a\]"):
+        prepared(model, files=files)
+    assert prepared(model, files=files, class_names=("b", "a")).config["id2label"] == {"0": "b", "1": "a"}
+
+
 def test_a_label_outside_the_set_is_named_with_its_row(tmp_path: Path) -> None:
     model = SimpleNamespace(image_size=8, num_channels=1, num_labels=2, init_from=None)
     train, kept = archive(tmp_path, ["a", "b"]), archive(tmp_path, ["a", "b", "x"], "kept")
