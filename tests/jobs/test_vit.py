@@ -155,7 +155,7 @@ def test_both_frameworks_train_on_from_a_folder_of_transformers(tmp_path: Path) 
     ViTForImageClassification(config).save_pretrained(tmp_path / "model")
     told = {"image_mean": [0.2, 0.3, 0.4], "image_std": [0.5, 0.6, 0.7], "resample": 2}
     (tmp_path / "model" / "preprocessor_config.json").write_text(json.dumps(told))
-    names = (*sizes, "image_size", "patch_size", "num_channels")
+    names = (*sizes, "image_size", "patch_size", "num_channels", "layer_norm_eps")
     settings = [s for s in TINY_VIT if not s.startswith("model.")]
     settings += [*(f"model.{name}=null" for name in names), "model.dtype=float64", "max_steps=4"]
     settings.append(f"model.init_from={tmp_path / 'model'}")

@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from hvdtrain.core.data.building import INDEX, Recipe, cache_directory, open_or_build
-from hvdtrain.core.data.cache import FORMAT, text_recipe
+from hvdtrain.core.data.building import INDEX, Recipe, open_or_build
+from hvdtrain.core.data.cache_folders import FORMAT, cache_directory, text_recipe
 from hvdtrain.core.data.corpus import Corpus, Sequences
 from hvdtrain.core.data.given_tokenizer import given_tokenizer, open_tokenizer
 from hvdtrain.core.data.hashing import Contents, hash_files, hash_texts
@@ -74,7 +74,7 @@ def prepare_rows(
 ) -> LabelledCorpus:
     """Open the rows as tokens; tokenise them first if this node has not done so.
 
-    Those of files to evaluate on have a cache of their own: see `hvdtrain.core.data.building`.
+    Those of files to evaluate on have a cache of their own: see `hvdtrain.core.data.cache_folders`.
 
     Args:
         data: the spec's data section.
@@ -87,7 +87,7 @@ def prepare_rows(
         DataError: a row, the tokenizer or the number of classes cannot be used, or the cache cannot be
             written.
     """
-    root, kept = cache_directory(data.cache_dir), validation_files(data)
+    root, kept = cache_directory(data), validation_files(data)
     making = _look_at(data, vocab_size, num_labels, root)
     train = open_or_build(making.recipe, root, announce)
     names = tuple(train.extra.facts[_CLASSES])
