@@ -12,7 +12,7 @@ from pathlib import Path
 import psutil
 
 from hvdtrain.core.checkpoints.state import check_checkpoint
-from hvdtrain.core.data.cache import cache_directory
+from hvdtrain.core.data.cache_folders import cache_directory
 from hvdtrain.core.data.lines import unreadable
 from hvdtrain.core.data.sources import source_files, validation_files
 from hvdtrain.core.data.text import SourceSpec

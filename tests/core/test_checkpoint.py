@@ -18,12 +18,14 @@ from tokenizers.pre_tokenizers import BertPreTokenizer
 from transformers import AutoModelForMaskedLM, AutoTokenizer
 
 from hvdtrain.core.checkpoints.model_folder import WEIGHTS_FILE, load_model, save_model
+from hvdtrain.core.data.text import TokenIds
 from hvdtrain.core.data.tokenizer_files import tokenizer_files
 from hvdtrain.core.errors import CheckpointError
 from hvdtrain.core.families import bert
 from hvdtrain.core.families.bert import ModelSpec
 from hvdtrain.core.families.weights import initial_weights
 
+IDS = TokenIds(24, 0, 2, 3, 4, (0, 1, 2, 3, 4))
 VOCABULARY = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"abcdefghijklmno", *(f"##{c}" for c in "abcd")]
 SPEC = ModelSpec(
     vocab_size=len(VOCABULARY),
@@ -58,7 +60,7 @@ def arrays(seed: int = 0, dtype: str = "float32") -> Arrays:
 def save(directory: Path, tokenizer: Path, weights: Arrays) -> None:
     dtype = str(next(iter(weights.values())).dtype)
     config = {**bert.hf_config(SPEC.model_copy(update={"dtype": dtype})), "pad_token_id": 0}
-    save_model(directory, weights, config, tokenizer_files(tokenizer.read_text(), 32))
+    save_model(directory, weights, config, tokenizer_files(tokenizer.read_text(), 32, IDS))
 
 
 def assert_holds(directory: Path, expected: Arrays) -> None:

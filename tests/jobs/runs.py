@@ -88,6 +88,26 @@ TINY_VIT = (
     "num_threads=1",
 )
 
+# A BERT with a classifier of that size.
+TINY_CLASSIFIER = (
+    "model.vocab_size=512",
+    "model.hidden_size=32",
+    "model.num_hidden_layers=2",
+    "model.num_attention_heads=2",
+    "model.intermediate_size=64",
+    "model.max_position_embeddings=64",
+    "model.dtype=float64",
+    "data.validation_split=0.05",
+    "batch.per_device_train_batch_size=4",
+    "batch.global_batch_size=16",
+    "schedule.warmup_ratio=null",
+    "schedule.warmup_steps=4",
+    "max_grad_norm=0.5",
+    "logging.tensorboard=false",
+    "evaluation.eval_steps=null",
+    "num_threads=1",
+)
+
 
 def small_corpus(directory: Path) -> list[str]:
     """Overrides for a corpus of 120 documents, each a sequence of its own length, all below 32 tokens."""

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -14,6 +18,7 @@ from hvdtrain.core.families import bert, family_of
 from hvdtrain.core.families.bert import ModelSpec
 from hvdtrain.core.families.bert_in_keras import keras_paths
 from hvdtrain.core.families.weights import initial_weights
+from hvdtrain.core.tasks import text_classification
 from hvdtrain.tensorflow import model as tensorflow_model
 from hvdtrain.torch import model as torch_model
 from tests.models.support import as_hugging_face, bytes_saved, far_from_initial
@@ -225,6 +230,28 @@ def test_both_frameworks_compute_the_same_gradients_of_a_classifier() -> None:
     check_equal_gradients(CLASSIFIER, labelled_batch(CLASSIFIER))
 
 
+def test_padding_changes_nothing(tmp_path: Path) -> None:
+    data = text_classification.DataSpec(corpus="python-docs", max_seq_length=64, cache_dir=str(tmp_path))
+    spec = CLASSIFIER.model_copy(update={"num_labels": 8, "vocab_size": 512, "max_position_embeddings": 64})
+    split: Any = text_classification.prepare(spec, data, text_classification.TaskSpec(), 0, print).train
+    shortest = np.argsort(split.costs, kind="stable")
+    table, arrays = bert.weights(spec), far_from_initial(bert.weights(spec))
+    for rows in (shortest[:3], shortest[200:203]):
+        narrow = split.collate(rows, 0, 4)
+        width = narrow.inputs["input_ids"].shape[1]
+        assert width < 64
+        # [PAD] is 0, and rows beyond the data have an attention mask of ones.
+        inputs = {name: np.pad(array, ((0, 0), (0, 64 - width))) for name, array in narrow.inputs.items()}
+        inputs["attention_mask"][3:] = 1
+        whole = replace(narrow, inputs=inputs)
+        for adapter in (torch_model, tensorflow_model):
+            model = adapter.Model(spec, table)
+            model.write(arrays)
+            with torch.no_grad():
+                losses = [float(model.loss_sum(adapter.tensors(b), training=True)) for b in (narrow, whole)]
+            assert losses[0] == pytest.approx(losses[1], rel=1e-12)
+
+
 def test_dropout_of_the_classifier_is_its_own_in_both_frameworks() -> None:
     for rate in (0.5, None):
         spec = CLASSIFIER.model_copy(update={"classifier_dropout": rate})
@@ -232,14 +259,9 @@ def test_dropout_of_the_classifier_is_its_own_in_both_frameworks() -> None:
         for adapter in (torch_model, tensorflow_model):
             model = adapter.Model(spec, bert.weights(spec))
             model.write(arrays)
-            features = [
-                np.asarray(
-                    model.network.features(adapter.tensors(batch), training=t).detach()
-                    if adapter is torch_model
-                    else model.network.features(adapter.tensors(batch), training=t)
-                )
-                for t in (True, False)
-            ]
+            tensors = adapter.tensors(batch)
+            with torch.no_grad():
+                features = [np.asarray(model.network.features(tensors, training=t)) for t in (True, False)]
             assert features[0].shape == (4, 1, spec.hidden_size)
             dropped = (features[0] == 0.0).mean()
             assert (0.3 < dropped < 0.7) if rate else dropped == 0.0

@@ -1,31 +1,23 @@
-"""The node-local cache: text is tokenised once per node, and every rank of the node opens the result."""
+"""Text as tokens: made once per node, in the cache that every rank of the node opens."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 
-from hvdtrain.core.data import building
 from hvdtrain.core.data.building import INDEX, Recipe, open_or_build, silent
+from hvdtrain.core.data.cache_folders import FORMAT, cache_directory, text_recipe
 from hvdtrain.core.data.corpus import Corpus
+from hvdtrain.core.data.given_tokenizer import given_tokenizer, open_tokenizer
 from hvdtrain.core.data.hashing import Contents, hash_contents, hash_files, hash_texts
-from hvdtrain.core.data.lines import file_digest
 from hvdtrain.core.data.sources import documents, validation_files
-from hvdtrain.core.data.store import Store, open_store, with_validation, write_store
-from hvdtrain.core.data.text import SourceSpec, TextSpec
-from hvdtrain.core.data.tokenizer import (
-    encoder,
-    read_tokenizer,
-    tokenizer_from,
-    unknown_id,
-)
+from hvdtrain.core.data.store import Store, with_validation, write_store
+from hvdtrain.core.data.text import TextSpec
+from hvdtrain.core.data.tokenizer import encoder, unknown_id
 from hvdtrain.core.errors import DataError
-from hvdtrain.core.process.paths import user_path
-
-FORMAT = 2
 
 
 def prepare(data: TextSpec, vocab_size: int, seed: int, announce: Callable[[str], None] = silent) -> Corpus:
@@ -34,7 +26,8 @@ def prepare(data: TextSpec, vocab_size: int, seed: int, announce: Callable[[str]
     The cache is named by a hash of the sources' bytes, the tokenizer, the sequence length and the packing, so
     a change of any of them makes a new one and a change of seed or split does not. Files to evaluate on have
     a cache of their own, made with the tokenizer of the first. What is tokenised is hashed again, and refused
-    if it is not what the name says. One process builds; others wait. A damaged cache is built again.
+    if it is not what the name says. One process builds, under a file lock, in a directory that gets its name
+    when it is complete; others wait. A damaged cache is built again.
 
     Args:
         data: the spec's data section.
@@ -54,10 +47,9 @@ def prepare(data: TextSpec, vocab_size: int, seed: int, announce: Callable[[str]
     # Before hours are spent on the others.
     kept = validation_files(data)
     inputs = _look_at(data, vocab_size, root)
-    train = open_or_build(_recipe(inputs), root, announce)
+    train = open_or_build(inputs.recipe, root, announce)
     if kept:
-        recipe = _recipe(_to_evaluate(inputs, kept, train, root))
-        validation = open_or_build(recipe, root, announce)
+        validation = open_or_build(_to_evaluate(inputs, kept, train, root).recipe, root, announce)
         corpus = with_validation(train, validation, data.max_seq_length)
     else:
         corpus = train.corpus(data.max_seq_length, data.split_share, seed)
@@ -70,11 +62,6 @@ def prepare(data: TextSpec, vocab_size: int, seed: int, announce: Callable[[str]
     return corpus
 
 
-def cache_directory(data: SourceSpec) -> Path:
-    """`data.cache_dir`, else data/ in the folder of all caches (see `cache_root`)."""
-    return building.cache_directory(data.cache_dir)
-
-
 @dataclass(frozen=True)
 class _Inputs:
     """What a cache is made from, as it was when the cache was named; `source` is that in words."""
@@ -85,12 +72,18 @@ class _Inputs:
     vocab_size: int
     contents: Contents
     tokenizer: bytes | None
+    beside: Mapping[str, str]
+
+    @property
+    def recipe(self) -> Recipe[Store]:
+        """How the cache is made."""
+        count = len(self.contents.files)
+        what = f"{count} file(s)" if count else f"{self.data.corpus}"
+        return text_recipe(self.name, what, self.vocab_size, partial(_tokenise, self))
 
 
 def _look_at(data: TextSpec, vocab_size: int, root: Path) -> _Inputs:
-    file = data.tokenizer_file
-    given = read_tokenizer(user_path(file, "data.tokenizer_file:", DataError)) if file else None
-    vocabulary = data.scheme.key if given is None else file_digest(given).hexdigest()
+    given, beside, vocabulary = given_tokenizer(data)
     contents = hash_contents(data, root / INDEX)
     shape = f"{data.max_seq_length} {data.packing} {data.text_field}"
     texts = [
@@ -100,7 +93,7 @@ def _look_at(data: TextSpec, vocab_size: int, root: Path) -> _Inputs:
         f"{vocabulary} {vocab_size}",
         shape,
     ]
-    return _Inputs(hash_texts(texts)[:32], _source(data), data, vocab_size, contents, given)
+    return _Inputs(hash_texts(texts)[:32], _source(data), data, vocab_size, contents, given, beside)
 
 
 def _to_evaluate(inputs: _Inputs, files: tuple[Path, ...], train: Store, root: Path) -> _Inputs:
@@ -112,45 +105,14 @@ def _to_evaluate(inputs: _Inputs, files: tuple[Path, ...], train: Store, root: P
     return replace(inputs, name=name, source=source, contents=contents, tokenizer=tokenizer)
 
 
-def text_recipe(name: str, source: str, vocab_size: int, write: Callable[[Path], None]) -> Recipe[Store]:
-    """How a cache of tokens is made.
-
-    Args:
-        name: of its directory: a hash of all that it is made from.
-        source: what is tokenised, for the user.
-        vocab_size: the model's.
-        write: makes a valid store of an empty directory.
-    """
-
-    def done(store: Store) -> str:
-        return (
-            f"{len(store.offsets) - 1:,} sequences, {store.offsets[-1]:,} tokens, "
-            f"{store.unknown_share:.2%} of the text [UNK]; tokenizer of {store.token_ids.size:,} tokens "
-            f"(model.vocab_size {vocab_size:,})"
-        )
-
-    return Recipe(name, open_store, write, f"tokenising {source}", done)
-
-
-def _recipe(inputs: _Inputs) -> Recipe[Store]:
-    count = len(inputs.contents.files)
-    source = f"{count} file(s)" if count else f"{inputs.data.corpus}"
-    return text_recipe(inputs.name, source, inputs.vocab_size, partial(_tokenise, inputs))
-
-
 def _tokenise(inputs: _Inputs, directory: Path) -> None:
     data, vocab_size = inputs.data, inputs.vocab_size
 
     def texts() -> Iterator[str]:
         return documents(data, inputs.contents.files or None)
 
-    if inputs.tokenizer is None:
-        tokenizer = data.scheme.train(texts, vocab_size)
-        where = f"the tokenizer trained for model.vocab_size {vocab_size}"
-    else:
-        tokenizer = tokenizer_from(inputs.tokenizer, f"{data.tokenizer_file}")
-        where = f"data.tokenizer_file {data.tokenizer_file}"
-    ids = data.scheme.token_ids(tokenizer, vocab_size, where)
+    tokenizer, where = open_tokenizer(data, inputs.tokenizer, texts, vocab_size)
+    ids = data.scheme.token_ids(tokenizer, vocab_size, where, inputs.beside)
     tokens = encoder(tokenizer, where)(texts())
     sequences = data.scheme.sequences(tokens, data.max_seq_length, data.packing, ids)
     if not write_store(directory, sequences, ids, tokenizer.to_str(pretty=True), unknown_id(tokenizer)):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from array import array
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from importlib.metadata import version
@@ -13,18 +13,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hvdtrain.core.data.building import INDEX, Recipe, open_or_build
-from hvdtrain.core.data.cache import FORMAT, cache_directory, text_recipe
+from hvdtrain.core.data.cache_folders import FORMAT, cache_directory, text_recipe
 from hvdtrain.core.data.corpus import Corpus, Sequences
+from hvdtrain.core.data.given_tokenizer import given_tokenizer, open_tokenizer
 from hvdtrain.core.data.hashing import Contents, hash_files, hash_texts
 from hvdtrain.core.data.labelled_text import LabelledTextSpec, known_classes, labelled_rows
 from hvdtrain.core.data.labels import Labels, find_labels
-from hvdtrain.core.data.lines import file_digest
 from hvdtrain.core.data.row_encoder import EncodedRow, row_encoder
 from hvdtrain.core.data.sources import source_files, validation_files
 from hvdtrain.core.data.store import Extra, Store, with_validation, write_store
-from hvdtrain.core.data.tokenizer import read_tokenizer, tokenizer_from, unknown_id
+from hvdtrain.core.data.tokenizer import unknown_id
 from hvdtrain.core.errors import DataError
-from hvdtrain.core.process.paths import user_path
 
 # Names of what a store has beside tokens.
 _LABELS, _SECOND_STARTS, _CLASSES = "labels", "second_starts", "classes"
@@ -75,7 +74,7 @@ def prepare_rows(
 ) -> LabelledCorpus:
     """Open the rows as tokens; tokenise them first if this node has not done so.
 
-    They are in the cache of `hvdtrain.core.data.cache`, those of files to evaluate on in one of their own.
+    Those of files to evaluate on have a cache of their own: see `hvdtrain.core.data.cache_folders`.
 
     Args:
         data: the spec's data section.
@@ -118,6 +117,8 @@ class _Making:
         num_labels: likewise.
         contents: the rows.
         tokenizer: the `tokenizer.json`; None: it is trained.
+        beside: special tokens that are named beside it.
+        key: what differs between tokenizers.
         classes: names of the classes; empty: those that are found.
         source: what the rows are called in an error.
     """
@@ -127,6 +128,8 @@ class _Making:
     num_labels: int
     contents: Contents
     tokenizer: bytes | None
+    beside: Mapping[str, str]
+    key: str
     classes: tuple[str, ...]
     source: str
 
@@ -134,12 +137,11 @@ class _Making:
     def recipe(self) -> Recipe[Store]:
         """How the cache is made."""
         data, files = self.data, self.contents.files
-        vocabulary = data.scheme.key if self.tokenizer is None else file_digest(self.tokenizer).hexdigest()
         texts = [
             f"labelled, format {FORMAT}",
             f"tokenizers {version('tokenizers')}",
             self.contents.digest,
-            f"{vocabulary} {self.vocab_size} {data.max_seq_length}",
+            f"{self.key} {self.vocab_size} {data.max_seq_length}",
             *data.columns,
             *self.classes,
         ]
@@ -148,8 +150,7 @@ class _Making:
 
 
 def _look_at(data: LabelledTextSpec, vocab_size: int, num_labels: int, root: Path) -> _Making:
-    file = data.tokenizer_file
-    given = read_tokenizer(user_path(file, "data.tokenizer_file:", DataError)) if file else None
+    given, beside, key = given_tokenizer(data)
     if data.corpus is None:
         contents = hash_files(source_files(data), root / INDEX)
         source = f"data.files {', '.join(data.files)}"
@@ -159,7 +160,7 @@ def _look_at(data: LabelledTextSpec, vocab_size: int, num_labels: int, root: Pat
     classes = known_classes(data, contents.files)
     if classes:
         _check_count(classes, data, num_labels, source)
-    return _Making(data, vocab_size, num_labels, contents, given, classes, source)
+    return _Making(data, vocab_size, num_labels, contents, given, beside, key, classes, source)
 
 
 def _to_evaluate(making: _Making, train: Store, files: tuple[Path, ...], root: Path) -> _Making:
@@ -168,6 +169,7 @@ def _to_evaluate(making: _Making, train: Store, files: tuple[Path, ...], root: P
         making,
         contents=hash_files(files, root / INDEX),
         tokenizer=(train.directory / "tokenizer.json").read_bytes(),
+        key=f"that of {making.recipe.name}",
         classes=tuple(train.extra.facts[_CLASSES]),
         source=f"data.validation_files {', '.join(given)}" if given else f"{files[0].parent}",
     )
@@ -180,13 +182,8 @@ def _write(making: _Making, directory: Path) -> None:
         for row in labelled_rows(data, files):
             yield from (row.text,) if row.pair is None else (row.text, row.pair)
 
-    if making.tokenizer is None:
-        tokenizer = data.scheme.train(texts, vocab_size)
-        where = f"the tokenizer trained for model.vocab_size {vocab_size}"
-    else:
-        tokenizer = tokenizer_from(making.tokenizer, f"{data.tokenizer_file}")
-        where = f"data.tokenizer_file {data.tokenizer_file}"
-    ids = data.scheme.token_ids(tokenizer, vocab_size, where)
+    tokenizer, where = open_tokenizer(data, making.tokenizer, texts, vocab_size)
+    ids = data.scheme.token_ids(tokenizer, vocab_size, where, making.beside)
     content, columns = tokenizer.to_str(pretty=True), _Columns(making)
     encode = row_encoder(tokenizer, ids, data.max_seq_length, where)
     sequences = columns.filled_by(encode(labelled_rows(data, files)))

@@ -9,7 +9,7 @@ from typing import Any
 
 from pydantic import model_validator
 
-from hvdtrain.core.data.python_parts import python_parts
+from hvdtrain.core.data.python_parts import PART_NAMES, python_parts
 from hvdtrain.core.data.records import as_text, class_names, records
 from hvdtrain.core.data.text import SourceSpec
 from hvdtrain.core.data.wordpiece import WordPieceScheme
@@ -92,9 +92,11 @@ def labelled_rows(data: LabelledTextSpec, files: Mapping[Path, str]) -> Iterator
 
 
 def known_classes(data: LabelledTextSpec, files: Mapping[Path, str]) -> tuple[str, ...]:
-    """The classes in their order as the spec or the first file of the training data says them, or none."""
-    if data.class_names or not files:
+    """The classes in their order, where the spec, the corpus or the first file to train on says them."""
+    if data.class_names:
         return data.class_names
+    if not files:
+        return PART_NAMES
     return class_names(next(iter(files)), data.label_field) or ()
 
 

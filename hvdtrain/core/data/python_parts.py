@@ -26,6 +26,7 @@ _PARTS = {
     "typesseq-mutable",
     "standard library": "debugger formatstrings",
 }
+PART_NAMES = tuple(sorted(_PARTS))
 
 
 def python_parts() -> Iterator[tuple[str, str, str]]:

@@ -49,13 +49,16 @@ class Scheme(Protocol):
         """
         ...
 
-    def token_ids(self, tokenizer: Tokenizer, vocab_size: int, where: str) -> TokenIds:
+    def token_ids(
+        self, tokenizer: Tokenizer, vocab_size: int, where: str, beside: Mapping[str, str] | None = None
+    ) -> TokenIds:
         """The ids that training needs.
 
         Args:
             tokenizer: trained or given.
             vocab_size: the model's.
             where: what to call the tokenizer in an error.
+            beside: from `named_beside`; None: nothing.
 
         Raises:
             DataError: the tokenizer has more tokens than the model, or lacks a special one.

@@ -76,7 +76,7 @@ def other_head(folder: Path, model: Any) -> str | None:
     family = FAMILIES.find(model.model_type)
     config = getattr(family, "current_config", dict)(_read(folder))
     own = {name: getattr(model, name) for name in getattr(family, "HEAD_FIELDS", {})}
-    differ = [name for name, value in own.items() if config.get(name, value) != value]
+    differ = [n for n, value in own.items() if value is not None and config.get(n, value) != value]
     return ", ".join(f"{name} {config[name]}, not {own[name]}" for name in differ) or None
 
 

@@ -17,7 +17,7 @@ from hvdtrain.core.data.image_cache import prepare_images, where_is
 from hvdtrain.core.data.image_sources import ImageSource, named_classes
 from hvdtrain.core.data.image_store import ImageStore
 from hvdtrain.core.data.images import ImageSpec, Normalisation
-from hvdtrain.core.data.labels import Labels, find_labels
+from hvdtrain.core.data.labels import Labels, check_order, find_labels
 from hvdtrain.core.data.order import Indices
 from hvdtrain.core.spec.sections import TaskSection
 from hvdtrain.core.tasks.classification import ClassMeasures, targets_of
@@ -71,6 +71,7 @@ def prepare(
     images = prepare_images(data, model.image_size, model.num_channels, announce)
     source, store = images[0]
     labels = find_labels(store.names, named_classes(data, source), model.num_labels, source.told)
+    check_order(labels, model.init_from)
     normalisation, augmentation = Normalisation.of(data, model.num_channels), Augmentation.of(data, seed)
     splits = [
         ImageSplit(store.pixels, _numbers(data, source, store, labels), None, normalisation, augmentation)

@@ -99,7 +99,9 @@ class MaskedText(Dataset):
             train,
             validation,
             corpus.fingerprint,
-            files=tokenizer_files(corpus.tokenizer_path.read_text(encoding="utf-8"), corpus.max_seq_length),
+            files=tokenizer_files(
+                corpus.tokenizer_path.read_text(encoding="utf-8"), corpus.max_seq_length, corpus.token_ids
+            ),
             config={"pad_token_id": corpus.token_ids.pad},
             text=TextFacts(
                 corpus.token_ids.size, vocab_size, corpus.unknown_share, data.tokenizer_file is None

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from hvdtrain.core.data.batches import Batch, Dataset, TextFacts
 from hvdtrain.core.data.labelled_corpus import LabelledSequences, prepare_rows
 from hvdtrain.core.data.labelled_text import LabelledTextSpec
+from hvdtrain.core.data.labels import check_order
 from hvdtrain.core.data.order import Indices
 from hvdtrain.core.data.tokenizer_files import tokenizer_files
 from hvdtrain.core.spec.sections import TaskSection
@@ -63,13 +64,14 @@ def prepare(
     """As `Task.prepare`: tokenise the texts on this node, or open what was tokenised before."""
     del task
     found = prepare_rows(data, model.vocab_size, model.num_labels, seed, announce)
+    check_order(found.labels, model.init_from)
     corpus = found.corpus
     length, pad = data.max_seq_length, corpus.token_ids.pad
     return Dataset(
         LabelledSplit(found.train, length, pad),
         LabelledSplit(found.validation, length, pad),
         corpus.fingerprint,
-        files=tokenizer_files(corpus.tokenizer_path.read_text(encoding="utf-8"), length),
+        files=tokenizer_files(corpus.tokenizer_path.read_text(encoding="utf-8"), length, corpus.token_ids),
         config={"pad_token_id": pad, **found.labels.config},
         text=TextFacts(
             corpus.token_ids.size, model.vocab_size, corpus.unknown_share, data.tokenizer_file is None

@@ -19,7 +19,7 @@ from hvdtrain.core.spec.job_spec import parse_spec
 from hvdtrain.core.tasks import image_classification
 from hvdtrain.core.tasks.image_classification import DataSpec, TaskSpec, prepare
 
-MODEL = SimpleNamespace(image_size=8, num_channels=1, num_labels=10)
+MODEL = SimpleNamespace(image_size=8, num_channels=1, num_labels=10, init_from=None)
 
 
 @pytest.fixture(autouse=True)
@@ -110,7 +110,7 @@ def test_mixup_mixes_pixels_and_gives_both_classes_their_shares() -> None:
 
 
 def test_the_order_of_classes_is_the_files_or_the_specs(tmp_path: Path) -> None:
-    model = SimpleNamespace(image_size=8, num_channels=1, num_labels=3)
+    model = SimpleNamespace(image_size=8, num_channels=1, num_labels=3, init_from=None)
     files = (archive(tmp_path, ["b", "a", "c"]),)
     assert prepared(model, files=files, validation_split=0.0).train.labels.tolist() == [1, 0, 2]
     named = prepared(model, files=files, validation_split=0.0, class_names=("c", "b", "a"))
@@ -119,7 +119,7 @@ def test_the_order_of_classes_is_the_files_or_the_specs(tmp_path: Path) -> None:
 
 
 def test_what_ranks_compare_has_the_images_the_split_and_the_classes(tmp_path: Path) -> None:
-    model = SimpleNamespace(image_size=8, num_channels=1, num_labels=2)
+    model = SimpleNamespace(image_size=8, num_channels=1, num_labels=2, init_from=None)
     files = (archive(tmp_path, ["b", "a"] * 8),)
     found = [
         prepared(model, files=files),
@@ -135,8 +135,17 @@ def test_what_ranks_compare_has_the_images_the_split_and_the_classes(tmp_path: P
     assert len(set(prints[1:])) == len(prints) - 1
 
 
+def test_classes_that_a_pretrained_model_numbers_otherwise_are_refused(tmp_path: Path) -> None:
+    model = SimpleNamespace(image_size=8, num_channels=1, num_labels=2, init_from=str(tmp_path))
+    (tmp_path / "config.json").write_text(json.dumps({"id2label": {"0": "b", "1": "a"}}))
+    files = (archive(tmp_path, ["a", "b"] * 4),)
+    with pytest.raises(DataError, match=r"set data\.class_names: \[b, a\]"):
+        prepared(model, files=files)
+    assert prepared(model, files=files, class_names=("b", "a")).config["id2label"] == {"0": "b", "1": "a"}
+
+
 def test_a_label_outside_the_set_is_named_with_its_row(tmp_path: Path) -> None:
-    model = SimpleNamespace(image_size=8, num_channels=1, num_labels=2)
+    model = SimpleNamespace(image_size=8, num_channels=1, num_labels=2, init_from=None)
     train, kept = archive(tmp_path, ["a", "b"]), archive(tmp_path, ["a", "b", "x"], "kept")
     with pytest.raises(DataError, match=r"kept\.npz: row 2: label 'x' is none of the 2 classes 'a', 'b'"):
         prepared(model, files=(train,), validation_files=(kept,))

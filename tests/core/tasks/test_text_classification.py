@@ -40,6 +40,7 @@ texts = st.lists(st.sampled_from([*WORDS, "[SEP]", "zzz"]), min_size=1, max_size
 def model(**fields: Any) -> SimpleNamespace:
     """What the task asks of a model's section."""
     given = {"vocab_size": 400, "num_labels": 2, "max_position_embeddings": 64, "type_vocab_size": 2}
+    given["init_from"] = None
     return SimpleNamespace(**given | fields)
 
 
@@ -79,7 +80,9 @@ def test_the_embedded_data_are_paragraphs_of_eight_parts_of_the_manual(tmp_path:
     assert dataset.config["id2label"] == {str(n): name for n, name in enumerate(sorted(counts))}
 
 
-def test_other_topics_of_another_python_change_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_other_topics_of_another_python_change_nothing_else(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     topics = {
         "if": 'The "if" statement\n\nThe if statement is used for execution under conditions.',
         "try": "The if statement is used for execution under conditions.\n \n"
@@ -93,6 +96,8 @@ def test_other_topics_of_another_python_change_nothing_else(monkeypatch: pytest.
         ("if", "The if statement is used for execution under conditions.", "compound statements"),
         ("try", "A second paragraph about the try statement.", "compound statements"),
     ]
+    # The packaged spec has as many classes all the same.
+    assert len(prepare(tmp_path, 8, corpus="python-docs", validation_split=0.0).config["id2label"]) == 8
 
 
 @given(st.lists(st.tuples(texts, st.none() | texts), min_size=1, max_size=4), st.integers(8, 24))
@@ -100,7 +105,7 @@ def test_tokens_and_segments_are_those_of_transformers(
     tmp_path_factory: pytest.TempPathFactory, pairs: list[tuple[str, str | None]], length: int
 ) -> None:
     folder = tmp_path_factory.mktemp("tokenizer")
-    for name, content in tokenizer_files(TOKENIZER.to_str(), length).items():
+    for name, content in tokenizer_files(TOKENIZER.to_str(), length, IDS).items():
         (folder / name).write_text(content, encoding="utf-8")
     opened = AutoTokenizer.from_pretrained(folder)
     encode = row_encoder(Tokenizer.from_str(TOKENIZER.to_str()), IDS, length, "the tokenizer")
@@ -208,6 +213,22 @@ def test_classes_are_numbered_as_the_data_or_the_spec_say(tmp_path: Path) -> Non
         class_names=("10", "8", "9", "x"),
     )
     assert labels_of(more.train) == labels_of(given.train)
+
+
+def test_classes_that_the_model_numbers_otherwise_are_refused(tmp_path: Path) -> None:
+    data = DataSpec(files=(write(tmp_path, rows(9)),), cache_dir=str(tmp_path / "cache"))
+
+    def prepare_for(names: dict[str, str], data: DataSpec = data) -> Dataset:
+        (tmp_path / "config.json").write_text(json.dumps({"id2label": names}))
+        found = model(init_from=str(tmp_path))
+        return text_classification.prepare(found, data, TaskSpec(), 0, lambda line: None)
+
+    with pytest.raises(DataError, match=r"order 'a', 'b', and .*'b', 'a': set data\.class_names: \[b, a\]"):
+        prepare_for({"0": "b", "1": "a"})
+    as_told = data.model_copy(update={"class_names": ("b", "a")})
+    assert prepare_for({"0": "b", "1": "a"}, as_told).config["id2label"] == {"0": "b", "1": "a"}
+    for names in ({"0": "a", "1": "b"}, {"0": "LABEL_0", "1": "LABEL_1"}, {"0": "a", "1": "b", "2": "c"}, {}):
+        assert prepare_for(names).config["id2label"] == {"0": "a", "1": "b"}
 
 
 def test_a_class_label_keeps_its_order(tmp_path: Path) -> None:
