@@ -43,7 +43,8 @@ def batch_norm(
             moments = _of_all_ranks(moments, name)
         found = moments.mean, inverse_deviation(_KERNELS, moments)
         mean, inverse = (tf.cast(t, weight.dtype) for t in found)
-        output = (whole - mean) * (inverse * weight) + bias
+        # A row beyond the data becomes the bias: by others' statistics it might grow from layer to layer.
+        output = (whole - mean) * (inverse * weight * rows[:, None, None, None]) + bias
 
         def backward(upstream: tf.Tensor, *_: Any) -> tuple[tf.Tensor, ...]:
             gradient = tf.cast(upstream, weight.dtype)

@@ -77,7 +77,9 @@ class _Normalize(torch.autograd.Function):
         if name is not None:
             moments = _of_all_ranks(moments, name)
         mean, inverse = (t.to(weight) for t in (moments.mean, inverse_deviation(_KERNELS, moments)))
-        output = torch.addcmul(_channels(bias), whole - _channels(mean), _channels(inverse * weight))
+        # A row beyond the data becomes the bias: by others' statistics it might grow from layer to layer.
+        scale = _channels(inverse * weight) * rows.to(weight)[:, None, None, None]
+        output = torch.addcmul(_channels(bias), whole - _channels(mean), scale)
         context.save_for_backward(x, weight, rows, mean, inverse, moments.count)
         context.name = name
         context.mark_non_differentiable(*moments)

@@ -64,6 +64,7 @@ def by_numpy(given: Case) -> Found:
     inverse = 1 / np.sqrt(variance + EPSILON)[:, None, None]
     scale = given.weight[:, None, None] * inverse
     output = (given.x - mean[:, None, None]) * scale + given.bias[:, None, None]
+    output[~real] = given.bias[:, None, None]
     normal = (x - mean[:, None, None]) * inverse
     sums, products = upstream.sum(axes), (upstream * normal).sum(axes)
     gradient = np.zeros_like(given.x)
@@ -226,3 +227,12 @@ def test_16_bits_are_normalised_by_statistics_of_float32() -> None:
         # Nothing of these is rounded to 16 bits.
         for name in ("weight", "bias", "mean", "variance"):
             np.testing.assert_allclose(getattr(found, name), getattr(expected, name), rtol=1e-5, atol=1e-5)
+
+
+@each
+def test_rows_beyond_the_data_do_not_grow_from_layer_to_layer(framework: str) -> None:
+    given = case(3, (1, 1), real=1)
+    for _ in range(60):
+        # A single value has no variance; others would be multiplied by 1 / sqrt(epsilon) each time.
+        given.x = EACH[framework](given).output + np.arange(3.0)[:, None, None, None]
+    assert np.abs(given.x).max() < 10.0

@@ -1,8 +1,8 @@
 """Batch norm (Ioffe & Szegedy 2015, arXiv:1502.03167): what both frameworks compute, said once.
 
-Mean and variance of a channel are those of all its values in a micro-batch's real rows: a row beyond the data
-has a row weight of 0 and changes nothing. Rows are normalised by the biased variance; the running variance is
-PyTorch's unbiased one, with n - 1 in place of n.
+Mean and variance of a channel are those of all its values in a micro-batch's real rows. A row beyond the data
+has a row weight of 0: it changes nothing, and is normalised to 0. Rows are normalised by the biased variance;
+the running variance is PyTorch's unbiased one, with n - 1 in place of n.
 
 Statistics travel as *moments*: of n values, their mean and the sum of their squared deviations from it. Those
 of rows are merged to those of a rank, and with `sync_batch_norm` those of ranks to those of all, in order and

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 import numpy as np
 from pydantic import Field, model_validator
 
-from hvdtrain.core.families.batch_norm import layer_weights
-from hvdtrain.core.families.initializers import KaimingNormal, Uniform
-from hvdtrain.core.families.weights import TRANSPOSED, Layout, Weight
+from hvdtrain.core.families.convolutions import Block, Convolution, half
+from hvdtrain.core.families.heads import default_labels, with_num_labels
+from hvdtrain.core.families.initializers import Uniform
+from hvdtrain.core.families.weights import TRANSPOSED, Weight
 from hvdtrain.core.spec.sections import Count, ModelSection
 
 TASKS = ("image_classification",)
@@ -22,8 +22,7 @@ HEAD_FIELDS = {"num_labels": "image_classification"}
 FREE = ("image_size",)
 
 STEM, STAGES, _CLASSIFIER = "resnet.embedder.embedder", "resnet.encoder.stages", f"{HEAD}1"
-# OIHW -> HWIO.
-_KERNEL = Layout(axes=(2, 3, 1, 0))
+_ARCHITECTURE = "ResNetForImageClassification"
 # Of a bottleneck: channels of its output for one inside.
 _REDUCTION = 4
 
@@ -65,56 +64,14 @@ class ModelSpec(ModelSection):
         return self
 
 
-@dataclass(frozen=True)
-class Convolution:
-    """A convolution without bias and the batch norm behind it.
-
-    Attributes:
-        name: what the names of both begin with.
-        inputs: channels.
-        outputs: channels.
-        kernel: height and width.
-        stride: in both directions.
-        size: height and width of what it makes.
-    """
-
-    name: str
-    inputs: int
-    outputs: int
-    kernel: int
-    stride: int
-    size: int
-
-    @property
-    def weights(self) -> list[Weight]:
-        """Of both."""
-        shape = self.outputs, self.inputs, self.kernel, self.kernel
-        initial = KaimingNormal("fan_out")
-        kernel = Weight(f"{self.name}.convolution.weight", shape, True, initial, _KERNEL)
-        return [kernel, *layer_weights(f"{self.name}.normalization", self.outputs)]
-
-
-@dataclass(frozen=True)
-class Block:
-    """A residual layer.
-
-    Attributes:
-        path: convolutions one behind the other, with ReLU between them.
-        shortcut: what its input is added through; None: as it is.
-    """
-
-    path: tuple[Convolution, ...]
-    shortcut: Convolution | None
-
-
 def stem(model: ModelSpec) -> Convolution:
     """What the image goes through first; a max-pool of 3 x 3 and stride 2 follows."""
-    return Convolution(STEM, model.num_channels, model.embedding_size, 7, 2, _half(model.image_size))
+    return Convolution(STEM, model.num_channels, model.embedding_size, 7, 2, half(model.image_size))
 
 
 def blocks(model: ModelSpec) -> Iterator[Block]:
     """All residual layers, in the order of the forward pass."""
-    inputs, size = model.embedding_size, _half(stem(model).size)
+    inputs, size = model.embedding_size, half(stem(model).size)
     for stage, (outputs, depth) in enumerate(zip(model.hidden_sizes, model.depths, strict=True)):
         for i in range(depth):
             halves = i == 0 and (stage > 0 or model.downsample_in_first_stage)
@@ -180,7 +137,7 @@ def activation_bytes(model: ModelSpec, rows: int, length: int, predictions: int,
     first = stem(model)
     found = itemsize * model.num_channels * model.image_size**2
     found += itemsize * 2 * first.outputs * first.size**2
-    found += (itemsize + np.dtype(np.int64).itemsize) * first.outputs * _half(first.size) ** 2
+    found += (itemsize + np.dtype(np.int64).itemsize) * first.outputs * half(first.size) ** 2
     found += itemsize * sum(_kept(block) for block in blocks(model))
     head = model.hidden_sizes[-1] * itemsize + model.num_labels * np.dtype(model.dtype).itemsize
     return rows * (found + predictions * head)
@@ -223,7 +180,7 @@ def flops(model: ModelSpec, length: int, predictions: int) -> int:
         predictions: of each image.
     """
     del length
-    first, *others = (_products(each) for each in _convolutions(model))
+    first, *others = (each.products for each in _convolutions(model))
     head = predictions * model.hidden_sizes[-1] * model.num_labels
     return 2 * (2 * first + 3 * (sum(others) + head))
 
@@ -237,24 +194,25 @@ def hf_config(model: ModelSpec) -> dict[str, Any]:
     Returns:
         A JSON-ready mapping.
     """
-    fields = model.model_dump(mode="json", exclude={"dtype", "init_from", "sync_batch_norm"})
-    return fields | {"architectures": ["ResNetForImageClassification"], "dtype": model.dtype}
+    fields = model.model_dump(mode="json", exclude={"dtype", "init_from", "num_labels", "sync_batch_norm"})
+    return fields | {
+        **default_labels(model.num_labels),
+        "architectures": [_ARCHITECTURE],
+        "dtype": model.dtype,
+    }
 
 
 def current_config(config: Mapping[str, Any]) -> dict[str, Any]:
-    """A `config.json` in the section's names: Transformers numbers the classes and does not count them.
+    """A `config.json` with the number of classes in place of their names.
 
     Args:
         config: its content.
     """
-    found = dict(config)
-    if "id2label" in found:
-        found["num_labels"] = len(found.pop("id2label"))
-    return found
+    return with_num_labels(config, _ARCHITECTURE)
 
 
 def _block(model: ModelSpec, name: str, inputs: int, outputs: int, stride: int, size: int) -> Block:
-    after = _half(size) if stride == 2 else size
+    after = half(size) if stride == 2 else size
     if model.layer_type == "basic":
         path = [(inputs, outputs, 3, stride, after), (outputs, outputs, 3, 1, after)]
     else:
@@ -278,13 +236,3 @@ def _convolutions(model: ModelSpec) -> Iterator[Convolution]:
         yield from block.path
         if block.shortcut:
             yield block.shortcut
-
-
-def _products(convolution: Convolution) -> int:
-    shape = convolution.inputs, convolution.outputs
-    return convolution.kernel**2 * shape[0] * shape[1] * convolution.size**2
-
-
-def _half(size: int) -> int:
-    """What is left of a side by a stride of 2 and the padding of an odd kernel."""
-    return (size + 1) // 2

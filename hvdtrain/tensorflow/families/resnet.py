@@ -9,7 +9,8 @@ import tensorflow as tf
 
 from hvdtrain.core.families import resnet
 from hvdtrain.core.families.batch_norm import EPSILON
-from hvdtrain.core.families.resnet import Block, Convolution, ModelSpec
+from hvdtrain.core.families.convolutions import Block, Convolution
+from hvdtrain.core.families.resnet import ModelSpec
 from hvdtrain.tensorflow.batch_norm import batch_norm, keep
 from hvdtrain.tensorflow.families._images import for_each_target, pixels_of
 from hvdtrain.tensorflow.families._recompute import recomputed
