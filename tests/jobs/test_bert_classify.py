@@ -15,6 +15,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from hvdtrain.core.run.job import prepare_data
 from hvdtrain.core.run.metrics import read_metrics
 from hvdtrain.core.spec.job_spec import load_spec
+from tests.jobs.evaluating import evaluate
 from tests.jobs.runs import FRAMEWORKS, TINY_CLASSIFIER, train_all
 
 # Global batches of 16 rows: 1 x 4 or 2 x 2 (ranks x accumulation).
@@ -121,6 +122,27 @@ def logits_of(folder: Path, settings: list[str]) -> tuple[np.ndarray, np.ndarray
     with torch.no_grad():
         inputs = {name: torch.from_numpy(array).long() for name, array in batch.inputs.items()}
         return model.eval()(**inputs).logits.numpy(), batch.targets[:, 0]
+
+
+def test_it_is_evaluated_alone_and_on_other_rows(runs: Runs, pairs: list[str], tmp_path: Path) -> None:
+    run = runs["torch", 2]["pairs"]
+    logits, right = logits_of(run / "model", pairs)
+    logged = {n: v for n, v in read_metrics(run)[1][-1].items() if n.startswith("eval_")}
+    found = evaluate(run, "--framework", "tensorflow", np=2)
+    assert found.pop("eval_loss") == pytest.approx(logged.pop("eval_loss"), rel=1e-10)
+    assert found.pop("classes") == CLASSES
+    confusion = metrics.confusion_matrix(right, logits.argmax(axis=1), labels=range(6))
+    assert found.pop("confusion_matrix") == confusion.tolist()
+    assert found == logged
+
+    # Rows that lack some classes, which are the model's all the same.
+    rows = write_rows(tmp_path / "more.jsonl", 29, 1).read_text().splitlines()
+    kept = [line for line in rows if json.loads(line)["kind"] in ("red", "flat")]
+    (tmp_path / "some.jsonl").write_text("\n".join(kept))
+    some = evaluate(run / "model", "--data", tmp_path / "some.jsonl")
+    assert some["eval_samples"] == len(kept)
+    expected = np.where(np.isin(np.arange(6), (0, 5))[:, None], confusion, 0)
+    assert some["confusion_matrix"] == expected.tolist()
 
 
 @pytest.mark.parametrize(

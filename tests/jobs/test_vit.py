@@ -10,6 +10,7 @@ import keras_hub
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from transformers import (
     AutoImageProcessor,
     AutoModelForImageClassification,
@@ -19,9 +20,11 @@ from transformers import (
 
 from hvdtrain.core.checkpoints.model_folder import load_model
 from hvdtrain.core.data import eval_batches
+from hvdtrain.core.data.batches import EVALUATION_EPOCH
 from hvdtrain.core.run.job import prepare_data
 from hvdtrain.core.run.metrics import read_metrics
 from hvdtrain.core.spec.job_spec import load_spec
+from tests.jobs.evaluating import evaluate
 from tests.jobs.runs import FRAMEWORKS, TINY_VIT, train_all
 
 # Ranks x accumulation: 1 x 8 or 2 x 4; of the others 2 x 2.
@@ -69,6 +72,23 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
         ("torch", 1): train(root, "torch", 1, {"plain": PLAIN}),
         ("tensorflow", 2): train(root, "tensorflow", 2, EVERY, resume=places),
     }
+
+
+def test_it_is_evaluated_on_a_folder_of_classes_and_on_arrays(runs: Runs, tmp_path: Path) -> None:
+    run = runs["torch", 2]["mixed"]
+    split = prepare_data(load_spec("vit", MIXED), print).validation
+    batch = split.collate(np.arange(len(split)), EVALUATION_EPOCH, len(split))
+    pixels, labels = batch.inputs["pixel_values"], batch.targets[:, 0]
+    for i, (image, label) in enumerate(zip(pixels, labels, strict=True)):
+        (tmp_path / "classes" / str(label)).mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image).save(tmp_path / "classes" / str(label) / f"{i}.png")
+    np.savez(tmp_path / "digits.npz", image=pixels, label=labels)
+    logged = {n: v for n, v in read_metrics(run)[1][-1].items() if n.startswith("eval_")}
+    for data in ("classes", "digits.npz"):
+        found = evaluate(run, "--data", tmp_path / data)
+        assert np.sum(found.pop("confusion_matrix")) == len(split)
+        assert found.pop("classes") == [str(number) for number in range(10)]
+        assert found == {n: pytest.approx(v, rel=1e-12) for n, v in logged.items()}
 
 
 def losses(run: Path) -> np.ndarray:
