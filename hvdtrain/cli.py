@@ -154,7 +154,7 @@ def evaluate(
         spec, folder = read_job(user_path(output_dir, "OUTPUT_DIR", CheckpointError), data or ())
         chosen = framework or (Framework.TORCH if torch_version() else Framework.TENSORFLOW)
         loaded = importlib.import_module(f"hvdtrain.{chosen}.job").load()
-        found = evaluate_saved(loaded, spec, folder)
+        found = evaluate_saved(loaded, spec, folder, other_data=bool(data))
     if not launched_rank():
         if json:
             typer.echo(json_.dumps(found.as_dict(), indent=2))

@@ -23,6 +23,7 @@ num_train_epochs: 2
 @pytest.fixture
 def job(tmp_path: Path) -> Path:
     """A folder with a spec and its little corpus."""
+    (tmp_path / "torn.csv").write_text("id,text\n1,fine\n2\n")
     (tmp_path / "words.txt").write_text("\n\n".join(f"the {i} words of page {i * i}." for i in range(200)))
     (tmp_path / "job.yaml").write_text(SPEC)
     return tmp_path
@@ -52,6 +53,9 @@ def test_a_packaged_spec_is_valid_by_its_name(job: Path) -> None:
     assert hvdtrain(job, "validate", "bert").stdout == "bert: valid\n"
 
 
+HELD_OUT = ("--set", "data.validation_split=null", "--set", "data.validation_files=[nowhere/*.csv]")
+
+
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
@@ -62,6 +66,15 @@ def test_a_packaged_spec_is_valid_by_its_name(job: Path) -> None:
         (["plan", "job.yaml", "--set", "schedule.type=cosin"], "did you mean 'cosine'"),
         (["plan", "job.yaml", "-np", "3"], "16 is not a multiple of 3 ranks"),
         (["plan", "job.yaml", "--set", "data.files=[nowhere/*.txt]"], "nowhere/*.txt"),
+        (
+            ["plan", "job.yaml", "--set", "data.files=[torn.csv]"],
+            "torn.csv:3: 1 field(s), and the header has 2",
+        ),
+        (["validate", "job.yaml", "--set", "data.validation_files=[torn.csv]"], "give one of them"),
+        (
+            ["run", "job.yaml", "--framework", "torch", "-np", "2", *HELD_OUT],
+            "data.validation_files: 'nowhere/*.csv' matches",
+        ),
         (["generate", "nowhere", "a prompt"], "nowhere: no such folder"),
         (["generate", ".", "a prompt"], "holds no model"),
         (["run", "job.yaml", "--framework", "torch", "-np", "2", "--set", "seed=-1"], "seed"),

@@ -52,6 +52,8 @@ TABLES: dict[tuple[str, ...], type[Section]] = {
     **{(name if name != "custom" else "custom task",): task.TaskSpec for name, task in BY_TASK.items()},
     ("data", "data of masked_lm"): BY_TASK["masked_lm"].DataSpec,
     ("data",): BY_TASK["causal_lm"].DataSpec,
+    ("data of image_classification",): BY_TASK["image_classification"].DataSpec,
+    ("data of text_classification",): BY_TASK["text_classification"].DataSpec,
     ("data of custom",): BY_TASK["custom"].DataSpec,
 }
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import psutil
 
 from hvdtrain.core.checkpoints.state import check_checkpoint
-from hvdtrain.core.data.cache import cache_directory
+from hvdtrain.core.data.building import cache_directory
 from hvdtrain.core.data.lines import unreadable
 from hvdtrain.core.data.sources import source_files, validation_files
 from hvdtrain.core.data.text import SourceSpec
@@ -104,7 +104,7 @@ def _check_data(spec: JobSpec) -> None:
     data = spec.data
     if not isinstance(data, SourceSpec):
         return
-    cache_directory(data)
+    cache_directory(data.cache_dir)
     for find, field in ((source_files, "files"), (validation_files, "validation_files")):
         for path in find(data):
             _check_readable(path, f"data.{field}: ")

@@ -213,12 +213,11 @@ class Model:
 
 def tensors(batch: Batch) -> dict[str, torch.Tensor]:
     """A micro-batch's arrays as tensors by field name, on this rank's device."""
-    found = {name: torch.from_numpy(array) for name, array in batch.arrays().items()}
+    # Moved before they are widened: the pixels of an image are a byte each.
+    found = {name: torch.from_numpy(array).to(device()) for name, array in batch.arrays().items()}
     # PyTorch's cross-entropy and indexing take int64 alone; its masks are booleans.
     kept = (torch.bool, torch.complex64, torch.complex128)
     return {
-        name: tensor.to(
-            device(), tensor.dtype if tensor.is_floating_point() or tensor.dtype in kept else torch.int64
-        )
+        name: tensor if tensor.is_floating_point() or tensor.dtype in kept else tensor.long()
         for name, tensor in found.items()
     }

@@ -18,12 +18,14 @@ from tokenizers.pre_tokenizers import BertPreTokenizer
 from transformers import AutoModelForMaskedLM, AutoTokenizer
 
 from hvdtrain.core.checkpoints.model_folder import WEIGHTS_FILE, load_model, save_model
+from hvdtrain.core.data.text import TokenIds
 from hvdtrain.core.data.tokenizer_files import tokenizer_files
 from hvdtrain.core.errors import CheckpointError
 from hvdtrain.core.families import bert
 from hvdtrain.core.families.bert import ModelSpec
 from hvdtrain.core.families.weights import initial_weights
 
+IDS = TokenIds(24, 0, 2, 3, 4, (0, 1, 2, 3, 4))
 VOCABULARY = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"abcdefghijklmno", *(f"##{c}" for c in "abcd")]
 SPEC = ModelSpec(
     vocab_size=len(VOCABULARY),
@@ -58,14 +60,14 @@ def arrays(seed: int = 0, dtype: str = "float32") -> Arrays:
 def save(directory: Path, tokenizer: Path, weights: Arrays) -> None:
     dtype = str(next(iter(weights.values())).dtype)
     config = {**bert.hf_config(SPEC.model_copy(update={"dtype": dtype})), "pad_token_id": 0}
-    save_model(directory, weights, config, tokenizer_files(tokenizer.read_text(), 32))
+    save_model(directory, weights, config, tokenizer_files(tokenizer.read_text(), 32, IDS))
 
 
 def assert_holds(directory: Path, expected: Arrays) -> None:
     found = load_model(directory)
     assert found.keys() == expected.keys()
     for name, array in found.items():
-        assert array.dtype == expected[name].dtype
+        assert (array.dtype, array.shape) == (expected[name].dtype, expected[name].shape)
         np.testing.assert_array_equal(array, expected[name], err_msg=name)
 
 
@@ -114,6 +116,7 @@ def test_an_older_model_is_replaced_as_a_whole(tmp_path: Path, tokenizer: Path) 
 
 def test_arrays_of_any_memory_layout_are_saved_as_they_read(tmp_path: Path, tokenizer: Path) -> None:
     weights = {name: np.asfortranarray(array) for name, array in arrays().items()}
+    weights["without.axes"] = np.array(3, np.int64)
     save(tmp_path / "model", tokenizer, weights)
     assert_holds(tmp_path / "model", weights)
 

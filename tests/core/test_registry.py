@@ -73,7 +73,11 @@ def test_their_sections_are_checked_as_ours() -> None:
             "model.model_type: expected one of .*'bert'.* (found 'brt'); did you mean 'bert'",
         ),
         ("task.type=masked", "task.type: expected one of .*; did you mean 'masked_lm'"),
-        ("task.type=causal_lm", "task.type: model_type bert is trained for 'masked_lm' (found 'causal_lm')"),
+        (
+            "task.type=causal_lm",
+            "task.type: model_type bert is trained for 'masked_lm', 'text_classification' "
+            "(found 'causal_lm')",
+        ),
         ("model.model_type=nowhere.net:Net", "model.model_type: 'nowhere.net:Net' cannot be imported"),
         ("model.model_type=tests.outsider.task:Net", "'tests.outsider.task:Net' cannot be imported: .*Net"),
         ("compression.type=nowhere:Policy", "compression.type: 'nowhere:Policy' cannot be imported"),

@@ -69,6 +69,44 @@ TINY_LLAMA = (
     "model.max_position_embeddings=32",
     *_CAUSAL,
 )
+# A ViT of that size; digits are cached by the test before its ranks start, which have no scikit-learn.
+TINY_VIT = (
+    "model.hidden_size=32",
+    "model.intermediate_size=64",
+    "model.num_hidden_layers=2",
+    "model.num_attention_heads=2",
+    "model.patch_size=4",
+    "model.dtype=float64",
+    "batch.per_device_train_batch_size=1",
+    "batch.global_batch_size=8",
+    "num_train_epochs=null",
+    "schedule.warmup_ratio=null",
+    "schedule.warmup_steps=2",
+    "max_grad_norm=0.5",
+    "logging.tensorboard=false",
+    "evaluation.eval_steps=null",
+    "num_threads=1",
+)
+
+# A BERT with a classifier of that size.
+TINY_CLASSIFIER = (
+    "model.vocab_size=512",
+    "model.hidden_size=32",
+    "model.num_hidden_layers=2",
+    "model.num_attention_heads=2",
+    "model.intermediate_size=64",
+    "model.max_position_embeddings=64",
+    "model.dtype=float64",
+    "data.validation_split=0.05",
+    "batch.per_device_train_batch_size=4",
+    "batch.global_batch_size=16",
+    "schedule.warmup_ratio=null",
+    "schedule.warmup_steps=4",
+    "max_grad_norm=0.5",
+    "logging.tensorboard=false",
+    "evaluation.eval_steps=null",
+    "num_threads=1",
+)
 
 
 def small_corpus(directory: Path) -> list[str]:
@@ -85,12 +123,15 @@ def small_corpus(directory: Path) -> list[str]:
     ]
 
 
-def start_sooner() -> None:
+def start_sooner(kept: tuple[str, ...] = ()) -> None:
     """Called by a rank before it imports a framework: hides what the libraries can do without.
 
-    They import it where it is installed, and no rank of a test uses it; it is a third of TensorFlow's start.
+    They import it where it is installed, and few ranks of tests use it; it is a third of TensorFlow's start.
+
+    Args:
+        kept: what these ranks use.
     """
-    for name in ("sklearn", "scipy", "matplotlib", "kagglehub", "tensorflow_text"):
+    for name in {"sklearn", "scipy", "matplotlib", "kagglehub", "tensorflow_text"}.difference(kept):
         sys.modules[name] = None  # type: ignore[assignment]
 
 

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import json
-import re
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from hvdtrain.core.run.metrics import read_metrics
+from tests.jobs.evaluating import PROGRAM, evaluate
 from tests.jobs.runs import TINY, launch, small_corpus, train_all
-
-PROGRAM = ["-m", "hvdtrain.cli", "evaluate"]
 
 
 @pytest.fixture(scope="module")
@@ -29,15 +25,6 @@ def job(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "checkpointing.save_steps=2",
     ]
     return train_all(root, "torch", 2, {"bert": scenario})["bert"]
-
-
-def evaluate(*arguments: str | Path, np: int = 1) -> dict[str, Any]:
-    done = launch(np, [*PROGRAM, *map(str, arguments), "--json"])
-    assert done.returncode == 0, done.stdout[-3000:]
-    # The launcher says which rank has written a line; libraries have written some as well.
-    text = re.sub(r"^\[\d+,\d+\]<\w+>: ?", "", done.stdout, flags=re.MULTILINE)
-    found: dict[str, Any] = json.loads(text[text.index("{") : text.rindex("}") + 1])
-    return found
 
 
 def test_the_metrics_are_those_that_were_logged(job: Path) -> None:

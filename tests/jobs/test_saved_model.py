@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import csv
 from pathlib import Path
+from pydoc_data.topics import topics
 
+import pyarrow as pa
 import pytest
 import torch
+from pyarrow import parquet
 from transformers import AutoModelForMaskedLM, AutoTokenizer
 
 from hvdtrain.core.data import eval_batches
@@ -23,7 +27,8 @@ SCRIPTS = {"torch": "torch_jobs/train_bert.py", "tensorflow": "tf_jobs/train_ber
 )
 def test_job_script_leaves_a_hugging_face_model(framework: str, wire: str, tmp_path: Path) -> None:
     script = Path(__file__).parents[2] / SCRIPTS[framework]
-    settings = [part for override in SETTINGS for part in ("--set", override)]
+    overrides = [*SETTINGS, *tables(tmp_path)]
+    settings = [part for override in overrides for part in ("--set", override)]
     done = launch(2, [str(script), *settings, "--output-dir", str(tmp_path / "out")], wire)
     assert done.returncode == 0, done.stdout[-3000:]
     assert f"model in {tmp_path / 'out' / 'model'}" in done.stdout
@@ -31,7 +36,8 @@ def test_job_script_leaves_a_hugging_face_model(framework: str, wire: str, tmp_p
     saved = sorted(path.name for path in (tmp_path / "out").iterdir() if path.is_dir())
     assert saved == ["checkpoint-2", "checkpoint-4", "model"]
     logged = read_metrics(tmp_path / "out")[1][-1]["eval_loss"]
-    assert evaluate_with_transformers(tmp_path / "out" / "model") == pytest.approx(logged, rel=1e-5)
+    found = evaluate_with_transformers(tmp_path / "out" / "model", overrides)
+    assert found == pytest.approx(logged, rel=1e-5)
 
     files = {path.name for path in (tmp_path / "out" / "model").iterdir()}
     assert files == {
@@ -46,8 +52,22 @@ def test_job_script_leaves_a_hugging_face_model(framework: str, wire: str, tmp_p
     )
 
 
-def evaluate_with_transformers(directory: Path) -> float:
-    spec = load_spec("bert", SETTINGS)
+def tables(folder: Path) -> list[str]:
+    """Overrides for a table to train on and a table to evaluate on."""
+    texts = [topics[name] for name in sorted(topics)]
+    with (folder / "docs.csv").open("w", newline="") as file:
+        csv.writer(file).writerows([("id", "topic"), *enumerate(texts[:40])])
+    parquet.write_table(pa.table({"topic": texts[40:44]}), folder / "held_out.parquet")
+    return [
+        "data.corpus=null",
+        f"data.files=[{folder}/docs.csv]",
+        f"data.validation_files=[{folder}/held_out.parquet]",
+        "data.text_field=topic",
+    ]
+
+
+def evaluate_with_transformers(directory: Path, overrides: list[str]) -> float:
+    spec = load_spec("bert", overrides)
     dataset = prepare_data(spec, print)
     model = AutoModelForMaskedLM.from_pretrained(directory).eval()
     loss, count = 0.0, 0

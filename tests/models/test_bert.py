@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
 import numpy as np
 import pytest
 import tensorflow as tf
 import torch
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import BertConfig, BertForMaskedLM
+from transformers import BertConfig, BertForMaskedLM, BertForSequenceClassification
 
 from hvdtrain.core.data import Batch
 from hvdtrain.core.families import bert, family_of
 from hvdtrain.core.families.bert import ModelSpec
+from hvdtrain.core.families.bert_in_keras import keras_paths
 from hvdtrain.core.families.weights import initial_weights
+from hvdtrain.core.tasks import text_classification
 from hvdtrain.tensorflow import model as tensorflow_model
 from hvdtrain.torch import model as torch_model
 from tests.models.support import as_hugging_face, bytes_saved, far_from_initial
@@ -31,11 +37,14 @@ SMALL = ModelSpec(
     layer_norm_eps=1e-5,
     dtype="float64",
 )
+CLASSIFIER = SMALL.model_copy(update={"num_labels": 5})
+HEADS = pytest.mark.parametrize("model", [SMALL, CLASSIFIER], ids=["masked_lm", "classifier"])
 
 
-def hugging_face(model: ModelSpec) -> BertForMaskedLM:
+def hugging_face(model: ModelSpec) -> BertForMaskedLM | BertForSequenceClassification:
     """What Transformers builds from the `config.json` of a saved model."""
-    return BertForMaskedLM(BertConfig(**bert.hf_config(model))).eval()
+    kind = BertForMaskedLM if model.num_labels is None else BertForSequenceClassification
+    return kind(BertConfig(**bert.hf_config(model))).eval()
 
 
 def ragged_batch(model: ModelSpec) -> Batch:
@@ -59,9 +68,34 @@ def ragged_batch(model: ModelSpec) -> Batch:
     return Batch(inputs | {"masked_positions": positions}, labels, weights, weights.sum(), counts)
 
 
-def test_names_and_shapes_are_those_of_transformers() -> None:
-    theirs = {name: tuple(p.shape) for name, p in hugging_face(SMALL).named_parameters()}
-    assert {w.name: w.shape for w in bert.weights(SMALL)} == theirs
+def labelled_batch(model: ModelSpec) -> Batch:
+    """The same four rows with a class each; the last has weight 0."""
+    found = ragged_batch(model)
+    inputs = {name: array for name, array in found.inputs.items() if name != "masked_positions"}
+    targets = np.array([[3], [0], [4], [0]], np.int32)
+    return Batch(inputs, targets, np.array([[1.0], [1.0], [1.0], [0.0]]), 3.0, found.counts)
+
+
+@HEADS
+def test_names_and_shapes_are_those_of_transformers(model: ModelSpec) -> None:
+    theirs = {name: tuple(p.shape) for name, p in hugging_face(model).named_parameters()}
+    assert {w.name: w.shape for w in bert.weights(model)} == theirs
+
+
+def test_a_classifiers_weights_come_in_the_order_of_the_forward_pass() -> None:
+    theirs = [name for name, _ in hugging_face(CLASSIFIER).named_parameters()]
+    assert [w.name for w in bert.weights(CLASSIFIER)] == theirs
+    # A pooler is trained, or written beside what is trained, and never both.
+    names = [{w.name for w in weights(CLASSIFIER)} for weights in (bert.weights, bert.untrained)]
+    assert not names[0] & names[1]
+    assert {w.name for w in bert.untrained(SMALL)} <= names[0]
+
+
+def test_only_tokens_that_were_met_have_a_gradient_in_a_classifier() -> None:
+    lookups = {
+        model.num_labels: [w.name for w in bert.weights(model) if w.lookup] for model in (SMALL, CLASSIFIER)
+    }
+    assert lookups == {None: [], 5: ["bert.embeddings.word_embeddings.weight"]}
 
 
 def test_weights_come_in_the_order_of_the_forward_pass() -> None:
@@ -95,14 +129,16 @@ def test_the_family_of_a_spec_is_found() -> None:
     assert family_of(SMALL) is bert
 
 
-def test_the_table_covers_every_weight_of_keras_hub_but_the_pooler_once() -> None:
-    model = tensorflow_model.Model(SMALL, bert.weights(SMALL))
-    every = {v.path for v in [*model.network._backbone.variables, *model.network._head.variables]}
-    paths = bert.keras_paths(SMALL)
+@HEADS
+def test_the_table_covers_every_weight_of_keras_hub_but_an_unused_pooler_once(model: ModelSpec) -> None:
+    network = tensorflow_model.Model(model, bert.weights(model)).network
+    every = {v.path for v in [*network._backbone.variables, *network._head.variables]}
+    paths = keras_paths(model)
     used = [path for parts in paths.values() for path in parts]
     assert len(set(used)) == len(used)
-    assert paths.keys() == {w.name for w in bert.weights(SMALL)}
-    assert every - set(used) == {"pooled_dense/kernel", "pooled_dense/bias"}
+    assert paths.keys() == {w.name for w in bert.weights(model)}
+    unused = set() if model.num_labels else {"pooled_dense/kernel", "pooled_dense/bias"}
+    assert every - set(used) == unused
     assert set(used) <= every
 
 
@@ -148,10 +184,26 @@ def test_both_frameworks_compute_the_loss_of_transformers(activation: str, train
     assert tensorflow_loss == pytest.approx(torch_loss, rel=1e-13)
 
 
-@pytest.mark.parametrize("activation", ["gelu", "gelu_new"])
-def test_both_frameworks_compute_the_same_gradients(activation: str) -> None:
-    spec = SMALL.model_copy(update={"hidden_act": activation})
-    arrays, batch, table = far_from_initial(bert.weights(spec)), ragged_batch(spec), bert.weights(spec)
+def test_both_frameworks_compute_the_logits_of_transformers() -> None:
+    arrays, batch, table = (
+        far_from_initial(bert.weights(CLASSIFIER)),
+        labelled_batch(CLASSIFIER),
+        bert.weights(CLASSIFIER),
+    )
+    oracle = hugging_face(CLASSIFIER).double()
+    oracle.load_state_dict({n: torch.from_numpy(a) for n, a in arrays.items()})
+    with torch.no_grad():
+        expected = oracle(**{n: torch.from_numpy(a).long() for n, a in batch.inputs.items()}).logits.numpy()
+    for adapter in (torch_model, tensorflow_model):
+        model = adapter.Model(CLASSIFIER, table)
+        model.write(arrays)
+        found = np.asarray(model.predict(adapter.tensors(batch)))
+        # The last row has no token that Transformers would look at.
+        np.testing.assert_allclose(found[:3], expected[:3], rtol=0, atol=1e-13 * np.abs(expected).max())
+
+
+def check_equal_gradients(spec: ModelSpec, batch: Batch) -> None:
+    arrays, table = far_from_initial(bert.weights(spec)), bert.weights(spec)
     ours, theirs = torch_model.Model(spec, table), tensorflow_model.Model(spec, table)
     ours.write(arrays)
     theirs.write(arrays)
@@ -168,6 +220,57 @@ def test_both_frameworks_compute_the_same_gradients(activation: str) -> None:
         )
 
 
+@pytest.mark.parametrize("activation", ["gelu", "gelu_new"])
+def test_both_frameworks_compute_the_same_gradients(activation: str) -> None:
+    spec = SMALL.model_copy(update={"hidden_act": activation})
+    check_equal_gradients(spec, ragged_batch(spec))
+
+
+def test_both_frameworks_compute_the_same_gradients_of_a_classifier() -> None:
+    check_equal_gradients(CLASSIFIER, labelled_batch(CLASSIFIER))
+
+
+def test_padding_changes_nothing(tmp_path: Path) -> None:
+    data = text_classification.DataSpec(corpus="python-docs", max_seq_length=64, cache_dir=str(tmp_path))
+    spec = CLASSIFIER.model_copy(update={"num_labels": 8, "vocab_size": 512, "max_position_embeddings": 64})
+    split: Any = text_classification.prepare(spec, data, text_classification.TaskSpec(), 0, print).train
+    shortest = np.argsort(split.costs, kind="stable")
+    table, arrays = bert.weights(spec), far_from_initial(bert.weights(spec))
+    for rows in (shortest[:3], shortest[200:203]):
+        narrow = split.collate(rows, 0, 4)
+        width = narrow.inputs["input_ids"].shape[1]
+        assert width < 64
+        # [PAD] is 0, and rows beyond the data have an attention mask of ones.
+        inputs = {name: np.pad(array, ((0, 0), (0, 64 - width))) for name, array in narrow.inputs.items()}
+        inputs["attention_mask"][3:] = 1
+        whole = replace(narrow, inputs=inputs)
+        for adapter in (torch_model, tensorflow_model):
+            model = adapter.Model(spec, table)
+            model.write(arrays)
+            with torch.no_grad():
+                losses = [float(model.loss_sum(adapter.tensors(b), training=True)) for b in (narrow, whole)]
+            assert losses[0] == pytest.approx(losses[1], rel=1e-12)
+
+
+def test_dropout_of_the_classifier_is_its_own_in_both_frameworks() -> None:
+    for rate in (0.5, None):
+        spec = CLASSIFIER.model_copy(update={"classifier_dropout": rate})
+        arrays, batch = far_from_initial(bert.weights(spec)), labelled_batch(spec)
+        for adapter in (torch_model, tensorflow_model):
+            model = adapter.Model(spec, bert.weights(spec))
+            model.write(arrays)
+            tensors = adapter.tensors(batch)
+            with torch.no_grad():
+                features = [np.asarray(model.network.features(tensors, training=t)) for t in (True, False)]
+            assert features[0].shape == (4, 1, spec.hidden_size)
+            dropped = (features[0] == 0.0).mean()
+            assert (0.3 < dropped < 0.7) if rate else dropped == 0.0
+            kept = features[0] != 0.0
+            np.testing.assert_allclose(
+                features[0][kept] * (1.0 - (rate or 0.0)), features[1][kept], rtol=1e-12
+            )
+
+
 SHAPES = {
     "deep": {"hidden_size": 128, "num_hidden_layers": 4, "num_attention_heads": 4, "intermediate_size": 512},
     "untied, dropout": {
@@ -177,7 +280,27 @@ SHAPES = {
         "hidden_dropout_prob": 0.1,
         "attention_probs_dropout_prob": 0.1,
     },
+    "classifier": {"hidden_size": 96, "num_hidden_layers": 1, "intermediate_size": 500, "num_labels": 7},
+    "classifier, dropout": {
+        "hidden_size": 96,
+        "intermediate_size": 96,
+        "num_labels": 300,
+        "hidden_dropout_prob": 0.1,
+        "attention_probs_dropout_prob": 0.1,
+        "classifier_dropout": 0.3,
+    },
 }
+
+
+def uniform_batch(model: ModelSpec, rows: int, length: int) -> tuple[Batch, int]:
+    """Rows of whole length, and how many predictions each has: for masked LM 9."""
+    random, predictions = np.random.default_rng(0), 1 if model.num_labels else 9
+    ids = random.integers(5, 64, (rows, length), dtype=np.int32)
+    inputs = {"input_ids": ids, "attention_mask": ids * 0 + 1, "token_type_ids": ids * 0}
+    targets = random.integers(0, 7, (rows, predictions), dtype=np.int32)
+    if not model.num_labels:
+        inputs["masked_positions"] = random.integers(5, 64, targets.shape, dtype=np.int32)
+    return Batch(inputs, targets, targets * 0 + 1.0, 1.0, {}), predictions
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -187,14 +310,8 @@ def test_activations_are_what_autograd_saves(shape: str, compute: str, itemsize:
         **SMALL.model_dump() | SHAPES[shape] | {"dtype": "float32", "max_position_embeddings": 64}
     )
     model = torch_model.Model(spec, bert.weights(spec), compute)
-    rows, length, predictions = 4, 64, 9
-    random = np.random.default_rng(0)
-    ids, positions, labels = (
-        random.integers(5, 64, shape, dtype=np.int32)
-        for shape in ((rows, length), (rows, predictions), (rows, predictions))
-    )
-    inputs = {"input_ids": ids, "attention_mask": ids * 0 + 1, "token_type_ids": ids * 0}
-    batch = Batch(inputs | {"masked_positions": positions}, labels, labels * 1.0, 1.0, {})
+    rows, length = 4, 64
+    batch, predictions = uniform_batch(spec, rows, length)
     tensors = torch_model.tensors(batch)
     own = (*model.network._module.parameters(), *tensors.values())
     saved = bytes_saved(lambda: model.loss_sum(tensors, training=True), own)
@@ -206,10 +323,8 @@ def test_activations_are_what_autograd_saves(shape: str, compute: str, itemsize:
 @pytest.mark.parametrize("shape", SHAPES)
 def test_flops_are_what_pytorch_counts(shape: str) -> None:
     spec = ModelSpec(**SMALL.model_dump() | SHAPES[shape] | {"max_position_embeddings": 64})
-    model, rows, length, predictions = torch_model.Model(spec, bert.weights(spec)), 2, 64, 9
-    ids, places = np.full((rows, length), 5, np.int32), np.zeros((rows, predictions), np.int32)
-    inputs = {"input_ids": ids, "attention_mask": ids * 0 + 1, "token_type_ids": ids * 0}
-    batch = Batch(inputs | {"masked_positions": places}, places, places + 1.0, 1.0, {})
+    model, rows, length = torch_model.Model(spec, bert.weights(spec)), 2, 64
+    batch, predictions = uniform_batch(spec, rows, length)
     with FlopCounterMode(display=False) as counter:
         model.loss_sum(torch_model.tensors(batch), training=True).backward()
     predicted = rows * bert.flops(spec, length, predictions)
@@ -218,17 +333,18 @@ def test_flops_are_what_pytorch_counts(shape: str) -> None:
 
 @pytest.mark.parametrize("compute", ["bfloat16", "float16"])
 @pytest.mark.parametrize("dropout", [0.0, 0.1])
-@pytest.mark.parametrize("tied", [True, False])
-def test_products_alone_are_computed_in_16_bits(compute: str, dropout: float, tied: bool) -> None:
+@pytest.mark.parametrize("head", ["tied", "untied", "classifier"])
+def test_products_alone_are_computed_in_16_bits(compute: str, dropout: float, head: str) -> None:
     spec = SMALL.model_copy(
         update={
             "dtype": "float32",
             "hidden_dropout_prob": dropout,
             "attention_probs_dropout_prob": dropout,
-            "tie_word_embeddings": tied,
+            "tie_word_embeddings": head == "tied",
+            "num_labels": 5 if head == "classifier" else None,
         }
     )
-    table, batch = bert.weights(spec), ragged_batch(spec)
+    table, batch = bert.weights(spec), (labelled_batch if spec.num_labels else ragged_batch)(spec)
     arrays = {n: (0.3 * a).astype(np.float32) for n, a in far_from_initial(bert.weights(spec)).items()}
     exact, ours = torch_model.Model(spec, table), torch_model.Model(spec, table, compute)
     theirs = tensorflow_model.Model(spec, table, compute)

@@ -8,13 +8,15 @@ from pathlib import Path
 
 import pytest
 import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from typer.testing import CliRunner, Result
 
 from hvdtrain.cli import app
 from hvdtrain.core.checkpoints.model_folder import load_model, save_model
 from hvdtrain.core.checkpoints.saved_models import read_model
-from hvdtrain.core.data.byte_level_bpe import END_OF_TEXT, ByteLevelBPE, bpe_files
+from hvdtrain.core.data.byte_level_bpe import ByteLevelBPE, bpe_files
+from hvdtrain.core.data.special_tokens import END_OF_TEXT
 from hvdtrain.core.errors import CheckpointError, DataError
 from hvdtrain.core.families import bert, family_of, gpt2, llama
 from hvdtrain.core.families.rope import RopeParameters
@@ -47,13 +49,16 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def save(folder: Path, model: ModelSection = MODEL) -> None:
+TEXTS = ["the words of the page, and the page of words"] * 3
+
+
+def save(folder: Path, model: ModelSection = MODEL, tokenizer: Tokenizer | None = None) -> None:
     family = family_of(model)
-    tokenizer = ByteLevelBPE().train(lambda: ["the words of the page, and the page of words"] * 3, 300)
-    end = tokenizer.token_to_id(END_OF_TEXT)
+    tokenizer = tokenizer or ByteLevelBPE().train(lambda: TEXTS, 300)
+    ids = ByteLevelBPE().token_ids(tokenizer, 300, "it")
     arrays = {n: a.astype("float32") for n, a in far_from_initial(family.weights(model)).items()}
-    config = {**family.hf_config(model), "bos_token_id": end, "eos_token_id": end}
-    save_model(folder, arrays, config, bpe_files(tokenizer.to_str(), most_positions(model) or 0))
+    config = {**family.hf_config(model), "bos_token_id": ids.cls, "eos_token_id": ids.sep}
+    save_model(folder, arrays, config, bpe_files(tokenizer.to_str(), most_positions(model) or 0, ids))
 
 
 def generate(*arguments: str | Path) -> Result:
@@ -83,6 +88,27 @@ def test_the_greedy_text_is_that_of_transformers(
     assert done.stdout == expected + "\n"
     assert done.stdout.startswith(PROMPT)
     assert len(expected) > len(PROMPT)
+
+
+def test_a_prompt_begins_as_documents_did_in_training(tmp_path: Path) -> None:
+    """Llama's kind of tokenizer: `<s>` before a text, and nothing behind it."""
+    made = Tokenizer(models.BPE())
+    made.pre_tokenizer, made.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    made.train_from_iterator(
+        TEXTS,
+        trainers.BpeTrainer(
+            vocab_size=300,
+            special_tokens=["<s>", "</s>"],
+            initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+            show_progress=False,
+        ),
+    )
+    made.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 0)])
+    save(tmp_path / "model", tokenizer=made)
+    for prompt in (PROMPT, ""):
+        done = generate(tmp_path, prompt, "--framework", "torch", "--max-new-tokens", "8")
+        assert done.exit_code == 0, done.output
+        assert done.stdout == by_transformers(tmp_path / "model", prompt, 8) + "\n"
 
 
 def test_a_sampled_text_is_the_same_in_both_frameworks(saved: Path) -> None:

@@ -12,15 +12,28 @@ import keras_hub
 import numpy as np
 import pytest
 import torch
+from safetensors import safe_open
 from tokenizers import Tokenizer
-from transformers import AutoModelForMaskedLM, AutoTokenizer, BertModel, BertTokenizer
+from transformers import (
+    AutoModelForMaskedLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    BertModel,
+    BertTokenizer,
+)
 
 from hvdtrain.core.checkpoints.model_folder import UNTRAINED_FILE, load_model, save_model
-from hvdtrain.core.data.tokenizer import encoder, train_tokenizer
+from hvdtrain.core.data import Batch
+from hvdtrain.core.data.labels import Labels
+from hvdtrain.core.data.text import TokenIds
+from hvdtrain.core.data.tokenizer import encoder, token_ids, train_tokenizer
 from hvdtrain.core.data.tokenizer_files import tokenizer_files
 from hvdtrain.core.families import bert
 from hvdtrain.core.families.bert import ModelSpec
 from hvdtrain.core.families.weights import initial_weights
+from hvdtrain.tensorflow import model as tensorflow_model
+from hvdtrain.torch import model as torch_model
+from tests.models.support import far_from_initial
 
 TEXTS = [
     "Café, naïve Ünïcode! Škoda (don't) [stop]; $5.00 ~x~ “quotes” — a_b <c>",
@@ -46,7 +59,7 @@ def save(directory: Path, tokenizer: Tokenizer) -> str:
         initial_weights(weights(SPEC), 1, "float32") for weights in (bert.weights, bert.untrained)
     )
     config = {**bert.hf_config(SPEC), "pad_token_id": 0}
-    files = tokenizer_files(tokenizer.to_str(pretty=True), 64)
+    files = tokenizer_files(tokenizer.to_str(pretty=True), 64, token_ids(tokenizer, SPEC.vocab_size, "it"))
     save_model(directory / "model", arrays, config, files, untrained=untrained)
     return str(directory / "model")
 
@@ -113,11 +126,78 @@ def test_tasks_of_keras_hub_take_text(tmp_path: Path) -> None:
     )
 
 
+CLASSIFIER = SPEC.model_copy(update={"num_labels": 3, "dtype": "float64"})
+
+
+def save_classifier(folder: Path, arrays: dict[str, np.ndarray]) -> Path:
+    """A classifier with its classes' names and a tokenizer, as a job saves it."""
+    tokenizer = train_tokenizer(lambda: TEXTS * 2, SPEC.vocab_size)
+    config = {**bert.hf_config(CLASSIFIER), **Labels(("no", "maybe", "yes")).config}
+    ids = token_ids(tokenizer, SPEC.vocab_size, "the tokenizer")
+    save_model(folder, arrays, config, tokenizer_files(tokenizer.to_str(pretty=True), 64, ids))
+    return folder
+
+
+def inputs() -> dict[str, np.ndarray]:
+    ids, mask = np.random.default_rng(0).integers(5, 420, (3, 20)), np.ones((3, 20), int)
+    mask[1, 12:] = 0
+    return {"token_ids": ids, "segment_ids": (np.arange(20) > 7) * mask, "padding_mask": mask}
+
+
+def test_a_classifier_opens_in_transformers_with_equal_logits(tmp_path: Path) -> None:
+    folder = save_classifier(tmp_path / "model", far_from_initial(bert.weights(CLASSIFIER)))
+    model, told = AutoModelForSequenceClassification.from_pretrained(
+        folder, output_loading_info=True, dtype=torch.float64
+    )
+    assert not any(told.values()), told
+    assert model.config.id2label == {0: "no", 1: "maybe", 2: "yes"}
+    batch = [torch.from_numpy(array) for array in inputs().values()]
+    with torch.no_grad():
+        expected = model.eval()(batch[0], batch[2], token_type_ids=batch[1]).logits.numpy()
+    for adapter in (torch_model, tensorflow_model):
+        ours = adapter.Model(CLASSIFIER, bert.weights(CLASSIFIER))
+        ours.write(load_model(folder))
+        names = ("input_ids", "token_type_ids", "attention_mask")
+        told_ = {name: array.astype(np.int32) for name, array in zip(names, inputs().values(), strict=True)}
+        rows = Batch(told_, np.zeros((3, 1), np.int32), np.ones((3, 1)), 3.0, {})
+        with torch.no_grad():
+            found = np.asarray(ours.predict(adapter.tensors(rows)))
+        np.testing.assert_allclose(found, expected, rtol=0, atol=1e-13 * np.abs(expected).max())
+
+
+def test_a_classifier_opens_in_keras_hub_with_its_head_in_three_lines(tmp_path: Path) -> None:
+    folder = str(save_classifier(tmp_path / "model", far_from_initial(bert.weights(CLASSIFIER))))
+    # As docs/text-classification.md has it: KerasHub reads the encoder and the pooler, and draws the head.
+    classifier = keras_hub.models.BertTextClassifier.from_preset(folder, num_classes=3, dtype="float64")
+    with safe_open(f"{folder}/model.safetensors", "np") as weights:
+        kernel, bias = weights.get_tensor("classifier.weight").T, weights.get_tensor("classifier.bias")
+    classifier.output_dense.set_weights([kernel, bias])
+
+    model = AutoModelForSequenceClassification.from_pretrained(folder, dtype=torch.float64)
+    batch = [torch.from_numpy(array) for array in inputs().values()]
+    with torch.no_grad():
+        expected = model.eval()(batch[0], batch[2], token_type_ids=batch[1]).logits.numpy()
+    # KerasHub rounds constants of its GELU and of attention's scale to float32.
+    np.testing.assert_allclose(classifier(inputs()), expected, rtol=0, atol=1e-6 * np.abs(expected).max())
+    assert classifier.preprocessor.sequence_length == 64
+
+
+def test_weights_are_the_same_bits_from_framework_to_framework(tmp_path: Path) -> None:
+    arrays = far_from_initial(bert.weights(CLASSIFIER))
+    folders = [save_classifier(tmp_path / "0", arrays)]
+    for adapter in (torch_model, tensorflow_model, torch_model):
+        model = adapter.Model(CLASSIFIER, bert.weights(CLASSIFIER))
+        model.write(load_model(folders[-1]))
+        folders.append(save_classifier(tmp_path / str(len(folders)), model.read()))
+    first, *others = [(folder / "model.safetensors").read_bytes() for folder in folders]
+    assert others == [first] * 3
+
+
 def vocabulary(tokens: dict[str, int], model: str = "WordPiece") -> list[str] | None:
     found = json.loads(train_tokenizer(lambda: TEXTS, 100).to_str())
     found["model"] |= {"type": model, "vocab": tokens}
     found["added_tokens"] = [{"content": "[NEW]", "id": 5}]
-    files = tokenizer_files(json.dumps(found), 64)
+    files = tokenizer_files(json.dumps(found), 64, TokenIds(6, 5, 5, 5, 5, (5,)))
     config = json.loads(files["tokenizer_config.json"])
     assert ("vocab.txt" in files) == ("sentence_bert_config.json" in files)
     assert (config.get("do_lower_case") is True) == (model == "WordPiece")

@@ -140,7 +140,8 @@ def _sync(path: Path) -> None:
 
 def _write_weights(into: Path, files: Mapping[str, Mapping[str, np.ndarray]]) -> None:
     for name, arrays in files.items():
-        contiguous = {weight: np.ascontiguousarray(array) for weight, array in arrays.items()}
+        # NumPy's ascontiguousarray would give an axis to an array that has none.
+        contiguous = {weight: np.asarray(array, order="C") for weight, array in arrays.items()}
         save_file(contiguous, into / name, metadata={"format": "pt"})
     if len(files) > 1:
         size = sum(array.nbytes for arrays in files.values() for array in arrays.values())

@@ -22,7 +22,7 @@ _PICKLES = ("pytorch_model.bin", "pytorch_model.bin.index.json")
 
 
 def read_pretrained(
-    folder: Path, weights: Sequence[Weight], heads: Sequence[str], dtype: str
+    folder: Path, weights: Sequence[Weight], heads: Sequence[str], dtype: str, *, other_head: bool = False
 ) -> dict[str, np.ndarray]:
     """Read the weights of a model that Transformers, KerasHub's exporter or a job has saved.
 
@@ -31,9 +31,11 @@ def read_pretrained(
         weights: the family's.
         heads: beginnings of the names of weights that a model without a head does not have.
         dtype: NumPy's name; of the returned arrays.
+        other_head: whether the folder's head is known to have other shapes.
 
     Returns:
-        Arrays by name in the Hugging Face layout; those of a head that is not there are left out.
+        Arrays by name in the Hugging Face layout; those of a head that is not there, or is such another, are
+        left out.
 
     Raises:
         CheckpointError: a file is missing or damaged, or a weight is missing or of another shape.
@@ -50,6 +52,8 @@ def read_pretrained(
                     continue
                 array = held[name].get_tensor(name)
                 if array.shape != weight.shape:
+                    if other_head and weight.name.startswith(tuple(heads)):
+                        continue
                     raise CheckpointError(
                         f"model.init_from {folder}: {name} has shape {array.shape}, and the model's "
                         f"{weight.name} {weight.shape}: config.json and the weights are of two models"

@@ -14,7 +14,7 @@ from pydantic import ValidationError
 from hvdtrain.core.checkpoints.model_folder import WEIGHTS_FILE, load_model
 from hvdtrain.core.data.tokenizer import tokenizer_from
 from hvdtrain.core.errors import CheckpointError, SpecError
-from hvdtrain.core.families import family_of
+from hvdtrain.core.families import FAMILIES, family_of
 from hvdtrain.core.families.weights import Weight
 from hvdtrain.core.spec.job_spec import spec_class
 from hvdtrain.core.spec.problems import problems
@@ -97,12 +97,13 @@ def read_model(directory: Path) -> ModelSection:
         raise CheckpointError(f"{path}: not JSON: {error}") from None
     if not isinstance(config, dict) or not isinstance(config.get("model_type"), str):
         raise CheckpointError(f"{path}: has no model_type; is this a model that a job has saved?")
-    # Neither changes what is computed.
-    fields = {n: v for n, v in config.items() if n != "architectures" and not n.endswith("_token_id")}
     try:
         kind: Any = spec_class(config["model_type"]).model_fields["model"].annotation
+        config = getattr(FAMILIES.find(config["model_type"]), "current_config", dict)(config)
     except SpecError as error:
         raise CheckpointError(f"{path}: {error}") from None
+    # Neither changes what is computed.
+    fields = {n: v for n, v in config.items() if n != "architectures" and not n.endswith("_token_id")}
     try:
         found: ModelSection = kind.model_validate_json(json.dumps(fields), strict=True)
     except ValidationError as error:

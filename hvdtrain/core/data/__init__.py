@@ -12,7 +12,8 @@ from hvdtrain.core.data.batches import (
     eval_rounds,
     train_windows,
 )
-from hvdtrain.core.data.cache import cache_directory, prepare
+from hvdtrain.core.data.building import cache_directory
+from hvdtrain.core.data.cache import prepare
 from hvdtrain.core.data.corpus import Corpus, Sequences
 from hvdtrain.core.data.masking import max_predictions
 from hvdtrain.core.data.order import (

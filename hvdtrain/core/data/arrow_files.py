@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -31,6 +32,7 @@ def arrow_records(path: Path, fields: Mapping[str, str], digest: str | None) -> 
         for batch in batches(list(fields)):
             for start in range(0, batch.num_rows, _ROWS):
                 part = batch.slice(start, _ROWS)
+                _check(part, path, row)
                 columns = [_values(part, name, names[name], path, row) for name in fields]
                 for values in zip(*columns, strict=True):
                     yield f"{path}: row {row}", dict(zip(fields, values, strict=True))
@@ -46,6 +48,7 @@ def arrow_class_names(path: Path, field: str) -> tuple[str, ...] | None:
         return _class_names(path, schema, field)
 
 
+Values = list[Any]
 Batches = Callable[[list[str]], "Iterator[RecordBatch]"]
 
 
@@ -59,8 +62,8 @@ def _open(path: Path) -> Iterator[tuple[Schema, Batches]]:
     try:
         with pa.OSFile(str(path)) as file:
             if path.suffix == ".parquet":
-                # With a buffer, a row group is read piece by piece, whatever its size.
-                found = parquet.ParquetFile(file, buffer_size=_READ_BYTES)
+                # So a row group is read piece by piece, whatever its size.
+                found = parquet.ParquetFile(file, buffer_size=_READ_BYTES, pre_buffer=False)
                 yield (
                     found.schema_arrow,
                     lambda names: found.iter_batches(_ROWS, columns=names, use_threads=False),
@@ -71,9 +74,9 @@ def _open(path: Path) -> Iterator[tuple[Schema, Batches]]:
     except OSError as error:
         # Arrow's errors about what a file holds may be of this class, too, without a number.
         if error.errno:
-            raise unreadable(path, error) from None
+            raise unreadable(path, OSError(error.errno, os.strerror(error.errno))) from None
         raise _damaged(path, kind, error) from None
-    except pa.ArrowException as error:
+    except (pa.ArrowException, UnicodeDecodeError) as error:
         raise _damaged(path, kind, error) from None
 
 
@@ -92,13 +95,21 @@ def _damaged(path: Path, kind: str, error: Exception) -> DataError:
     return DataError(f"{path}: not {kind}, or damaged: {told}{advice}")
 
 
-def _values(
-    batch: RecordBatch, name: str, names: tuple[str, ...] | None, path: Path, first: int
-) -> list[Any]:
-    column = batch.column(name)
+def _check(batch: RecordBatch, path: Path, first: int) -> None:
+    """Whether what a batch says of itself is true: reading bytes that are not there would end the process."""
+    import pyarrow as pa
+
     try:
-        values: list[Any] = column.to_pylist()
-    except UnicodeDecodeError:
+        batch.validate(full=True)
+    except pa.ArrowInvalid as error:
+        if "UTF8" not in str(error):
+            raise
+        _find_bytes(batch, path, first)
+        raise
+
+
+def _find_bytes(batch: RecordBatch, path: Path, first: int) -> None:
+    for name, column in zip(batch.schema.names, batch.columns, strict=True):
         for number, value in enumerate(column):
             try:
                 value.as_py()
@@ -107,15 +118,16 @@ def _values(
                     f"{path}: row {first + number}: column {name!r} is not UTF-8: {error.reason} at byte "
                     f"{error.start}; write the file again as UTF-8"
                 ) from None
-        raise
-    return (
-        values
-        if names is None
-        else [
-            _name(value, names, f"{path}: row {first + number}: column {name!r}")
-            for number, value in enumerate(values)
-        ]
-    )
+
+
+def _values(batch: RecordBatch, name: str, names: tuple[str, ...] | None, path: Path, first: int) -> Values:
+    values: Values = batch.column(name).to_pylist()
+    if names is None:
+        return values
+    return [
+        _name(value, names, f"{path}: row {first + number}: column {name!r}")
+        for number, value in enumerate(values)
+    ]
 
 
 def _name(number: Any, names: tuple[str, ...], where: str) -> str | None:
@@ -131,9 +143,11 @@ def _class_names(path: Path, schema: Schema, field: str) -> tuple[str, ...] | No
     """From the file's own metadata, or the `dataset_info.json` beside it where there is none."""
     written = (schema.metadata or {}).get(b"huggingface")
     beside = path.parent / "dataset_info.json"
-    found = [_names_in(json.loads(written).get("info"), field)] if written else []
+    found = []
+    if written:
+        found.append(_names_in(_parsed(written, f"{path}: its metadata under 'huggingface'"), field))
     if path.suffix == ".arrow" and beside.exists():
-        found.append(_names_in(_read_info(beside), field))
+        found.append(_names_in({"info": _parsed(_read(beside), f"{beside}")}, field))
     if len(set(found)) > 1:
         raise DataError(
             f"{path}: the classes of {field!r} are {found[0]} in the file and {found[1]} in {beside}: save "
@@ -142,17 +156,24 @@ def _class_names(path: Path, schema: Schema, field: str) -> tuple[str, ...] | No
     return found[0] if found else None
 
 
-def _names_in(info: Any, field: str) -> tuple[str, ...] | None:
-    feature = ((info or {}).get("features") or {}).get(field) or {}
-    if not isinstance(feature, dict) or feature.get("_type") != "ClassLabel":
+def _names_in(found: Any, field: str) -> tuple[str, ...] | None:
+    for key in ("info", "features", field):
+        found = found.get(key) if isinstance(found, dict) else None
+    if not isinstance(found, dict) or found.get("_type") != "ClassLabel":
         return None
-    return tuple(feature.get("names") or ()) or None
+    names = found.get("names")
+    return tuple(map(str, names)) if isinstance(names, list) and names else None
 
 
-def _read_info(path: Path) -> Any:
+def _read(path: Path) -> bytes:
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return path.read_bytes()
     except OSError as error:
         raise unreadable(path, error) from None
+
+
+def _parsed(content: bytes, what: str) -> Any:
+    try:
+        return json.loads(content)
     except ValueError as error:
-        raise DataError(f"{path}: not JSON: {error}") from None
+        raise DataError(f"{what}: not JSON: {error}") from None

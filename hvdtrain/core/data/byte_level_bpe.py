@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -11,14 +11,21 @@ import numpy as np
 
 from hvdtrain.core.data.packing import Tokens
 from hvdtrain.core.data.sources import pieces
+from hvdtrain.core.data.special_tokens import (
+    END_OF_TEXT,
+    begins_a_text,
+    find_special_tokens,
+    tokenizer_size,
+    unknown_token,
+)
 from hvdtrain.core.data.text import TokenIds
 from hvdtrain.core.data.tokenizer import PIECE_CHARS
+from hvdtrain.core.data.tokenizer_files import tokens_by_id
 from hvdtrain.core.errors import DataError
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
-END_OF_TEXT = "<|endoftext|>"
 # One for each byte, and the special one.
 SMALLEST = 257
 
@@ -59,18 +66,23 @@ class ByteLevelBPE:
         tokenizer.train_from_iterator(texts, trainer)
         return tokenizer
 
-    def token_ids(self, tokenizer: Tokenizer, vocab_size: int, where: str) -> TokenIds:
-        """As `Scheme.token_ids`; the special token stands for padding and all else."""
-        vocabulary = tokenizer.get_vocab(with_added_tokens=True)
-        if END_OF_TEXT not in vocabulary:
-            raise DataError(f"{where} lacks {END_OF_TEXT}, which causal_lm puts behind each document")
-        size = max(vocabulary.values()) + 1
-        if size > vocab_size:
+    def token_ids(
+        self, tokenizer: Tokenizer, vocab_size: int, where: str, beside: Mapping[str, str] | None = None
+    ) -> TokenIds:
+        """As `Scheme.token_ids`; the token that ends a document stands for padding and all else.
+
+        `cls` is another one where the tokenizer's own post-processor puts one before a text.
+        """
+        end = find_special_tokens(tokenizer, beside or {}, ["eos"], where).get("eos")
+        if end is None:
             raise DataError(
-                f"{where} has {size} tokens, model.vocab_size is {vocab_size}: set model.vocab_size: {size}"
+                f"{where} lacks {END_OF_TEXT}, which causal_lm puts behind each document, or another token "
+                "that a tokenizer_config.json beside it names as eos_token"
             )
-        end = vocabulary[END_OF_TEXT]
-        return TokenIds(size, end, end, end, end, (end,))
+        start = None if end == tokenizer.token_to_id(END_OF_TEXT) else begins_a_text(tokenizer)
+        start = end if start is None else start
+        size = tokenizer_size(tokenizer, vocab_size, where)
+        return TokenIds(size, end, start, end, end, tuple(sorted({start, end})))
 
     def sequences(
         self, documents: Iterable[list[int]], length: int, packing: bool, ids: TokenIds
@@ -83,7 +95,7 @@ class ByteLevelBPE:
         for document in documents:
             if not document:
                 continue
-            rest += [*document, ids.sep]
+            rest += [*document, ids.sep] if ids.cls == ids.sep else [ids.cls, *document, ids.sep]
             full = len(rest) - len(rest) % length
             for start in range(0, full, length):
                 yield np.array(rest[start : start + length], dtype=np.int64)
@@ -99,26 +111,28 @@ def _last(rest: list[int]) -> Iterator[Tokens]:
         yield np.array(rest, dtype=np.int64)
 
 
-def bpe_files(tokenizer: str, model_max_length: int) -> dict[str, str]:
+def bpe_files(tokenizer: str, model_max_length: int, ids: TokenIds) -> dict[str, str]:
     """The files of a tokenizer by name: Transformers', and `vocab.json` and `merges.txt`, for KerasHub.
 
     Args:
         tokenizer: the content of `tokenizer.json`.
         model_max_length: longest sequence in tokens.
+        ids: of the tokenizer.
     """
+    found = json.loads(tokenizer)
+    model, tokens = found["model"], tokens_by_id(found)
+    end = tokens[ids.sep]
+    names = {"bos": tokens[ids.cls], "eos": end, "unk": unknown_token(model) or end, "pad": end}
     config = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "model_max_length": model_max_length,
-        **{f"{kind}_token": END_OF_TEXT for kind in ("bos", "eos", "unk", "pad")},
+        **{f"{kind}_token": name for kind, name in names.items()},
     }
     files = {"tokenizer.json": tokenizer, "tokenizer_config.json": json.dumps(config, indent=2) + "\n"}
-    model = json.loads(tokenizer)["model"]
     if model.get("type") != "BPE":
         return files
     merges = [pair if isinstance(pair, str) else " ".join(pair) for pair in model["merges"]]
-    vocabulary = {**model["vocab"]}
-    for added in json.loads(tokenizer).get("added_tokens", ()):
-        vocabulary[added["content"]] = added["id"]
+    vocabulary = {token: number for number, token in tokens.items()}
     return files | {
         "vocab.json": json.dumps(vocabulary, ensure_ascii=False) + "\n",
         "merges.txt": "\n".join(["#version: 0.2", *merges]) + "\n",

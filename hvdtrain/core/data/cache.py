@@ -1,47 +1,33 @@
-"""The node-local cache: text is tokenised once per node, and every rank of the node opens the result."""
+"""Text as tokens: made once per node, in the cache that every rank of the node opens."""
 
 from __future__ import annotations
 
-import fcntl
-import shutil
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 
+from hvdtrain.core.data.building import INDEX, Recipe, open_or_build, silent
+from hvdtrain.core.data.cache_folders import FORMAT, cache_directory, text_recipe
 from hvdtrain.core.data.corpus import Corpus
+from hvdtrain.core.data.given_tokenizer import given_tokenizer, open_tokenizer
 from hvdtrain.core.data.hashing import Contents, hash_contents, hash_files, hash_texts
-from hvdtrain.core.data.lines import Changed, file_digest
 from hvdtrain.core.data.sources import documents, validation_files
-from hvdtrain.core.data.store import Damaged, Store, open_store, with_validation, write_store
-from hvdtrain.core.data.text import SourceSpec, TextSpec
-from hvdtrain.core.data.tokenizer import (
-    encoder,
-    read_tokenizer,
-    tokenizer_from,
-    unknown_id,
-)
+from hvdtrain.core.data.store import Store, with_validation, write_store
+from hvdtrain.core.data.text import TextSpec
+from hvdtrain.core.data.tokenizer import encoder, unknown_id
 from hvdtrain.core.errors import DataError
-from hvdtrain.core.process.paths import cache_root, user_path
-
-FORMAT = 2
-_INDEX = "sources.json"
 
 
-def _silent(message: str) -> None:
-    pass
-
-
-def prepare(data: TextSpec, vocab_size: int, seed: int, announce: Callable[[str], None] = _silent) -> Corpus:
+def prepare(data: TextSpec, vocab_size: int, seed: int, announce: Callable[[str], None] = silent) -> Corpus:
     """Open the corpus as token sequences; tokenise and pack it first if this node has not done so.
 
     The cache is named by a hash of the sources' bytes, the tokenizer, the sequence length and the packing, so
     a change of any of them makes a new one and a change of seed or split does not. Files to evaluate on have
     a cache of their own, made with the tokenizer of the first. What is tokenised is hashed again, and refused
-    if it is not what the name says. One process builds, under a file lock, in a
-    directory that gets its name when it is complete; others wait. A damaged cache is built again.
+    if it is not what the name says. One process builds, under a file lock, in a directory that gets its name
+    when it is complete; others wait. A damaged cache is built again.
 
     Args:
         data: the spec's data section.
@@ -61,9 +47,9 @@ def prepare(data: TextSpec, vocab_size: int, seed: int, announce: Callable[[str]
     # Before hours are spent on the others.
     kept = validation_files(data)
     inputs = _look_at(data, vocab_size, root)
-    train = _ready(inputs, root, announce)
+    train = open_or_build(inputs.recipe, root, announce)
     if kept:
-        validation = _ready(_to_evaluate(inputs, kept, train, root), root, announce)
+        validation = open_or_build(_to_evaluate(inputs, kept, train, root).recipe, root, announce)
         corpus = with_validation(train, validation, data.max_seq_length)
     else:
         corpus = train.corpus(data.max_seq_length, data.split_share, seed)
@@ -76,13 +62,6 @@ def prepare(data: TextSpec, vocab_size: int, seed: int, announce: Callable[[str]
     return corpus
 
 
-def cache_directory(data: SourceSpec) -> Path:
-    """`data.cache_dir`, else data/ in the folder of all caches (see `cache_root`)."""
-    if data.cache_dir is not None:
-        return user_path(data.cache_dir, "data.cache_dir:", DataError)
-    return cache_root() / "data"
-
-
 @dataclass(frozen=True)
 class _Inputs:
     """What a cache is made from, as it was when the cache was named; `source` is that in words."""
@@ -93,13 +72,19 @@ class _Inputs:
     vocab_size: int
     contents: Contents
     tokenizer: bytes | None
+    beside: Mapping[str, str]
+
+    @property
+    def recipe(self) -> Recipe[Store]:
+        """How the cache is made."""
+        count = len(self.contents.files)
+        what = f"{count} file(s)" if count else f"{self.data.corpus}"
+        return text_recipe(self.name, what, self.vocab_size, partial(_tokenise, self))
 
 
 def _look_at(data: TextSpec, vocab_size: int, root: Path) -> _Inputs:
-    file = data.tokenizer_file
-    given = read_tokenizer(user_path(file, "data.tokenizer_file:", DataError)) if file else None
-    vocabulary = data.scheme.key if given is None else file_digest(given).hexdigest()
-    contents = hash_contents(data, root / _INDEX)
+    given, beside, vocabulary = given_tokenizer(data)
+    contents = hash_contents(data, root / INDEX)
     shape = f"{data.max_seq_length} {data.packing} {data.text_field}"
     texts = [
         f"format {FORMAT}",
@@ -108,65 +93,16 @@ def _look_at(data: TextSpec, vocab_size: int, root: Path) -> _Inputs:
         f"{vocabulary} {vocab_size}",
         shape,
     ]
-    return _Inputs(hash_texts(texts)[:32], _source(data), data, vocab_size, contents, given)
+    return _Inputs(hash_texts(texts)[:32], _source(data), data, vocab_size, contents, given, beside)
 
 
 def _to_evaluate(inputs: _Inputs, files: tuple[Path, ...], train: Store, root: Path) -> _Inputs:
-    contents = hash_files(files, root / _INDEX)
+    contents = hash_files(files, root / INDEX)
     tokenizer = (train.directory / "tokenizer.json").read_bytes()
     given = inputs.data.validation_files
     source = f"data.validation_files {', '.join(given)}" if given else f"{files[0].parent}"
     name = hash_texts(["validation", inputs.name, contents.digest])[:32]
     return replace(inputs, name=name, source=source, contents=contents, tokenizer=tokenizer)
-
-
-def _ready(inputs: _Inputs, root: Path, announce: Callable[[str], None]) -> Store:
-    store = _open(root / inputs.name)
-    if store is None:
-        with _writing(root), _locked(root / f"{inputs.name}.lock", announce):
-            # Another rank may have built it while this one waited for the lock.
-            store = _open(root / inputs.name, announce) or _build(inputs, root, announce)
-    return store
-
-
-def _open(directory: Path, announce: Callable[[str], None] = _silent) -> Store | None:
-    try:
-        return open_store(directory)
-    except Damaged as damage:
-        announce(f"data: the cache {directory} is damaged ({damage}); building it again")
-        return None
-
-
-def _build(inputs: _Inputs, root: Path, announce: Callable[[str], None]) -> Store:
-    target = root / inputs.name
-    count = len(inputs.contents.files)
-    source = f"{count} file(s)" if count else inputs.data.corpus
-    announce(f"data: tokenising {source} into {target}")
-    start = time.monotonic()
-    # Only the holder of the lock writes here, so whatever lies here was left by a process that died.
-    unfinished = target.with_name(f"{target.name}.unfinished")
-    shutil.rmtree(unfinished, ignore_errors=True)
-    try:
-        unfinished.mkdir()
-        _tokenise(inputs, unfinished)
-        if target.exists():
-            shutil.rmtree(target)
-        unfinished.rename(target)
-    except Changed:
-        # Should it be the remembered hash that is wrong, it is forgotten.
-        (root / _INDEX).unlink(missing_ok=True)
-        raise
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
-    store = open_store(target)
-    assert store is not None
-    tokens, sequences = store.offsets[-1], len(store.offsets) - 1
-    announce(
-        f"data: {sequences:,} sequences, {tokens:,} tokens, {store.unknown_share:.2%} of the text [UNK]; "
-        f"tokenizer of {store.token_ids.size:,} tokens (model.vocab_size {inputs.vocab_size:,}); "
-        f"{time.monotonic() - start:.1f} s"
-    )
-    return store
 
 
 def _tokenise(inputs: _Inputs, directory: Path) -> None:
@@ -175,13 +111,8 @@ def _tokenise(inputs: _Inputs, directory: Path) -> None:
     def texts() -> Iterator[str]:
         return documents(data, inputs.contents.files or None)
 
-    if inputs.tokenizer is None:
-        tokenizer = data.scheme.train(texts, vocab_size)
-        where = f"the tokenizer trained for model.vocab_size {vocab_size}"
-    else:
-        tokenizer = tokenizer_from(inputs.tokenizer, f"{data.tokenizer_file}")
-        where = f"data.tokenizer_file {data.tokenizer_file}"
-    ids = data.scheme.token_ids(tokenizer, vocab_size, where)
+    tokenizer, where = open_tokenizer(data, inputs.tokenizer, texts, vocab_size)
+    ids = data.scheme.token_ids(tokenizer, vocab_size, where, inputs.beside)
     tokens = encoder(tokenizer, where)(texts())
     sequences = data.scheme.sequences(tokens, data.max_seq_length, data.packing, ids)
     if not write_store(directory, sequences, ids, tokenizer.to_str(pretty=True), unknown_id(tokenizer)):
@@ -190,27 +121,3 @@ def _tokenise(inputs: _Inputs, directory: Path) -> None:
 
 def _source(data: TextSpec) -> str:
     return f"data.corpus {data.corpus}" if data.corpus else f"data.files {', '.join(data.files)}"
-
-
-@contextmanager
-def _locked(path: Path, announce: Callable[[str], None]) -> Iterator[None]:
-    """Hold a lock that the kernel frees when its holder ends, however it ends."""
-    with path.open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            announce("data: another process of this node is preparing the data; waiting for it")
-            fcntl.flock(file, fcntl.LOCK_EX)
-        yield
-
-
-@contextmanager
-def _writing(root: Path) -> Iterator[None]:
-    try:
-        root.mkdir(parents=True, exist_ok=True)
-        yield
-    except OSError as error:
-        raise DataError(
-            f"data.cache_dir: cannot write the data cache in {root}: {error.strerror or error}; "
-            "free space there, or set data.cache_dir or HVDTRAIN_CACHE_DIR to another directory"
-        ) from None

@@ -13,6 +13,11 @@ from hvdtrain.core.errors import DataError
 _STATE, _SPLITS = "state.json", "dataset_dict.json"
 
 
+def is_dataset_folder(folder: Path) -> bool:
+    """Whether Hugging Face's `save_to_disk` has written it."""
+    return any((folder / name).is_file() for name in (_STATE, _SPLITS))
+
+
 def dataset_files(folder: Path, splits: Sequence[str | None], field: str) -> tuple[Path, ...]:
     """The Arrow files of a data set, in the order of its rows.
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 from hvdtrain.core.errors import DataError
+from hvdtrain.core.process.paths import user_path
 
 _SHOWN = 10
 
@@ -77,6 +79,28 @@ def find_labels(seen: Collection[str], given: Sequence[str], num_labels: int, wh
             f"model.num_labels: {len(names)}{advice}"
         )
     return Labels(names)
+
+
+def check_order(labels: Labels, init_from: str | None) -> None:
+    """Compare the order of the classes with that of the model that a run starts from.
+
+    Args:
+        labels: of the data.
+        init_from: `model.init_from`, which has been read before.
+
+    Raises:
+        DataError: the folder's `config.json` numbers the same classes otherwise.
+    """
+    if init_from is None:
+        return
+    path = user_path(init_from, "model.init_from", DataError) / "config.json"
+    given = json.loads(path.read_text(encoding="utf-8")).get("id2label") or {}
+    names = tuple(str(given[number]) for number in sorted(given, key=int))
+    if names != labels.names and sorted(names) == sorted(labels.names):
+        raise DataError(
+            f"data.class_names: the classes are numbered in the order {labels}, and {path} has them as "
+            f"{Labels(names)}: set data.class_names: [{', '.join(names)}]"
+        )
 
 
 def _is_number(label: str) -> bool:

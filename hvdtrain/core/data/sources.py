@@ -5,6 +5,7 @@ from __future__ import annotations
 import glob
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Protocol
 
 from hvdtrain.core.data.dataset_folders import dataset_files
 from hvdtrain.core.data.lines import lines
@@ -46,7 +47,30 @@ def documents(data: SourceSpec, files: Mapping[Path, str] | None = None) -> Iter
         )
 
 
-def source_files(data: SourceSpec) -> tuple[Path, ...]:
+class Files(Protocol):
+    """The fields of a data section that name files.
+
+    Attributes:
+        files: paths, globs, and folders written by Hugging Face's `save_to_disk`.
+        validation_files: the same, to evaluate on.
+        validation_split: share of the training samples to evaluate on instead.
+        suffixes: what the names of files end with.
+    """
+
+    @property
+    def files(self) -> tuple[str, ...]: ...
+
+    @property
+    def validation_files(self) -> tuple[str, ...]: ...
+
+    @property
+    def validation_split(self) -> float | None: ...
+
+    @property
+    def suffixes(self) -> tuple[str, ...]: ...
+
+
+def source_files(data: Files) -> tuple[Path, ...]:
     """The files to train on, each once: patterns in the spec's order, a glob's matches by name.
 
     Of a folder with a Hugging Face data set they are its Arrow files, in their order; of one with several
@@ -58,7 +82,7 @@ def source_files(data: SourceSpec) -> tuple[Path, ...]:
     return _find(data.files, "data.files", data.suffixes, ("train",))
 
 
-def validation_files(data: SourceSpec) -> tuple[Path, ...]:
+def validation_files(data: Files) -> tuple[Path, ...]:
     """The files to evaluate on: `data.validation_files`, else the splits of the data sets in `data.files`.
 
     Of a folder with several splits they are those of `validation`, or of `test` where there is none. There
@@ -88,7 +112,8 @@ def _find(
         files = [name.absolute() for name in names if not name.is_dir()]
         if not files:
             raise DataError(
-                f"{field}: {pattern!r} matches no file from {Path.cwd()}; for a folder write DIR/*.txt"
+                f"{field}: {pattern!r} matches no file from {Path.cwd()}; for a folder write "
+                f"DIR/*{suffixes[0]}"
             )
         found.update(dict.fromkeys(files))
     for path in found:
@@ -102,12 +127,18 @@ def _find(
 
 def python_docs() -> Iterator[str]:
     """The embedded corpus: the language reference and help topics that come with CPython, by name."""
+    topics = python_topics()
+    return (topics[name] for name in sorted(topics))
+
+
+def python_topics() -> Mapping[str, str]:
+    """The help topics that come with CPython, by name."""
     try:
         from pydoc_data.topics import topics
     except ImportError:
         raise DataError("data.corpus: this Python came without pydoc_data; use data.files instead") from None
-
-    return (topics[name] for name in sorted(topics))
+    found: Mapping[str, str] = topics
+    return found
 
 
 def pieces(text: str, most: int) -> Iterator[str]:

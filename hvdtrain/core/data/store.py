@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from array import array
-from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,16 +14,23 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hvdtrain.core.data.corpus import Corpus, Sequences, split_members
+from hvdtrain.core.data.stored_files import describe, opening, read_meta, write_meta
 from hvdtrain.core.data.text import TokenIds
 
 _FILES = ("tokens.bin", "offsets.bin", "tokenizer.json")
-_META = "meta.json"
-_BLOCK = 1 << 20
-_BLOCKS = 64
 
 
-class Damaged(Exception):
-    """A cache directory is not what its writer left; the message says how."""
+@dataclass(frozen=True, eq=False)
+class Extra:
+    """What a task knows of its sequences beside their tokens.
+
+    Attributes:
+        columns: int32 (sequences,) by name.
+        facts: anything else by name, JSON-ready.
+    """
+
+    columns: Mapping[str, NDArray[np.int32]] = field(default_factory=dict)
+    facts: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,6 +44,7 @@ class Store:
         token_ids: size and special ids of the tokenizer.
         fingerprint: hash of the contents.
         unknown_share: share of the text's tokens that are [UNK].
+        extra: what else is known of the sequences; columns are memory-mapped.
     """
 
     directory: Path
@@ -46,6 +53,7 @@ class Store:
     token_ids: TokenIds
     fingerprint: str
     unknown_share: float
+    extra: Extra
 
     def corpus(self, max_seq_length: int, validation_split: float, seed: int) -> Corpus:
         """The sequences, split for training and validation by `split_members`."""
@@ -74,7 +82,12 @@ def with_validation(train: Store, validation: Store, max_seq_length: int) -> Cor
 
 
 def write_store(
-    directory: Path, sequences: Iterable[NDArray[Any]], ids: TokenIds, tokenizer: str, unknown: int | None
+    directory: Path,
+    sequences: Iterable[NDArray[Any]],
+    ids: TokenIds,
+    tokenizer: str,
+    unknown: int | None,
+    extra: Callable[[], Extra] = Extra,
 ) -> int:
     """Fill an empty directory, one sequence at a time, and make it survive a power cut.
 
@@ -84,6 +97,7 @@ def write_store(
         ids: of the tokenizer.
         tokenizer: contents of `tokenizer.json`.
         unknown: id of [UNK], if there is one.
+        extra: called behind the last sequence.
 
     Returns:
         How many sequences were written; with 0 the directory is not a valid store.
@@ -102,43 +116,35 @@ def write_store(
             unknown_tokens += int(np.count_nonzero(sequence == unknown)) if unknown is not None else 0
     (directory / "offsets.bin").write_bytes(np.asarray(offsets, dtype="<i8").tobytes())
     (directory / "tokenizer.json").write_text(tokenizer, encoding="utf-8")
-    meta = {
+    more = extra()
+    columns = {name: f"{name}.bin" for name in more.columns}
+    for name, column in more.columns.items():
+        (directory / columns[name]).write_bytes(column.astype("<i4").tobytes())
+    facts = {
         "dtype": dtype,
         "token_ids": asdict(ids),
-        "files": {name: _describe(directory / name) for name in _FILES},
         "text_tokens": text_tokens,
         "unknown_tokens": unknown_tokens,
+        **({"columns": columns, "facts": dict(more.facts)} if columns or more.facts else {}),
     }
-    (directory / _META).write_text(json.dumps(meta, indent=1), encoding="utf-8")
-    for path in [*(directory / name for name in (*_FILES, _META)), directory]:
-        _sync(path)
+    write_meta(directory, (*_FILES, *columns.values()), facts)
     return len(offsets) - 1
 
 
-def open_store(directory: Path) -> Store | None:
-    """Open a cache after checking it against its sizes and checksums; None when there is none.
+def open_store(directory: Path) -> Store:
+    """Open a cache after checking it against its sizes and checksums.
 
     Raises:
         Damaged: a file is missing, of the wrong size or with other contents.
     """
-    if not directory.exists():
-        return None
-    try:
-        meta = _read_meta(directory)
-        for name, expected in meta["files"].items():
-            if _describe(directory / name) != expected:
-                raise Damaged(f"{name} is not as it was written")
+    with opening(directory) as meta:
         ids = TokenIds(**{**meta["token_ids"], "special": tuple(meta["token_ids"]["special"])})
-        tokens, offsets = (
-            np.memmap(directory / name, mode="r", dtype=dtype).view(np.ndarray)
-            for name, dtype in (("tokens.bin", meta["dtype"]), ("offsets.bin", "<i8"))
-        )
+        tokens = _map(directory / "tokens.bin", meta["dtype"])
+        offsets = _map(directory / "offsets.bin", "<i8")
+        columns = {name: _map(directory / file, "<i4") for name, file in meta.get("columns", {}).items()}
+        extra = Extra(columns, meta.get("facts", {}))
         unknown_share = meta["unknown_tokens"] / max(meta["text_tokens"], 1)
-    except OSError as error:
-        raise Damaged(f"{error.filename or directory}: {error.strerror or error}") from None
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise Damaged(f"{_META}: {error}") from None
-    return Store(directory, tokens, offsets, ids, _fingerprint(meta), unknown_share)
+        return Store(directory, tokens, offsets, ids, _fingerprint(meta), unknown_share, extra)
 
 
 def fingerprint_with(corpus: Corpus, tokenizer: Path) -> str:
@@ -153,20 +159,20 @@ def fingerprint_with(corpus: Corpus, tokenizer: Path) -> str:
     """
     found = []
     for directory in corpus.directories:
-        meta = _read_meta(directory)
-        meta["files"]["tokenizer.json"] = _describe(tokenizer)
+        meta = read_meta(directory)
+        meta["files"]["tokenizer.json"] = describe(tokenizer)
         found.append(_fingerprint(meta))
     train, *validation = found
     return _joined(train, *validation) if validation else _with_split(train, *corpus.split)
 
 
-def _read_meta(directory: Path) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads((directory / _META).read_text(encoding="utf-8"))
-    return found
+def _map(path: Path, dtype: str) -> NDArray[Any]:
+    return np.memmap(path, mode="r", dtype=dtype).view(np.ndarray)
 
 
 def _fingerprint(meta: Mapping[str, Any]) -> str:
-    text = json.dumps({name: meta[name] for name in ("dtype", "token_ids", "files")}, indent=1)
+    names = [name for name in ("dtype", "token_ids", "files", "facts") if name in meta]
+    text = json.dumps({name: meta[name] for name in names}, indent=1)
     return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
 
@@ -178,30 +184,3 @@ def _with_split(fingerprint: str, validation_split: float, seed: int) -> str:
 def _joined(train: str, validation: str) -> str:
     what = f"{train} validation {validation}"
     return hashlib.blake2b(what.encode(), digest_size=16).hexdigest()
-
-
-def _describe(path: Path) -> dict[str, Any]:
-    """Size in bytes and checksum.
-
-    A file above 64 MiB is checked in 64 blocks of 1 MiB spread evenly from its first byte to its last: a rank
-    must not read hundreds of gigabytes before it starts, and what tears a file (a cut, a lost page range)
-    shows in its size or its ends. Smaller files are checked whole.
-    """
-    digest = hashlib.blake2b(digest_size=20)
-    with path.open("rb") as file:
-        size = os.fstat(file.fileno()).st_size
-        last = max(0, size - _BLOCK)
-        for start in (
-            range(0, size, _BLOCK) if size <= _BLOCK * _BLOCKS else np.linspace(0, last, _BLOCKS, dtype=int)
-        ):
-            file.seek(start)
-            digest.update(file.read(_BLOCK))
-    return {"size": size, "blake2b": digest.hexdigest()}
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol
@@ -11,10 +11,13 @@ from pydantic import Field, model_validator
 
 from hvdtrain.core.data.packing import Tokens
 from hvdtrain.core.data.records import SUFFIXES
+from hvdtrain.core.errors import SpecError
 from hvdtrain.core.spec.sections import DataSection
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
+
+TOKENIZER_FILE = "tokenizer.json"
 
 
 @dataclass(frozen=True)
@@ -46,13 +49,16 @@ class Scheme(Protocol):
         """
         ...
 
-    def token_ids(self, tokenizer: Tokenizer, vocab_size: int, where: str) -> TokenIds:
+    def token_ids(
+        self, tokenizer: Tokenizer, vocab_size: int, where: str, beside: Mapping[str, str] | None = None
+    ) -> TokenIds:
         """The ids that training needs.
 
         Args:
             tokenizer: trained or given.
             vocab_size: the model's.
             where: what to call the tokenizer in an error.
+            beside: from `named_beside`; None: nothing.
 
         Raises:
             DataError: the tokenizer has more tokens than the model, or lacks a special one.
@@ -104,6 +110,20 @@ class SourceSpec(DataSection):
         """What the names of its files end with."""
         return SUFFIXES
 
+    @classmethod
+    def of_pretrained(cls, folder: Path, given: Mapping[str, Any]) -> dict[str, Any]:
+        """As `DataSection.of_pretrained`: the tokenizer."""
+        if "tokenizer_file" in given:
+            return {}
+        file = folder / TOKENIZER_FILE
+        if not file.is_file():
+            raise SpecError(
+                f"data.tokenizer_file: required: model.init_from {folder} has no {TOKENIZER_FILE}, and a "
+                "tokenizer that is trained anew has other tokens. A folder with a vocab.txt alone becomes "
+                "one with both by transformers.AutoTokenizer.from_pretrained(FOLDER).save_pretrained(FOLDER)"
+            )
+        return {"tokenizer_file": str(file)}
+
     @property
     def split_share(self) -> float:
         """Share of the training samples to evaluate on where there are no validation files."""
@@ -111,9 +131,8 @@ class SourceSpec(DataSection):
 
     def evaluated_on(self, files: Sequence[str], folder: Path, class_names: Sequence[str]) -> SourceSpec:
         """As `DataSection.evaluated_on`: no sample of the training text is needed."""
-        tokenizer = folder / "tokenizer.json"
-        found: dict[str, Any] = {"corpus": None, "files": tuple(files), "validation_files": tuple(files)}
-        found |= {"validation_split": None, "tokenizer_file": str(tokenizer)}
+        found: dict[str, Any] = {"corpus": None, "files": tuple(files), "validation_files": ()}
+        found |= {"validation_split": 0.0, "tokenizer_file": str(folder / "tokenizer.json")}
         if "class_names" in type(self).model_fields:
             found["class_names"] = tuple(class_names)
         return self.model_copy(update=found)

@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hvdtrain.core.data.alphabet import MAX_WORD_CHARS, survey
-from hvdtrain.core.data.lines import unreadable
+from hvdtrain.core.data.lines import file_digest, unreadable
 from hvdtrain.core.data.sources import MAX_DOCUMENT_CHARS, pieces
+from hvdtrain.core.data.special_tokens import (
+    SPECIAL_TOKENS,
+    find_special_tokens,
+    tokenizer_size,
+    unknown_token,
+)
 from hvdtrain.core.data.text import TokenIds
 from hvdtrain.core.data.tokenizer_files import bert_options
 from hvdtrain.core.errors import DataError
@@ -17,8 +23,7 @@ from hvdtrain.core.errors import DataError
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
-SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
-_NEEDED = ("[PAD]", "[CLS]", "[SEP]", "[MASK]")
+_NEEDED = {"pad": "[PAD]", "cls": "[CLS]", "sep": "[SEP]", "mask": "[MASK]"}
 # The library takes about 150 bytes a character of what it is given at once, and holds 256 texts in training.
 _BATCH_CHARS = 1 << 18
 PIECE_CHARS = 1 << 16
@@ -81,12 +86,39 @@ def train_tokenizer(
     return tokenizer
 
 
+def frame_with(tokenizer: Tokenizer, cls: int, sep: int) -> None:
+    """Have a tokenizer add [CLS] and [SEP] as BERT's does: the second of two texts is segment 1.
+
+    Args:
+        tokenizer: has both tokens.
+        cls: id of [CLS].
+        sep: id of [SEP].
+    """
+    from tokenizers import processors
+
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]",
+        pair="[CLS] $A [SEP] $B:1 [SEP]:1",
+        special_tokens=[("[CLS]", cls), ("[SEP]", sep)],
+    )
+
+
 def read_tokenizer(path: Path) -> bytes:
     """The bytes of a `tokenizer.json`; DataError when it cannot be read."""
     try:
         return path.read_bytes()
     except OSError as error:
         raise unreadable(path, error, "data.tokenizer_file: ") from None
+
+
+def tokenizer_key(content: bytes, beside: Mapping[str, str]) -> str:
+    """What differs between given tokenizers; part of the name of a cache.
+
+    Args:
+        content: the bytes of a `tokenizer.json`.
+        beside: from `named_beside`.
+    """
+    return " ".join([file_digest(content).hexdigest(), *map("=".join, sorted(beside.items()))])
 
 
 def tokenizer_from(content: bytes, path: str | Path, field: str = "data.tokenizer_file: ") -> Tokenizer:
@@ -105,35 +137,41 @@ def tokenizer_from(content: bytes, path: str | Path, field: str = "data.tokenize
         raise DataError(f"{field}{path} is not a Hugging Face tokenizer.json: {error}") from None
 
 
-def token_ids(tokenizer: Tokenizer, vocab_size: int, where: str) -> TokenIds:
-    """The ids that training needs.
+def token_ids(
+    tokenizer: Tokenizer, vocab_size: int, where: str, beside: Mapping[str, str] | None = None
+) -> TokenIds:
+    """The ids that masked-LM training needs.
 
     Args:
         tokenizer: trained or loaded.
         vocab_size: the model's, `model.vocab_size`.
         where: what to call the tokenizer in an error.
+        beside: from `named_beside`; None: nothing.
 
     Raises:
-        DataError: the tokenizer has more tokens than the model, or lacks [PAD], [CLS], [SEP] or [MASK].
+        DataError: the tokenizer has more tokens than the model, or lacks a special one.
     """
-    vocabulary = tokenizer.get_vocab(with_added_tokens=True)
-    missing = [token for token in _NEEDED if token not in vocabulary]
+    found = find_special_tokens(tokenizer, beside or {}, [*_NEEDED], where)
+    missing = [role for role in _NEEDED if role not in found]
     if missing:
-        raise DataError(f"{where} lacks {', '.join(missing)}; masked-LM training needs {', '.join(_NEEDED)}")
-    size = max(vocabulary.values()) + 1
-    if size > vocab_size:
         raise DataError(
-            f"{where} has {size} tokens, model.vocab_size is {vocab_size}: set model.vocab_size: {size}"
+            f"{where} lacks {', '.join(map(_NEEDED.__getitem__, missing))}; masked-LM training needs "
+            f"{', '.join(_NEEDED.values())}, or tokens that a tokenizer_config.json beside it names as "
+            f"{', '.join(f'{role}_token' for role in missing)}"
         )
-    special = {vocabulary[token] for token in SPECIAL_TOKENS if token in vocabulary}
+    size = tokenizer_size(tokenizer, vocab_size, where)
+    special = {*found.values()}
+    unknown = unknown_id(tokenizer)
+    if unknown is not None:
+        special.add(unknown)
     special.update(i for i, token in tokenizer.get_added_tokens_decoder().items() if token.special)
-    pad, cls, sep, mask = (vocabulary[token] for token in _NEEDED)
-    return TokenIds(size, pad, cls, sep, mask, tuple(sorted(special)))
+    return TokenIds(size, **found, special=tuple(sorted(special)))
 
 
 def unknown_id(tokenizer: Tokenizer) -> int | None:
     """The id of what stands for text that the tokenizer does not know; None where it knows all text."""
-    found: int | None = tokenizer.token_to_id(getattr(tokenizer.model, "unk_token", None) or "[UNK]")
+    name = unknown_token(json.loads(tokenizer.to_str())["model"]) or "[UNK]"
+    found: int | None = tokenizer.token_to_id(name)
     return found
 
 
@@ -188,17 +226,12 @@ def _batches(documents: Iterable[str], most: int) -> Iterator[list[tuple[str, bo
 
 
 def _bert(tokenizer: Tokenizer, lowercase: bool, strip_accents: bool) -> Tokenizer:
-    from tokenizers import decoders, normalizers, pre_tokenizers, processors
+    from tokenizers import decoders, normalizers, pre_tokenizers
 
     tokenizer.normalizer = normalizers.BertNormalizer(lowercase=lowercase, strip_accents=strip_accents)
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     tokenizer.decoder = decoders.WordPiece()
-    cls, sep = SPECIAL_TOKENS.index("[CLS]"), SPECIAL_TOKENS.index("[SEP]")
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single="[CLS] $A [SEP]",
-        pair="[CLS] $A [SEP] $B:1 [SEP]:1",
-        special_tokens=[("[CLS]", cls), ("[SEP]", sep)],
-    )
+    frame_with(tokenizer, SPECIAL_TOKENS.index("[CLS]"), SPECIAL_TOKENS.index("[SEP]"))
     return tokenizer
 
 

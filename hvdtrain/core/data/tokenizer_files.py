@@ -6,10 +6,11 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-_SPECIAL = {"pad": "[PAD]", "unk": "[UNK]", "cls": "[CLS]", "sep": "[SEP]", "mask": "[MASK]"}
+from hvdtrain.core.data.special_tokens import unknown_token
+from hvdtrain.core.data.text import TokenIds
 
 
-def tokenizer_files(tokenizer: str, model_max_length: int) -> dict[str, str]:
+def tokenizer_files(tokenizer: str, model_max_length: int, ids: TokenIds) -> dict[str, str]:
     """The files of a tokenizer by name.
 
     `tokenizer.json` and `tokenizer_config.json` are for Transformers. BERT's WordPiece has two more for
@@ -19,16 +20,20 @@ def tokenizer_files(tokenizer: str, model_max_length: int) -> dict[str, str]:
     Args:
         tokenizer: the content of `tokenizer.json`.
         model_max_length: longest sequence in tokens.
+        ids: of the tokenizer.
 
     Returns:
         The content of each file.
     """
     found = json.loads(tokenizer)
-    options = bert_options(found)
+    options, tokens = bert_options(found), tokens_by_id(found)
+    unknown = unknown_token(found["model"])
+    names = {"pad": tokens[ids.pad], "unk": unknown, "cls": tokens[ids.cls], "sep": tokens[ids.sep]}
+    names["mask"] = tokens[ids.mask]
     config = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "model_max_length": model_max_length,
-        **{f"{kind}_token": token for kind, token in _SPECIAL.items()},
+        **{f"{kind}_token": name for kind, name in names.items() if name is not None},
         **(options or {}),
     }
     files = {"tokenizer.json": tokenizer, "tokenizer_config.json": json.dumps(config, indent=2) + "\n"}
@@ -61,11 +66,18 @@ def bert_options(tokenizer: Mapping[str, Any]) -> dict[str, bool | None] | None:
     }
 
 
+def tokens_by_id(tokenizer: Mapping[str, Any]) -> dict[int, str]:
+    """Every token of the parsed content of a `tokenizer.json`, in the order of that file."""
+    vocab = tokenizer["model"]["vocab"]
+    # Unigram's is a list of tokens with their scores.
+    ids = {token: i for i, (token, _) in enumerate(vocab)} if isinstance(vocab, list) else dict(vocab)
+    ids.update((token["content"], token["id"]) for token in tokenizer.get("added_tokens", ()))
+    return {number: token for token, number in ids.items()}
+
+
 def _vocabulary(tokenizer: Mapping[str, Any]) -> list[str] | None:
     """The tokens by id, without gaps; None where lines of text could not hold them."""
-    ids = dict(tokenizer["model"]["vocab"])
-    ids.update((token["content"], token["id"]) for token in tokenizer.get("added_tokens", ()))
-    tokens = {number: token for token, number in ids.items()}
+    tokens = tokens_by_id(tokenizer)
     lines = [tokens.get(number, f"[unused{number}]") for number in range(max(tokens) + 1)]
     whole = all(line == line.strip() and len(line.splitlines()) == 1 for line in lines)
     return lines if whole and len(set(lines)) == len(lines) else None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -35,9 +35,11 @@ class WordPieceScheme:
         """As `Scheme.train`."""
         return train_tokenizer(documents, vocab_size, self.lowercase, self.strip_accents)
 
-    def token_ids(self, tokenizer: Tokenizer, vocab_size: int, where: str) -> TokenIds:
+    def token_ids(
+        self, tokenizer: Tokenizer, vocab_size: int, where: str, beside: Mapping[str, str] | None = None
+    ) -> TokenIds:
         """As `Scheme.token_ids`."""
-        return token_ids(tokenizer, vocab_size, where)
+        return token_ids(tokenizer, vocab_size, where, beside)
 
     def sequences(
         self, documents: Iterable[list[int]], length: int, packing: bool, ids: TokenIds

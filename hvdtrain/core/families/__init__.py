@@ -13,6 +13,8 @@ FAMILIES = Registry(
         "bert": "hvdtrain.core.families.bert",
         "gpt2": "hvdtrain.core.families.gpt2",
         "llama": "hvdtrain.core.families.llama",
+        "resnet": "hvdtrain.core.families.resnet",
+        "vit": "hvdtrain.core.families.vit",
         "custom": "hvdtrain.core.families.custom",
     },
 )

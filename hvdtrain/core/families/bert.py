@@ -1,30 +1,33 @@
-"""BERT with a masked-LM head: its weights by Hugging Face name, and where each lives in KerasHub's model."""
+"""BERT with a masked-LM head or a classifier: its weights by Hugging Face name."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Annotated, Any, Literal
 
 import numpy as np
 from pydantic import Field, model_validator
 
+from hvdtrain.core.families.heads import default_labels, with_num_labels
 from hvdtrain.core.families.initializers import ZEROS, Normal
 from hvdtrain.core.families.weights import TRANSPOSED, Weight, layer_norm
 from hvdtrain.core.spec.sections import Count, ModelSection, Probability
 
-TASKS = ("masked_lm",)
-DROPOUT = ("hidden_dropout_prob", "attention_probs_dropout_prob")
+TASKS = ("masked_lm", "text_classification")
+DROPOUT = ("hidden_dropout_prob", "attention_probs_dropout_prob", "classifier_dropout")
 NETWORKS = {"torch": "hvdtrain.torch.families.bert", "tensorflow": "hvdtrain.tensorflow.families.bert"}
-HEADS = ("cls.",)
+HEADS = ("cls.", "bert.pooler.", "classifier.")
+HEAD_FIELDS = {"num_labels": "text_classification"}
 FIXED = {"position_embedding_type": "absolute", "is_decoder": False, "add_cross_attention": False}
 
 # Hugging Face module -> Keras layer path, and the kind of weights it has.
-_EMBEDDINGS = {
+EMBEDDINGS = {
     "bert.embeddings.word_embeddings": ("token_embedding", "vocab_size"),
     "bert.embeddings.position_embeddings": ("position_embedding", "max_position_embeddings"),
     "bert.embeddings.token_type_embeddings": ("segment_embedding", "type_vocab_size"),
 }
-_LAYER = {
+LAYER = {
     "attention.self.query": "self_attention_layer/query",
     "attention.self.key": "self_attention_layer/key",
     "attention.self.value": "self_attention_layer/value",
@@ -34,12 +37,18 @@ _LAYER = {
     "output.dense": "feedforward_output_dense",
     "output.LayerNorm": "feedforward_layer_norm",
 }
-_TIED_BIAS = "cls.predictions.bias"
-_DECODER = "cls.predictions.decoder"
+TIED_BIAS = "cls.predictions.bias"
+DECODER = "cls.predictions.decoder"
+POOLER, CLASSIFIER = "bert.pooler.dense", "classifier"
 
 
 class ModelSpec(ModelSection):
-    """A BERT encoder with a masked-LM head, in Hugging Face's `BertConfig` names (Devlin et al. 2018)."""
+    """A BERT encoder and its head, in Hugging Face's `BertConfig` names (Devlin et al. 2018).
+
+    Attributes:
+        num_labels: classes of the classifier behind the pooler; None: the head is that of masked LM.
+        classifier_dropout: of what the classifier takes; None: `hidden_dropout_prob`.
+    """
 
     model_type: Literal["bert"] = "bert"
     vocab_size: Annotated[int, Field(ge=16)] = 30522
@@ -55,6 +64,8 @@ class ModelSpec(ModelSection):
     layer_norm_eps: Annotated[float, Field(gt=0.0)] = 1e-12
     tie_word_embeddings: bool = True
     initializer_range: Annotated[float, Field(gt=0.0)] = 0.02
+    num_labels: Annotated[int, Field(ge=2)] | None = None
+    classifier_dropout: Probability | None = None
 
     @model_validator(mode="after")
     def _fits_both_frameworks(self) -> ModelSpec:
@@ -79,7 +90,8 @@ def weights(model: ModelSpec) -> tuple[Weight, ...]:
         model: the hyper-parameters.
 
     Returns:
-        The weights under the names that `transformers.BertForMaskedLM` saves.
+        The weights under the names that `transformers.BertForMaskedLM` saves, or with a classifier
+        `transformers.BertForSequenceClassification`.
     """
     hidden, inner = model.hidden_size, model.intermediate_size
     normal = Normal(model.initializer_range)
@@ -89,33 +101,28 @@ def weights(model: ModelSpec) -> tuple[Weight, ...]:
             (getattr(model, rows), hidden),
             True,
             normal,
-            lookup=rows == "vocab_size" and not model.tie_word_embeddings,
+            lookup=rows == "vocab_size" and not _decodes_embeddings(model),
             embedding=True,
         )
-        for name, (_, rows) in _EMBEDDINGS.items()
+        for name, (_, rows) in EMBEDDINGS.items()
     ]
     found += [replace(w, embedding=True) for w in layer_norm("bert.embeddings.LayerNorm", hidden)]
     sizes = {"intermediate.dense": (inner, hidden), "output.dense": (hidden, inner)}
     for i in range(model.num_hidden_layers):
-        for part in _LAYER:
+        for part in LAYER:
             name = f"bert.encoder.layer.{i}.{part}"
             if part.endswith("LayerNorm"):
                 found += layer_norm(name, hidden)
             else:
                 found += _linear(name, *sizes.get(part, (hidden, hidden)), normal)
-    found += _linear("cls.predictions.transform.dense", hidden, hidden, normal)
-    found += layer_norm("cls.predictions.transform.LayerNorm", hidden)
-    if model.tie_word_embeddings:
-        found.append(Weight(_TIED_BIAS, (model.vocab_size,), False, ZEROS))
-    else:
-        found += _linear(_DECODER, model.vocab_size, hidden, normal)
-    return tuple(found)
+    return tuple(
+        found + (_masked_lm_head(model) if model.num_labels is None else _classification_head(model))
+    )
 
 
 def untrained(model: ModelSpec) -> tuple[Weight, ...]:
     """The pooler, without which KerasHub's `BertBackbone` does not open; masked-LM training has none."""
-    normal = Normal(model.initializer_range)
-    return tuple(_linear("bert.pooler.dense", model.hidden_size, model.hidden_size, normal))
+    return () if model.num_labels else tuple(_pooler(model))
 
 
 def activation_bytes(model: ModelSpec, rows: int, length: int, predictions: int, itemsize: int) -> int:
@@ -149,7 +156,12 @@ def activation_bytes(model: ModelSpec, rows: int, length: int, predictions: int,
     masks = tokens * hidden * whole * dropout
     found = norm + masks + model.num_hidden_layers * (layer + 2 * masks)
     predicted = rows * predictions
-    return found + predicted * (4 * hidden * itemsize + model.vocab_size * whole)
+    if model.num_labels is None:
+        return found + predicted * (4 * hidden * itemsize + model.vocab_size * whole)
+    # The pooler takes a view of all hidden states, or a copy of those of [CLS] in another dtype.
+    pooled = rows * hidden * itemsize if mixed else tokens * hidden * whole
+    dropped = classifier_dropout(model) > 0.0
+    return found + pooled + rows * (hidden * itemsize * (1 + 2 * dropped) + model.num_labels * whole)
 
 
 def checkpointed_bytes(model: ModelSpec, rows: int, length: int, predictions: int, itemsize: int) -> int:
@@ -165,40 +177,11 @@ def product_elements(model: ModelSpec) -> int:
     Args:
         model: the hyper-parameters.
     """
-    decoder = model.vocab_size * model.hidden_size if model.tie_word_embeddings else 0
-    lookups = {f"{name}.weight" for name in _EMBEDDINGS}
+    decoder = model.vocab_size * model.hidden_size if _decodes_embeddings(model) else 0
+    lookups = {f"{name}.weight" for name in EMBEDDINGS}
     return decoder + sum(
         w.size for w in weights(model) if w.name not in lookups and "LayerNorm" not in w.name
     )
-
-
-def keras_paths(model: ModelSpec) -> dict[str, tuple[str, ...]]:
-    """Where each weight lives in `keras_hub`'s `BertBackbone` + `MaskedLMHead` (named `mlm_head`).
-
-    Args:
-        model: the hyper-parameters.
-
-    Returns:
-        The paths of the Keras variables that hold a weight, by its Hugging Face name.
-    """
-    layers = {hf: keras for hf, (keras, _) in _EMBEDDINGS.items()}
-    layers["bert.embeddings.LayerNorm"] = "embeddings_layer_norm"
-    for i in range(model.num_hidden_layers):
-        layers |= {
-            f"bert.encoder.layer.{i}.{hf}": f"transformer_layer_{i}/{keras}" for hf, keras in _LAYER.items()
-        }
-    layers["cls.predictions.transform.dense"] = "mlm_head/intermediate_dense"
-    layers["cls.predictions.transform.LayerNorm"] = "mlm_head/intermediate_layer_norm"
-    paths = (
-        {_TIED_BIAS: "mlm_head/output_bias"}
-        if model.tie_word_embeddings
-        else {f"{_DECODER}.weight": "mlm_head/output_kernel", f"{_DECODER}.bias": "mlm_head/output_bias"}
-    )
-    for weight in weights(model):
-        if weight.name not in paths:
-            module, leaf = weight.name.rsplit(".", 1)
-            paths[weight.name] = f"{layers[module]}/{_keras_leaf(module, leaf)}"
-    return {name: (path,) for name, path in paths.items()}
 
 
 def flops(model: ModelSpec, length: int, predictions: int) -> int:
@@ -213,12 +196,13 @@ def flops(model: ModelSpec, length: int, predictions: int) -> int:
     """
     hidden, inner = model.hidden_size, model.intermediate_size
     layer = length * (4 * hidden * hidden + 2 * hidden * inner) + 2 * length * length * hidden
-    head = predictions * (hidden * hidden + hidden * model.vocab_size)
+    head = predictions * (hidden * hidden + hidden * (model.num_labels or model.vocab_size))
     return 3 * 2 * (model.num_hidden_layers * layer + head)
 
 
 def hf_config(model: ModelSpec) -> dict[str, Any]:
-    """The content of `config.json` for `transformers.AutoModelForMaskedLM`.
+    """The content of `config.json` for Transformers' `AutoModelForMaskedLM` or, with a classifier,
+    `AutoModelForSequenceClassification`.
 
     Args:
         model: the hyper-parameters.
@@ -226,11 +210,47 @@ def hf_config(model: ModelSpec) -> dict[str, Any]:
     Returns:
         A JSON-ready mapping.
     """
-    fields = model.model_dump(exclude={"dtype", "init_from"})
-    return fields | {
-        "architectures": ["BertForMaskedLM"],
-        "dtype": model.dtype,
-    }
+    fields = model.model_dump(exclude={"dtype", "init_from", "num_labels"}) | {"dtype": model.dtype}
+    if model.num_labels is None:
+        return fields | {"architectures": ["BertForMaskedLM"]}
+    return fields | {"architectures": ["BertForSequenceClassification"], **default_labels(model.num_labels)}
+
+
+def current_config(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A `config.json` with the number of classes in place of their names.
+
+    Args:
+        config: its content.
+    """
+    return with_num_labels(config, "BertForSequenceClassification")
+
+
+def classifier_dropout(model: ModelSpec) -> float:
+    """The rate of dropout of what the classifier takes."""
+    return model.hidden_dropout_prob if model.classifier_dropout is None else model.classifier_dropout
+
+
+def _decodes_embeddings(model: ModelSpec) -> bool:
+    """Whether the head uses the word embeddings, too."""
+    return model.tie_word_embeddings and model.num_labels is None
+
+
+def _masked_lm_head(model: ModelSpec) -> list[Weight]:
+    hidden, normal = model.hidden_size, Normal(model.initializer_range)
+    found = _linear("cls.predictions.transform.dense", hidden, hidden, normal)
+    found += layer_norm("cls.predictions.transform.LayerNorm", hidden)
+    if model.tie_word_embeddings:
+        return [*found, Weight(TIED_BIAS, (model.vocab_size,), False, ZEROS)]
+    return found + _linear(DECODER, model.vocab_size, hidden, normal)
+
+
+def _classification_head(model: ModelSpec) -> list[Weight]:
+    classes, normal = model.num_labels or 0, Normal(model.initializer_range)
+    return _pooler(model) + _linear(CLASSIFIER, classes, model.hidden_size, normal)
+
+
+def _pooler(model: ModelSpec) -> list[Weight]:
+    return _linear(POOLER, model.hidden_size, model.hidden_size, Normal(model.initializer_range))
 
 
 def _linear(name: str, rows: int, columns: int, initial: Normal) -> list[Weight]:
@@ -238,11 +258,3 @@ def _linear(name: str, rows: int, columns: int, initial: Normal) -> list[Weight]
         Weight(f"{name}.weight", (rows, columns), True, initial, TRANSPOSED),
         Weight(f"{name}.bias", (rows,), False, ZEROS),
     ]
-
-
-def _keras_leaf(module: str, leaf: str) -> str:
-    if "_embeddings" in module:
-        return "embeddings"
-    if module.endswith("LayerNorm"):
-        return {"weight": "gamma", "bias": "beta"}[leaf]
-    return {"weight": "kernel", "bias": "bias"}[leaf]

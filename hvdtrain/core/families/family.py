@@ -18,15 +18,20 @@ class Family(Protocol):
         DROPOUT: fields of its section that are rates of dropout.
         NETWORKS: the module whose `Network` builds the model, by framework.
         HEADS: beginnings of the names of weights that a saved model without this head lacks; optional.
+        HEAD_FIELDS: fields of its section that shape a head, each with the task that has this head; optional.
+            A spec may give others than those of the folder that it starts from, whose head is not taken then.
         FIXED: values of fields of a `config.json` that the family has no field for, since it computes nothing
             else; optional.
+        FREE: fields of its section that do not say what the weights are, so that a spec may have other values
+            than the `config.json` it starts from; optional.
 
     A family whose layers can be computed again in the backward pass has `checkpointed_bytes`, which is
     `activation_bytes` with `gradient_checkpointing`; its networks have `gradient_checkpointing_enable`, which
     takes no argument.
 
-    A family whose `config.json` once had other names also has `current_config`, which takes the content of
-    one and returns it in today's.
+    A family whose `config.json` has, or once had, other names than the section also has `current_config`,
+    which takes the content of one and returns it in the section's. One with `counts` has
+    arrays by name that Transformers asks for in `model.safetensors`, and that nothing trains.
     """
 
     ModelSpec: type[ModelSection]

@@ -71,6 +71,21 @@ class TruncatedNormal:
 
 
 @dataclass(frozen=True)
+class Uniform:
+    """A uniform distribution between -bound and bound.
+
+    Attributes:
+        bound: the largest value.
+    """
+
+    bound: float
+
+    def draw(self, random: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
+        """As `Initializer.draw`."""
+        return random.uniform(-self.bound, self.bound, shape)
+
+
+@dataclass(frozen=True)
 class KaimingNormal:
     """A normal distribution of mean 0 and standard deviation sqrt(2 / fan), for layers with ReLU.
 

@@ -124,7 +124,11 @@ class Adapter(Protocol):
         ...
 
     def find_nonfinite(self, window: Window, divisor: float, loss_scale: float) -> np.ndarray:
-        """Repeat a window's forward and backward passes on this rank alone, and change nothing.
+        """Repeat a window's forward and backward passes, and change no weight and no gradient.
+
+        Gradients stay this rank's own. A model that needs all ranks (`ModelSection.needs_all_ranks`) calls
+        the collectives of its passes again, for then all ranks repeat their windows of the same update.
+        Buffers move as in training; the core puts them back.
 
         Args:
             window: this rank's micro-batches.

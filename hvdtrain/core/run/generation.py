@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from hvdtrain.core.checkpoints.saved_models import TOKENIZER_FILE, SavedModel
 from hvdtrain.core.data.byte_level_bpe import ByteLevelBPE
+from hvdtrain.core.data.special_tokens import named_beside
 from hvdtrain.core.errors import CheckpointError, DataError
 from hvdtrain.core.random import random_words, unit_floats
 from hvdtrain.core.tasks.task import most_positions
@@ -74,14 +75,17 @@ def continue_text(
         DataError: the prompt is not text, or the tokenizer is not that of a causal language model.
         CheckpointError: the model's logits are not finite.
     """
-    tokenizer, where = saved.tokenizer, str(saved.directory / TOKENIZER_FILE)
-    end = ByteLevelBPE().token_ids(tokenizer, saved.model.vocab_size, where).sep
+    tokenizer, file = saved.tokenizer, saved.directory / TOKENIZER_FILE
+    special = ByteLevelBPE().token_ids(tokenizer, saved.model.vocab_size, str(file), named_beside(file))
+    start, end = special.cls, special.sep
     tokenizer.no_truncation()
     tokenizer.no_padding()
     try:
-        ids = tokenizer.encode(prompt, add_special_tokens=False).ids or [end]
+        ids = tokenizer.encode(prompt, add_special_tokens=False).ids
     except TypeError:  # the library raises TypeError for half of a surrogate pair
         raise DataError("the prompt is not text in UTF-8") from None
+    # Where no token begins a text, the end of another one does.
+    ids = [start, *ids] if start != end else ids or [end]
     most = most_positions(saved.model)
     if most is not None and len(ids) > most:
         note(

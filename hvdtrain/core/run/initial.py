@@ -12,6 +12,7 @@ from hvdtrain.core.families.weights import initial_weights
 from hvdtrain.core.process.paths import user_path
 from hvdtrain.core.run.run import Run
 from hvdtrain.core.run.saving import save
+from hvdtrain.core.spec.pretrained import other_head
 
 # What a run of a user's model started from: its spec alone does not give it back.
 INITIAL_DIR = "initial"
@@ -73,8 +74,10 @@ def _pretrained(run: Run, folder: str) -> dict[str, np.ndarray]:
     """What a saved model has; says which weights it has not."""
     path = user_path(folder, "model.init_from", CheckpointError)
     heads = getattr(run.family, "HEADS", ())
-    found = read_pretrained(path, run.weights, heads, run.spec.model.dtype)
+    other = other_head(path, run.spec.model)
+    found = read_pretrained(path, run.weights, heads, run.spec.model.dtype, other_head=other is not None)
     drawn = [weight.name for weight in run.weights if weight.name not in found]
     if drawn:
-        print(f"model.init_from {path}: has no head; drawn: {', '.join(drawn)}", flush=True)
+        why = f"its head has {other}" if other else "has no such head"
+        print(f"model.init_from {path}: {why}; drawn: {', '.join(drawn)}", flush=True)
     return found

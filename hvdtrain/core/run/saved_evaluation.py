@@ -63,7 +63,7 @@ def read_job(directory: Path, data: Sequence[str] = ()) -> tuple[JobSpec, Path]:
         data: files to evaluate on, as `data.files` names them; empty: the job's validation split.
 
     Returns:
-        The spec, whose validation split is what is to be evaluated on, and the folder.
+        The spec, with that data, and the folder.
 
     Raises:
         CheckpointError: there is no such job, or no model in it.
@@ -98,13 +98,16 @@ def read_job(directory: Path, data: Sequence[str] = ()) -> tuple[JobSpec, Path]:
     return spec, folder
 
 
-def evaluate_saved(framework: Framework, spec: JobSpec, folder: Path) -> SavedEvaluation:
+def evaluate_saved(
+    framework: Framework, spec: JobSpec, folder: Path, other_data: bool = False
+) -> SavedEvaluation:
     """Evaluate a saved model on a spec's validation split; every rank of a job calls it.
 
     Args:
         framework: which computes.
         spec: from `read_job`.
         folder: of the model.
+        other_data: whether the data was given to `read_job`: without a validation split it is all used.
 
     Raises:
         CheckpointError: the folder's weights cannot be read, or are not the spec's model's.
@@ -113,13 +116,16 @@ def evaluate_saved(framework: Framework, spec: JobSpec, folder: Path) -> SavedEv
     spec.rules.check_wire(framework.wire_types)
     ranks = framework.init(spec)
     run = open_run(framework, ranks, spec, folder.parent)
-    if not len(run.dataset.validation):
+    split = run.dataset.validation
+    if not len(split) and other_data:
+        split = run.dataset.train
+    if not len(split):
         raise SpecError("data: the job has no validation split; give files by --data")
     arrays = _read(folder, {w.name: w.shape for w in run.weights}) if ranks.is_chief else {}
     run.adapter.model.write(ranks.broadcast_arrays(arrays))
     examine(run)
     measures = measures_of(spec)
-    sums = count(run, measures, run.dataset.validation)
+    sums = count(run, measures, split)
     metrics = {f"eval_{name}": mean for name, mean in measures.means(sums[:-1]).items()}
     metrics["eval_samples"] = int(sums[-1])
     if not isinstance(measures, ClassMeasures):

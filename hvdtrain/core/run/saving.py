@@ -30,7 +30,7 @@ def save(run: Run, directory: Path, training: TrainingState | None = None) -> No
     model = run.spec.model
     save_model(
         directory,
-        run.adapter.model.read(),
+        run.adapter.model.read() | getattr(run.family, "counts", lambda model: {})(model),
         {**run.family.hf_config(model), **run.dataset.config},
         run.dataset.files,
         also=(lambda into: save_state(into, training)) if training else lambda into: None,

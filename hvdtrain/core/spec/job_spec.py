@@ -19,6 +19,7 @@ from pydantic import (
 )
 
 from hvdtrain.core.compression import OTHERS, POLICIES, Compression, NoCompression, field_type
+from hvdtrain.core.compression.periodic import Periodic
 from hvdtrain.core.compression.rules import Rules
 from hvdtrain.core.errors import SpecError
 from hvdtrain.core.families import FAMILIES, family_of
@@ -95,6 +96,13 @@ class JobSpec(sections.Section):
                 f"gradient_checkpointing: model_type {self.model.model_type} has no layers that can be "
                 "computed again: leave it out; a model of your own calls torch.utils.checkpoint or "
                 "keras.remat itself"
+            )
+        alone = next((p.type for p in self.rules.policies if isinstance(p, Periodic)), None)
+        if alone and self.model.needs_all_ranks:
+            raise ValueError(
+                f"model.sync_batch_norm: true has ranks share the statistics of every micro-batch, and with "
+                f"compression {alone} each takes updates alone: set model.sync_batch_norm: false, or choose "
+                "another compression"
             )
         task_of(self.task).check(self.model, self.data)
         return self

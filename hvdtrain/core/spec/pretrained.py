@@ -10,15 +10,16 @@ from typing import Any
 from hvdtrain.core.errors import SpecError
 from hvdtrain.core.families import FAMILIES
 from hvdtrain.core.process.paths import user_path
+from hvdtrain.core.spec.sections import DataSection
 from hvdtrain.core.tasks import TASKS
 
-CONFIG_FILE, TOKENIZER_FILE = "config.json", "tokenizer.json"
+CONFIG_FILE = "config.json"
 # Fields of any family that do not say what the weights are.
 _FREE = {"model_type", "dtype", "init_from", "initializer_range"}
 
 
 def with_pretrained(raw: Mapping[str, Any]) -> dict[str, Any]:
-    """Fill the model section from the folder that it starts from, and the data section with its tokenizer.
+    """Fill the model section from the folder that it starts from, and the data section with what it needs.
 
     Args:
         raw: the sections of a spec, not validated.
@@ -49,9 +50,34 @@ def with_pretrained(raw: Mapping[str, Any]) -> dict[str, Any]:
     config = getattr(family, "current_config", dict)(config)
     _check_fixed(folder, config, getattr(family, "FIXED", {}), kind)
     given = {name: value for name, value in model.items() if value is not None}
-    fields = {n: config[n] for n in family.ModelSpec.model_fields if n in config and n not in _FREE}
-    _check_given(folder, fields, given, {*_FREE, *family.DROPOUT})
-    return {**raw, "model": {"model_type": kind, **fields, **given}, **_with_tokenizer(raw, family, folder)}
+    task, heads = _task_name(raw, family), getattr(family, "HEAD_FIELDS", {})
+    names = [name for name in family.ModelSpec.model_fields if name in config and name not in _FREE]
+    fields = {name: config[name] for name in names if heads.get(name, task) == task}
+    free = {*_FREE, *family.DROPOUT, *heads, *getattr(family, "FREE", ())}
+    _check_given(folder, fields, given, free)
+    section = TASKS.find(task).DataSpec
+    return {
+        **raw,
+        "model": {"model_type": kind, **fields, **given},
+        **_with_data(raw, section, folder),
+    }
+
+
+def other_head(folder: Path, model: Any) -> str | None:
+    """What the head of a folder has otherwise than the model, such as `num_labels 2, not 5`; None: nothing.
+
+    Args:
+        folder: holds `config.json`.
+        model: the section of a spec that starts from it.
+
+    Raises:
+        SpecError: the file cannot be read.
+    """
+    family = FAMILIES.find(model.model_type)
+    config = getattr(family, "current_config", dict)(_read(folder))
+    own = {name: getattr(model, name) for name in getattr(family, "HEAD_FIELDS", {})}
+    differ = [n for n, value in own.items() if value is not None and config.get(n, value) != value]
+    return ", ".join(f"{name} {config[name]}, not {own[name]}" for name in differ) or None
 
 
 def _read(folder: Path) -> dict[str, Any]:
@@ -88,21 +114,14 @@ def _check_given(folder: Path, fields: Mapping[str, Any], given: Mapping[str, An
         )
 
 
-def _with_tokenizer(raw: Mapping[str, Any], family: Any, folder: Path) -> dict[str, Any]:
-    data, task = raw.get("data"), raw.get("task")
-    name = task.get("type") if isinstance(task, Mapping) else None
-    section = TASKS.find(name or family.TASKS[0]).DataSpec
-    if (
-        not isinstance(data, Mapping)
-        or "tokenizer_file" not in section.model_fields
-        or "tokenizer_file" in data
-    ):
+def _task_name(raw: Mapping[str, Any], family: Any) -> str:
+    task = raw.get("task")
+    found: str = (task.get("type") if isinstance(task, Mapping) else None) or family.TASKS[0]
+    return found
+
+
+def _with_data(raw: Mapping[str, Any], section: type[DataSection], folder: Path) -> dict[str, Any]:
+    data = raw.get("data")
+    if not isinstance(data, Mapping):
         return {}
-    file = folder / TOKENIZER_FILE
-    if not file.is_file():
-        raise SpecError(
-            f"data.tokenizer_file: required: model.init_from {folder} has no {TOKENIZER_FILE}, and a "
-            "tokenizer that is trained anew has other tokens. A folder with a vocab.txt alone becomes "
-            "one with both by transformers.AutoTokenizer.from_pretrained(FOLDER).save_pretrained(FOLDER)"
-        )
-    return {"data": {**data, "tokenizer_file": str(file)}}
+    return {"data": {**section.of_pretrained(folder, data), **data}}

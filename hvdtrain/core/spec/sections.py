@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
 
@@ -53,6 +53,11 @@ class ModelSection(Section):
     dtype: Literal["float32", "float64"] = "float32"
     init_from: str | None = None
 
+    @property
+    def needs_all_ranks(self) -> bool:
+        """Whether forward and backward passes call collectives, so that no rank can take one alone."""
+        return False
+
 
 class DataSection(Section):
     """What the data section of every task has.
@@ -63,13 +68,27 @@ class DataSection(Section):
 
     prefetch: Annotated[int, Field(ge=0)] = 2
 
+    @classmethod
+    def of_pretrained(cls, folder: Path, given: Mapping[str, Any]) -> dict[str, Any]:
+        """Fields that follow from the folder of `model.init_from`, unless a spec gives them.
+
+        Args:
+            folder: a Hugging Face model's.
+            given: the section in the spec, not validated.
+
+        Raises:
+            SpecError: a file of the folder is missing or cannot be used.
+        """
+        del folder, given
+        return {}
+
     @property
     def why_empty(self) -> str:
         """Why there may be nothing to predict in many updates, and what to do."""
         return "their samples hold nothing to predict; look at the data section"
 
     def evaluated_on(self, files: Sequence[str], folder: Path, class_names: Sequence[str]) -> DataSection:
-        """This section, but with other data to evaluate on.
+        """This section with other data, of which nothing is kept apart and nothing is augmented.
 
         Args:
             files: as the section's field for files has them.

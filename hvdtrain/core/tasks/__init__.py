@@ -12,6 +12,8 @@ TASKS = Registry(
     {
         "masked_lm": "hvdtrain.core.tasks.masked_lm",
         "causal_lm": "hvdtrain.core.tasks.causal_lm",
+        "image_classification": "hvdtrain.core.tasks.image_classification",
+        "text_classification": "hvdtrain.core.tasks.text_classification",
         "custom": "hvdtrain.core.tasks.custom",
     },
 )

@@ -57,16 +57,14 @@ def prepare(
 ) -> Dataset:
     """As `Task.prepare`: tokenise the text on this node, or open what was tokenised before."""
     corpus = prepare_text(data, model.vocab_size, seed, announce=announce)
-    tokenizer, end = corpus.tokenizer_path.read_text(encoding="utf-8"), corpus.token_ids.sep
+    tokenizer, ids = corpus.tokenizer_path.read_text(encoding="utf-8"), corpus.token_ids
     return Dataset(
         CausalSplit(corpus.train, corpus, task),
         CausalSplit(corpus.validation, corpus, task),
         corpus.fingerprint,
-        files=bpe_files(tokenizer, corpus.max_seq_length),
-        config={"bos_token_id": end, "eos_token_id": end},
-        text=TextFacts(
-            corpus.token_ids.size, model.vocab_size, corpus.unknown_share, data.tokenizer_file is None
-        ),
+        files=bpe_files(tokenizer, corpus.max_seq_length, ids),
+        config={"bos_token_id": ids.cls, "eos_token_id": ids.sep},
+        text=TextFacts(ids.size, model.vocab_size, corpus.unknown_share, data.tokenizer_file is None),
     )
 
 

@@ -44,8 +44,14 @@ class DataSpec(TextSpec):
 
 
 def check(model: Any, data: DataSpec) -> None:
-    """Whether the model can take such sequences; ValueError where it cannot."""
+    """Whether the model can take such sequences and predicts tokens; ValueError where it does not."""
     check_length(data.max_seq_length, model)
+    classes = getattr(model, "num_labels", None)
+    if classes is not None:
+        raise ValueError(
+            f"model.num_labels {classes}: a model with a classifier does not predict tokens: leave it out, "
+            "or set task.type: text_classification"
+        )
 
 
 def shapes(data: DataSpec, task: TaskSpec) -> Shapes:
@@ -93,7 +99,9 @@ class MaskedText(Dataset):
             train,
             validation,
             corpus.fingerprint,
-            files=tokenizer_files(corpus.tokenizer_path.read_text(encoding="utf-8"), corpus.max_seq_length),
+            files=tokenizer_files(
+                corpus.tokenizer_path.read_text(encoding="utf-8"), corpus.max_seq_length, corpus.token_ids
+            ),
             config={"pad_token_id": corpus.token_ids.pad},
             text=TextFacts(
                 corpus.token_ids.size, vocab_size, corpus.unknown_share, data.tokenizer_file is None

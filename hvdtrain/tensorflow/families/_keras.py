@@ -41,6 +41,7 @@ ACTIVATIONS: dict[str, Callable[[tf.Tensor], tf.Tensor]] = {
     "gelu": _gelu,
     "gelu_new": _gelu_new,
     "silu": _silu,
+    "tanh": _in_float32(tf.tanh),
 }
 
 

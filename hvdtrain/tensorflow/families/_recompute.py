@@ -9,6 +9,8 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from hvdtrain.core.families.batch_norm import recomputing
+
 
 def recompute_layer(layer: keras.layers.Layer) -> None:
     """Have a built layer keep nothing but its first argument in training, and compute the rest again.
@@ -33,7 +35,7 @@ def recomputed(call: Callable[..., tf.Tensor], *layers: keras.layers.Layer) -> C
         if getattr(part, "seed_generator", None) is not None
     ]
 
-    # Keras reads the names of the arguments.
+    # Keras reads the names of the arguments of a layer's call.
     @functools.wraps(call)
     def wrapper(x: tf.Tensor, *args: Any, **kwargs: Any) -> tf.Tensor:
         if not kwargs.get("training"):
@@ -58,7 +60,8 @@ class _Replay:
             return self._function(x)
         now = self._states()
         self._set(self._first)
-        found = self._function(x)
+        with recomputing():
+            found = self._function(x)
         self._set(now)
         return found
 

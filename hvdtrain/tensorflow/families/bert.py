@@ -4,18 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+import keras
 import keras_hub
 import tensorflow as tf
 
-from hvdtrain.core.families import bert
-from hvdtrain.core.families.bert import ModelSpec
+from hvdtrain.core.families.bert import ModelSpec, classifier_dropout
+from hvdtrain.core.families.bert_in_keras import keras_paths
 from hvdtrain.tensorflow.families._keras import ACTIVATIONS, round_products, set_attention_scale
 from hvdtrain.tensorflow.families._recompute import recompute_layer
 from hvdtrain.tensorflow.weights import Parameters
 
 
 class Network:
-    """`BertBackbone` with a `MaskedLMHead` at the masked positions."""
+    """`BertBackbone` with a `MaskedLMHead` at the masked positions, or with `BertTextClassifier`'s layers."""
 
     def __init__(self, model: ModelSpec, compute_dtype: str) -> None:
         """Build the model; see `Network` of `hvdtrain.core.families.family`."""
@@ -31,20 +32,13 @@ class Network:
             num_segments=model.type_vocab_size,
             dtype=model.dtype,
         )
-        self._head = keras_hub.layers.MaskedLMHead(
-            vocabulary_size=model.vocab_size,
-            token_embedding=self._backbone.token_embedding if model.tie_word_embeddings else None,
-            intermediate_activation=ACTIVATIONS[model.hidden_act],
-            layer_norm_epsilon=model.layer_norm_eps,
-            dtype=model.dtype,
-            name="mlm_head",
-        )
-        self._head.build((None, None, model.hidden_size))
+        self._classifies = model.num_labels is not None
+        self._head = self._classifier() if self._classifies else self._masked_lm_head()
         self._obey()
         found = {v.path: v.value for v in [*self._backbone.variables, *self._head.variables]}
-        self.classes = model.vocab_size
+        self.classes = model.num_labels or model.vocab_size
         self.parameters: Parameters = {
-            name: tuple(found[path] for path in paths) for name, paths in bert.keras_paths(model).items()
+            name: tuple(found[path] for path in paths) for name, paths in keras_paths(model).items()
         }
 
     def gradient_checkpointing_enable(self) -> None:
@@ -53,19 +47,26 @@ class Network:
             recompute_layer(layer)
 
     def features(self, inputs: Mapping[str, tf.Tensor], training: bool) -> tf.Tensor:
-        """The last hidden state at the masked positions, (rows, predictions, hidden_size)."""
-        hidden = self._backbone(
+        """The last hidden state at the masked positions, (rows, predictions, hidden_size).
+
+        With a classifier, the pooler's output, (rows, 1, hidden_size).
+        """
+        found = self._backbone(
             {
                 "token_ids": inputs["input_ids"],
                 "segment_ids": inputs["token_type_ids"],
                 "padding_mask": inputs["attention_mask"],
             },
             training=training,
-        )["sequence_output"]
-        return tf.gather(hidden, inputs["masked_positions"], batch_dims=1)
+        )
+        if self._classifies:
+            return self._dropout(found["pooled_output"], training=training)[:, None]
+        return tf.gather(found["sequence_output"], inputs["masked_positions"], batch_dims=1)
 
     def logits(self, features: tf.Tensor) -> tf.Tensor:
-        """The masked-LM head, (rows · predictions, vocab_size)."""
+        """The masked-LM head, (rows · predictions, vocab_size), or the classifier, (rows, 1, num_labels)."""
+        if self._classifies:
+            return self._head(features)
         # The head's own call, but for the dtype of its largest product, and that one of two matrices.
         head = self._head
         hidden = head._intermediate_layer_norm(head._intermediate_dense(features))
@@ -76,11 +77,33 @@ class Network:
         logits = tf.matmul(rows, matrix, transpose_b=bool(tied))
         return tf.cast(logits, self._model.dtype) + head._bias
 
+    def _masked_lm_head(self) -> keras.layers.Layer:
+        model = self._model
+        head = keras_hub.layers.MaskedLMHead(
+            vocabulary_size=model.vocab_size,
+            token_embedding=self._backbone.token_embedding if model.tie_word_embeddings else None,
+            intermediate_activation=ACTIVATIONS[model.hidden_act],
+            layer_norm_epsilon=model.layer_norm_eps,
+            dtype=model.dtype,
+            name="mlm_head",
+        )
+        head.build((None, None, model.hidden_size))
+        return head
+
+    def _classifier(self) -> keras.layers.Layer:
+        model = self._model
+        self._dropout = keras.layers.Dropout(classifier_dropout(model), dtype=model.dtype)
+        head = keras.layers.Dense(model.num_labels, dtype=model.dtype, name="logits")
+        head.build((None, None, model.hidden_size))
+        return head
+
     def _obey(self) -> None:
         # KerasHub 0.32 fixes the tanh GELU and an epsilon of 1e-12; the spec decides here.
         model, backbone = self._model, self._backbone
         backbone.embeddings_layer_norm.epsilon = model.layer_norm_eps
-        products = [self._head._intermediate_dense]
+        backbone.pooled_dense.activation = ACTIVATIONS["tanh"]
+        products = [backbone.pooled_dense]
+        products.append(self._head if self._classifies else self._head._intermediate_dense)
         for layer in backbone.transformer_layers:
             attention, inner = layer._self_attention_layer, layer._feedforward_intermediate_dense
             set_attention_scale(attention, model.hidden_size // model.num_attention_heads, model.dtype)

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from tokenizers import Tokenizer
 
-from hvdtrain.core.data import Dataset, Sequences, cache, prepare
+from hvdtrain.core.data import Dataset, Sequences, building, prepare
 from hvdtrain.core.data.hashing import file_stamp, hash_contents
 from hvdtrain.core.data.lines import hash_file
 from hvdtrain.core.data.tokenizer import train_tokenizer
@@ -328,8 +328,8 @@ def test_open_data_outlives_a_rebuild(corpus: Path) -> None:
 def test_large_file_is_checked_at_its_ends_and_in_between(
     monkeypatch: pytest.MonkeyPatch, corpus: Path
 ) -> None:
-    monkeypatch.setattr("hvdtrain.core.data.store._BLOCK", 32)
-    monkeypatch.setattr("hvdtrain.core.data.store._BLOCKS", 4)
+    monkeypatch.setattr("hvdtrain.core.data.stored_files._BLOCK", 32)
+    monkeypatch.setattr("hvdtrain.core.data.stored_files._BLOCKS", 4)
     expected = contents(prepare(spec(corpus), VOCAB, 0).train)
     tokens = entry(corpus.parent / "cache") / "tokens.bin"
     assert tokens.stat().st_size > 32 * 4
@@ -394,11 +394,11 @@ def test_edit_after_the_cache_was_named_is_refused(
 
 
 def test_edit_while_another_process_builds_is_refused(corpus: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def waited(path: Path, announce: Any, locked: Any = cache._locked) -> Any:
+    def waited(path: Path, announce: Any, locked: Any = building._locked) -> Any:
         edit(corpus)
         return locked(path, announce)
 
-    monkeypatch.setattr(cache, "_locked", waited)
+    monkeypatch.setattr(building, "_locked", waited)
     with pytest.raises(DataError, match="changed while it was read"):
         prepare(spec(corpus), VOCAB, 0)
 

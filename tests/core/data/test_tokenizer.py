@@ -19,8 +19,8 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer
 from tokenizers.models import WordPiece
 
+from hvdtrain.core.data.special_tokens import SPECIAL_TOKENS
 from hvdtrain.core.data.tokenizer import (
-    SPECIAL_TOKENS,
     encoder,
     read_tokenizer,
     token_ids,

@@ -14,8 +14,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hvdtrain.core.data.byte_level_bpe import END_OF_TEXT, SMALLEST, ByteLevelBPE, bpe_files
+from hvdtrain.core.data.byte_level_bpe import SMALLEST, ByteLevelBPE, bpe_files
 from hvdtrain.core.data.corpus import Corpus, Sequences
+from hvdtrain.core.data.special_tokens import END_OF_TEXT
 from hvdtrain.core.data.text import TokenIds
 from hvdtrain.core.data.tokenizer import encoder
 from hvdtrain.core.errors import DataError
@@ -135,7 +136,7 @@ def test_both_libraries_open_the_tokenizer(tmp_path: Path) -> None:
     from transformers import AutoTokenizer
 
     tokenizer = SCHEME.train(lambda: TEXTS, 320)
-    for name, content in bpe_files(tokenizer.to_str(), 64).items():
+    for name, content in bpe_files(tokenizer.to_str(), 64, SCHEME.token_ids(tokenizer, 320, "it")).items():
         (tmp_path / name).write_text(content, encoding="utf-8")
     (tmp_path / "config.json").write_text(
         json.dumps({"model_type": "gpt2", "architectures": ["GPT2LMHeadModel"]})
