@@ -53,6 +53,8 @@ class Reducer:
         for bucket in buckets:
             self._driver.add(bucket, dtype)
         self._reduced: list[tf.Tensor] = []
+        # With sharded gradients: the sums of early micro-batches, made when the first is traced.
+        self._shards: list[tf.Variable] = []
         self._next_states: dict[int, State] = {}
         self._exchanges: dict[Policy, Callable[..., object]] = {}
         self._exchanging: Future[None] = Future()
@@ -70,6 +72,8 @@ class Reducer:
         self._update.assign(update)
         for bucket in self._buckets:
             bucket.start_window()
+        for shard in self._shards:
+            shard.assign(tf.zeros_like(shard))
 
     def backward(self, forward: Callable[[], tf.Tensor], last: bool) -> tf.Tensor:
         """Run one micro-batch and add its gradients to the window's.
@@ -90,7 +94,9 @@ class Reducer:
         flats = [bucket.pack(found) for bucket in self._buckets]
         if self._scaled:
             flats = [flat * (1.0 / self._loss_scale) for flat in flats]
-        if last:
+        if self._rules.shards_gradients:
+            self._scatter(flats, last)
+        elif last:
             flats = [bucket.whole(flat) for bucket, flat in zip(self._buckets, flats, strict=True)]
             reduce = self._driver.scatter if self._rules.sharded else self._driver.reduce
             self._reduced, self._next_states = reduce(self._now.policy, flats, self._update)
@@ -98,6 +104,19 @@ class Reducer:
             for bucket, flat in zip(self._buckets, flats, strict=True):
                 bucket.add(flat)
         return loss
+
+    def _scatter(self, flats: Sequence[tf.Tensor], last: bool) -> None:
+        """Sum a micro-batch over ranks, each of which is given its shards."""
+        found, self._next_states = self._driver.scatter(self._now.policy, flats, self._update)
+        if last:
+            sums = self._shards or [tf.zeros_like(each) for each in found]
+            self._reduced = [each + total for each, total in zip(found, sums, strict=True)]
+            return
+        if not self._shards:
+            with tf.init_scope():
+                self._shards = [tf.Variable(tf.zeros(f.shape, f.dtype), trainable=False) for f in found]
+        for shard, each in zip(self._shards, found, strict=True):
+            shard.assign_add(each)
 
     def finish(self) -> list[tf.Tensor]:
         """The flat gradients of the window summed over ranks, one a bucket: whole, or this rank's shard."""

@@ -43,6 +43,7 @@ class GradBucket:
             gradient: dense, in the weight's shape; 16 bits are widened before they are scaled.
             scale: a factor of it.
         """
+        self._take_memory()
         view = self.views[name]
         if name not in self.unfilled:
             view.add_(gradient, alpha=scale)
@@ -58,12 +59,23 @@ class GradBucket:
 
     def zero_unfilled(self) -> None:
         """Set to zero what has no gradient in this window."""
+        self._take_memory()
         for name in self.unfilled:
             self.views[name].zero_()
+
+    def release(self) -> None:
+        """Give the memory back; the next gradient takes it again."""
+        self.flat.untyped_storage().resize_(0)
 
     def renew(self) -> None:
         """Move to new memory: somebody else keeps the old."""
         self._place(torch.zeros_like(self.flat))
+
+    def _take_memory(self) -> None:
+        storage = self.flat.untyped_storage()
+        if storage.nbytes() == 0:
+            storage.resize_(self.flat.numel() * self.flat.itemsize)
+            self.flat[self.layout.size :].zero_()
 
     def _place(self, flat: torch.Tensor) -> None:
         parts = zip(self.layout.weights, flat[: self.layout.size].split(self.layout.sizes), strict=True)

@@ -47,7 +47,9 @@ class Reducer:
         self._works: dict[int, Work] = {}
         self._next_states: dict[int, State] = {}
         self._exchanging: list[Work] = []
-        self._last_backward = False
+        self._reduces = False
+        # With sharded gradients: the window's sums of this rank's shards, by the bucket's index.
+        self._shards: dict[int, torch.Tensor] = {}
         for bucket in buckets:
             self._add(bucket, parameters)
 
@@ -61,7 +63,7 @@ class Reducer:
         """
         self._loss_scale = loss_scale
         self._update, self._now = update, self._rules.at(update)
-        self._works, self._next_states = {}, {}
+        self._works, self._next_states, self._shards = {}, {}, {}
         for bucket in self._buckets:
             bucket.start_window()
 
@@ -77,7 +79,12 @@ class Reducer:
             The loss, detached, without the loss scale.
         """
         loss = forward()
-        self._last_backward = last
+        self._reduces = last or self._rules.shards_gradients
+        if self._shards or self._works:
+            # An earlier micro-batch's gradients are in their shards.
+            self._collect()
+            for bucket in self._buckets:
+                bucket.start_window()
         (loss * self._loss_scale if self._scaled else loss).backward()
         return loss.detach()
 
@@ -87,10 +94,10 @@ class Reducer:
         Returns:
             The flat gradients summed over ranks, one tensor a bucket: all of it, or this rank's shard.
         """
-        for bucket in self._buckets:
-            # A parameter that this batch did not use leaves its bucket waiting.
-            if bucket.layout.index not in self._works:
-                self._start(bucket)
+        if self._rules.shards_gradients:
+            self._collect()
+            return [self._shards[bucket.layout.index] for bucket in self._buckets]
+        self._start_waiting()
         self._next_states = self._driver.finish(self._works.values())
         return [self._works[bucket.layout.index].total for bucket in self._buckets]
 
@@ -141,11 +148,37 @@ class Reducer:
         """Set what `read` read."""
         self._driver.write(states)
 
+    def _start_waiting(self) -> None:
+        """Start buckets that wait for the gradient of a parameter that this batch did not use."""
+        for bucket in self._buckets:
+            if bucket.layout.index not in self._works:
+                self._start(bucket)
+
+    def _collect(self) -> None:
+        """Wait for all sums of a micro-batch, which then are in the shards alone."""
+        self._start_waiting()
+        self._driver.finish(self._works.values())
+        self._absorb()
+        self._works = {}
+
+    def _absorb(self) -> None:
+        """Add finished sums to the shards, and give the memory of their buckets back."""
+        for index, work in self._works.items():
+            bucket = self._buckets[index]
+            if work.request is None and bucket.flat.untyped_storage().nbytes():
+                if index in self._shards:
+                    self._shards[index] += work.total
+                else:
+                    self._shards[index] = work.total.clone()
+                bucket.release()
+
     def _add(self, layout: Bucket, parameters: Mapping[str, torch.nn.Parameter]) -> None:
         ops = self._driver.ops
         dtype = ops.dtype(parameters[layout.weights[0].name])
         shard = self._rules.shard(layout, ops.ranks, ops.rank)
         bucket = GradBucket(layout, ops.zeros((shard.padded,), dtype))
+        if self._rules.shards_gradients:
+            bucket.release()
         self._driver.add(layout, dtype)
         self._buckets.append(bucket)
         for weight in layout.weights:
@@ -158,10 +191,12 @@ class Reducer:
             gradient = parameter.grad.to_dense() if parameter.grad.is_sparse else parameter.grad
             bucket.fill(name, gradient, 1.0 / self._loss_scale)
             parameter.grad = None
-            if self._last_backward:
+            if self._reduces:
                 bucket.pending -= 1
                 # With every gradient, not every bucket: the other ranks wait for what comes next of a policy.
                 self._driver.poll(self._works.values())
+                if self._rules.shards_gradients:
+                    self._absorb()
                 if bucket.pending == 0:
                     self._start(bucket)
 

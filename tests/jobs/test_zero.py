@@ -10,7 +10,9 @@ import pytest
 
 from hvdtrain.core.checkpoints.model_folder import load_model
 from hvdtrain.core.checkpoints.state import load_state
+from hvdtrain.core.errors import SpecError
 from hvdtrain.core.run.metrics import read_metrics
+from tests.core.test_plan import plan
 from tests.jobs.runs import TINY, TINY_GPT2, small_corpus, train_all
 
 GROUPS = "optimizer.groups=[{match: '*mlp*', learning_rate_factor: 0.5, weight_decay: 0.3}]"
@@ -34,7 +36,8 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
     """Three ranks of PyTorch and two of TensorFlow, sharded; the whole on as many; and what goes on."""
     root = tmp_path_factory.mktemp("zero")
     both = {f"{name} {stage}": s for stage, kinds in ((0, WHOLE), (1, SHARDED)) for name, s in kinds.items()}
-    few = {name: both[name] for name in ("adamw 0", "adamw 1", "lamb 1")}
+    both |= {f"{name} 2": [*SHARDED[name], "zero_stage=2"] for name in ("adamw", "lars")}
+    few = {name: both[name] for name in ("adamw 0", "adamw 1", "lamb 1", "adamw 2")}
     torch = train_all(root / "torch", "torch", 3, both, spec="gpt2")
     tensorflow = train_all(root / "tensorflow", "tensorflow", 2, few, spec="gpt2")
     checkpoint = {"adamw 1": torch["adamw 1"] / "checkpoint-4"}
@@ -52,9 +55,12 @@ def losses(run: Path) -> np.ndarray:
     return np.array([line["loss"] for line in read_metrics(run)[0]])
 
 
-@pytest.mark.parametrize("name", KINDS)
-def test_updates_are_those_of_stage_0(runs: Runs, name: str) -> None:
-    whole, sharded = runs["torch"][f"{name} 0"], runs["torch"][f"{name} 1"]
+STAGES = [(name, 1) for name in KINDS] + [("adamw", 2), ("lars", 2)]
+
+
+@pytest.mark.parametrize(("name", "stage"), STAGES)
+def test_updates_are_those_of_stage_0(runs: Runs, name: str, stage: int) -> None:
+    whole, sharded = runs["torch"][f"{name} 0"], runs["torch"][f"{name} {stage}"]
     # int8 rounds a sum once less, and 16 bits round sums in another order.
     tolerance = {"int8": 1e-3, "fp16": 1e-4}.get(name, 1e-12)
     np.testing.assert_allclose(losses(sharded), losses(whole), rtol=tolerance)
@@ -69,8 +75,9 @@ def test_both_frameworks_follow_one_trajectory(runs: Runs) -> None:
     for name in ("adamw", "lamb"):
         ours, theirs = (losses(runs[framework][f"{name} 1"]) for framework in ("torch", "tensorflow"))
         np.testing.assert_allclose(theirs, ours, rtol=1e-10)
-    whole, sharded = (losses(runs["tensorflow"][f"adamw {stage}"]) for stage in (0, 1))
-    np.testing.assert_allclose(sharded, whole, rtol=1e-12)
+    whole, *sharded = (losses(runs["tensorflow"][f"adamw {stage}"]) for stage in (0, 1, 2))
+    for each in sharded:
+        np.testing.assert_allclose(each, whole, rtol=1e-12)
 
 
 def test_checkpoints_are_those_of_stage_0(runs: Runs) -> None:
@@ -87,19 +94,34 @@ def test_checkpoints_are_those_of_stage_0(runs: Runs) -> None:
     assert all(array.any() for name, array in state.moments.items() if name.endswith("exp_avg_sq"))
 
 
-@pytest.mark.parametrize(("framework", "name"), [("torch", n) for n in KINDS] + [("tensorflow", "adamw")])
-def test_bytes_sent_are_bytes_planned(runs: Runs, framework: str, name: str) -> None:
-    run = runs[framework][f"{name} 1"]
+TENSORFLOW = [("tensorflow", "adamw", stage) for stage in (1, 2)]
+
+
+@pytest.mark.parametrize(("framework", "name", "stage"), [("torch", *each) for each in STAGES] + TENSORFLOW)
+def test_bytes_sent_are_bytes_planned(runs: Runs, framework: str, name: str, stage: int) -> None:
+    run = runs[framework][f"{name} {stage}"]
     planned = json.loads((run / "plan.json").read_text())["wire_bytes_per_update"]
     assert {line["wire_bytes"] for line in read_metrics(run)[0][1:]} == {planned}
 
 
 def test_a_plan_divides_moments_by_ranks(runs: Runs) -> None:
-    whole, sharded = (
-        json.loads((runs["torch"][f"adamw {stage}"] / "plan.json").read_text())["memory"] for stage in (0, 1)
+    whole, first, second = (
+        json.loads((runs["torch"][f"adamw {stage}"] / "plan.json").read_text())["memory"]
+        for stage in (0, 1, 2)
     )
-    assert whole["optimizer"] / 3 <= sharded["optimizer"] <= whole["optimizer"] / 3 * 1.02
-    assert whole["weights"] <= sharded["weights"] <= whole["weights"] * 1.02
+    for sharded in (first, second):
+        assert whole["optimizer"] / 3 <= sharded["optimizer"] <= whole["optimizer"] / 3 * 1.02
+        assert whole["weights"] <= sharded["weights"] <= whole["weights"] * 1.02
+    assert whole["gradients"] <= first["gradients"] <= whole["gradients"] * 1.02
+    assert second["gradients"] < 0.8 * whole["gradients"]
+
+
+def test_what_a_skipped_update_could_not_give_back_is_refused() -> None:
+    with pytest.raises(SpecError, match=r"compression.type: int8 remembers .* zero_stage: 1"):
+        plan("zero_stage=2", "compression.type=int8", "batch.gradient_accumulation_steps=2")
+    with pytest.raises(SpecError, match=r"compression.type: topk needs the whole sum"):
+        plan("zero_stage=1", "compression.type=topk")
+    assert plan("zero_stage=2", "compression.type=int8").size
 
 
 @pytest.mark.slow
@@ -108,7 +130,7 @@ def test_a_plan_divides_moments_by_ranks(runs: Runs) -> None:
 def test_every_number_of_ranks(framework: str, ranks: int, tmp_path: Path) -> None:
     """Fifty updates of GPT-2 and BERT with ragged epochs, accumulation, clipping and groups."""
     scenarios = {}
-    for stage in (0, 1):
+    for stage in (0, 1, 2):
         scenarios[f"gpt2 {stage}"] = [*COMMON, "max_steps=50", "max_grad_norm=0.05", f"zero_stage={stage}"]
         bert = [*TINY, *small_corpus(tmp_path / "corpus"), "model.dtype=float64", "max_steps=50"]
         bert += ["batch.per_device_train_batch_size=2", "batch.global_batch_size=16", "max_grad_norm=0.05"]
@@ -116,6 +138,7 @@ def test_every_number_of_ranks(framework: str, ranks: int, tmp_path: Path) -> No
     for spec in ("gpt2", "bert"):
         mine = {name: s for name, s in scenarios.items() if name.startswith(spec)}
         found = train_all(tmp_path / spec, framework, ranks, mine, spec=spec)
-        whole, sharded = (losses(found[f"{spec} {stage}"]) for stage in (0, 1))
+        whole, *sharded = (losses(found[f"{spec} {stage}"]) for stage in (0, 1, 2))
         assert len(whole) == 50
-        np.testing.assert_allclose(sharded, whole, rtol=1e-13 if ranks <= 2 else 1e-10)
+        for each in sharded:
+            np.testing.assert_allclose(each, whole, rtol=1e-12 if ranks <= 2 else 1e-10)

@@ -21,23 +21,33 @@ class Rules:
 
     Attributes:
         policies: in the order of the spec; the first whose `match` fits a weight's name is the weight's.
-        sharded: whether each rank is given its shard of a sum, and sends its shard of the weights.
+        zero_stage: of the spec.
     """
 
     policies: tuple[Policy, ...]
-    sharded: bool = False
+    zero_stage: int = 0
 
     @classmethod
     def of_spec(cls, compression: Policy | Sequence[Policy], zero_stage: int = 0) -> Rules:
         """The rules of a spec's `compression`, which is one policy or a list of them."""
         policies = (compression,) if isinstance(compression, Policy) else tuple(compression)
-        return cls(policies, zero_stage > 0)
+        return cls(policies, zero_stage)
+
+    @property
+    def sharded(self) -> bool:
+        """Whether each rank is given its shard of a sum, and sends its shard of the weights."""
+        return self.zero_stage >= 1
+
+    @property
+    def shards_gradients(self) -> bool:
+        """Whether ranks hold their shards of the gradients alone: each micro-batch's are summed at once."""
+        return self.zero_stage >= 2
 
     def at(self, update: int) -> Rules:
         """The rules in force at an update, counted from 1."""
         # `at` may answer with another policy, such as none: who matches what stays as it is.
         found = (p.at(update).model_copy(update={"match": p.match}) for p in self.policies)
-        return Rules(tuple(found), self.sharded)
+        return Rules(tuple(found), self.zero_stage)
 
     def stages(self) -> list[tuple[int, Rules]]:
         """(first update, the rules in force from there on), ascending; the last are these themselves.
@@ -77,12 +87,20 @@ class Rules:
         sparse = bucket.touched_rows is not None and isinstance(found, NoCompression)
         return SparseRows(match=found.match) if sparse else found
 
-    def wire_bytes(self, buckets: Iterable[Bucket], itemsize: int, ranks: int) -> int:
-        """Bytes that one rank hands to collectives for one update of all buckets; see `Policy.wire_bytes`."""
+    def wire_bytes(self, buckets: Iterable[Bucket], itemsize: int, ranks: int, micro_batches: int = 1) -> int:
+        """Bytes that one rank hands to collectives for one update of all buckets; see `Policy.wire_bytes`.
+
+        Args:
+            buckets: the layout of the gradients.
+            itemsize: bytes of one gradient element before compression.
+            ranks: how many take part.
+            micro_batches: of an update, on each rank.
+        """
         if not self.sharded:
             return sum(self.policy(b).wire_bytes(b, itemsize, ranks) for b in buckets)
         shards = sum(self.policy(b).shard_size(b, ranks) for b in buckets)
-        return shards * itemsize + sum(self.policy(b).scatter_bytes(b, itemsize, ranks) for b in buckets)
+        gradients = sum(self.policy(b).scatter_bytes(b, itemsize, ranks) for b in buckets)
+        return shards * itemsize + gradients * (micro_batches if self.shards_gradients else 1)
 
     def shard(self, bucket: Bucket, ranks: int, rank: int) -> Shard:
         """What a rank owns of a bucket: all of it, unless these are sharded."""

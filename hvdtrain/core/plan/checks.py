@@ -45,6 +45,26 @@ def check(spec: JobSpec, weights: Sequence[Weight], train_samples: int, size: in
             )
 
 
+def check_micro_batches(spec: JobSpec, accumulation: Accumulation) -> None:
+    """Refuse a policy that remembers what it lost where each micro-batch is summed by itself.
+
+    Args:
+        spec: the job.
+        accumulation: what its updates are made of.
+
+    Raises:
+        SpecError: an update that is skipped could not give back what its first micro-batches have taken.
+    """
+    one = accumulation.target_tokens is None and all(steps == 1 for _, steps in accumulation.stages)
+    keeps = [p.type for p in spec.rules.policies if p.residuals and getattr(p, "use_error_feedback", True)]
+    if spec.rules.shards_gradients and keeps and not one:
+        raise SpecError(
+            f"compression.type: {keeps[0]} remembers what a sum has lost, and with zero_stage 2 and "
+            "accumulation each micro-batch is summed by itself: choose zero_stage: 1, type none, or "
+            "use_error_feedback: false where the type has it"
+        )
+
+
 def notes_on_text(text: TextFacts | None) -> list[str]:
     """What to tell of a text that the tokenizer does not know well."""
     if text is None or text.unknown_share <= _MUCH_UNKNOWN:

@@ -8,12 +8,13 @@ from dataclasses import dataclass
 import numpy as np
 
 from hvdtrain.core.checkpoints.state import MOMENTS
+from hvdtrain.core.compression.rules import Rules
 from hvdtrain.core.families.family import Family
 from hvdtrain.core.spec.job_spec import JobSpec
 from hvdtrain.core.tasks import task_of
 from hvdtrain.core.update.buckets import Bucket
 from hvdtrain.core.update.precision import compute_itemsize
-from hvdtrain.core.update.shards import scratch_elements
+from hvdtrain.core.update.shards import Shard, scratch_elements
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,16 @@ class Memory:
         return sum(found for found in vars(self).values() if found is not None)
 
 
+def gradient_elements(rules: Rules, shards: Sequence[Shard]) -> int:
+    """Elements of the gradients that a rank holds at a time.
+
+    Where they are sharded, those are its shards and the largest bucket, before it is summed.
+    """
+    if not rules.shards_gradients:
+        return sum(shard.padded for shard in shards)
+    return sum(shard.size for shard in shards) + max(shard.padded for shard in shards)
+
+
 def predict_memory(
     spec: JobSpec, family: Family | None, buckets: Sequence[Bucket], rows: int, size: int
 ) -> Memory:
@@ -64,7 +75,7 @@ def predict_memory(
     copies = compute * family.product_elements(spec.model) if family and compute != itemsize else 0
     return Memory(
         weights=weights,
-        gradients=weights,
+        gradients=itemsize * gradient_elements(spec.rules, shards),
         optimizer=itemsize
         * (
             sum(shard.size for shard in shards) * len(MOMENTS[spec.optimizer.type])

@@ -15,7 +15,7 @@ from hvdtrain.core.data.batches import TextFacts
 from hvdtrain.core.errors import SpecError
 from hvdtrain.core.families.family import Family
 from hvdtrain.core.families.weights import Weight
-from hvdtrain.core.plan.checks import check, notes_on_text, notes_on_updates
+from hvdtrain.core.plan.checks import check, check_micro_batches, notes_on_text, notes_on_updates
 from hvdtrain.core.plan.memory import Memory, predict_memory
 from hvdtrain.core.plan.updates import Updates, count_updates
 from hvdtrain.core.spec.job_spec import JobSpec
@@ -135,6 +135,7 @@ def make_plan(
     """
     check(spec, weights, len(train_tokens), size)
     updates = count_updates(spec, train_tokens, size)
+    check_micro_batches(spec, updates.accumulation)
     return _plan(
         spec,
         weights,
@@ -185,7 +186,9 @@ def _plan(
         decayed_parameters=sum(w.size for w in weights if setting_of(spec.optimizer, w).weight_decay),
         buckets=buckets,
         bucket_compression=tuple(rules.policy(b).type for b in buckets),
-        wire_bytes_per_update=rules.wire_bytes(buckets, itemsize, size),
+        wire_bytes_per_update=rules.wire_bytes(
+            buckets, itemsize, size, updates.batch.gradient_accumulation_steps
+        ),
         sync_every=rules.period,
         flops_per_update=_flops(spec, family, batch),
         compute_dtype=compute_dtype(spec),

@@ -50,7 +50,7 @@ class JobSpec(sections.Section):
     compression: Compression = NoCompression()
     communication: sections.CommunicationSpec = sections.CommunicationSpec()
     gradient_checkpointing: bool = False
-    zero_stage: Literal[0, 1] = 0
+    zero_stage: Literal[0, 1, 2] = 0
     max_grad_norm: Annotated[float, Field(gt=0.0)] | None = 1.0
     num_threads: sections.Count | None = None
     evaluation: sections.EvaluationSpec = sections.EvaluationSpec()
