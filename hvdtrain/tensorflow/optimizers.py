@@ -9,7 +9,7 @@ import tensorflow as tf
 
 from hvdtrain.core.checkpoints.state import MOMENTS
 from hvdtrain.core.families.weights import Weight
-from hvdtrain.core.spec.sections import OptimizerSpec
+from hvdtrain.core.spec.optimizer_sections import OptimizerSpec
 from hvdtrain.core.update.buckets import Bucket
 from hvdtrain.core.update.groups import Setting, setting_of
 from hvdtrain.core.update.optimizers import trust_ratio

@@ -10,7 +10,7 @@ import torch
 from torch.optim.adamw import adamw
 
 from hvdtrain.core.checkpoints.state import MOMENTS
-from hvdtrain.core.spec.sections import OptimizerSpec
+from hvdtrain.core.spec.optimizer_sections import OptimizerSpec
 from hvdtrain.core.update.buckets import Bucket
 from hvdtrain.core.update.groups import Setting, scratch_elements, slices_of
 from hvdtrain.core.update.optimizers import trust_ratio

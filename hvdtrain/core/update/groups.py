@@ -8,7 +8,7 @@ from itertools import groupby
 
 from hvdtrain.core.families.weights import Weight
 from hvdtrain.core.patterns import check_matches, first_match
-from hvdtrain.core.spec.sections import OptimizerSpec
+from hvdtrain.core.spec.optimizer_sections import OptimizerSpec
 from hvdtrain.core.update.buckets import Bucket
 
 
