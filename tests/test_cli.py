@@ -75,6 +75,8 @@ HELD_OUT = ("--set", "data.validation_split=null", "--set", "data.validation_fil
             ["run", "job.yaml", "--framework", "torch", "-np", "2", *HELD_OUT],
             "data.validation_files: 'nowhere/*.csv' matches",
         ),
+        (["evaluate", "nowhere"], "nowhere: no such folder; give a job's output directory"),
+        (["evaluate", "."], "neither it nor the folder above holds spec.json"),
         (["generate", "nowhere", "a prompt"], "nowhere: no such folder"),
         (["generate", ".", "a prompt"], "holds no model"),
         (["run", "job.yaml", "--framework", "torch", "-np", "2", "--set", "seed=-1"], "seed"),

@@ -18,7 +18,8 @@ from hvdtrain.cli import app
 from hvdtrain.core.compression import POLICIES, Policy
 from hvdtrain.core.families import FAMILIES
 from hvdtrain.core.spec.job_spec import parse_spec, spec_class
-from hvdtrain.core.spec.sections import GroupSpec, Section
+from hvdtrain.core.spec.optimizer_sections import GroupSpec
+from hvdtrain.core.spec.sections import Section
 from hvdtrain.core.tasks import TASKS
 
 ROOT = Path(__file__).resolve().parents[1]

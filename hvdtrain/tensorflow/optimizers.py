@@ -8,7 +8,7 @@ import numpy as np
 import tensorflow as tf
 
 from hvdtrain.core.checkpoints.state import MOMENTS
-from hvdtrain.core.spec.sections import OptimizerSpec
+from hvdtrain.core.spec.optimizer_sections import OptimizerSpec
 from hvdtrain.core.update.groups import setting_of
 from hvdtrain.core.update.shards import Shard
 from hvdtrain.tensorflow.buckets import join_flat, pack, swap_layout, unpack

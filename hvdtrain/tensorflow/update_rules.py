@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import tensorflow as tf
 
 from hvdtrain.core.families.weights import Weight
-from hvdtrain.core.spec.sections import OptimizerSpec
+from hvdtrain.core.spec.optimizer_sections import OptimizerSpec
 from hvdtrain.core.update.groups import Setting, setting_of
 from hvdtrain.core.update.optimizers import trust_ratio
 from hvdtrain.core.update.shards import Shard

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from hvdtrain.core.checkpoints.state import MOMENTS
-from hvdtrain.core.spec.sections import OptimizerSpec
+from hvdtrain.core.spec.optimizer_sections import OptimizerSpec
 from hvdtrain.core.update.groups import Setting
 from hvdtrain.core.update.shards import Shard, scratch_elements
 from hvdtrain.torch.shards import ShardExchange

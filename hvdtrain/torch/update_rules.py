@@ -9,7 +9,7 @@ import torch
 from torch.optim.adamw import adamw
 
 from hvdtrain.core.families.weights import Weight
-from hvdtrain.core.spec.sections import OptimizerSpec
+from hvdtrain.core.spec.optimizer_sections import OptimizerSpec
 from hvdtrain.core.update.groups import Setting, setting_of
 from hvdtrain.core.update.optimizers import trust_ratio
 from hvdtrain.core.update.shards import Shard

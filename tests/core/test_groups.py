@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from hvdtrain.core.errors import SpecError
 from hvdtrain.core.families import bert
 from hvdtrain.core.spec.job_spec import parse_spec
-from hvdtrain.core.spec.sections import GroupSpec, OptimizerSpec
+from hvdtrain.core.spec.optimizer_sections import GroupSpec, OptimizerSpec
 from hvdtrain.core.update.buckets import plan_buckets
 from hvdtrain.core.update.groups import check_groups, setting_of
 from hvdtrain.core.update.shards import Shard

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from hvdtrain.core.families.initializers import ONES, ZEROS, Normal
 from hvdtrain.core.families.weights import TRANSPOSED, Layout, Weight
-from hvdtrain.core.spec.sections import GroupSpec, OptimizerSpec, ScheduleSpec
+from hvdtrain.core.spec.optimizer_sections import GroupSpec, OptimizerSpec, ScheduleSpec
 from hvdtrain.core.update.buckets import Bucket, plan_buckets
 from hvdtrain.core.update.optimizers import ReferenceOptimizer, clip_factor
 from hvdtrain.core.update.schedules import schedule_factor

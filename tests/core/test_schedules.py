@@ -21,7 +21,7 @@ from transformers.optimization import get_cosine_with_min_lr_schedule_with_warmu
 
 from hvdtrain.core.errors import SpecError
 from hvdtrain.core.spec.job_spec import parse_spec
-from hvdtrain.core.spec.sections import ScheduleSpec
+from hvdtrain.core.spec.optimizer_sections import ScheduleSpec
 from hvdtrain.core.update.schedules import check_peak, schedule_factor
 
 PEAK = 2e-3

@@ -79,7 +79,7 @@ def reference_update(spec: JobSpec) -> tuple[float, float, dict[str, np.ndarray]
 def _hugging_face(spec: JobSpec, arrays: dict[str, np.ndarray]) -> BertForMaskedLM:
     from transformers import BertConfig
 
-    model = BertForMaskedLM(BertConfig(**spec.model.model_dump(exclude={"dtype", "model_type"}))).double()
+    model = BertForMaskedLM(BertConfig(**bert.hf_config(spec.model))).double()
     model.bert.embeddings.word_embeddings.padding_idx = None
     model.load_state_dict({n: torch.from_numpy(a) for n, a in arrays.items()}, strict=False)
     return model.train()

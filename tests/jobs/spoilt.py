@@ -57,6 +57,7 @@ class Known:
 
     weighs = False
     loss_sum: Any
+    predict: Any = None
 
     def weighted_loss(self, batch: dict[str, Any], training: bool) -> tuple[Any, None]:
         return self.loss_sum(batch, training), None

@@ -19,7 +19,7 @@ from tests.jobs.evaluating import evaluate
 from tests.jobs.runs import FRAMEWORKS, TINY_CLASSIFIER, train_all
 
 # Global batches of 16 rows: 1 x 4 or 2 x 2 (ranks x accumulation).
-PLAIN = [*TINY_CLASSIFIER, "max_steps=20", "checkpointing.save_steps=10"]
+PLAIN = [*TINY_CLASSIFIER, "max_steps=12", "checkpointing.save_steps=6"]
 BF16 = [*TINY_CLASSIFIER, "model.dtype=float32", "mixed_precision=bf16", "max_steps=8"]
 CLASSES = ["red", "green", "blue", "round", "square", "flat"]
 
@@ -67,18 +67,17 @@ def pairs(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory, pairs: list[str]) -> Runs:
     root = tmp_path_factory.mktemp("bert-classify")
-    every = {"plain": PLAIN, "pairs": pairs, "bf16": BF16}
+    every = {"plain": PLAIN, "pairs": pairs}
     of_ranks = {
         ("torch", 2): every,
         ("torch", 1): {"plain": PLAIN, "pairs": pairs},
         ("torch", 3): {"pairs": pairs},
         ("tensorflow", 2): every,
-        ("tensorflow", 3): {"pairs": pairs},
     }
     found: Runs = {}
     for (framework, ranks), scenarios in of_ranks.items():
         # TensorFlow goes on from there, and trains the others from the start.
-        places = {"plain": found["torch", 2]["plain"] / "checkpoint-10"} if framework == "tensorflow" else {}
+        places = {"plain": found["torch", 2]["plain"] / "checkpoint-6"} if framework == "tensorflow" else {}
         place = root / f"{framework}-{ranks}"
         found[framework, ranks] = train_all(
             place, framework, ranks, scenarios, places if "plain" in scenarios else {}, spec="bert-classify"
@@ -90,11 +89,10 @@ def losses(run: Path) -> np.ndarray:
     return np.array([line["loss"] for line in read_metrics(run)[0]])
 
 
-@pytest.mark.parametrize(("name", "tolerance"), [("pairs", 1e-9), ("bf16", 1e-3)])
-def test_both_frameworks_follow_one_trajectory(runs: Runs, name: str, tolerance: float) -> None:
-    ours, theirs = losses(runs["torch", 2][name]), losses(runs["tensorflow", 2][name])
-    assert len(ours) >= 8
-    np.testing.assert_allclose(theirs, ours, rtol=tolerance)
+def test_both_frameworks_follow_one_trajectory(runs: Runs) -> None:
+    ours, theirs = losses(runs["torch", 2]["pairs"]), losses(runs["tensorflow", 2]["pairs"])
+    assert len(ours) == 40
+    np.testing.assert_allclose(theirs, ours, rtol=1e-9)
 
 
 @pytest.mark.parametrize("name", ["plain", "pairs"])
@@ -107,8 +105,8 @@ def test_cutting_a_global_batch_changes_nothing(runs: Runs, name: str) -> None:
 
 def test_a_run_goes_on_in_the_other_framework(runs: Runs) -> None:
     rest = losses(runs["tensorflow", 2]["plain"])
-    assert len(rest) == 10
-    np.testing.assert_allclose(rest, losses(runs["torch", 2]["plain"])[10:], rtol=1e-10)
+    assert len(rest) == 6
+    np.testing.assert_allclose(rest, losses(runs["torch", 2]["plain"])[6:], rtol=1e-10)
 
 
 def logits_of(folder: Path, settings: list[str]) -> tuple[np.ndarray, np.ndarray]:
@@ -146,7 +144,7 @@ def test_it_is_evaluated_alone_and_on_other_rows(runs: Runs, pairs: list[str], t
 
 
 @pytest.mark.parametrize(
-    ("framework", "ranks"), [("torch", 1), ("torch", 2), ("torch", 3), ("tensorflow", 2), ("tensorflow", 3)]
+    ("framework", "ranks"), [("torch", 1), ("torch", 2), ("torch", 3), ("tensorflow", 2)]
 )
 def test_metrics_over_ragged_shares_are_those_of_scikit_learn(
     runs: Runs, pairs: list[str], framework: str, ranks: int
@@ -187,7 +185,7 @@ def long_runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
     rows = ["batch.per_device_train_batch_size=1", "batch.global_batch_size=8"]
     long = [*TINY_CLASSIFIER, "max_steps=100", "schedule.warmup_steps=10", "batch.global_batch_size=null"]
     long += ["batch.gradient_accumulation_steps=2"]
-    scenarios = {"long": long, "single": [*long, "model.dtype=float32", "max_steps=50"]}
+    scenarios = {"long": long, "single": [*long, "model.dtype=float32", "max_steps=50"], "bf16": BF16}
     cut = {"cut": [*TINY_CLASSIFIER, *rows, "max_steps=20"]}
     for framework in FRAMEWORKS:
         for ranks in (1, 2, 4, 8):
@@ -203,7 +201,8 @@ def test_both_frameworks_follow_one_long_trajectory(long_runs: Runs, ranks: int)
     ours, theirs = (long_runs[framework, ranks] for framework in FRAMEWORKS)
     assert len(losses(ours["long"])) == 100
     np.testing.assert_allclose(losses(theirs["long"]), losses(ours["long"]), rtol=1e-9)
-    np.testing.assert_allclose(losses(theirs["single"]), losses(ours["single"]), rtol=1e-3)
+    for name in ("single", "bf16"):
+        np.testing.assert_allclose(losses(theirs[name]), losses(ours[name]), rtol=1e-3)
 
 
 @pytest.mark.slow

@@ -32,10 +32,7 @@ def test_the_metrics_are_those_that_were_logged(job: Path) -> None:
     assert evaluate(job) == logged | {"eval_loss": pytest.approx(logged["eval_loss"], rel=1e-14)} | {
         "eval_perplexity": pytest.approx(logged["eval_perplexity"], rel=1e-13)
     }
-    found = evaluate(job / "model", "--framework", "tensorflow", np=3)
-    assert found["eval_loss"] == pytest.approx(logged["eval_loss"], rel=1e-12)
-    assert found["eval_samples"] == logged["eval_samples"]
-    assert evaluate(job / "checkpoint-2")["eval_loss"] > logged["eval_loss"]
+    assert evaluate(job / "checkpoint-2", np=3)["eval_loss"] > logged["eval_loss"]
 
 
 def test_other_data_can_be_given(job: Path, tmp_path: Path) -> None:
@@ -45,17 +42,8 @@ def test_other_data_can_be_given(job: Path, tmp_path: Path) -> None:
     assert found["eval_loss"] > 0.0
 
 
-def test_what_is_wrong_is_told(job: Path, tmp_path: Path) -> None:
-    (tmp_path / "empty").mkdir()
-    for arguments, told in (
-        (
-            [tmp_path / "empty"],
-            "neither it nor the folder above holds spec.json; give a job's",
-        ),
-        ([tmp_path / "nowhere"], "nowhere: no such folder"),
-        ([job, "--data", tmp_path / "none.txt"], "none.txt"),
-    ):
-        done = launch(1, [*PROGRAM, *map(str, arguments)])
-        assert done.returncode == 1
-        assert told in done.stdout, done.stdout
-        assert "Traceback" not in done.stdout
+def test_data_that_is_not_there_is_told(job: Path, tmp_path: Path) -> None:
+    done = launch(1, [*PROGRAM, str(job), "--data", str(tmp_path / "none.txt")])
+    assert done.returncode == 1
+    assert "none.txt" in done.stdout
+    assert "Traceback" not in done.stdout

@@ -292,6 +292,6 @@ def backward(model: BertForMaskedLM, arrays: Arrays, window: Window) -> tuple[fl
 
 
 def hugging_face(spec: JobSpec) -> BertForMaskedLM:
-    model = BertForMaskedLM(BertConfig(**spec.model.model_dump(exclude={"dtype", "model_type"}))).double()
+    model = BertForMaskedLM(BertConfig(**bert.hf_config(spec.model))).double()
     model.bert.embeddings.word_embeddings.padding_idx = None
     return model.train()

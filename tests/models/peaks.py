@@ -14,13 +14,13 @@ import numpy as np
 from hvdtrain.core.data.batches import Batch
 from hvdtrain.core.families import gpt2
 
-ROWS, LENGTH = 24, 512
+ROWS, LENGTH, LAYERS = 16, 512, 8
 
 
 def wide(layers: int) -> gpt2.ModelSpec:
     """A GPT-2 whose activations are much larger than its weights."""
     dropout: dict[str, Any] = dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), 0.0)
-    sizes: dict[str, Any] = {"vocab_size": 64, "n_positions": LENGTH, "n_embd": 64, "n_head": 2}
+    sizes: dict[str, Any] = {"vocab_size": 64, "n_positions": LENGTH, "n_embd": 64, "n_head": 1}
     return gpt2.ModelSpec(n_layer=layers, **sizes, **dropout)
 
 
@@ -29,7 +29,7 @@ def main(framework: str) -> None:
     ids = np.zeros((ROWS, LENGTH), np.int32)
     batch = Batch({"input_ids": ids}, ids[:, 1:], np.ones((ROWS, LENGTH - 1)), ROWS * (LENGTH - 1.0), {})
     found = []
-    for model, recompute in ((wide(1), True), (wide(12), True), (wide(12), False)):
+    for model, recompute in ((wide(1), True), (wide(LAYERS), True), (wide(LAYERS), False)):
         _step(framework, model, recompute, batch)
         found.append(_peak())
     print(json.dumps(found))

@@ -19,7 +19,7 @@ from hvdtrain.core.families import bert, gpt2, llama, resnet, vit
 from hvdtrain.core.families.weights import statistics, trained
 from hvdtrain.tensorflow import model as tensorflow_model
 from hvdtrain.torch import model as torch_model
-from tests.models.peaks import LENGTH, ROWS, wide
+from tests.models.peaks import LAYERS, LENGTH, ROWS, wide
 from tests.models.support import as_hugging_face, batch_of, far_from_initial
 
 FAMILIES: dict[str, tuple[Any, Any]] = {
@@ -186,7 +186,7 @@ def test_memory_hardly_grows_with_the_layers(framework: str) -> None:
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
     one, recomputed, kept = json.loads(done.stdout.splitlines()[-1])
-    model, shape = wide(12), (ROWS, LENGTH, LENGTH - 1, 4)
+    model, shape = wide(LAYERS), (ROWS, LENGTH, LENGTH - 1, 4)
     whole, less = gpt2.activation_bytes(model, *shape), gpt2.checkpointed_bytes(model, *shape)
     # TensorFlow's attention keeps its scores, which PyTorch's does not.
     assert kept - recomputed > 0.7 * (whole - less), (one, recomputed, kept)

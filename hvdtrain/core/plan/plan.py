@@ -19,7 +19,7 @@ from hvdtrain.core.plan.checks import check, check_micro_batches, notes_on_text,
 from hvdtrain.core.plan.memory import Memory, predict_memory
 from hvdtrain.core.plan.updates import Updates, count_updates
 from hvdtrain.core.spec.job_spec import JobSpec
-from hvdtrain.core.spec.sections import OptimizerSpec
+from hvdtrain.core.spec.optimizer_sections import OptimizerSpec
 from hvdtrain.core.tasks import task_of
 from hvdtrain.core.update.accumulation import Accumulation, BatchSizes
 from hvdtrain.core.update.buckets import Bucket, plan_buckets

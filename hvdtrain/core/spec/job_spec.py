@@ -24,6 +24,7 @@ from hvdtrain.core.compression.rules import Rules
 from hvdtrain.core.errors import SpecError
 from hvdtrain.core.families import FAMILIES, family_of
 from hvdtrain.core.spec import sections
+from hvdtrain.core.spec.optimizer_sections import OptimizerSpec, ScheduleSpec
 from hvdtrain.core.spec.pretrained import with_pretrained
 from hvdtrain.core.spec.problems import models_of, problems
 from hvdtrain.core.spec.reading import apply_override, mapping, read_spec
@@ -39,8 +40,8 @@ class JobSpec(sections.Section):
     model: sections.ModelSection
     data: sections.DataSection
     task: sections.TaskSection
-    optimizer: sections.OptimizerSpec = sections.OptimizerSpec()
-    schedule: sections.ScheduleSpec = sections.ScheduleSpec()
+    optimizer: OptimizerSpec = OptimizerSpec()
+    schedule: ScheduleSpec = ScheduleSpec()
     batch: sections.BatchSpec
     max_steps: sections.Count | None = None
     num_train_epochs: Annotated[float, Field(gt=0.0)] | None = None

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from hvdtrain.core.families.weights import Weight
 from hvdtrain.core.patterns import check_matches, first_match
-from hvdtrain.core.spec.sections import OptimizerSpec
+from hvdtrain.core.spec.optimizer_sections import OptimizerSpec
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from hvdtrain.core.families.weights import Weight
-from hvdtrain.core.spec.sections import OptimizerSpec
+from hvdtrain.core.spec.optimizer_sections import OptimizerSpec
 from hvdtrain.core.update.groups import setting_of
 
 # Keeps max_norm / norm finite.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 from hvdtrain.core.errors import SpecError
-from hvdtrain.core.spec.sections import ScheduleSpec
+from hvdtrain.core.spec.optimizer_sections import ScheduleSpec
 
 # Transformers' timescale of a run without warm-up.
 _TIMESCALE = 10_000

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from itertools import accumulate, groupby
 
 from hvdtrain.core.families.weights import Weight
-from hvdtrain.core.spec.sections import OptimizerSpec
+from hvdtrain.core.spec.optimizer_sections import OptimizerSpec
 from hvdtrain.core.update.buckets import Bucket
 from hvdtrain.core.update.groups import Setting, setting_of
 
