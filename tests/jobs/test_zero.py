@@ -142,3 +142,13 @@ def test_every_number_of_ranks(framework: str, ranks: int, tmp_path: Path) -> No
         assert len(whole) == 50
         for each in sharded:
             np.testing.assert_allclose(each, whole, rtol=1e-12 if ranks <= 2 else 1e-10)
+
+
+@pytest.mark.parametrize(
+    "framework", [pytest.param("torch"), pytest.param("tensorflow", marks=pytest.mark.slow)]
+)
+def test_over_gloo_the_sums_are_the_same(runs: Runs, framework: str, tmp_path: Path) -> None:
+    """Where an all-to-all and a local sum stand for a reducescatter."""
+    sharded = {"adamw 1": [*SHARDED["adamw"], "max_steps=4"]}
+    found = train_all(tmp_path, framework, 2, sharded, wire="gloo", spec="gpt2")["adamw 1"]
+    np.testing.assert_allclose(losses(found), losses(runs["torch"]["adamw 0"])[:4], rtol=1e-12)
