@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from pathlib import Path
 
 import pytest
 
+from hvdtrain.core.errors import CheckpointError
 from hvdtrain.core.run.metrics import read_metrics
+from hvdtrain.core.run.saved_evaluation import read_job
 from tests.jobs.evaluating import PROGRAM, evaluate
 from tests.jobs.runs import TINY, launch, small_corpus, train_all
 
@@ -40,6 +44,30 @@ def test_other_data_can_be_given(job: Path, tmp_path: Path) -> None:
     found = evaluate(job, "--data", tmp_path / "other.txt")
     assert found["eval_samples"] == 2
     assert found["eval_loss"] > 0.0
+
+
+def test_what_a_job_has_left_must_be_whole(job: Path, tmp_path: Path) -> None:
+    def told() -> str:
+        with pytest.raises(CheckpointError) as caught:
+            read_job(tmp_path / "copy")
+        return str(caught.value)
+
+    shutil.copytree(job, tmp_path / "copy")
+    shutil.rmtree(tmp_path / "copy" / "model")
+    assert f"its newest checkpoint is {tmp_path / 'copy' / 'checkpoint-4'}" in told()
+    for content in ("[]", "{}", "{", '{"model": 3}'):
+        (tmp_path / "copy" / "model").mkdir(exist_ok=True)
+        (tmp_path / "copy" / "spec.json").write_text(content)
+        assert "spec.json: is not what a job has written" in told()
+
+
+def test_data_that_has_changed_is_refused(job: Path, tmp_path: Path) -> None:
+    shutil.copytree(job, tmp_path / "copy")
+    plan = json.loads((job / "plan.json").read_text())
+    (tmp_path / "copy" / "plan.json").write_text(json.dumps(plan | {"train_samples": 59}))
+    done = launch(1, [*PROGRAM, str(tmp_path / "copy")])
+    assert done.returncode == 1
+    assert "the job had 59 samples to train on" in done.stdout
 
 
 def test_data_that_is_not_there_is_told(job: Path, tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.numpy import save_file
 from transformers import (
     BertConfig,
     BertForMaskedLM,
@@ -127,6 +128,28 @@ def test_a_model_without_a_head_lacks_the_heads_weights_alone(tmp_path: Path) ->
     np.testing.assert_array_equal(found[f"bert.{name}"], base.state_dict()[name].numpy())
     with pytest.raises(CheckpointError, match=r"has no weight cls\.predictions"):
         read_pretrained(folder, weights, (), "float32")
+
+
+@pytest.mark.parametrize("kind", MODELS)
+def test_weights_that_the_model_has_no_layer_for_are_refused(tmp_path: Path, kind: str) -> None:
+    spec: Any = spec_of(save(tmp_path, kind)).model
+    layers = "n_layer" if kind == "gpt2" else "num_hidden_layers"
+    fewer = spec.model_copy(update={layers: getattr(spec, layers) - 1})
+    with pytest.raises(CheckpointError, match=r"and the model of config\.json has no such layer"):
+        read_pretrained(tmp_path, family_of(spec).weights(fewer), (), "float32")
+
+
+@pytest.mark.parametrize(("value", "told"), [(np.nan, "not finite"), (np.inf, "not finite"), (None, "int64")])
+def test_weights_that_are_no_good_numbers_are_refused(tmp_path: Path, value: float | None, told: str) -> None:
+    spec: Any = spec_of(save(tmp_path, "bert")).model
+    weights, arrays = family_of(spec).weights(spec), dict(load_model(tmp_path))
+    name = weights[3].name
+    bad = arrays[name].astype(np.int64) if value is None else arrays[name].copy()
+    if value is not None:
+        bad.flat[1] = value
+    save_file(arrays | {name: bad}, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(CheckpointError, match=rf"{name} .*{told}"):
+        read_pretrained(tmp_path, weights, (), "float32")
 
 
 def change(folder: Path, **fields: Any) -> None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+import re
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -18,6 +19,9 @@ from hvdtrain.core.families.weights import Weight
 
 # As TensorFlow's checkpoints of 2018 called them, in folders that are still around.
 _OLD_NAMES = {"LayerNorm.weight": "LayerNorm.gamma", "LayerNorm.bias": "LayerNorm.beta"}
+_DTYPES = ("float16", "bfloat16", "float32", "float64")
+# Of a layer, or of a stage of them.
+_NUMBER = re.compile(r"(?<=\.)\d+(?=\.)")
 _PICKLES = ("pytorch_model.bin", "pytorch_model.bin.index.json")
 
 
@@ -58,7 +62,9 @@ def read_pretrained(
                         f"model.init_from {folder}: {name} has shape {array.shape}, and the model's "
                         f"{weight.name} {weight.shape}: config.json and the weights are of two models"
                     )
+                _check_numbers(folder, name, array)
                 found[weight.name] = array.astype(dtype)
+            _check_depth(folder, weights, held)
         except (OSError, SafetensorError) as error:
             raise CheckpointError(f"model.init_from {folder}: cannot be read: {error}") from None
     return found
@@ -97,6 +103,30 @@ def _names(name: str) -> Iterator[str]:
         for new, old in _OLD_NAMES.items():
             if each.endswith(new):
                 yield each.removesuffix(new) + old
+
+
+def _check_numbers(folder: Path, name: str, array: np.ndarray) -> None:
+    if array.dtype.name not in _DTYPES:
+        raise CheckpointError(
+            f"model.init_from {folder}: {name} is {array.dtype}; expected one of {', '.join(_DTYPES)}"
+        )
+    if not np.isfinite(array.astype(np.float64)).all():
+        raise CheckpointError(
+            f"model.init_from {folder}: {name} holds numbers that are not finite: the run that saved it has "
+            "diverged, or the file is damaged; take another"
+        )
+
+
+def _check_depth(folder: Path, weights: Sequence[Weight], held: Collection[str]) -> None:
+    """Refuse weights of a layer that the model does not have, where it has other layers of the kind."""
+    known = {name for weight in weights for name in _names(weight.name)}
+    kinds = {_NUMBER.sub("N", name) for name in known}
+    more = sorted(name for name in held if name not in known and _NUMBER.sub("N", name) in kinds)
+    if more:
+        raise CheckpointError(
+            f"model.init_from {folder}: has {more[0]}, and the model of config.json has no such layer: "
+            "config.json and the weights are of two models"
+        )
 
 
 def _check_missing(folder: Path, weight: Weight, heads: Sequence[str]) -> None:

@@ -133,7 +133,11 @@ def _array(path: Path, name: str, field: str) -> NDArray[Any]:
     except FileNotFoundError as error:
         raise unreadable(path, error) from None
     except Exception as error:
-        raise DataError(f"{path}: not an archive of arrays, or damaged: {error}") from None
+        told = error.strerror if isinstance(error, OSError) and error.strerror else "other content"
+        raise DataError(
+            f"{path}: cannot be read as an archive of arrays ({told}); expected what numpy.savez writes: "
+            "arrays of numbers or text, and no Python objects"
+        ) from None
     raise DataError(f"{path}: no array {name!r} (arrays here: {names}); set {field} to the one that is meant")
 
 

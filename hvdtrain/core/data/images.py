@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from pydantic import Field, model_validator
 
 from hvdtrain.core.data.dataset_folders import is_dataset_folder
+from hvdtrain.core.data.labels import check_names
 from hvdtrain.core.errors import SpecError
 from hvdtrain.core.spec.sections import DataSection
 
@@ -98,6 +99,8 @@ class ImageSpec(DataSection):
     def evaluated_on(self, files: Sequence[str], folder: Path, class_names: Sequence[str]) -> ImageSpec:
         """As `DataSection.evaluated_on`: files, or one folder with a folder of images for each class."""
         del folder
+        if not files:
+            return self.model_copy(update={"class_names": tuple(class_names)})
         given = [Path(file) for file in files]
         classes = len(given) == 1 and given[0].is_dir() and not is_dataset_folder(given[0])
         section = {
@@ -129,6 +132,7 @@ class ImageSpec(DataSection):
 
     @model_validator(mode="after")
     def _divides(self) -> ImageSpec:
+        check_names(self.class_names)
         if np.min(self.image_std) <= 0.0:
             raise ValueError(f"image_std {self.image_std}: pixels are divided by it; expected numbers > 0")
         return self

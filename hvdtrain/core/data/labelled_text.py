@@ -9,6 +9,7 @@ from typing import Any
 
 from pydantic import model_validator
 
+from hvdtrain.core.data.labels import check_names
 from hvdtrain.core.data.python_parts import PART_NAMES, python_parts
 from hvdtrain.core.data.records import as_text, class_names, records
 from hvdtrain.core.data.text import SourceSpec
@@ -46,6 +47,7 @@ class LabelledTextSpec(SourceSpec):
 
     @model_validator(mode="after")
     def _fields_fit(self) -> LabelledTextSpec:
+        check_names(self.class_names)
         if self.corpus is not None and self.text_pair_field is not None:
             raise ValueError(f"corpus: {self.corpus} has no pairs of texts: leave text_pair_field out")
         if len(self.columns) < 2 + (self.text_pair_field is not None):
@@ -112,8 +114,9 @@ def _label(value: Any, field: str, where: str) -> str:
         return str(value)
     if isinstance(value, str) and value and not value.isspace():
         return as_text(value, field, where)
-    found = "null" if value is None else "nothing" if isinstance(value, str) else type(value).__name__
+    missing = value is None or isinstance(value, str)
+    found = "null" if value is None else "nothing" if missing else type(value).__name__
+    advice = "give every row a label, or leave the row out" if missing else "write a name or a whole number"
     raise DataError(
-        f"{where}: field {field!r} should be the name or number of a class, found {found}; give every row a "
-        "label, or leave the row out"
+        f"{where}: field {field!r} should be the name or number of a class, found {found}; {advice}"
     )

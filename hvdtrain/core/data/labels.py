@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -66,12 +66,17 @@ def find_labels(seen: Collection[str], given: Sequence[str], num_labels: int, wh
         where: the data's name, for errors.
 
     Raises:
-        DataError: there are more or fewer classes than the model tells apart, or a name comes twice.
+        DataError: there are no labels or but one, or more or fewer than the model tells apart.
     """
+    if not seen:
+        raise DataError(f"{where}: has no rows, so there is nothing to train on")
     names = tuple(given) or tuple(sorted(seen, key=int if all(map(_is_number, seen)) else None))
     field = "data.class_names" if given else where
-    if len(set(names)) < len(names):
-        raise DataError(f"data.class_names: {list(given)} has a name twice")
+    if len(names) == 1:
+        raise DataError(
+            f"{field}: all rows are of one class, {Labels(names)}, so there is nothing to tell apart; give "
+            "data of two classes or more"
+        )
     if len(names) != num_labels:
         advice = "" if given else ", or list all classes in data.class_names where the data lacks some"
         raise DataError(
@@ -81,12 +86,20 @@ def find_labels(seen: Collection[str], given: Sequence[str], num_labels: int, wh
     return Labels(names)
 
 
-def check_order(labels: Labels, init_from: str | None) -> None:
-    """Compare the order of the classes with that of the model that a run starts from.
+def check_names(names: Sequence[str]) -> None:
+    """ValueError where `data.class_names` has a name twice."""
+    twice = sorted({name for name in names if list(names).count(name) > 1})
+    if twice:
+        raise ValueError(f"class_names: {twice[0]!r} comes twice; each class has a name of its own")
+
+
+def check_order(labels: Labels, init_from: str | None, announce: Callable[[str], None]) -> None:
+    """Compare the classes with those of the model that a run starts from.
 
     Args:
         labels: of the data.
         init_from: `model.init_from`, which has been read before.
+        announce: called with a line for the user where they have other names.
 
     Raises:
         DataError: the folder's `config.json` numbers the same classes otherwise.
@@ -96,6 +109,8 @@ def check_order(labels: Labels, init_from: str | None) -> None:
     path = user_path(init_from, "model.init_from", DataError) / "config.json"
     given = json.loads(path.read_text(encoding="utf-8")).get("id2label") or {}
     names = tuple(str(given[number]) for number in sorted(given, key=int))
+    if len(names) == len(labels.names) and {*names}.isdisjoint(labels.names):
+        announce(f"model.init_from: {path} has the classes {Labels(names)}; here they are {labels}")
     if names != labels.names and sorted(names) == sorted(labels.names):
         raise DataError(
             f"data.class_names: the classes are numbered in the order {labels}, and {path} has them as "

@@ -130,9 +130,10 @@ class SourceSpec(DataSection):
         return 0.05 if self.validation_split is None else self.validation_split
 
     def evaluated_on(self, files: Sequence[str], folder: Path, class_names: Sequence[str]) -> SourceSpec:
-        """As `DataSection.evaluated_on`: no sample of the training text is needed."""
-        found: dict[str, Any] = {"corpus": None, "files": tuple(files), "validation_files": ()}
-        found |= {"validation_split": 0.0, "tokenizer_file": str(folder / "tokenizer.json")}
+        """As `DataSection.evaluated_on`: with other files, no sample of the training text is needed."""
+        found: dict[str, Any] = {"tokenizer_file": str(folder / "tokenizer.json")}
+        if files:
+            found |= {"corpus": None, "files": tuple(files), "validation_files": (), "validation_split": 0.0}
         if "class_names" in type(self).model_fields:
             found["class_names"] = tuple(class_names)
         return self.model_copy(update=found)

@@ -35,7 +35,7 @@ from hvdtrain.core.run.training import train
 from hvdtrain.core.spec.job_spec import JobSpec, load_spec
 from hvdtrain.core.tasks import task_of
 
-SPEC_FILE = "spec.json"
+SPEC_FILE, PLAN_FILE = "spec.json", "plan.json"
 
 
 def run_job(load: Callable[[], Framework], default_spec: str, arguments: Sequence[str] | None = None) -> None:
@@ -197,7 +197,7 @@ def _write_records(output_dir: Path, spec: JobSpec, plan: Plan) -> None:
     try:
         output_dir.mkdir(parents=True, exist_ok=True)
         (output_dir / SPEC_FILE).write_text(spec.model_dump_json(indent=2) + "\n", encoding="utf-8")
-        (output_dir / "plan.json").write_text(
+        (output_dir / PLAN_FILE).write_text(
             strict_json.dumps(plan.as_dict(), indent=2) + "\n", encoding="utf-8"
         )
     except OSError as error:

@@ -16,7 +16,8 @@ from hvdtrain.core.errors import CheckpointError, SpecError
 from hvdtrain.core.run.evaluation import count, measures_of
 from hvdtrain.core.run.examination import examine
 from hvdtrain.core.run.framework import Framework
-from hvdtrain.core.run.job import SPEC_FILE, open_run
+from hvdtrain.core.run.job import PLAN_FILE, SPEC_FILE, open_run
+from hvdtrain.core.run.run import Run
 from hvdtrain.core.spec.job_spec import JobSpec, parse_spec
 from hvdtrain.core.tasks.classification import ClassMeasures
 
@@ -79,23 +80,10 @@ def read_job(directory: Path, data: Sequence[str] = ()) -> tuple[JobSpec, Path]:
             f"output directory, its {_MODEL_DIR}/ or a checkpoint-N/"
         )
     if not folder.is_dir():
-        raise CheckpointError(f"OUTPUT_DIR {directory}: holds no {_MODEL_DIR}/: has the job ended?")
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path}: cannot be read: {error}") from None
-    # The model's own values are what is evaluated, and nothing is trained.
-    found["model"]["init_from"] = None
-    rows = found["evaluation"]["per_device_eval_batch_size"] or found["batch"]["per_device_train_batch_size"]
-    found["batch"] = {"per_device_train_batch_size": rows or _ROWS}
-    for name in _OF_TRAINING:
-        found.pop(name, None)
-    found |= {"max_steps": 1, "num_train_epochs": None}
-    spec = parse_spec(json.dumps(found), where=str(path))
-    if data:
-        section = spec.data.evaluated_on(tuple(data), folder, _class_names(folder))
-        spec = spec.model_copy(update={"data": section})
-    return spec, folder
+        raise CheckpointError(f"OUTPUT_DIR {directory}: {_without_model(directory)}")
+    spec = parse_spec(json.dumps(_for_evaluation(path)), where=str(path))
+    section = spec.data.evaluated_on(tuple(data), folder, _class_names(folder))
+    return spec.model_copy(update={"data": section}), folder
 
 
 def evaluate_saved(
@@ -116,6 +104,8 @@ def evaluate_saved(
     spec.rules.check_wire(framework.wire_types)
     ranks = framework.init(spec)
     run = open_run(framework, ranks, spec, folder.parent)
+    if not other_data:
+        _check_unchanged(run, folder.parent)
     split = run.dataset.validation
     if not len(split) and other_data:
         split = run.dataset.train
@@ -132,6 +122,54 @@ def evaluate_saved(
         return SavedEvaluation(metrics, (), np.zeros((0, 0), np.int64))
     names = tuple(run.dataset.config["id2label"].values())
     return SavedEvaluation(metrics, names, measures.confusion(sums[:-1]).astype(np.int64))
+
+
+def _without_model(directory: Path) -> str:
+    if directory.is_file():
+        return f"is a file; give a job's output directory, its {_MODEL_DIR}/ or a checkpoint-N/"
+    found = [path.name for path in directory.glob("checkpoint-*") if path.name.partition("-")[2].isdigit()]
+    if not found:
+        return f"holds no {_MODEL_DIR}/: the job has not ended, and has saved no checkpoint"
+    newest = max(found, key=lambda name: int(name.partition("-")[2]))
+    return (
+        f"holds no {_MODEL_DIR}/, since the job has not ended; its newest checkpoint is {directory / newest}"
+    )
+
+
+def _for_evaluation(path: Path) -> dict[str, Any]:
+    """The content of a `spec.json`, without what is for training alone."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        # The model's own values are what is evaluated.
+        found["model"]["init_from"] = None
+        rows = found["evaluation"]["per_device_eval_batch_size"]
+        rows = rows or found["batch"]["per_device_train_batch_size"] or _ROWS
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from None
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise CheckpointError(
+            f"{path}: is not what a job has written; give another output directory"
+        ) from None
+    found["batch"] = {"per_device_train_batch_size": rows}
+    for name in _OF_TRAINING:
+        found.pop(name, None)
+    return {**found, "max_steps": 1, "num_train_epochs": None}
+
+
+def _check_unchanged(run: Run, job: Path) -> None:
+    """Refuse data of another size than that of the job, whose split would be another one."""
+    try:
+        plan = json.loads((job / PLAN_FILE).read_text(encoding="utf-8"))
+        before = plan["train_samples"], plan["validation_samples"]
+    except (OSError, ValueError, KeyError, TypeError):
+        # A job's model may have been copied without it.
+        return
+    now = len(run.dataset.train), len(run.dataset.validation)
+    if now != before:
+        raise CheckpointError(
+            f"data: the job had {before[0]} samples to train on and {before[1]} to evaluate on, and now "
+            f"there are {now[0]} and {now[1]}: its data has changed since. Give files by --data"
+        )
 
 
 def _class_names(folder: Path) -> tuple[str, ...]:

@@ -80,7 +80,10 @@ class JobSpec(sections.Section):
     @model_validator(mode="after")
     def _consistent(self) -> JobSpec:
         if (self.max_steps is None) == (self.num_train_epochs is None):
-            raise ValueError("give either max_steps or num_train_epochs, not both and not neither")
+            raise ValueError(
+                "give either max_steps or num_train_epochs, not both and not neither; where a spec has the "
+                "other one, set that to null"
+            )
         takes_momentum = self.optimizer.type in ("sgd", "lars") and self.optimizer.momentum > 0.0
         if takes_momentum and self.rules.correct_momentum:
             raise ValueError(

@@ -88,18 +88,21 @@ class DataSection(Section):
         return "their samples hold nothing to predict; look at the data section"
 
     def evaluated_on(self, files: Sequence[str], folder: Path, class_names: Sequence[str]) -> DataSection:
-        """This section with other data, of which nothing is kept apart and nothing is augmented.
+        """This section for a saved model, whose tokenizer and classes it has.
 
         Args:
-            files: as the section's field for files has them.
+            files: other data, of which nothing is kept apart and nothing is augmented, as the section's field
+                for files has them; empty: the section's own.
             folder: of the saved model, which may hold a tokenizer.
             class_names: of that model; empty where it has none.
 
         Raises:
             SpecError: the data of this task is given otherwise.
         """
-        del files, folder, class_names
-        raise SpecError("--data: the data of this task is not given by files; change its spec instead")
+        del folder, class_names
+        if files:
+            raise SpecError("--data: the data of this task is not given by files; change its spec instead")
+        return self
 
 
 class TaskSection(Section):

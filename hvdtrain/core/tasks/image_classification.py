@@ -71,7 +71,7 @@ def prepare(
     images = prepare_images(data, model.image_size, model.num_channels, announce)
     source, store = images[0]
     labels = find_labels(store.names, named_classes(data, source), model.num_labels, source.told)
-    check_order(labels, model.init_from)
+    check_order(labels, model.init_from, announce)
     normalisation, augmentation = Normalisation.of(data, model.num_channels), Augmentation.of(data, seed)
     splits = [
         ImageSplit(store.pixels, _numbers(data, source, store, labels), None, normalisation, augmentation)

@@ -64,7 +64,7 @@ def prepare(
     """As `Task.prepare`: tokenise the texts on this node, or open what was tokenised before."""
     del task
     found = prepare_rows(data, model.vocab_size, model.num_labels, seed, announce)
-    check_order(found.labels, model.init_from)
+    check_order(found.labels, model.init_from, announce)
     corpus = found.corpus
     length, pad = data.max_seq_length, corpus.token_ids.pad
     return Dataset(

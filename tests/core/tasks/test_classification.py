@@ -20,7 +20,7 @@ from sklearn.metrics import (
 )
 
 from hvdtrain.core.data.batches import Batch
-from hvdtrain.core.data.labels import Labels, find_labels
+from hvdtrain.core.data.labels import Labels, check_names, find_labels
 from hvdtrain.core.errors import DataError
 from hvdtrain.core.tasks.classification import ClassMeasures, targets_of
 
@@ -97,7 +97,11 @@ def test_labels_are_numbered_by_name() -> None:
 def test_labels_that_do_not_fit_are_refused() -> None:
     with pytest.raises(DataError, match=r"x.csv: 2 classes \('a', 'b'\), and model.num_labels is 3"):
         find_labels({"a", "b"}, (), 3, "x.csv")
-    with pytest.raises(DataError, match=r"data.class_names: .* has a name twice"):
-        find_labels({"a"}, ("a", "a"), 2, "x.csv")
+    with pytest.raises(ValueError, match=r"class_names: 'a' comes twice"):
+        check_names(("a", "b", "a"))
+    with pytest.raises(DataError, match=r"x.csv: has no rows"):
+        find_labels((), (), 2, "x.csv")
+    with pytest.raises(DataError, match=r"x.csv: all rows are of one class, 'a'"):
+        find_labels({"a"}, (), 2, "x.csv")
     with pytest.raises(DataError, match=r"x.csv:7: label 'c' is none of the 2 classes 'a', 'b'"):
         Labels(("a", "b")).number("c", "x.csv:7")
