@@ -51,6 +51,8 @@ FAMILY = SimpleNamespace(
 class Held:
     """A model or an optimizer whose arrays are what they were set to."""
 
+    wire_bytes = 0
+
     def __init__(self, *names: str) -> None:
         self.arrays = {name: np.zeros((2, 3)) for name in names}
         self.updates = 0

@@ -74,6 +74,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
     }
 
 
+@pytest.mark.slow
 def test_it_is_evaluated_on_a_folder_of_classes(runs: Runs, tmp_path: Path) -> None:
     run = runs["torch", 2]["mixed"]
     split = prepare_data(load_spec("vit", MIXED), print).validation
@@ -166,6 +167,7 @@ def test_kerashub_opens_what_was_saved_and_finds_the_same_logits(runs: Runs) -> 
     np.testing.assert_allclose(logits, expected, rtol=0, atol=1e-5 * np.abs(expected).max())
 
 
+@pytest.mark.slow
 def test_both_frameworks_train_on_from_a_folder_of_transformers(tmp_path: Path) -> None:
     torch.manual_seed(0)
     sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}

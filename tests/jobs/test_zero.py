@@ -37,7 +37,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
     root = tmp_path_factory.mktemp("zero")
     both = {f"{name} {stage}": s for stage, kinds in ((0, WHOLE), (1, SHARDED)) for name, s in kinds.items()}
     both |= {f"{name} 2": [*SHARDED[name], "zero_stage=2"] for name in ("adamw", "lars")}
-    few = {name: both[name] for name in ("adamw 0", "adamw 1", "lamb 1", "adamw 2")}
+    few = {name: both[name] for name in ("adamw 1", "lamb 1", "adamw 2")}
     torch = train_all(root / "torch", "torch", 3, both, spec="gpt2")
     tensorflow = train_all(root / "tensorflow", "tensorflow", 2, few, spec="gpt2")
     checkpoint = {"adamw 1": torch["adamw 1"] / "checkpoint-4"}
@@ -75,9 +75,9 @@ def test_both_frameworks_follow_one_trajectory(runs: Runs) -> None:
     for name in ("adamw", "lamb"):
         ours, theirs = (losses(runs[framework][f"{name} 1"]) for framework in ("torch", "tensorflow"))
         np.testing.assert_allclose(theirs, ours, rtol=1e-10)
-    whole, *sharded = (losses(runs["tensorflow"][f"adamw {stage}"]) for stage in (0, 1, 2))
-    for each in sharded:
-        np.testing.assert_allclose(each, whole, rtol=1e-12)
+    whole = losses(runs["torch"]["adamw 0"])
+    for stage in (1, 2):
+        np.testing.assert_allclose(losses(runs["tensorflow"][f"adamw {stage}"]), whole, rtol=1e-10)
 
 
 def test_checkpoints_are_those_of_stage_0(runs: Runs) -> None:
@@ -144,9 +144,8 @@ def test_every_number_of_ranks(framework: str, ranks: int, tmp_path: Path) -> No
             np.testing.assert_allclose(each, whole, rtol=1e-12 if ranks <= 2 else 1e-10)
 
 
-@pytest.mark.parametrize(
-    "framework", [pytest.param("torch"), pytest.param("tensorflow", marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("framework", ["torch", "tensorflow"])
 def test_over_gloo_the_sums_are_the_same(runs: Runs, framework: str, tmp_path: Path) -> None:
     """Where an all-to-all and a local sum stand for a reducescatter."""
     sharded = {"adamw 1": [*SHARDED["adamw"], "max_steps=4"]}

@@ -178,7 +178,7 @@ def test_gradients_are_those_of_a_whole_forward_pass_in_tensorflow(name: str, wh
         np.testing.assert_allclose(found[weight], gradient, rtol=0, atol=1e-13 * scale, err_msg=weight)
 
 
-@pytest.mark.parametrize("framework", ["torch", "tensorflow"])
+@pytest.mark.parametrize("framework", ["torch", pytest.param("tensorflow", marks=pytest.mark.slow)])
 def test_memory_hardly_grows_with_the_layers(framework: str) -> None:
     # Large blocks are given back at once.
     environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536", "TF_CPP_MIN_LOG_LEVEL": "3"}
