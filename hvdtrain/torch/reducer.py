@@ -48,8 +48,10 @@ class Reducer:
         self._next_states: dict[int, State] = {}
         self._exchanging: list[Work] = []
         self._reduces = False
-        # With sharded gradients: the window's sums of this rank's shards, by the bucket's index.
+        # With sharded gradients: the window's sums of this rank's shards, by the bucket's index, and whether
+        # there is a micro-batch that is not in them yet.
         self._shards: dict[int, torch.Tensor] = {}
+        self._uncollected = False
         for bucket in buckets:
             self._add(bucket, parameters)
 
@@ -63,7 +65,8 @@ class Reducer:
         """
         self._loss_scale = loss_scale
         self._update, self._now = update, self._rules.at(update)
-        self._works, self._next_states, self._shards = {}, {}, {}
+        self._works, self._next_states = {}, {}
+        self._shards, self._uncollected = {}, False
         for bucket in self._buckets:
             bucket.start_window()
 
@@ -80,11 +83,12 @@ class Reducer:
         """
         loss = forward()
         self._reduces = last or self._rules.shards_gradients
-        if self._shards or self._works:
-            # An earlier micro-batch's gradients are in their shards.
+        if self._uncollected:
             self._collect()
             for bucket in self._buckets:
                 bucket.start_window()
+        # Also one without any gradient: the other ranks sum theirs.
+        self._uncollected = self._rules.shards_gradients
         (loss * self._loss_scale if self._scaled else loss).backward()
         return loss.detach()
 

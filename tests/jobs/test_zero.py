@@ -14,6 +14,7 @@ from hvdtrain.core.errors import SpecError
 from hvdtrain.core.run.metrics import read_metrics
 from tests.core.test_plan import plan
 from tests.jobs.runs import TINY, TINY_GPT2, small_corpus, train_all
+from tests.own import jobs as own_jobs
 
 GROUPS = "optimizer.groups=[{match: '*mlp*', learning_rate_factor: 0.5, weight_decay: 0.3}]"
 # Many buckets, of sizes that 2 and 3 do not divide.
@@ -142,6 +143,18 @@ def test_every_number_of_ranks(framework: str, ranks: int, tmp_path: Path) -> No
         assert len(whole) == 50
         for each in sharded:
             np.testing.assert_allclose(each, whole, rtol=1e-12 if ranks <= 2 else 1e-10)
+
+
+def test_a_rank_without_samples_takes_part_in_every_micro_batch(tmp_path: Path) -> None:
+    """An epoch of 53 samples ends with an update of one: the other rank's micro-batches are all empty."""
+    batch, first = "batch={global_batch_size: 4, per_device_train_batch_size: 1}", tmp_path / "runs" / "0"
+    whole = own_jobs.job("Scores", "classes", "cross_entropy", 16, batch)
+    # A user's model has other first values in every run.
+    same = [*whole, f"model.init_from={first / 'initial'}"]
+    scenarios = {"0": whole} | {stage: [*same, f"zero_stage={stage}"] for stage in ("1", "2")}
+    found = own_jobs.train(tmp_path / "runs", "torch", 2, scenarios)
+    for stage in ("1", "2"):
+        np.testing.assert_allclose(losses(found[stage]), losses(found["0"]), rtol=1e-12)
 
 
 @pytest.mark.slow
