@@ -7,12 +7,15 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
+import pytest
 import tensorflow as tf
 import torch
 
 from hvdtrain.core.data import Batch
 from hvdtrain.core.families.initializers import Normal
 from hvdtrain.core.families.weights import Weight, initial_weights
+from hvdtrain.tensorflow import model as tensorflow_model
+from hvdtrain.torch import model as torch_model
 
 LENGTH = 12
 # Where the second of two documents in a row starts, and the inputs that tell it.
@@ -58,3 +61,38 @@ def bytes_saved(forward: Callable[[], object], own: Sequence[torch.Tensor]) -> i
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         forward()
     return sum(storage.nbytes() for storage in saved.values())
+
+
+def check_products_in_16_bits(
+    exact: Any, ours: Any, theirs: Any, batch: Batch, compute: str, without: tuple[str, ...] = ()
+) -> None:
+    """Losses and gradients of both frameworks are those of float32, but for the rounding of products.
+
+    Args:
+        exact: a PyTorch model in float32.
+        ours: one with products in 16 bits, and the same weights.
+        theirs: the same in TensorFlow.
+        batch: of any task.
+        compute: the type of products.
+        without: endings of the names of weights whose gradient is rounding alone.
+    """
+    loss = exact.loss_sum(torch_model.tensors(batch), training=True)
+    loss.backward()
+    mine = ours.loss_sum(torch_model.tensors(batch), training=True)
+    mine.backward()
+    with tf.GradientTape() as tape:
+        found = theirs.loss_sum(tensorflow_model.tensors(batch), training=True)
+    rounding = {"bfloat16": 2.0**-8, "float16": 2.0**-11}[compute]
+    losses = [mine.item(), float(found)]
+    assert losses == pytest.approx([loss.item()] * 2, rel=rounding)
+    assert loss.item() not in losses, "16 bits must be seen somewhere"
+    in_16_bits = torch.tensor(losses).to(getattr(torch, compute)).tolist()
+    assert not {*losses} & {*in_16_bits}, "the sum is taken in 32 bits"
+    gradients = tape.gradient(found, theirs.parameters)
+    for weight in (each for each in exact.weights if not each.name.endswith(without)):
+        expected = exact.parameters[weight.name].grad.numpy()
+        both = ours.parameters[weight.name].grad.numpy(), as_hugging_face(weight, gradients[weight.name])
+        scale = max(float(np.linalg.norm(expected)), 1e-3)
+        for gradient in both:
+            assert gradient.dtype == np.float32
+            assert np.linalg.norm(gradient - expected) < 10 * rounding * scale, weight.name

@@ -33,6 +33,7 @@ from tests.models.support import (
     as_hugging_face,
     batch_of,
     bytes_saved,
+    check_products_in_16_bits,
     far_from_initial,
 )
 
@@ -272,26 +273,7 @@ def test_products_alone_are_computed_in_16_bits(compute: str) -> None:
     ours, theirs = models(spec, compute)
     for model in (exact, ours, theirs):
         model.write(arrays)
-    loss = exact.loss_sum(torch_model.tensors(batch), training=True)
-    loss.backward()
-    mine = ours.loss_sum(torch_model.tensors(batch), training=True)
-    mine.backward()
-    with tf.GradientTape() as tape:
-        found = theirs.loss_sum(tensorflow_model.tensors(batch), training=True)
-    rounding = {"bfloat16": 2.0**-8, "float16": 2.0**-11}[compute]
-    losses = [mine.item(), float(found)]
-    assert losses == pytest.approx([loss.item()] * 2, rel=rounding)
-    assert loss.item() not in losses, "16 bits must be seen somewhere"
-    in_16_bits = torch.tensor(losses).to(getattr(torch, compute)).tolist()
-    assert not {*losses} & {*in_16_bits}, "the sum is taken in 32 bits"
-    gradients = tape.gradient(found, theirs.parameters)
-    for weight in llama.weights(spec):
-        expected = exact.parameters[weight.name].grad.numpy()
-        both = ours.parameters[weight.name].grad.numpy(), as_hugging_face(weight, gradients[weight.name])
-        scale = max(float(np.linalg.norm(expected)), 1e-3)
-        for gradient in both:
-            assert gradient.dtype == np.float32
-            assert np.linalg.norm(gradient - expected) < 10 * rounding * scale, weight.name
+    check_products_in_16_bits(exact, ours, theirs, batch, compute)
 
 
 @kinds
