@@ -46,14 +46,14 @@ def check(spec: JobSpec, weights: Sequence[Weight], train_samples: int, size: in
 
 
 def check_micro_batches(spec: JobSpec, accumulation: Accumulation) -> None:
-    """Refuse a policy that remembers what it lost where each micro-batch is summed by itself.
+    """Refuse a policy with error feedback where each micro-batch is summed by itself.
 
     Args:
         spec: the job.
         accumulation: what its updates are made of.
 
     Raises:
-        SpecError: an update that is skipped could not give back what its first micro-batches have taken.
+        SpecError: a skipped update must leave the feedback as it was, and its micro-batches would change it.
     """
     one = accumulation.target_tokens is None and all(steps == 1 for _, steps in accumulation.stages)
     keeps = [p.type for p in spec.rules.policies if p.residuals and getattr(p, "use_error_feedback", True)]
