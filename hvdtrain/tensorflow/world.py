@@ -73,14 +73,12 @@ def _take_threads(world: World, threads: int) -> None:
 
 def reduces_over_mpi() -> bool:
     """Whether MPI carries collectives: Horovod has joined with it, and NCCL has no GPU to take them over."""
-    nccl = hvd.nccl_built() and tf.config.list_physical_devices("GPU")
-    return bool(hvd.mpi_enabled()) and not nccl
+    return bool(hvd.mpi_enabled()) and not _over_nccl()
 
 
 def reduces_over_gloo() -> bool:
     """Whether Gloo carries collectives, not MPI or NCCL."""
-    nccl = hvd.nccl_built() and tf.config.list_physical_devices("GPU")
-    return not hvd.mpi_enabled() and not nccl
+    return not hvd.mpi_enabled() and not _over_nccl()
 
 
 def device() -> str:
@@ -135,3 +133,7 @@ def _allgather(values: tf.Tensor, name: str, process_set: Any) -> np.ndarray:
 def shutdown() -> None:
     """Leave the job in good order; every rank calls it."""
     hvd.shutdown()
+
+
+def _over_nccl() -> bool:
+    return bool(hvd.nccl_built() and tf.config.list_physical_devices("GPU"))

@@ -124,15 +124,15 @@ class _Lamb(torch.optim.Optimizer):
             self._take(chunk)
 
     def _take(self, chunk: list[tuple[dict[str, Any], torch.Tensor, Any]]) -> None:
-        room = self._scratch.split([weights.numel() for _, weights, _ in chunk] + [self._rest(chunk)])
-        work = []
-        for (group, weights, parts), scratch in zip(chunk, room, strict=False):
+        sizes, work = [weights.numel() for _, weights, _ in chunk], []
+        room = self._scratch[: sum(sizes)].split(sizes) if sizes else ()
+        for (group, weights, parts), scratch in zip(chunk, room, strict=True):
             step = self._adam(weights, scratch.zero_())
             if group["weight_decay"]:
                 step.sub_(weights, alpha=group["weight_decay"])
             if group["adapts"]:
-                sizes = [size for _, size in parts]
-                found = zip(parts, weights.split(sizes), step.split(sizes), strict=True)
+                each = [size for _, size in parts]
+                found = zip(parts, weights.split(each), step.split(each), strict=True)
                 work += [(part, *arrays, group["lr"]) for part, *arrays in found]
             else:
                 weights.add_(step, alpha=group["lr"])
@@ -141,9 +141,6 @@ class _Lamb(torch.optim.Optimizer):
             ratios = _ratios(self._norms, parts, own, moves)
             for part, move, ratio, rate in zip(own, moves, ratios, rates, strict=True):
                 part.addcmul_(move, ratio, value=rate)
-
-    def _rest(self, chunk: list[tuple[dict[str, Any], torch.Tensor, Any]]) -> int:
-        return self._scratch.numel() - sum(weights.numel() for _, weights, _ in chunk)
 
     def _adam(self, weights: torch.Tensor, step: torch.Tensor) -> torch.Tensor:
         """Adam's direction downwards: where its fused kernel moves these zeros at a learning rate of 1."""

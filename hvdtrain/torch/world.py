@@ -39,14 +39,12 @@ def init(spec: JobSpec) -> Ranks:
 
 def reduces_over_mpi() -> bool:
     """Whether MPI carries collectives: Horovod has joined with it, and NCCL has no GPU to take them over."""
-    nccl = hvd.nccl_built() and torch.cuda.is_available()
-    return bool(hvd.mpi_enabled()) and not nccl
+    return bool(hvd.mpi_enabled()) and not _over_nccl()
 
 
 def reduces_over_gloo() -> bool:
     """Whether Gloo carries collectives, not MPI or NCCL."""
-    nccl = hvd.nccl_built() and torch.cuda.is_available()
-    return not hvd.mpi_enabled() and not nccl
+    return not hvd.mpi_enabled() and not _over_nccl()
 
 
 def device() -> torch.device:
@@ -94,3 +92,7 @@ def gather_bytes(data: bytes, name: str, process_set: Any = hvd.global_process_s
 def shutdown() -> None:
     """Leave the job in good order; every rank calls it."""
     hvd.shutdown()
+
+
+def _over_nccl() -> bool:
+    return bool(hvd.nccl_built() and torch.cuda.is_available())

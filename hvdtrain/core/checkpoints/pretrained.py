@@ -110,7 +110,7 @@ def _check_numbers(folder: Path, name: str, array: np.ndarray) -> None:
         raise CheckpointError(
             f"model.init_from {folder}: {name} is {array.dtype}; expected one of {', '.join(_DTYPES)}"
         )
-    if not np.isfinite(array.astype(np.float64)).all():
+    if not np.isfinite(array).all():
         raise CheckpointError(
             f"model.init_from {folder}: {name} holds numbers that are not finite: the run that saved it has "
             "diverged, or the file is damaged; take another"

@@ -13,7 +13,7 @@ from hvdtrain.core.data.cache_folders import FORMAT, cache_directory, text_recip
 from hvdtrain.core.data.corpus import Corpus
 from hvdtrain.core.data.given_tokenizer import given_tokenizer, open_tokenizer
 from hvdtrain.core.data.hashing import Contents, hash_contents, hash_files, hash_texts
-from hvdtrain.core.data.sources import documents, validation_files
+from hvdtrain.core.data.sources import documents, told_validation, validation_files
 from hvdtrain.core.data.store import Store, with_validation, write_store
 from hvdtrain.core.data.text import TextSpec
 from hvdtrain.core.data.tokenizer import encoder, unknown_id
@@ -99,8 +99,7 @@ def _look_at(data: TextSpec, vocab_size: int, root: Path) -> _Inputs:
 def _to_evaluate(inputs: _Inputs, files: tuple[Path, ...], train: Store, root: Path) -> _Inputs:
     contents = hash_files(files, root / INDEX)
     tokenizer = (train.directory / "tokenizer.json").read_bytes()
-    given = inputs.data.validation_files
-    source = f"data.validation_files {', '.join(given)}" if given else f"{files[0].parent}"
+    source = told_validation(inputs.data, files)
     name = hash_texts(["validation", inputs.name, contents.digest])[:32]
     return replace(inputs, name=name, source=source, contents=contents, tokenizer=tokenizer)
 

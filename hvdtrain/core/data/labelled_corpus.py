@@ -20,7 +20,7 @@ from hvdtrain.core.data.hashing import Contents, hash_files, hash_texts
 from hvdtrain.core.data.labelled_text import LabelledTextSpec, known_classes, labelled_rows
 from hvdtrain.core.data.labels import Labels, find_labels
 from hvdtrain.core.data.row_encoder import EncodedRow, row_encoder
-from hvdtrain.core.data.sources import source_files, validation_files
+from hvdtrain.core.data.sources import source_files, told_validation, validation_files
 from hvdtrain.core.data.store import Extra, Store, with_validation, write_store
 from hvdtrain.core.data.tokenizer import unknown_id
 from hvdtrain.core.errors import DataError
@@ -164,14 +164,13 @@ def _look_at(data: LabelledTextSpec, vocab_size: int, num_labels: int, root: Pat
 
 
 def _to_evaluate(making: _Making, train: Store, files: tuple[Path, ...], root: Path) -> _Making:
-    given = making.data.validation_files
     return replace(
         making,
         contents=hash_files(files, root / INDEX),
         tokenizer=(train.directory / "tokenizer.json").read_bytes(),
         key=f"that of {making.recipe.name}",
         classes=tuple(train.extra.facts[_CLASSES]),
-        source=f"data.validation_files {', '.join(given)}" if given else f"{files[0].parent}",
+        source=told_validation(making.data, files),
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -86,6 +86,12 @@ def find_labels(seen: Collection[str], given: Sequence[str], num_labels: int, wh
     return Labels(names)
 
 
+def names_in(config: Mapping[str, Any]) -> tuple[str, ...]:
+    """The names of the classes in the content of a `config.json`, in the order of their numbers; or none."""
+    given = config.get("id2label") or {}
+    return tuple(str(given[number]) for number in sorted(given, key=int))
+
+
 def check_names(names: Sequence[str]) -> None:
     """ValueError where `data.class_names` has a name twice."""
     twice = sorted({name for name in names if list(names).count(name) > 1})
@@ -107,8 +113,7 @@ def check_order(labels: Labels, init_from: str | None, announce: Callable[[str],
     if init_from is None:
         return
     path = user_path(init_from, "model.init_from", DataError) / "config.json"
-    given = json.loads(path.read_text(encoding="utf-8")).get("id2label") or {}
-    names = tuple(str(given[number]) for number in sorted(given, key=int))
+    names = names_in(json.loads(path.read_text(encoding="utf-8")))
     if len(names) == len(labels.names) and {*names}.isdisjoint(labels.names):
         announce(f"model.init_from: {path} has the classes {Labels(names)}; here they are {labels}")
     if names != labels.names and sorted(names) == sorted(labels.names):

@@ -125,6 +125,12 @@ def _find(
     return tuple(found)
 
 
+def told_validation(data: SourceSpec, files: Sequence[Path]) -> str:
+    """What the files to evaluate on are called in an error: the spec's, or the folder that holds them."""
+    given = data.validation_files
+    return f"data.validation_files {', '.join(given)}" if given else f"{files[0].parent}"
+
+
 def python_docs() -> Iterator[str]:
     """The embedded corpus: the language reference and help topics that come with CPython, by name."""
     topics = python_topics()

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 import numpy as np
 from pydantic import Field, model_validator
 
+from hvdtrain.core.families.checkpointing import bytes_with_inputs_alone
 from hvdtrain.core.families.initializers import ZEROS, Normal
 from hvdtrain.core.families.weights import TRANSPOSED, Layout, Weight, layer_norm
 from hvdtrain.core.spec.sections import Count, ModelSection, Probability
@@ -173,9 +174,8 @@ def activation_bytes(model: ModelSpec, rows: int, length: int, predictions: int,
 
 def checkpointed_bytes(model: ModelSpec, rows: int, length: int, predictions: int, itemsize: int) -> int:
     """As `activation_bytes`, with gradient checkpointing: the input of each layer, and all of one layer."""
-    one = model.model_copy(update={"n_layer": 1})
-    inputs = rows * length * model.n_embd * np.dtype(model.dtype).itemsize
-    return activation_bytes(one, rows, length, predictions, itemsize) + (model.n_layer - 1) * inputs
+    shape, elements = (rows, length, predictions, itemsize), rows * length * model.n_embd
+    return bytes_with_inputs_alone(activation_bytes, model, "n_layer", elements, *shape)
 
 
 def product_elements(model: ModelSpec) -> int:

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 import numpy as np
 from pydantic import Field, model_validator
 
+from hvdtrain.core.families.checkpointing import bytes_with_inputs_alone
 from hvdtrain.core.families.initializers import ONES, ZEROS, Normal
 from hvdtrain.core.families.rope import RopeParameters
 from hvdtrain.core.families.weights import TRANSPOSED, Weight
@@ -137,9 +138,8 @@ def activation_bytes(model: ModelSpec, rows: int, length: int, predictions: int,
 
 def checkpointed_bytes(model: ModelSpec, rows: int, length: int, predictions: int, itemsize: int) -> int:
     """As `activation_bytes`, with gradient checkpointing: the input of each layer, and all of one layer."""
-    one = model.model_copy(update={"num_hidden_layers": 1})
-    inputs = rows * length * model.hidden_size * np.dtype(model.dtype).itemsize
-    return activation_bytes(one, rows, length, predictions, itemsize) + (model.num_hidden_layers - 1) * inputs
+    shape, elements = (rows, length, predictions, itemsize), rows * length * model.hidden_size
+    return bytes_with_inputs_alone(activation_bytes, model, "num_hidden_layers", elements, *shape)
 
 
 def product_elements(model: ModelSpec) -> int:

@@ -29,7 +29,16 @@ def evaluate(run: Run) -> dict[str, float | None]:
     if not run.plan.validation_samples:
         return {}
     measures = measures_of(run.spec)
-    sums = count(run, measures, run.dataset.validation)
+    return report(measures, count(run, measures, run.dataset.validation))
+
+
+def report(measures: Measures, sums: NDArray[np.float64]) -> dict[str, float | None]:
+    """What an evaluation has found, by the names that a line of metrics.jsonl has.
+
+    Args:
+        measures: of the task.
+        sums: what `count` returned.
+    """
     found = {f"eval_{name}": mean for name, mean in measures.means(sums[:-1]).items()}
     return found | {"eval_samples": int(sums[-1])}
 

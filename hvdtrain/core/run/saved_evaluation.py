@@ -12,8 +12,9 @@ import numpy as np
 
 from hvdtrain.core.checkpoints.model_folder import load_model
 from hvdtrain.core.checkpoints.saved_models import CONFIG_FILE
+from hvdtrain.core.data.labels import names_in
 from hvdtrain.core.errors import CheckpointError, SpecError
-from hvdtrain.core.run.evaluation import count, measures_of
+from hvdtrain.core.run.evaluation import count, measures_of, report
 from hvdtrain.core.run.examination import examine
 from hvdtrain.core.run.framework import Framework
 from hvdtrain.core.run.job import PLAN_FILE, SPEC_FILE, open_run
@@ -116,11 +117,10 @@ def evaluate_saved(
     examine(run)
     measures = measures_of(spec)
     sums = count(run, measures, split)
-    metrics = {f"eval_{name}": mean for name, mean in measures.means(sums[:-1]).items()}
-    metrics["eval_samples"] = int(sums[-1])
+    metrics = report(measures, sums)
     if not isinstance(measures, ClassMeasures):
         return SavedEvaluation(metrics, (), np.zeros((0, 0), np.int64))
-    names = tuple(run.dataset.config["id2label"].values())
+    names = names_in(run.dataset.config)
     return SavedEvaluation(metrics, names, measures.confusion(sums[:-1]).astype(np.int64))
 
 
@@ -174,11 +174,9 @@ def _check_unchanged(run: Run, job: Path) -> None:
 
 def _class_names(folder: Path) -> tuple[str, ...]:
     try:
-        config = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
+        return names_in(json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8")))
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{folder / CONFIG_FILE}: cannot be read: {error}") from None
-    names: dict[str, str] = config.get("id2label", {})
-    return tuple(names[number] for number in sorted(names, key=int))
 
 
 def _read(folder: Path, shapes: dict[str, tuple[int, ...]]) -> dict[str, np.ndarray]:
