@@ -130,7 +130,7 @@ class _Run:
         self._job, self._problem, self._ranks = job, problem, ranks
         dtype = job.model.dtype
         cap = job.communication.bucket_cap_mb * _MIB
-        self._buckets = plan_buckets(problem.weights, np.dtype(dtype).itemsize, cap, job.rules.group)
+        self._buckets = plan_buckets(problem.weights, np.dtype(dtype).itemsize, cap, job.rules.apart)
         self.fleets = [Fleet(job.rules.policy(b), b, ranks, job.seed, dtype) for b in self._buckets]
         first = initial_weights(problem.weights, job.seed, dtype)
         self._flats = self._flatten({name: array[None] for name, array in first.items()})

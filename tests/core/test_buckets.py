@@ -99,6 +99,6 @@ def test_buckets_of_several_groups_stand_in_the_order_in_which_their_last_gradie
     weights: list[Weight], groups: list[int], cap: float
 ) -> None:
     order = {weight.name: i for i, weight in enumerate(weights)}
-    buckets = plan_buckets(weights, 4, cap, lambda name: groups[order[name]])
+    buckets = plan_buckets(weights, 4, cap, lambda weight: groups[order[weight.name]])
     complete = [min(order[w.name] for w in bucket.weights) for bucket in buckets]
     assert complete == sorted(complete, reverse=True)

@@ -19,7 +19,7 @@ RULES = Rules((TopK(match="*LayerNorm*"), Fp16(match="embeddings.*"), TopK(match
 
 
 def test_the_first_that_matches_wins_and_what_none_matches_travels_as_it_is() -> None:
-    buckets = plan_buckets([Weight(n, (4,), True, ZEROS) for n in NAMES], 4, 1e9, RULES.group)
+    buckets = plan_buckets([Weight(n, (4,), True, ZEROS) for n in NAMES], 4, 1e9, RULES.apart)
     found = {w.name: RULES.policy(b) for b in buckets for w in b.weights}
     assert [found[name].type for name in NAMES] == ["fp16", "topk", "none", "topk"]
     assert found[NAMES[1]] is RULES.policies[0]
@@ -33,7 +33,7 @@ def test_the_first_that_matches_wins_and_what_none_matches_travels_as_it_is() ->
 def test_no_bucket_mixes_policies(names: list[str], patterns: list[str], cap: float) -> None:
     rules = Rules(tuple(TopK(match=p, ratio=(i + 1) / 10) for i, p in enumerate(patterns)))
     weights = [Weight(name, (2,), True, ZEROS) for name in names]
-    buckets = plan_buckets(weights, 4, cap, rules.group)
+    buckets = plan_buckets(weights, 4, cap, rules.apart)
     assert sorted(w.name for b in buckets for w in b.weights) == sorted(names)
     assert all(len({rules.group(w.name) for w in b.weights}) == 1 for b in buckets)
     # A bucket is closed by its last weight: that is the order in which backward fills them.
@@ -50,7 +50,7 @@ def test_what_is_in_force_at_an_update_keeps_its_weights() -> None:
 def test_bytes_add_up_over_the_buckets() -> None:
     weights = [Weight(n, (10,), True, ZEROS) for n in NAMES]
     rules = Rules((Fp16(match="embeddings.*"),))
-    buckets = plan_buckets(weights, 4, 1e9, rules.group)
+    buckets = plan_buckets(weights, 4, 1e9, rules.apart)
     assert rules.wire_bytes(buckets, 4, 2) == 2 * 20 + 4 * 20
 
 

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Hashable, Iterable, Sequence
+from dataclasses import dataclass, replace
 
 from hvdtrain.core.compression.none import NoCompression
 from hvdtrain.core.compression.numpy_ops import Ops
 from hvdtrain.core.compression.protocol import Policy
 from hvdtrain.core.compression.rows import SparseRows
 from hvdtrain.core.errors import SpecError
+from hvdtrain.core.families.weights import Weight
 from hvdtrain.core.patterns import check_matches, first_match
 from hvdtrain.core.update.buckets import Bucket
+from hvdtrain.core.update.gathers import plan_gathers
 from hvdtrain.core.update.shards import Shard
 
 
@@ -22,16 +24,23 @@ class Rules:
     Attributes:
         policies: in the order of the spec; the first whose `match` fits a weight's name is the weight's.
         zero_stage: of the spec.
+        product_dtype: the 16-bit dtype of matrix products, by NumPy's name; None: that of the weights.
     """
 
     policies: tuple[Policy, ...]
     zero_stage: int = 0
+    product_dtype: str | None = None
 
     @classmethod
-    def of_spec(cls, compression: Policy | Sequence[Policy], zero_stage: int = 0) -> Rules:
+    def of_spec(
+        cls,
+        compression: Policy | Sequence[Policy],
+        zero_stage: int = 0,
+        product_dtype: str | None = None,
+    ) -> Rules:
         """The rules of a spec's `compression`, which is one policy or a list of them."""
         policies = (compression,) if isinstance(compression, Policy) else tuple(compression)
-        return cls(policies, zero_stage)
+        return cls(policies, zero_stage, product_dtype)
 
     @property
     def sharded(self) -> bool:
@@ -43,11 +52,16 @@ class Rules:
         """Whether ranks hold their shards of the gradients alone: each micro-batch's are summed at once."""
         return self.zero_stage >= 2
 
+    @property
+    def shards_weights(self) -> bool:
+        """Whether ranks hold their shards of the weights alone, and gather a bucket where it is used."""
+        return self.zero_stage >= 3
+
     def at(self, update: int) -> Rules:
         """The rules in force at an update, counted from 1."""
         # `at` may answer with another policy, such as none: who matches what stays as it is.
         found = (p.at(update).model_copy(update={"match": p.match}) for p in self.policies)
-        return Rules(tuple(found), self.zero_stage)
+        return replace(self, policies=tuple(found))
 
     def stages(self) -> list[tuple[int, Rules]]:
         """(first update, the rules in force from there on), ascending; the last are these themselves.
@@ -81,13 +95,21 @@ class Rules:
         """The number of a weight's policy: weights of one group may share a bucket."""
         return first_match([policy.match for policy in self.policies], name)
 
+    def apart(self, weight: Weight) -> Hashable:
+        """What a weight has in common with those that it may share a bucket with."""
+        return self.group(weight.name), self.sharded and bool(self.product_dtype) and weight.product
+
+    def gathered_as(self, bucket: Bucket) -> str | None:
+        """The dtype in which ranks send each other a bucket's weights; None: that of the weights."""
+        return self.product_dtype if all(weight.product for weight in bucket.weights) else None
+
     def policy(self, bucket: Bucket) -> Policy:
         """The policy of a bucket, all of whose weights are of one group."""
         found = (*self.policies, NoCompression())[self.group(bucket.weights[0].name)]
         sparse = bucket.touched_rows is not None and isinstance(found, NoCompression)
         return SparseRows(match=found.match) if sparse else found
 
-    def wire_bytes(self, buckets: Iterable[Bucket], itemsize: int, ranks: int, micro_batches: int = 1) -> int:
+    def wire_bytes(self, buckets: Sequence[Bucket], itemsize: int, ranks: int, micro_batches: int = 1) -> int:
         """Bytes that one rank hands to collectives for one update of all buckets; see `Policy.wire_bytes`.
 
         Args:
@@ -98,9 +120,15 @@ class Rules:
         """
         if not self.sharded:
             return sum(self.policy(b).wire_bytes(b, itemsize, ranks) for b in buckets)
-        shards = sum(self.policy(b).shard_size(b, ranks) for b in buckets)
         gradients = sum(self.policy(b).scatter_bytes(b, itemsize, ranks) for b in buckets)
-        return shards * itemsize + gradients * (micro_batches if self.shards_gradients else 1)
+        weights = {b.index: self.gather_bytes(b, itemsize, ranks) for b in buckets}
+        if not self.shards_weights:
+            return sum(weights.values()) + gradients * (micro_batches if self.shards_gradients else 1)
+        return (sum(weights[index] for index in plan_gathers(buckets).buckets) + gradients) * micro_batches
+
+    def gather_bytes(self, bucket: Bucket, itemsize: int, ranks: int) -> int:
+        """Bytes of weights that one rank hands to a collective that gathers a bucket."""
+        return self.policy(bucket).shard_size(bucket, ranks) * (2 if self.gathered_as(bucket) else itemsize)
 
     def shard(self, bucket: Bucket, ranks: int, rank: int) -> Shard:
         """What a rank owns of a bucket: all of it, unless these are sharded."""

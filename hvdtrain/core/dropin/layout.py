@@ -78,7 +78,7 @@ def lay_out(parameters: Sequence[Parameter], settings: Settings, first: int = 0)
         bucket
         for (dtype, _), weights in kinds.items()
         for bucket in plan_buckets(
-            weights, np.dtype(dtype).itemsize, settings.bucket_cap_mb * _MIB, settings.rules.group
+            weights, np.dtype(dtype).itemsize, settings.bucket_cap_mb * _MIB, settings.rules.apart
         )
     ]
     return tuple(replace(bucket, index=first + i) for i, bucket in enumerate(found))

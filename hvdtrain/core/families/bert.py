@@ -104,6 +104,7 @@ def weights(model: ModelSpec) -> tuple[Weight, ...]:
             normal,
             lookup=rows == "vocab_size" and not _decodes_embeddings(model),
             embedding=True,
+            tied=rows == "vocab_size" and _decodes_embeddings(model),
         )
         for name, (_, rows) in EMBEDDINGS.items()
     ]

@@ -90,9 +90,9 @@ def weights(model: ModelSpec) -> tuple[Weight, ...]:
     hidden, inner = model.n_embd, model.inner
     normal = Normal(model.initializer_range)
     residual = Normal(model.initializer_range / math.sqrt(2 * model.n_layer))
-    lookup = not model.tie_word_embeddings
+    tied = model.tie_word_embeddings
     found = [
-        Weight(_TOKENS, (model.vocab_size, hidden), True, normal, lookup=lookup, embedding=True),
+        Weight(_TOKENS, (model.vocab_size, hidden), True, normal, lookup=not tied, embedding=True, tied=tied),
         Weight(_POSITIONS, (model.n_positions, hidden), True, normal, embedding=True),
     ]
     for i in range(model.n_layer):

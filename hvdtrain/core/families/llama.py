@@ -84,7 +84,9 @@ def weights(model: ModelSpec) -> tuple[Weight, ...]:
     hidden, inner, size = model.hidden_size, model.intermediate_size, model.head_size
     queries, keys = model.num_attention_heads * size, model.key_value_heads * size
     normal, tied = Normal(model.initializer_range), model.tie_word_embeddings
-    found = [Weight(_TOKENS, (model.vocab_size, hidden), True, normal, lookup=not tied, embedding=True)]
+    found = [
+        Weight(_TOKENS, (model.vocab_size, hidden), True, normal, lookup=not tied, embedding=True, tied=tied)
+    ]
     for i in range(model.num_hidden_layers):
         layer = f"model.layers.{i}"
         found.append(_norm(f"{layer}.input_layernorm.weight", hidden))

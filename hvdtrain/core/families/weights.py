@@ -71,9 +71,11 @@ class Weight:
         layout: how Keras holds it.
         lookup: whether tokens look rows up in it and nothing else uses it: other rows have no gradient.
         embedding: whether it is used before the first layer, so that backward completes its gradient last.
+        tied: whether it is an embedding that the head uses, too.
         buffer: whether it is not trained, as the running mean of a batch norm or a frozen weight: it is
             broadcast, saved and resumed, and has no gradient.
         frozen: whether nothing changes it, as a buffer that is a frozen weight; ranks need not average it.
+        custom: whether it is of a user's model, of which nobody here knows how it computes.
     """
 
     name: str
@@ -83,13 +85,32 @@ class Weight:
     layout: Layout = SAME
     lookup: bool = False
     embedding: bool = False
+    tied: bool = False
     buffer: bool = False
     frozen: bool = False
+    custom: bool = False
 
     @property
     def size(self) -> int:
         """How many elements the weight has."""
         return math.prod(self.shape)
+
+    @property
+    def table(self) -> bool:
+        """Whether rows of it are taken, or it is added: then no gradient is computed from its values."""
+        return self.embedding and not self.tied and len(self.shape) in (2, 3)
+
+    @property
+    def product(self) -> bool:
+        """Whether matrix products alone use it, which round it to 16 bits in mixed precision."""
+        return len(self.shape) > 1 and not self.embedding and not self.custom
+
+    @property
+    def layer(self) -> str:
+        """The layer that it belongs to: its name up to the first number, or two components of it."""
+        components = self.name.split(".")[:-1]
+        numbers = (place for place, component in enumerate(components) if component.isdigit())
+        return ".".join(components[: next(numbers, 1) + 1])
 
 
 def trained(weights: Sequence[Weight]) -> tuple[Weight, ...]:

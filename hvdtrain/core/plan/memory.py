@@ -13,6 +13,7 @@ from hvdtrain.core.families.family import Family
 from hvdtrain.core.spec.job_spec import JobSpec
 from hvdtrain.core.tasks import task_of
 from hvdtrain.core.update.buckets import Bucket
+from hvdtrain.core.update.gathers import plan_gathers
 from hvdtrain.core.update.precision import compute_itemsize
 from hvdtrain.core.update.shards import Shard, scratch_elements
 
@@ -22,7 +23,8 @@ class Memory:
     """Bytes that one rank keeps.
 
     Attributes:
-        weights: the masters, for the whole run; as all but the last two.
+        weights: the masters, for the whole run; as all but the last two. Where they are sharded, also the
+            layers in use.
         gradients: the buckets.
         optimizer: moments, and with LAMB the step of one slice of a bucket, which PyTorch keeps.
         compression: residuals and the like.
@@ -53,6 +55,18 @@ def gradient_elements(rules: Rules, shards: Sequence[Shard]) -> int:
     return sum(shard.size for shard in shards) + max(shard.padded for shard in shards)
 
 
+def weight_elements(rules: Rules, shards: Sequence[Shard]) -> int:
+    """Elements of the weights that a rank holds at a time.
+
+    Where they are sharded, those are its shards, the layer in use and the next one: the two largest.
+    """
+    if not rules.shards_weights:
+        return sum(shard.padded for shard in shards)
+    units = plan_gathers([shard.bucket for shard in shards]).units
+    layers = sorted(sum(shards[index].padded for index in unit) for unit in units)
+    return sum(shard.size for shard in shards) + sum(layers[-2:])
+
+
 def predict_memory(
     spec: JobSpec, family: Family | None, buckets: Sequence[Bucket], rows: int, size: int
 ) -> Memory:
@@ -67,14 +81,13 @@ def predict_memory(
     """
     itemsize, compute = np.dtype(spec.model.dtype).itemsize, compute_itemsize(spec)
     shards = [spec.rules.shard(bucket, size, rank=0) for bucket in buckets]
-    weights = itemsize * sum(shard.padded for shard in shards)
     shapes = task_of(spec.task).shapes(spec.data, spec.task)
     kind = "checkpointed_bytes" if spec.gradient_checkpointing else "activation_bytes"
     saved: Callable[..., int | None] | None = getattr(family, kind, None)
     activations = saved and saved(spec.model, rows, shapes.length, shapes.predictions, compute)
     copies = compute * family.product_elements(spec.model) if family and compute != itemsize else 0
     return Memory(
-        weights=weights,
+        weights=itemsize * weight_elements(spec.rules, shards),
         gradients=itemsize * gradient_elements(spec.rules, shards),
         optimizer=itemsize
         * (

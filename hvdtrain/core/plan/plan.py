@@ -212,7 +212,8 @@ def _buckets(
         return most if pays((rows, columns), most, itemsize, accumulation.size) else None
 
     cap_bytes = spec.communication.bucket_cap_mb * _MIB
-    return plan_buckets(weights, itemsize, cap_bytes, spec.rules.group, touched_rows)
+    rules = spec.rules
+    return plan_buckets(weights, itemsize, cap_bytes, rules.apart, touched_rows, rules.shards_weights)
 
 
 def _flops(spec: JobSpec, family: Family | None, batch: BatchSizes) -> int | None:

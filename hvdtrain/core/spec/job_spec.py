@@ -51,7 +51,7 @@ class JobSpec(sections.Section):
     compression: Compression = NoCompression()
     communication: sections.CommunicationSpec = sections.CommunicationSpec()
     gradient_checkpointing: bool = False
-    zero_stage: Literal[0, 1, 2] = 0
+    zero_stage: Literal[0, 1, 2, 3] = 0
     max_grad_norm: Annotated[float, Field(gt=0.0)] | None = 1.0
     num_threads: sections.Count | None = None
     evaluation: sections.EvaluationSpec = sections.EvaluationSpec()
@@ -62,7 +62,9 @@ class JobSpec(sections.Section):
     @property
     def rules(self) -> Rules:
         """Which compression policy sums which weights."""
-        return Rules.of_spec(self.compression, self.zero_stage)
+        return Rules.of_spec(
+            self.compression, self.zero_stage, sections.PRODUCT_DTYPES.get(self.mixed_precision)
+        )
 
     @field_validator("mixed_precision", mode="before")
     @classmethod

@@ -14,6 +14,8 @@ from hvdtrain.core.errors import SpecError
 Probability = Annotated[float, Field(ge=0.0, lt=1.0)]
 Count = Annotated[int, Field(ge=1)]
 
+# Of matrix products, by `mixed_precision`.
+PRODUCT_DTYPES = {"fp16": "float16", "bf16": "bfloat16"}
 # Far beyond what any float16 gradient survives; it keeps a loss and its inverse scale inside float32.
 LARGEST_LOSS_SCALE = 2.0**64
 

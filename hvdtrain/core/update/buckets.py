@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 
@@ -45,8 +45,9 @@ def plan_buckets(
     weights: Sequence[Weight],
     itemsize: int,
     cap_bytes: float,
-    group: Callable[[str], int] = lambda name: 0,
+    group: Callable[[Weight], Hashable] = lambda weight: 0,
     touched_rows: Callable[[Weight], int | None] = lambda weight: None,
+    by_layer: bool = False,
 ) -> tuple[Bucket, ...]:
     """Fill buckets in reverse order of the forward pass, the order in which backward finishes gradients.
 
@@ -58,26 +59,29 @@ def plan_buckets(
         itemsize: bytes of one gradient element.
         cap_bytes: a bucket closes before it would exceed this, the last one of layers a quarter of this; a
             larger weight has a bucket of its own.
-        group: of a weight's name; weights of different groups never share a bucket.
+        group: of a weight; weights of different groups never share a bucket.
         touched_rows: of a weight whose gradient travels by rows; it has a bucket of its own.
+        by_layer: whether layers never share a bucket either, nor a tied embedding with others.
 
     Returns:
         Buckets in closing order; every weight is in exactly one.
     """
     closed: list[list[Weight]] = []
-    filling: dict[tuple[int, bool], list[Weight]] = {}
+    filling: dict[tuple[bool, Hashable, Hashable], list[Weight]] = {}
     for weight in reversed(weights):
         if touched_rows(weight) is not None:
             closed.append([weight])
             continue
-        kind = group(weight.name), weight.embedding
+        layer = (weight.layer, weight.tied) if by_layer else None
+        kind = weight.embedding, group(weight), layer
         members = filling.pop(kind, [])
         if members and sum(w.size for w in (*members, weight)) * itemsize > cap_bytes:
             closed.append(members)
             members = []
         filling[kind] = [*members, weight]
-    for (_, embedding), members in filling.items():
-        closed += [members] if embedding else _last_apart(members, cap_bytes / 4 / itemsize)
+    for (embedding, *_), members in filling.items():
+        whole = embedding or by_layer
+        closed += [members] if whole else _last_apart(members, cap_bytes / 4 / itemsize)
     place = {weight.name: i for i, weight in enumerate(weights)}
     closed.sort(key=lambda members: -place[members[-1].name])
     return tuple(

@@ -14,9 +14,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from hvdtrain.core.spec.job_spec import JobSpec
-from hvdtrain.core.spec.sections import LARGEST_LOSS_SCALE, LossScaleSpec
+from hvdtrain.core.spec.sections import LARGEST_LOSS_SCALE, PRODUCT_DTYPES, LossScaleSpec
 
-_COMPUTE_DTYPES = {"fp16": "float16", "bf16": "bfloat16"}
 # Instructions that multiply matrices of that type; any of them will do.
 _CPU_FLAGS = {"fp16": {"avx512_fp16", "amx_fp16"}, "bf16": {"avx512_bf16", "amx_bf16"}}
 _SLOWER = {
@@ -27,12 +26,12 @@ _SLOWER = {
 
 def compute_dtype(spec: JobSpec) -> str:
     """The dtype of matrix products, by NumPy's name; all else has `model.dtype`."""
-    return _COMPUTE_DTYPES.get(spec.mixed_precision, spec.model.dtype)
+    return PRODUCT_DTYPES.get(spec.mixed_precision, spec.model.dtype)
 
 
 def compute_itemsize(spec: JobSpec) -> int:
     """Bytes of one element of `compute_dtype`."""
-    return 2 if spec.mixed_precision in _COMPUTE_DTYPES else np.dtype(spec.model.dtype).itemsize
+    return 2 if spec.mixed_precision in PRODUCT_DTYPES else np.dtype(spec.model.dtype).itemsize
 
 
 def cpu_notes(spec: JobSpec, flags: Collection[str]) -> tuple[str, ...]:

@@ -146,7 +146,7 @@ def _weight(
     path, shape = variable.path, tuple(variable.shape)
     buffer = not variable.trainable
     if names is None:
-        return Weight(path, shape, len(shape) > 1, ZEROS, buffer=buffer, frozen=frozen)
+        return Weight(path, shape, len(shape) > 1, ZEROS, buffer=buffer, frozen=frozen, custom=True)
     layer, _, leaf = path.rpartition("/")
     module = next((name for name, other in names.items() if other == layer), None)
     if module is None:
@@ -159,4 +159,4 @@ def _weight(
     layout = layouts.get(path, SAME)
     theirs = tuple(shape[axis] for axis in layout.inverse) if layout.axes else shape
     name = f"{module}.{_LEAVES[leaf]}"
-    return Weight(name, theirs, len(shape) > 1, ZEROS, layout, buffer=buffer, frozen=frozen)
+    return Weight(name, theirs, len(shape) > 1, ZEROS, layout, buffer=buffer, frozen=frozen, custom=True)

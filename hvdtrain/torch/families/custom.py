@@ -94,4 +94,4 @@ def _arrays(module: torch.nn.Module, numbers_alone: bool) -> dict[str, torch.Ten
 def _weight(name: str, array: torch.Tensor) -> Weight:
     shape = tuple(array.shape)
     buffer, parameter = not array.requires_grad, isinstance(array, torch.nn.Parameter)
-    return Weight(name, shape, len(shape) > 1, ZEROS, buffer=buffer, frozen=buffer and parameter)
+    return Weight(name, shape, len(shape) > 1, ZEROS, buffer=buffer, frozen=buffer and parameter, custom=True)
