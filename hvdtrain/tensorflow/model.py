@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
 from hvdtrain.core.data import Batch
+from hvdtrain.core.errors import SpecError
 from hvdtrain.core.families import custom as custom_family
 from hvdtrain.core.families.weights import Weight, trained
 from hvdtrain.core.spec.job_spec import JobSpec
@@ -20,8 +22,10 @@ from hvdtrain.core.tasks.objective_checks import split_labels
 from hvdtrain.core.update.precision import compute_dtype
 from hvdtrain.tensorflow.families import custom as custom_network
 from hvdtrain.tensorflow.families import network_of
+from hvdtrain.tensorflow.flat_weights import HeldWeights
 from hvdtrain.tensorflow.losses import cross_entropy
 from hvdtrain.tensorflow.objective import build_objective
+from hvdtrain.tensorflow.placeholders import without_memory
 from hvdtrain.tensorflow.weights import Parameters, read, write
 
 
@@ -33,8 +37,15 @@ def build_network(spec: JobSpec, example: Batch) -> custom_network.Network:
         example: a batch of one sample.
 
     Raises:
-        SpecError: the user's code fails, or returns something else than a model that can be trained.
+        SpecError: the user's code fails, or returns something else than a model that can be trained, or the
+            job shards its weights.
     """
+    if spec.rules.shards_weights:
+        raise SpecError(
+            f"zero_stage: {spec.zero_stage} gathers weights layer by layer, and TensorFlow can do so in the "
+            f"packaged families alone, not in a model of your own (model_type {spec.model.model_type}): "
+            "choose zero_stage: 2, or train it in PyTorch"
+        )
     labels = getattr(spec.task, "label_names", ())
     inputs, _ = split_labels(tensors(example), labels)
     assert isinstance(spec.model, custom_family.ModelSpec)
@@ -51,6 +62,7 @@ class Model:
         compute_dtype: str | None = None,
         network: Any = None,
         task: TaskSection | None = None,
+        empty: bool = False,
     ) -> None:
         """Build the network; its weights are arbitrary until `write`.
 
@@ -60,10 +72,14 @@ class Model:
             compute_dtype: of matrix products; None: that of the weights.
             network: a user's model, which has been built.
             task: its task, which says the loss.
+            empty: whether its weights hold no memory, until `held` has them.
         """
         self._dtype = tf.as_dtype(model.dtype)
-        self.network: Any = network or network_of(model)(model, compute_dtype or model.dtype)
+        with without_memory() if empty else nullcontext():
+            self.network: Any = network or network_of(model)(model, compute_dtype or model.dtype)
         self.weights = tuple(weights)
+        # What holds those that ranks train, where they are sharded.
+        self.held: HeldWeights | None = None
         # Whether only the loss function knows what a batch weighs.
         self.weighs = False
         self._label_smoothing = task.label_smoothing if task else 0.0
@@ -172,7 +188,9 @@ class Model:
     def read(self, weights: Sequence[Weight] | None = None) -> dict[str, np.ndarray]:
         """Copies of all weights and buffers, or of some, by name, in the Hugging Face layout."""
         parameters = self.parameters
-        return {w.name: read(w, parameters[w.name]) for w in weights or self.weights}
+        chosen = weights or self.weights
+        found = {} if self.held is None else self.held.read(trained(chosen))
+        return found | {w.name: read(w, parameters[w.name]) for w in chosen if w.name not in found}
 
     def write(self, arrays: dict[str, np.ndarray]) -> None:
         """Set weights and buffers.
@@ -183,7 +201,10 @@ class Model:
         parameters = self.parameters
         for weight in self.weights:
             if weight.name in arrays:
-                write(weight, parameters[weight.name], arrays[weight.name])
+                if self.held is None or weight.buffer:
+                    write(weight, parameters[weight.name], arrays[weight.name])
+                else:
+                    self.held.write(weight, arrays[weight.name])
 
 
 def tensors(batch: Batch) -> dict[str, tf.Tensor]:

@@ -18,6 +18,8 @@ from hvdtrain.core.run.results import UpdateResult
 from hvdtrain.core.spec.job_spec import JobSpec
 from hvdtrain.core.update.optimizers import clip_factor
 from hvdtrain.core.update.precision import compute_dtype
+from hvdtrain.tensorflow.flat_weights import FlatWeights
+from hvdtrain.tensorflow.gathers import GatheredWeights
 from hvdtrain.tensorflow.model import Model
 from hvdtrain.tensorflow.optimizers import Optimizer
 from hvdtrain.tensorflow.reducer import Reducer
@@ -40,8 +42,10 @@ def build_trainer(spec: JobSpec, plan: Plan, weights: tuple[Weight, ...], networ
     Returns:
         The trainer; its weights are arbitrary until `model.write`.
     """
-    model = Model(spec.model, weights, compute_dtype(spec), network, spec.task)
-    if spec.gradient_checkpointing:
+    gathers = spec.rules.shards_weights
+    model = Model(spec.model, weights, compute_dtype(spec), network, spec.task, empty=gathers)
+    # A layer whose weights are gathered again is computed again anyway.
+    if spec.gradient_checkpointing and not gathers:
         model.network.gradient_checkpointing_enable()
     return Trainer(spec, plan, model)
 
@@ -69,8 +73,12 @@ class Trainer:
         parameters = {w.name: model.parameters[w.name] for w in trained(model.weights)}
         rules = spec.rules
         shards = [rules.shard(bucket, hvd.size(), hvd.rank()) for bucket in plan.buckets]
-        exchange = ShardExchange() if rules.sharded else None
-        self.optimizer = Optimizer(spec.optimizer, shards, parameters, exchange)
+        if rules.shards_weights:
+            held = rules, shards, spec.optimizer, parameters, ShardExchange()
+            model.held = model.network.gathered = GatheredWeights(*held, model.network.variables)
+        elif rules.sharded:
+            model.held = FlatWeights(rules, shards, spec.optimizer, parameters, ShardExchange())
+        self.optimizer = Optimizer(spec.optimizer, shards, parameters, model.held)
         scaled = spec.mixed_precision == "fp16"
         self.reducer = Reducer(rules, plan.buckets, parameters, spec.seed, scaled)
         self._compiled_accumulate = _compiled(self._accumulate)
