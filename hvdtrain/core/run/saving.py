@@ -25,12 +25,14 @@ def save(run: Run, directory: Path, training: TrainingState | None = None) -> No
         directory: replaced when it exists.
         training: what `--resume` needs beside the model.
     """
+    if not (run.ranks.is_chief or run.spec.rules.sharded):
+        return
+    weights, model = run.adapter.model.read(), run.spec.model
     if not run.ranks.is_chief:
         return
-    model = run.spec.model
     save_model(
         directory,
-        run.adapter.model.read() | getattr(run.family, "counts", lambda model: {})(model),
+        weights | getattr(run.family, "counts", lambda model: {})(model),
         {**run.family.hf_config(model), **run.dataset.config},
         run.dataset.files,
         also=(lambda into: save_state(into, training)) if training else lambda into: None,
