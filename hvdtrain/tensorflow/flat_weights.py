@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from itertools import accumulate
 
 import numpy as np
 import tensorflow as tf
@@ -47,18 +46,11 @@ class HeldWeights(ABC):
         self._shards, self._parameters = shards, parameters
         self._dtype = parameters[shards[0].bucket.weights[0].name][0].dtype
         self._sent_as = [tf.as_dtype(rules.gathered_as(shard.bucket) or self._dtype) for shard in shards]
-        self._cuts = [shard.pieces(spec) for shard in shards]
         self.own = [
-            [tf.Variable(tf.zeros((cut.size,), self._dtype), trainable=False) for cut in cuts]
-            for cuts in self._cuts
-        ]
-        self._places = {
-            weight.name: (shard.bucket.index, start)
+            [tf.Variable(tf.zeros((cut.size,), self._dtype), trainable=False) for cut in shard.pieces(spec)]
             for shard in shards
-            for weight, start in zip(
-                shard.bucket.weights, accumulate(shard.bucket.sizes, initial=0), strict=False
-            )
-        }
+        ]
+        self._shard = {weight.name: shard for shard in shards for weight in shard.bucket.weights}
 
     def gather(
         self, index: int, parts: Sequence[tf.Variable], name: str, dtype: tf.DType | None = None
@@ -92,14 +84,17 @@ class HeldWeights(ABC):
                 found |= self._read(shard)
         return {name: array for name, array in found.items() if name in wanted}
 
+    @abstractmethod
     def write(self, weight: Weight, array: np.ndarray) -> None:
         """Set a weight from an array in the Hugging Face layout; this rank keeps its part."""
-        index, start = self._places[weight.name]
-        flat = array.reshape(-1)
-        for variable, cut in zip(self.own[index], self._cuts[index], strict=True):
-            first, last = max(cut.start, start), min(cut.start + cut.size, start + weight.size)
+        shard = self._shard[weight.name]
+        (theirs, mine), index = shard.part(weight.name), shard.bucket.index
+        part, start = array.reshape(-1)[theirs], 0
+        for variable in self.own[index]:
+            first, last = max(mine.start, start), min(mine.stop, start + variable.shape[0])
             if first < last:
-                variable[first - cut.start : last - cut.start].assign(flat[first - start : last - start])
+                variable[first - start : last - start].assign(part[first - mine.start : last - mine.start])
+            start += variable.shape[0]
 
     @abstractmethod
     def send(self) -> None:

@@ -6,10 +6,12 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TypeAlias
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 from hvdtrain.core.compression.rules import Rules
 from hvdtrain.core.families.batch_norm import recomputing
+from hvdtrain.core.families.weights import Weight
 from hvdtrain.core.spec.optimizer_sections import OptimizerSpec
 from hvdtrain.core.update.gathers import plan_gathers
 from hvdtrain.core.update.shards import Shard
@@ -134,6 +136,10 @@ class GatheredWeights(HeldWeights):
         values = use(*(self._gathered[id(variable)] for variable in held))
         with keras.StatelessScope(list(zip(held, values, strict=True))):
             return call(x)
+
+    def write(self, weight: Weight, array: np.ndarray) -> None:
+        """See `HeldWeights.write`."""
+        super().write(weight, array)
 
     def send(self) -> None:
         """The other ranks ask for what this one has updated when they use it."""

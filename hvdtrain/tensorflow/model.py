@@ -40,16 +40,29 @@ def build_network(spec: JobSpec, example: Batch) -> custom_network.Network:
         SpecError: the user's code fails, or returns something else than a model that can be trained, or the
             job shards its weights.
     """
-    if spec.rules.shards_weights:
-        raise SpecError(
-            f"zero_stage: {spec.zero_stage} gathers weights layer by layer, and TensorFlow can do so in the "
-            f"packaged families alone, not in a model of your own (model_type {spec.model.model_type}): "
-            "choose zero_stage: 2, or train it in PyTorch"
-        )
+    check_layers(spec, custom_network.Network)
     labels = getattr(spec.task, "label_names", ())
     inputs, _ = split_labels(tensors(example), labels)
     assert isinstance(spec.model, custom_family.ModelSpec)
     return custom_network.Network(spec.model, compute_dtype(spec), inputs)
+
+
+def check_layers(spec: JobSpec, network: Any) -> None:
+    """Refuse to shard the weights of a network that does not call its layers through `gathered`.
+
+    Args:
+        spec: the job.
+        network: a network, or its class.
+
+    Raises:
+        SpecError: naming the family.
+    """
+    if spec.rules.shards_weights and not hasattr(network, "gathered"):
+        raise SpecError(
+            f"zero_stage: {spec.zero_stage} gathers weights layer by layer, and in TensorFlow model_type "
+            f"{spec.model.model_type} does not say what its layers are: choose zero_stage: 2, or train it in "
+            "PyTorch"
+        )
 
 
 class Model:

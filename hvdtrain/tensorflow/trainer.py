@@ -18,9 +18,10 @@ from hvdtrain.core.run.results import UpdateResult
 from hvdtrain.core.spec.job_spec import JobSpec
 from hvdtrain.core.update.optimizers import clip_factor
 from hvdtrain.core.update.precision import compute_dtype
+from hvdtrain.tensorflow.families import network_of
 from hvdtrain.tensorflow.flat_weights import FlatWeights
 from hvdtrain.tensorflow.gathers import GatheredWeights
-from hvdtrain.tensorflow.model import Model
+from hvdtrain.tensorflow.model import Model, check_layers
 from hvdtrain.tensorflow.optimizers import Optimizer
 from hvdtrain.tensorflow.reducer import Reducer
 from hvdtrain.tensorflow.shards import ShardExchange
@@ -42,6 +43,7 @@ def build_trainer(spec: JobSpec, plan: Plan, weights: tuple[Weight, ...], networ
     Returns:
         The trainer; its weights are arbitrary until `model.write`.
     """
+    check_layers(spec, network or network_of(spec.model))
     gathers = spec.rules.shards_weights
     model = Model(spec.model, weights, compute_dtype(spec), network, spec.task, empty=gathers)
     # A layer whose weights are gathered again is computed again anyway.

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -20,8 +21,10 @@ from hvdtrain.core.tasks.objective_checks import split_labels
 from hvdtrain.core.update.precision import compute_dtype
 from hvdtrain.torch.families import custom as custom_network
 from hvdtrain.torch.families import network_of
+from hvdtrain.torch.flat_weights import HeldWeights
 from hvdtrain.torch.losses import cross_entropy
 from hvdtrain.torch.objective import build_objective
+from hvdtrain.torch.placeholders import without_memory
 from hvdtrain.torch.weights import Parameters, read, write
 from hvdtrain.torch.world import device
 
@@ -52,6 +55,7 @@ class Model:
         compute_dtype: str | None = None,
         network: Any = None,
         task: TaskSection | None = None,
+        empty: bool = False,
     ) -> None:
         """Build the network; its weights are arbitrary until `write`.
 
@@ -61,11 +65,15 @@ class Model:
             compute_dtype: of matrix products; None: that of the weights.
             network: a user's model, which has been built.
             task: its task, which says the loss.
+            empty: whether its weights hold no memory, until `held` has them.
         """
         self._dtype = getattr(torch, model.dtype)
         self._compute_dtype = getattr(torch, compute_dtype or model.dtype)
-        self.network: Any = network or network_of(model)(model, compute_dtype or model.dtype)
+        with without_memory() if empty else nullcontext():
+            self.network: Any = network or network_of(model)(model, compute_dtype or model.dtype)
         self.weights = tuple(weights)
+        # What holds them where ranks train them.
+        self.held: HeldWeights | None = None
         # Whether only the loss function knows what a batch weighs.
         self.weighs = False
         self._label_smoothing = task.label_smoothing if task else 0.0
@@ -93,7 +101,7 @@ class Model:
         self, batch: dict[str, torch.Tensor], training: bool
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """`loss_sum`, and the batch's weight where only the user's loss function knows it."""
-        with torch.set_grad_enabled(training):
+        with self._pass(training):
             if self._objective is None:
                 return self._cross_entropy(batch, training), None
             if not len(batch["loss_weights"]):
@@ -113,7 +121,7 @@ class Model:
             The loss and its weight, and the sum and the weight of each metric of a user's model, (sums,). The
             loss's weight is 0 where it is known from the data.
         """
-        with torch.no_grad():
+        with self._pass(training=False):
             if self._objective is None:
                 loss = self._cross_entropy(batch, training=False)
                 return torch.stack([loss, torch.zeros_like(loss)])
@@ -129,7 +137,7 @@ class Model:
 
     def predict(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
         """The logits of a batch, without dropout, in the weights' dtype: (rows · predictions, classes)."""
-        with torch.no_grad():
+        with self._pass(training=False):
             with self._mixed():
                 features = self.network.features(batch, training=False)
             return self._logits(features).flatten(0, -2).to(self._dtype)
@@ -137,7 +145,7 @@ class Model:
     def examine(self, batch: dict[str, torch.Tensor]) -> np.ndarray:
         """The loss of a batch; takes note of whether the loss says its weight: see `Adapter.examine`."""
         assert self._objective is not None
-        with torch.no_grad():
+        with self._pass(training=False):
             outputs = self._outputs(self._objective, batch, training=False)
             self.weighs = self._objective.loss(outputs, batch)[2]
             self._objective.metrics(outputs, batch)
@@ -174,7 +182,7 @@ class Model:
         Returns:
             Logits in the weights' dtype, (rows, vocab_size).
         """
-        with torch.no_grad():
+        with self._pass(training=False):
             with self._mixed():
                 features = self.network.features(tensors(next_token_batch(ids)), training=False)
             return self._logits(features[:, -1:]).flatten(0, -2).to(self._dtype).cpu().numpy()
@@ -188,7 +196,9 @@ class Model:
     def read(self, weights: Sequence[Weight] | None = None) -> dict[str, np.ndarray]:
         """Copies of all weights and buffers, or of some, by name, in the Hugging Face layout."""
         parameters = self.parameters
-        return {w.name: read(w, parameters[w.name]) for w in weights or self.weights}
+        chosen = weights or self.weights
+        found = {} if self.held is None else self.held.read([w for w in chosen if not w.buffer])
+        return found | {w.name: read(w, parameters[w.name]) for w in chosen if w.name not in found}
 
     def write(self, arrays: dict[str, np.ndarray]) -> None:
         """Set weights and buffers.
@@ -199,7 +209,18 @@ class Model:
         parameters = self.parameters
         for weight in self.weights:
             if weight.name in arrays:
-                write(weight, parameters[weight.name], arrays[weight.name])
+                array = arrays[weight.name]
+                if self.held is None or weight.buffer:
+                    write(weight, parameters[weight.name], array)
+                else:
+                    self.held.write(weight, array)
+
+    @contextmanager
+    def _pass(self, training: bool) -> Iterator[None]:
+        """Around a forward pass, which a backward pass follows where the model is in training."""
+        in_use = nullcontext() if self.held is None else self.held.in_use(training)
+        with torch.set_grad_enabled(training), in_use:
+            yield
 
     def _logits(self, features: torch.Tensor) -> torch.Tensor:
         with self._mixed():

@@ -12,46 +12,43 @@ from hvdtrain.core.checkpoints.state import MOMENTS
 from hvdtrain.core.spec.optimizer_sections import OptimizerSpec
 from hvdtrain.core.update.groups import Setting
 from hvdtrain.core.update.shards import Shard, scratch_elements
+from hvdtrain.torch.flat_weights import HeldWeights
 from hvdtrain.torch.shards import ShardExchange
 from hvdtrain.torch.update_rules import Norms, build_rule, empty_group
 
 
 class Optimizer:
-    """The spec's update rule; weights become views into flat tensors laid out as the gradient buckets.
-
-    Where buckets are sharded, a rank has the moments of its shards alone, updates the weights in them, and
-    is sent the other ranks' weights.
-    """
+    """The spec's update rule, on flat weights; where buckets are sharded, on this rank's shards alone."""
 
     def __init__(
         self,
         spec: OptimizerSpec,
         shards: Sequence[Shard],
-        parameters: Mapping[str, torch.nn.Parameter],
+        weights: HeldWeights,
         exchange: ShardExchange | None = None,
     ) -> None:
-        """Move every weight into its flat tensor.
+        """Start without moments.
 
         Args:
             spec: the update rule.
             shards: what this rank owns of each bucket of the plan.
-            parameters: by weight name.
+            weights: hold what it updates.
             exchange: with the ranks that own the rest; None: nobody does.
         """
-        self._spec, self._shards, self._exchange = spec, shards, exchange
+        self._spec, self._shards, self._weights, self._exchange = spec, shards, weights, exchange
         self._pieces: list[list[torch.nn.Parameter]] = []
-        self._flats = [_flat_weights(shard, parameters) for shard in shards]
         groups: dict[Setting, dict[str, Any]] = {}
-        for shard, flat in zip(shards, self._flats, strict=True):
+        for shard, flat in zip(shards, weights.own, strict=True):
             own: list[torch.nn.Parameter] = []
             for each in shard.pieces(spec):
-                own.append(torch.nn.Parameter(flat[each.start : each.start + each.size]))
+                first = each.start - shard.start
+                own.append(torch.nn.Parameter(flat[first : first + each.size]))
                 group = groups.setdefault(each.setting, empty_group(each.setting))
                 group["params"].append(own[-1])
                 group["parts"].append(each.parts)
             self._pieces.append(own)
-        norms = Norms(spec, shards, exchange, self._flats[0])
-        scratch = self._flats[0].new_empty(scratch_elements(spec, shards))
+        norms = Norms(spec, shards, exchange, weights.own[0])
+        scratch = weights.own[0].new_empty(scratch_elements(spec, shards))
         self._optimizer = build_rule(spec, [*groups.values()], norms, scratch)
 
     def norm(self, gradients: Sequence[torch.Tensor]) -> torch.Tensor:
@@ -74,6 +71,7 @@ class Optimizer:
             update: its number, counted from 1.
         """
         del update  # torch's optimizers count for themselves
+        self._weights.settle()
         for group in self._optimizer.param_groups:
             group["lr"] = learning_rate * group["factor"]
         for pieces, gradient in zip(self._pieces, gradients, strict=True):
@@ -81,14 +79,7 @@ class Optimizer:
             for piece, part in zip(pieces, gradient[: sum(sizes)].split(sizes), strict=True):
                 piece.grad = part
         self._optimizer.step()
-        if self._exchange is not None:
-            own = [
-                flat[shard.start : shard.start + shard.size]
-                for shard, flat in zip(self._shards, self._flats, strict=True)
-            ]
-            whole = self._exchange.gather(self._shards, own, "weights")
-            for flat, found in zip(self._flats, whole, strict=True):
-                flat.copy_(found)
+        self._weights.send()
 
     def read(self) -> dict[str, np.ndarray]:
         """Copies of the moments as `WEIGHT.exp_avg`, in the Hugging Face layout.
@@ -117,20 +108,6 @@ class Optimizer:
                     # Adam's count, of the dtype and at the place that its fused kernel wants.
                     state["step"] = torch.tensor(float(updates), device=piece.device)
 
-    def read_weights(self) -> list[torch.Tensor]:
-        """The weights themselves, flat, one tensor a bucket."""
-        return [flat[: s.bucket.size] for flat, s in zip(self._flats, self._shards, strict=True)]
-
-    def write_weights(self, weights: Sequence[torch.Tensor]) -> None:
-        """Set every weight.
-
-        Args:
-            weights: flat, one a bucket.
-        """
-        for flat, given in zip(self.read_weights(), weights, strict=True):
-            if given.data_ptr() != flat.data_ptr():
-                flat.copy_(given)
-
     @property
     def wire_bytes(self) -> int:
         """Bytes of weights that this rank has handed to collectives so far."""
@@ -142,17 +119,8 @@ class Optimizer:
 
     def _whole(self, shard: Shard, own: Sequence[torch.Tensor]) -> torch.Tensor:
         """All of a bucket, of which this rank has these parts."""
-        padding = self._flats[0].new_zeros(shard.size - sum(part.numel() for part in own))
+        padding = self._weights.own[0].new_zeros(shard.size - sum(part.numel() for part in own))
         flat = torch.cat([*own, padding])
         if self._exchange is not None:
-            (flat,) = self._exchange.gather([shard], [flat], "moments")
+            flat = self._exchange.gather(shard, flat, "moments")
         return flat[: shard.bucket.size]
-
-
-def _flat_weights(shard: Shard, parameters: Mapping[str, torch.nn.Parameter]) -> torch.Tensor:
-    bucket = shard.bucket
-    own = [parameters[w.name].detach().reshape(-1) for w in bucket.weights]
-    flat = torch.cat([*own, own[0].new_zeros(shard.padded - bucket.size)])
-    for weight, part in zip(bucket.weights, flat[: bucket.size].split(bucket.sizes), strict=True):
-        parameters[weight.name].data = part.view(weight.shape)
-    return flat

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import horovod.torch as hvd
 import torch
 
@@ -26,22 +24,45 @@ class ShardExchange:
         """
         return hvd.allreduce(values, op=hvd.Sum, name=f"shards.{name}")
 
-    def gather(self, shards: Sequence[Shard], own: Sequence[torch.Tensor], name: str) -> list[torch.Tensor]:
-        """Whole buckets, each of which this rank has a part of.
+    def gather(self, shard: Shard, own: torch.Tensor, name: str) -> torch.Tensor:
+        """A whole bucket, of which this rank has a part.
 
         Args:
-            shards: of this rank, one a bucket.
-            own: what is in them, (shard.size,) for each.
-            name: of the collectives.
+            shard: of this rank.
+            own: what is in it, (shard.size,).
+            name: of the collective, before that of the bucket.
 
         Returns:
-            (shard.padded,) for each.
+            (shard.padded,).
         """
-        handles = []
-        for shard, part in zip(shards, own, strict=True):
-            self._wire_bytes += part.nbytes
-            handles.append(hvd.allgather_async(part, name=f"shards.{name}.bucket{shard.bucket.index}"))
-        return [hvd.synchronize(handle) for handle in handles]
+        return self.finish(self.start(own, f"{name}.bucket{shard.bucket.index}"), own.dtype)
+
+    def start(self, own: torch.Tensor, name: str) -> int:
+        """Begin to gather a bucket.
+
+        Args:
+            own: what is in this rank's shard.
+            name: of the collective; no other of this name is under way.
+
+        Returns:
+            Horovod's handle.
+        """
+        self._wire_bytes += own.nbytes
+        # No arithmetic is done on the way, and Horovod's releases do not carry bfloat16.
+        sent = own.view(torch.float16) if own.dtype == torch.bfloat16 else own
+        return hvd.allgather_async(sent, name=f"shards.{name}")
+
+    def finish(self, handle: int, dtype: torch.dtype) -> torch.Tensor:
+        """Wait for a bucket.
+
+        Args:
+            handle: which `start` returned.
+            dtype: of what it was given.
+
+        Returns:
+            (shard.padded,).
+        """
+        return hvd.synchronize(handle).view(dtype)
 
     @property
     def wire_bytes(self) -> int:

@@ -17,6 +17,8 @@ from hvdtrain.core.run.results import UpdateResult
 from hvdtrain.core.spec.job_spec import JobSpec
 from hvdtrain.core.update.optimizers import clip_factor
 from hvdtrain.core.update.precision import compute_dtype
+from hvdtrain.torch.flat_weights import FlatWeights, HeldWeights
+from hvdtrain.torch.gathers import GatheredWeights
 from hvdtrain.torch.model import Model
 from hvdtrain.torch.optimizers import Optimizer
 from hvdtrain.torch.reducer import Reducer
@@ -35,7 +37,9 @@ def build_trainer(spec: JobSpec, plan: Plan, weights: tuple[Weight, ...], networ
     Returns:
         The trainer; its weights are arbitrary until `model.write`.
     """
-    model = Model(spec.model, weights, compute_dtype(spec), network, spec.task)
+    model = Model(
+        spec.model, weights, compute_dtype(spec), network, spec.task, empty=spec.rules.shards_weights
+    )
     if spec.gradient_checkpointing:
         model.network.gradient_checkpointing_enable()
     return Trainer(spec, plan, model)
@@ -64,7 +68,13 @@ class Trainer:
         rules = spec.rules
         shards = [rules.shard(bucket, hvd.size(), hvd.rank()) for bucket in plan.buckets]
         exchange = ShardExchange() if rules.sharded else None
-        self.optimizer = Optimizer(spec.optimizer, shards, parameters, exchange)
+        self._weights: HeldWeights
+        if exchange is not None and rules.shards_weights:
+            self._weights = GatheredWeights(rules, shards, parameters, model.network.module, exchange)
+        else:
+            self._weights = FlatWeights(rules, shards, parameters, model.network.module, exchange)
+        model.held = self._weights
+        self.optimizer = Optimizer(spec.optimizer, shards, self._weights, exchange)
         scaled = spec.mixed_precision == "fp16"
         self.reducer = Reducer(rules, plan.buckets, parameters, spec.seed, scaled)
 
@@ -108,12 +118,12 @@ class Trainer:
 
     def exchange(self, policy: Policy) -> None:
         """Replace the weights by what ranks agree on; see `Adapter.exchange`."""
-        weights = self.reducer.exchange(policy, self.optimizer.read_weights())
-        self.optimizer.write_weights(weights)
+        assert isinstance(self._weights, FlatWeights)
+        self._weights.replace(self.reducer.exchange(policy, self._weights.own))
 
     def start_exchange(self, policy: Policy) -> None:
         """Ask the other ranks while updates go on; see `Adapter.start_exchange`."""
-        self.reducer.start_exchange(policy, self.optimizer.read_weights())
+        self.reducer.start_exchange(policy, self._weights.own)
 
     def finish_exchange(self) -> None:
         """Wait for the other ranks; see `Adapter.finish_exchange`."""

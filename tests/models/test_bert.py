@@ -313,7 +313,7 @@ def test_activations_are_what_autograd_saves(shape: str, compute: str, itemsize:
     rows, length = 4, 64
     batch, predictions = uniform_batch(spec, rows, length)
     tensors = torch_model.tensors(batch)
-    own = (*model.network._module.parameters(), *tensors.values())
+    own = (*model.network.module.parameters(), *tensors.values())
     saved = bytes_saved(lambda: model.loss_sum(tensors, training=True), own)
     copies = itemsize * bert.product_elements(spec) if compute != "float32" else 0
     predicted = bert.activation_bytes(spec, rows, length, predictions, itemsize) + copies

@@ -162,7 +162,7 @@ def test_activations_are_what_autograd_saves(shape: str, compute: str, itemsize:
     ids = np.random.default_rng(0).integers(0, 97, (rows, length), dtype=np.int32)
     batch = Batch({"input_ids": ids}, ids[:, 1:], np.ones((rows, length - 1)), 1.0, {})
     tensors = torch_model.tensors(batch)
-    own = (*model.network._module.parameters(), *tensors.values())
+    own = (*model.network.module.parameters(), *tensors.values())
     saved = bytes_saved(lambda: model.loss_sum(tensors, training=True), own)
     copies = itemsize * gpt2.product_elements(spec) if compute != "float32" else 0
     predicted = gpt2.activation_bytes(spec, rows, length, length - 1, itemsize) + copies

@@ -51,7 +51,7 @@ def by_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
 def torch_gradients(spec: gpt2.ModelSpec) -> tuple[float, dict[str, np.ndarray], int]:
     model, batch = models(spec)[0], torch_model.tensors(batch_of(spec))
     losses: list[torch.Tensor] = []
-    own = (*model.network._module.parameters(), *batch.values())
+    own = (*model.network.module.parameters(), *batch.values())
     saved = bytes_saved(lambda: losses.append(model.loss_sum(batch, training=True)), own)
     losses[0].backward()
     return losses[0].item(), {n: p.grad.numpy() for n, p in model.parameters.items()}, saved

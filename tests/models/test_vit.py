@@ -271,7 +271,7 @@ def test_activations_are_what_autograd_saves(shape: str, mixed: bool, compute: s
     model = torch_model.Model(spec, vit.weights(spec), compute)
     rows = 16
     tensors = torch_model.tensors(batch_of(spec, rows, mixed))
-    own = (*model.network._module.parameters(), *tensors.values())
+    own = (*model.network.module.parameters(), *tensors.values())
     saved = bytes_saved(lambda: model.loss_sum(tensors, training=True), own)
     copies = itemsize * vit.product_elements(spec) if compute != "float32" else 0
     predicted = vit.activation_bytes(spec, rows, 1, 1 + mixed, itemsize) + copies

@@ -59,7 +59,7 @@ def check_micro_batches(spec: JobSpec, accumulation: Accumulation) -> None:
     keeps = [p.type for p in spec.rules.policies if p.residuals and getattr(p, "use_error_feedback", True)]
     if spec.rules.shards_gradients and keeps and not one:
         raise SpecError(
-            f"compression.type: {keeps[0]} remembers what a sum has lost, and with zero_stage 2 and "
+            f"compression.type: {keeps[0]} remembers what a sum has lost, and with zero_stage 2 or 3 and "
             "accumulation each micro-batch is summed by itself: choose zero_stage: 1, type none, or "
             "use_error_feedback: false where the type has it"
         )

@@ -18,18 +18,18 @@ from hvdtrain.core.run.state import RunState
 
 
 def save(run: Run, directory: Path, training: TrainingState | None = None) -> None:
-    """Write the model in Hugging Face layout, atomically; every rank calls it, and rank 0 alone writes.
+    """Write the model in Hugging Face layout, atomically; rank 0 alone writes.
 
     Args:
         run: on this rank.
         directory: replaced when it exists.
         training: what `--resume` needs beside the model.
     """
-    # Ranks may have shards of the weights alone.
-    weights = run.adapter.model.read() if run.ranks.is_chief or run.spec.rules.sharded else {}
+    if not (run.ranks.is_chief or run.spec.rules.sharded):
+        return
+    weights, model = run.adapter.model.read(), run.spec.model
     if not run.ranks.is_chief:
         return
-    model = run.spec.model
     save_model(
         directory,
         weights | getattr(run.family, "counts", lambda model: {})(model),

@@ -68,6 +68,16 @@ class Shard:
         """Elements of all parts together."""
         return self.ranks * self.size
 
+    def part(self, name: str) -> tuple[slice, slice]:
+        """Which elements of a weight are in it, and where they lie in it; both may be empty."""
+        for weight, end in zip(self.bucket.weights, accumulate(self.bucket.sizes), strict=True):
+            if weight.name == name:
+                start = end - weight.size
+                first = min(max(self.start, start), end)
+                last = max(first, min(self.start + self.size, end))
+                return slice(first - start, last - start), slice(first - self.start, last - self.start)
+        raise KeyError(name)
+
     def pieces(self, spec: OptimizerSpec) -> list[Piece]:
         """The elements of the bucket in it, cut where the optimizer's setting changes, in their order."""
         ends = accumulate(self.bucket.sizes)

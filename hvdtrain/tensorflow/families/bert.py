@@ -19,6 +19,9 @@ from hvdtrain.tensorflow.weights import Parameters
 class Network:
     """`BertBackbone` with a `MaskedLMHead` at the masked positions, or with `BertTextClassifier`'s layers."""
 
+    # Layers are called through it, in the order of the forward pass.
+    gathered: Any = Whole()
+
     def __init__(self, model: ModelSpec, compute_dtype: str) -> None:
         """Build the model; see `Network` of `hvdtrain.core.families.family`."""
         self._model, self._compute_dtype = model, compute_dtype
@@ -36,8 +39,6 @@ class Network:
         self._classifies = model.num_labels is not None
         self._head = self._classifier() if self._classifies else self._masked_lm_head()
         self._obey()
-        # Layers are called through it, in the order of the forward pass.
-        self.gathered: Any = Whole()
         self.variables = [*self._backbone.variables, *self._head.variables]
         found = {v.path: v.value for v in self.variables}
         self.classes = model.num_labels or model.vocab_size

@@ -19,6 +19,9 @@ from hvdtrain.tensorflow.weights import Parameters
 class Network:
     """Decoder layers behind embeddings of tokens and positions; its head predicts the next token."""
 
+    # Layers are called through it, in the order of the forward pass.
+    gathered: Any = Whole()
+
     def __init__(self, model: ModelSpec, compute_dtype: str) -> None:
         """Build the model; see `Network` of `hvdtrain.core.families.family`."""
         self._model, self._compute_dtype = model, compute_dtype
@@ -38,8 +41,6 @@ class Network:
             )
             self._head.build((None, None, model.n_embd))
             layers.append(self._head)
-        # Layers are called through it, in the order of the forward pass.
-        self.gathered: Any = Whole()
         self.variables = [v for layer in layers for v in layer.variables]
         found = {v.path: v.value for v in self.variables}
         self.classes = model.vocab_size

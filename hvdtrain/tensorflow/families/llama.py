@@ -20,6 +20,9 @@ from hvdtrain.tensorflow.weights import Parameters
 class Network:
     """Decoder layers behind the embeddings of tokens; its head predicts the next token."""
 
+    # Layers are called through it, in the order of the forward pass.
+    gathered: Any = Whole()
+
     def __init__(self, model: ModelSpec, compute_dtype: str) -> None:
         """Build the model; see `Network` of `hvdtrain.core.families.family`."""
         self._model, self._compute_dtype = model, compute_dtype
@@ -32,8 +35,6 @@ class Network:
             if leaf == "weight":
                 self._layers[module] = self._layer(weight, f"{module}.bias" in names)
         self._dropout = keras.layers.Dropout(model.attention_dropout, dtype=model.dtype)
-        # Layers are called through it, in the order of the forward pass.
-        self.gathered: Any = Whole()
         self.variables = [v for layer in (*self._layers.values(), self._dropout) for v in layer.variables]
         self.classes = model.vocab_size
         self.parameters: Parameters = {weight.name: (self._variable(weight.name),) for weight in table}

@@ -25,13 +25,14 @@ from hvdtrain.tensorflow.weights import Parameters
 class Network:
     """Residual layers behind a convolution and a max-pool; its head says the class."""
 
+    # Layers are called through it, in the order of the forward pass.
+    gathered: Any = Whole()
+
     def __init__(self, model: ModelSpec, compute_dtype: str) -> None:
         """Build the model; see `Network` of `hvdtrain.core.families.family`."""
         self._model, self._compute_dtype = model, compute_dtype
         self._recomputes = False
         self.classes = model.num_labels
-        # Layers are called through it, in the order of the forward pass.
-        self.gathered: Any = Whole()
         self._variables = {weight.name: _variable(weight, model.dtype) for weight in resnet.weights(model)}
         self.variables = [*self._variables.values()]
         self.parameters: Parameters = {name: (each.value,) for name, each in self._variables.items()}

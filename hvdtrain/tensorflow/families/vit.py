@@ -20,6 +20,9 @@ from hvdtrain.tensorflow.weights import Parameters
 class Network:
     """The two layers of `ViTBackbone`, and a classifier that takes the [CLS] token."""
 
+    # Layers are called through it, in the order of the forward pass.
+    gathered: Any = Whole()
+
     def __init__(self, model: ModelSpec, compute_dtype: str) -> None:
         """Build the model; see `Network` of `hvdtrain.core.families.family`."""
         self._model, self._compute_dtype = model, compute_dtype
@@ -41,8 +44,6 @@ class Network:
         self._head = keras.layers.Dense(model.num_labels, dtype=model.dtype, name="predictions")
         self._head.build((None, None, model.hidden_size))
         self._obey()
-        # Layers are called through it, in the order of the forward pass.
-        self.gathered: Any = Whole()
         self.variables = [*backbone.variables, *self._head.variables]
         found = {v.path: v.value for v in self.variables}
         self.classes = model.num_labels

@@ -9,6 +9,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 from hvdtrain.core.families.gpt2 import ModelSpec
 from hvdtrain.torch.families._transformers import decoder_features, recompute_layers
+from hvdtrain.torch.placeholders import place
 from hvdtrain.torch.world import device
 
 _ACTIVATIONS = {"gelu": torch.nn.GELU, "gelu_new": lambda: torch.nn.GELU(approximate="tanh")}
@@ -27,22 +28,22 @@ class Network:
             use_cache=False,
             attn_implementation="sdpa",
         )
-        self._module = GPT2LMHeadModel(config).to(dtype=getattr(torch, model.dtype), device=device())
+        self.module = place(GPT2LMHeadModel(config), getattr(torch, model.dtype), device())
         # Transformers' gelu_new is a chain of Python operations; this is one kernel with the same formula.
-        for block in self._module.transformer.h:
+        for block in self.module.transformer.h:
             block.mlp.act = _ACTIVATIONS[model.activation_function]()
         self.classes = model.vocab_size
-        self.parameters = dict(self._module.named_parameters())
+        self.parameters = dict(self.module.named_parameters())
 
     def gradient_checkpointing_enable(self) -> None:
         """Compute layers again in the backward pass, and keep nothing but their inputs."""
-        recompute_layers(self._module)
+        recompute_layers(self.module)
 
     def features(self, inputs: Mapping[str, torch.Tensor], training: bool) -> torch.Tensor:
         """The last hidden state at every position but the last, (rows, length - 1, n_embd)."""
-        self._module.train(training)
-        return decoder_features(self._module.transformer, inputs)
+        self.module.train(training)
+        return decoder_features(self.module.transformer, inputs)
 
     def logits(self, features: torch.Tensor) -> torch.Tensor:
         """The language-model head, (rows, length - 1, vocab_size)."""
-        return self._module.lm_head(features)
+        return self.module.lm_head(features)

@@ -11,6 +11,7 @@ from transformers.models.llama.modeling_llama import LlamaRMSNorm
 from hvdtrain.core.families.llama import ModelSpec
 from hvdtrain.core.families.rope import rope_table
 from hvdtrain.torch.families._transformers import decoder_features, recompute_layers
+from hvdtrain.torch.placeholders import place
 from hvdtrain.torch.world import device
 
 
@@ -28,24 +29,24 @@ class Network:
             use_cache=False,
             attn_implementation="sdpa",
         )
-        self._module = LlamaForCausalLM(config).to(dtype=getattr(torch, model.dtype), device=device())
-        _take_norms_in_their_precision(self._module, model.rms_norm_eps)
-        self._module.model.rotary_emb = _Rotation(model)
+        self.module = place(LlamaForCausalLM(config), getattr(torch, model.dtype), device())
+        _take_norms_in_their_precision(self.module, model.rms_norm_eps)
+        self.module.model.rotary_emb = _Rotation(model)
         self.classes = model.vocab_size
-        self.parameters = dict(self._module.named_parameters())
+        self.parameters = dict(self.module.named_parameters())
 
     def gradient_checkpointing_enable(self) -> None:
         """Compute layers again in the backward pass, and keep nothing but their inputs."""
-        recompute_layers(self._module)
+        recompute_layers(self.module)
 
     def features(self, inputs: Mapping[str, torch.Tensor], training: bool) -> torch.Tensor:
         """The last hidden state at every position but the last, (rows, length - 1, hidden_size)."""
-        self._module.train(training)
-        return decoder_features(self._module.model, inputs)
+        self.module.train(training)
+        return decoder_features(self.module.model, inputs)
 
     def logits(self, features: torch.Tensor) -> torch.Tensor:
         """The language-model head, (rows, length - 1, vocab_size)."""
-        return self._module.lm_head(features)
+        return self.module.lm_head(features)
 
 
 class _Rotation(torch.nn.Module):

@@ -15,6 +15,7 @@ from hvdtrain.core.families.batch_norm import EPSILON, recomputing
 from hvdtrain.core.families.resnet import ModelSpec
 from hvdtrain.torch.batch_norm import batch_norm, keep
 from hvdtrain.torch.families._images import for_each_target, pixels_of
+from hvdtrain.torch.placeholders import place
 from hvdtrain.torch.weights import Parameters
 from hvdtrain.torch.world import device
 
@@ -27,29 +28,29 @@ class Network:
         del compute_dtype  # autocast casts what enters convolutions
         config = ResNetConfig(**resnet.hf_config(model))
         self._dtype = getattr(torch, model.dtype)
-        self._module = ResNetForImageClassification(config).to(dtype=self._dtype, device=device())
-        self._norms = _take_norms_of_real_rows(self._module, model.sync_batch_norm)
+        self.module = place(ResNetForImageClassification(config), self._dtype, device())
+        self._norms = _take_norms_of_real_rows(self.module, model.sync_batch_norm)
         self.classes = model.num_labels
-        arrays = dict(self._module.named_parameters()) | dict(self._module.named_buffers())
+        arrays = dict(self.module.named_parameters()) | dict(self.module.named_buffers())
         self.parameters: Parameters = {weight.name: arrays[weight.name] for weight in resnet.weights(model)}
 
     def gradient_checkpointing_enable(self) -> None:
         """Compute blocks again in the backward pass, and keep nothing but their inputs."""
-        for stage in self._module.resnet.encoder.stages:
+        for stage in self.module.resnet.encoder.stages:
             stage.layers = torch.nn.Sequential(*map(_Recomputed, stage.layers))
 
     def features(self, inputs: Mapping[str, torch.Tensor], training: bool) -> torch.Tensor:
         """The mean of the last maps, (rows, targets, hidden_sizes[-1])."""
-        self._module.train(training)
+        self.module.train(training)
         rows = (inputs["loss_weights"].sum(1) > 0.0).to(self._dtype)
         for norm in self._norms:
             norm.rows = rows
-        pooled = self._module.resnet(pixels_of(inputs, self._dtype).contiguous()).pooler_output
+        pooled = self.module.resnet(pixels_of(inputs, self._dtype).contiguous()).pooler_output
         return for_each_target(pooled.flatten(1), inputs)
 
     def logits(self, features: torch.Tensor) -> torch.Tensor:
         """The classification head, (rows, targets, num_labels)."""
-        return self._module.classifier[-1](features)
+        return self.module.classifier[-1](features)
 
 
 class _Recomputed(torch.nn.Module):

@@ -11,6 +11,7 @@ from hvdtrain.core.families import vit
 from hvdtrain.core.families.vit import ModelSpec
 from hvdtrain.torch.families._images import for_each_target, pixels_of
 from hvdtrain.torch.families._transformers import recompute_layers
+from hvdtrain.torch.placeholders import place
 from hvdtrain.torch.weights import Parameters
 from hvdtrain.torch.world import device
 
@@ -36,11 +37,11 @@ class Network:
             **model.model_dump(exclude={"dtype", "init_from", "model_type"}), attn_implementation="sdpa"
         )
         self._dtype = getattr(torch, model.dtype)
-        self._module = ViTForImageClassification(config).to(dtype=self._dtype, device=device())
+        self.module = place(ViTForImageClassification(config), self._dtype, device())
         if model.hidden_act == "gelu_new":
-            _fuse_gelu_new(self._module)
+            _fuse_gelu_new(self.module)
         self.classes = model.num_labels
-        found = dict(self._module.named_parameters())
+        found = dict(self.module.named_parameters())
         self.parameters: Parameters = {
             weight.name: found[weight.name if weight.name in found else _in_memory(weight.name)]
             for weight in vit.weights(model)
@@ -48,17 +49,17 @@ class Network:
 
     def gradient_checkpointing_enable(self) -> None:
         """Compute layers again in the backward pass, and keep nothing but their inputs."""
-        recompute_layers(self._module)
+        recompute_layers(self.module)
 
     def features(self, inputs: Mapping[str, torch.Tensor], training: bool) -> torch.Tensor:
         """The last hidden state of the [CLS] token, once for each target: (rows, targets, hidden_size)."""
-        self._module.train(training)
-        hidden = self._module.vit(pixel_values=pixels_of(inputs, self._dtype)).last_hidden_state
+        self.module.train(training)
+        hidden = self.module.vit(pixel_values=pixels_of(inputs, self._dtype)).last_hidden_state
         return for_each_target(hidden[:, 0], inputs)
 
     def logits(self, features: torch.Tensor) -> torch.Tensor:
         """The classifier, (rows, targets, num_labels)."""
-        return self._module.classifier(features)
+        return self.module.classifier(features)
 
 
 def _in_memory(name: str) -> str:
