@@ -151,9 +151,9 @@ def test_a_rank_without_samples_takes_part_in_every_micro_batch(tmp_path: Path) 
     whole = own_jobs.job("Scores", "classes", "cross_entropy", 16, batch)
     # A user's model has other first values in every run.
     same = [*whole, f"model.init_from={first / 'initial'}"]
-    scenarios = {"0": whole} | {stage: [*same, f"zero_stage={stage}"] for stage in ("1", "2")}
+    scenarios = {"0": whole} | {stage: [*same, f"zero_stage={stage}"] for stage in ("1", "2", "3")}
     found = own_jobs.train(tmp_path / "runs", "torch", 2, scenarios)
-    for stage in ("1", "2"):
+    for stage in ("1", "2", "3"):
         np.testing.assert_allclose(losses(found[stage]), losses(found["0"]), rtol=1e-12)
 
 

@@ -35,10 +35,10 @@ def set_initial_values(run: Run) -> None:
         run.adapter.model.write(_drawn(run))
         return
     found: dict[str, np.ndarray] = {}
-    if run.ranks.is_chief:
+    if run.ranks.is_chief or run.spec.rules.sharded:
         found = run.adapter.model.read()
-        if model.init_from is not None:
-            found = _of_folder(model.init_from, found)
+    if run.ranks.is_chief and model.init_from is not None:
+        found = _of_folder(model.init_from, found)
     run.adapter.model.write(run.ranks.broadcast_arrays(found))
     save(run, run.output_dir / INITIAL_DIR)
 
