@@ -261,9 +261,10 @@ def test_moments_go_from_one_framework_to_the_other(spec: OptimizerSpec, update:
         first.apply([torch.from_numpy(flat(b, gradients(number))) for b in BUCKETS], 0.1, number)
     then.write(first.read(), update)
     back.write(then.read(), update)
-    for name, array in first.read().items():
-        np.testing.assert_array_equal(then.read()[name], array, err_msg=name)
-        np.testing.assert_array_equal(back.read()[name], array, err_msg=name)
+    for (name, array), *others in zip(first.read(), then.read(), back.read(), strict=True):
+        assert [other for other, _ in others] == [name, name]
+        for _, other in others:
+            np.testing.assert_array_equal(other, array, err_msg=name)
     back.write_weights(first.read_weights())
     for each in (first, back):
         each.apply([torch.from_numpy(flat(b, gradients(9))) for b in BUCKETS], 0.1, update + 1)

@@ -11,6 +11,7 @@ import os
 import resource
 import signal
 import sys
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -42,7 +43,7 @@ class OnFullDisk:
         self.write = model.write
         self._read = model.read
 
-    def read(self) -> dict[str, np.ndarray]:
+    def read(self) -> Iterator[tuple[str, np.ndarray]]:
         # The kernel then refuses to let any file grow beyond 20 kB, as a full disk would.
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
@@ -78,7 +79,7 @@ class Faulty:
         if self._is_due("kill"):
             os.kill(os.getpid(), signal.SIGKILL)
         if self._is_due("nan"):
-            weights = self._adapter.model.read()
+            weights = dict(self._adapter.model.read())
             weights["cls.predictions.bias"][:] = float("nan")
             self._adapter.model.write(weights)
         return self._adapter.update(
