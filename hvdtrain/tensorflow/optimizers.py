@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import accumulate
 
 import numpy as np
 import tensorflow as tf
@@ -190,16 +191,10 @@ class Optimizer:
             for weight, piece in zip(weights, pieces, strict=True):
                 yield f"{weight.name}.{moment}", read(weight, piece.moments[number])
             return
-        flat = self._whole(self._exchange, shard, [piece.moments[number][0] for piece in pieces])
-        parts = np.split(flat[: shard.bucket.size], np.cumsum(shard.bucket.sizes)[:-1])
-        for weight, part in zip(weights, parts, strict=True):
-            yield f"{weight.name}.{moment}", part.reshape(weight.shape)
-
-    def _whole(self, exchange: ShardExchange, shard: Shard, own: Sequence[tf.Variable]) -> np.ndarray:
-        """All of a bucket, of which this rank has these parts."""
-        padded = self._padded(shard, [tf.convert_to_tensor(part) for part in own])
-        (flat,) = exchange.gather([shard], [padded], "moments")
-        return flat.numpy()
+        own = self._padded(shard, [tf.convert_to_tensor(piece.moments[number][0]) for piece in pieces])
+        (flat,) = self._exchange.gather([shard], [own], "moments")
+        for weight, end in zip(weights, accumulate(shard.bucket.sizes), strict=True):
+            yield f"{weight.name}.{moment}", flat[end - weight.size : end].numpy().reshape(weight.shape)
 
     def _padded(self, shard: Shard, parts: Sequence[tf.Tensor]) -> tf.Tensor:
         dtype = self._parameters[shard.bucket.weights[0].name][0].dtype

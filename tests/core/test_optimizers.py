@@ -272,6 +272,47 @@ def test_moments_go_from_one_framework_to_the_other(spec: OptimizerSpec, update:
         assert torch.equal(one, other)
 
 
+class Alone:
+    """The exchange of a rank that owns everything."""
+
+    def __init__(self) -> None:
+        self.gathered: list[int] = []
+
+    def gather(self, shards: Any, own: Any, name: str) -> Any:
+        assert name == "moments"
+        self.gathered += [shard.bucket.index for shard in shards]
+        return own
+
+
+@pytest.mark.parametrize("framework", ["torch", "tensorflow"])
+def test_a_bucket_is_gathered_only_when_its_moments_are_read(framework: str) -> None:
+    exchange: Any = Alone()
+    if framework == "torch":
+        weights = {name: torch.nn.Parameter(torch.from_numpy(array)) for name, array in start().items()}
+        optimizer: Any = TorchOptimizer(OptimizerSpec(), SHARDS, weights, exchange)
+    else:
+        held = {w.name: tuple(tf.Variable(part) for part in w.layout.split(start()[w.name])) for w in WEIGHTS}
+        optimizer = TensorFlowOptimizer(OptimizerSpec(), SHARDS, held, exchange)
+    names = [
+        (f"{weight.name}.{moment}", bucket.index)
+        for bucket in BUCKETS
+        for moment in ("exp_avg", "exp_avg_sq")
+        for weight in bucket.weights
+    ]
+    random = np.random.default_rng(2)
+    moments = {f"{w.name}.{m}": random.random(w.shape) for w in WEIGHTS for m in ("exp_avg", "exp_avg_sq")}
+    taken: list[str] = []
+    # One after the other, without a look at what comes next.
+    optimizer.write(((taken.append(name) or name, moments[name]) for name, _ in names), 1)
+    assert taken == [name for name, _ in names]
+    expected: list[int] = []
+    for (name, array), (asked, bucket) in zip(optimizer.read(), names, strict=True):
+        if asked == f"{BUCKETS[bucket].weights[0].name}.{asked.rpartition('.')[2]}":
+            expected.append(bucket)
+        assert (name, exchange.gathered) == (asked, expected)
+        np.testing.assert_array_equal(array, moments[name])
+
+
 @given(st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=9), st.floats(1e-3, 1e3))
 def test_clipping_is_pytorchs(values: list[float], max_norm: float) -> None:
     parameter = torch.nn.Parameter(torch.zeros(len(values), dtype=torch.float64))

@@ -70,8 +70,8 @@ class Reducer:
 
     wire_bytes = 0
 
-    def read(self) -> list[dict[str, np.ndarray]]:
-        return [{}]
+    def read(self) -> Iterator[dict[str, np.ndarray]]:
+        yield {}
 
     def write(self, states: list[dict[str, np.ndarray]]) -> None:
         pass

@@ -1,4 +1,4 @@
-"""faulty.py FRAMEWORK FAULT OUTPUT_DIR [OVERRIDE...]: a job whose rank 1 fails at its third update.
+"""faulty.py FRAMEWORK FAULT OUTPUT_DIR [OVERRIDE...]: a job whose rank 1 fails at its third update or save.
 
 Or whose disk fills.
 """
@@ -18,7 +18,7 @@ import numpy as np
 
 from hvdtrain.core.data import Window
 from hvdtrain.core.process.environment import launched_rank
-from hvdtrain.core.run.adapter import Adapter, ModelState
+from hvdtrain.core.run.adapter import Adapter, ModelState, OptimizerState
 from hvdtrain.core.run.framework import Framework
 from hvdtrain.core.run.job import run_job
 from hvdtrain.core.run.results import UpdateResult
@@ -50,6 +50,19 @@ class OnFullDisk:
         return self._read()
 
 
+class KilledWhenRead:
+    """An optimizer whose rank is killed when some of its moments have been read, as they are when saved."""
+
+    def __init__(self, optimizer: OptimizerState) -> None:
+        self._optimizer, self.wire_bytes = optimizer, optimizer.wire_bytes
+
+    def read(self) -> Iterator[tuple[str, np.ndarray]]:
+        for number, moment in enumerate(self._optimizer.read()):
+            if number == 5:
+                os.kill(os.getpid(), signal.SIGKILL)
+            yield moment
+
+
 class Faulty:
     """An adapter that does what another one does, but for one fault."""
 
@@ -63,6 +76,11 @@ class Faulty:
     @property
     def model(self) -> ModelState:
         return OnFullDisk(self._adapter.model) if self._fault == "disk" else self._adapter.model
+
+    @property
+    def optimizer(self) -> OptimizerState:
+        found: Any = self._adapter.optimizer
+        return KilledWhenRead(found) if self._is_due("killed save") else found
 
     def update(
         self,

@@ -178,7 +178,7 @@ def make_bert(folder: Path) -> None:
 
 
 def lose_a_weight(folder: Path) -> None:
-    arrays = load_model(folder)
+    arrays = dict(load_model(folder))
     del arrays["transformer.ln_f.bias"]
     save_model(
         folder,

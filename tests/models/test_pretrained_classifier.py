@@ -114,7 +114,7 @@ def test_a_classifier_starts_from_any_bert(
     capsys.readouterr()
     spec = spec_of(folder, more="num_labels: 3")
     assert {name: getattr(spec.model, name) for name in SIZES} == SIZES
-    found, held = start(spec), load_model(folder)
+    found, held = start(spec), dict(load_model(folder))
     if kind == "our masked LM":
         held |= load_model(folder, "untrained.safetensors")
     assert found.keys() == {w.name for w in bert.weights(spec.model)}

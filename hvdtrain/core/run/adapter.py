@@ -57,12 +57,12 @@ class OptimizerState(Protocol):
 class ReducerState(Protocol):
     """This rank's compression state, one mapping for each bucket, in the Hugging Face layout."""
 
-    def read(self) -> list[dict[str, np.ndarray]]:
-        """Copies of the state."""
+    def read(self) -> Iterator[dict[str, np.ndarray]]:
+        """Copies of the state, a bucket's at a time."""
         ...
 
     def write(self, states: list[dict[str, np.ndarray]]) -> None:
-        """Set what `read` returned."""
+        """Set what `read` yields."""
         ...
 
     @property

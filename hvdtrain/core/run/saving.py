@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import deque
 from collections.abc import Iterator
 from dataclasses import replace
 from itertools import chain
@@ -43,8 +44,8 @@ def save(run: Run, directory: Path, state: RunState | None = None) -> None:
         save_model(directory, streams, config, files)
         return
     for stream in streams.values():
-        for _ in stream.arrays:
-            pass
+        # Goes through them and keeps none, not even until the next one is there.
+        deque(stream.arrays, maxlen=0)
 
 
 def order_of(run: Run, fingerprint: str | None = None) -> str:
@@ -58,10 +59,9 @@ def order_of(run: Run, fingerprint: str | None = None) -> str:
 
 
 def _streams(run: Run, state: RunState | None) -> dict[str, ArrayStream]:
-    """What each file of arrays holds, in the order in which all ranks go through them.
+    """What each file of arrays holds, in the order in which all ranks go through them; made here alone.
 
-    Whoever wants to save in another way, or to keep account of what is saved, finds all of it here. A rank
-    that has no part in a file has a stream without arrays.
+    A rank that has no part in a file has a stream without arrays.
     """
     model, rules = run.spec.model, run.spec.rules
     takes_part = run.ranks.is_chief or rules.sharded
@@ -102,19 +102,16 @@ def _by_rank(run: Run) -> Iterator[tuple[str, np.ndarray]]:
 def _residuals(run: Run) -> ArrayStream:
     """The state of compression: what differs by rank from all of them, the rest as it is."""
     policies = [run.spec.rules.policy(bucket) for bucket in run.plan.buckets]
-    found: Arrays = {}
-    stacked: set[str] = set()
-    for index, (policy, arrays) in enumerate(zip(policies, run.adapter.reducer.read(), strict=True)):
-        found |= {f"{index}.{name}": array for name, array in arrays.items()}
-        stacked |= {f"{index}.{name}" for name in arrays if name in policy.residuals}
-    size = run.ranks.size
-    kinds = {
-        name: Kind((size, *array.shape) if name in stacked else array.shape, array.dtype)
-        for name, array in found.items()
-    }
-    return ArrayStream(
-        kinds, ((name, _stack(run.ranks, a) if name in stacked else a) for name, a in found.items())
-    )
+
+    def read() -> Iterator[tuple[str, np.ndarray, bool]]:
+        for index, (policy, state) in enumerate(zip(policies, run.adapter.reducer.read(), strict=True)):
+            for name, array in state.items():
+                yield f"{index}.{name}", array, name in policy.residuals
+
+    ranks = run.ranks
+    # Read twice, since only the policies know the shapes of their states.
+    kinds = {n: Kind((*[ranks.size] * by_rank, *a.shape), a.dtype) for n, a, by_rank in read()}
+    return ArrayStream(kinds, ((n, _stack(ranks, a) if by_rank else a) for n, a, by_rank in read()))
 
 
 def _stack(ranks: Ranks, array: np.ndarray) -> np.ndarray:
