@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -169,12 +169,13 @@ class Model:
         found: Parameters = self.network.parameters
         return found
 
-    def read(self, weights: Sequence[Weight] | None = None) -> dict[str, np.ndarray]:
-        """Copies of all weights and buffers, or of some, by name, in the Hugging Face layout."""
+    def read(self, weights: Sequence[Weight] | None = None) -> Iterator[tuple[str, np.ndarray]]:
+        """Copies of all weights and buffers, or of some, one at a time, in the Hugging Face layout."""
         parameters = self.parameters
-        return {w.name: read(w, parameters[w.name]) for w in weights or self.weights}
+        for weight in weights or self.weights:
+            yield weight.name, read(weight, parameters[weight.name])
 
-    def write(self, arrays: dict[str, np.ndarray]) -> None:
+    def write(self, arrays: Mapping[str, np.ndarray]) -> None:
         """Set weights and buffers.
 
         Args:
