@@ -144,8 +144,7 @@ def test_the_reference_computes_what_pytorchs_optimizers_do(spec: OptimizerSpec)
 @every_spec
 def test_the_torch_adapter_computes_the_reference(spec: OptimizerSpec) -> None:
     weights = {name: torch.nn.Parameter(torch.from_numpy(array)) for name, array in start().items()}
-    held = FlatWeights(Rules(()), SHARDS, weights, torch.nn.Module(), exchange=None)
-    optimizer = TorchOptimizer(spec, SHARDS, held)
+    optimizer = TorchOptimizer(spec, SHARDS, in_flats(weights))
     for update in range(1, UPDATES + 1):
         given = gradients(update)
         parts = [torch.from_numpy(flat(bucket, given)) for bucket in BUCKETS]
@@ -255,11 +254,9 @@ def test_the_reference_updates_ranks_independently(spec: OptimizerSpec) -> None:
 def test_moments_go_from_one_framework_to_the_other(spec: OptimizerSpec, update: int) -> None:
     begun = start()
     held = {w.name: tuple(tf.Variable(part) for part in w.layout.split(begun[w.name])) for w in WEIGHTS}
-    weights = {name: torch.nn.Parameter(torch.from_numpy(array)) for name, array in start().items()}
+    weights, copies = in_flats(), in_flats()
     first, then = TorchOptimizer(spec, SHARDS, weights), TensorFlowOptimizer(spec, SHARDS, held)
-    back = TorchOptimizer(
-        spec, SHARDS, {n: torch.nn.Parameter(p.detach().clone()) for n, p in weights.items()}
-    )
+    back = TorchOptimizer(spec, SHARDS, copies)
     for number in range(1, update + 1):
         first.apply([torch.from_numpy(flat(b, gradients(number))) for b in BUCKETS], 0.1, number)
     then.write(first.read(), update)
@@ -268,11 +265,18 @@ def test_moments_go_from_one_framework_to_the_other(spec: OptimizerSpec, update:
         assert [other for other, _ in others] == [name, name]
         for _, other in others:
             np.testing.assert_array_equal(other, array, err_msg=name)
-    back.write_weights(first.read_weights())
+    copies.replace(weights.own)
     for each in (first, back):
         each.apply([torch.from_numpy(flat(b, gradients(9))) for b in BUCKETS], 0.1, update + 1)
-    for one, other in zip(first.read_weights(), back.read_weights(), strict=True):
+    for one, other in zip(weights.own, copies.own, strict=True):
         assert torch.equal(one, other)
+
+
+def in_flats(parameters: dict[str, torch.nn.Parameter] | None = None) -> FlatWeights:
+    """The first weights, or these, as the torch adapter holds them."""
+    if parameters is None:
+        parameters = {name: torch.nn.Parameter(torch.from_numpy(array)) for name, array in start().items()}
+    return FlatWeights(Rules(()), SHARDS, parameters, torch.nn.Module(), exchange=None)
 
 
 class Alone:
@@ -281,9 +285,9 @@ class Alone:
     def __init__(self) -> None:
         self.gathered: list[int] = []
 
-    def gather(self, shards: Any, own: Any, name: str) -> Any:
+    def gather(self, shard: Any, own: Any, name: str) -> Any:
         assert name == "moments"
-        self.gathered += [shard.bucket.index for shard in shards]
+        self.gathered.append(shard.bucket.index)
         return own
 
 
@@ -291,8 +295,7 @@ class Alone:
 def test_a_bucket_is_gathered_only_when_its_moments_are_read(framework: str) -> None:
     exchange: Any = Alone()
     if framework == "torch":
-        weights = {name: torch.nn.Parameter(torch.from_numpy(array)) for name, array in start().items()}
-        optimizer: Any = TorchOptimizer(OptimizerSpec(), SHARDS, weights, exchange)
+        optimizer: Any = TorchOptimizer(OptimizerSpec(), SHARDS, in_flats(), exchange)
     else:
         held = {w.name: tuple(tf.Variable(part) for part in w.layout.split(start()[w.name])) for w in WEIGHTS}
         optimizer = TensorFlowOptimizer(OptimizerSpec(), SHARDS, held, exchange)
