@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import horovod.tensorflow as hvd
@@ -110,12 +110,10 @@ class Driver:
         """Bytes this rank has handed to collectives so far."""
         return int(self._wire_bytes.numpy())
 
-    def read(self) -> list[dict[str, np.ndarray]]:
+    def read(self) -> Iterator[dict[str, np.ndarray]]:
         """Copies of this rank's policy state, a mapping a bucket, in the Hugging Face layout."""
-        return [
-            {name: self._swap(bucket, variable, to_keras=False).numpy() for name, variable in state.items()}
-            for bucket, state in zip(self._buckets, self._states, strict=True)
-        ]
+        for bucket, state in zip(self._buckets, self._states, strict=True):
+            yield {name: self._swap(bucket, each, to_keras=False).numpy() for name, each in state.items()}
 
     def write(self, states: Sequence[Mapping[str, np.ndarray]]) -> None:
         """Set what `read` read."""

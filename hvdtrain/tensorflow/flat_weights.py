@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import tensorflow as tf
@@ -76,13 +76,12 @@ class HeldWeights(ABC):
         flat = self.gather(index, self.own[index], name, self._sent_as[index])
         return lay_out(self._shards[index].bucket, flat, self._parameters)
 
-    def read(self, weights: Sequence[Weight]) -> dict[str, np.ndarray]:
-        """Copies of some weights by name, in the Hugging Face layout; every rank calls it."""
-        wanted, found = {weight.name for weight in weights}, dict[str, np.ndarray]()
+    def read(self, weights: Sequence[Weight]) -> Iterator[tuple[str, np.ndarray]]:
+        """Copies of some weights by name, in the Hugging Face layout; every rank goes through all of them."""
+        wanted = {weight.name for weight in weights}
         for shard in reversed(self._shards):
             if not wanted.isdisjoint(weight.name for weight in shard.bucket.weights):
-                found |= self._read(shard)
-        return {name: array for name, array in found.items() if name in wanted}
+                yield from ((name, array) for name, array in self._read(shard) if name in wanted)
 
     @abstractmethod
     def write(self, weight: Weight, array: np.ndarray) -> None:
@@ -100,12 +99,12 @@ class HeldWeights(ABC):
     def send(self) -> None:
         """Tell the other ranks what this one has updated; called while TensorFlow traces."""
 
-    def _read(self, shard: Shard) -> dict[str, np.ndarray]:
+    def _read(self, shard: Shard) -> Iterator[tuple[str, np.ndarray]]:
         """A bucket's weights as ranks update them, which may be more exact than those they compute with."""
         bucket = shard.bucket
-        flat = self.gather(bucket.index, self.own[bucket.index], "masters").numpy()
-        parts = np.split(flat, np.cumsum(bucket.sizes)[:-1])
-        return {w.name: part.reshape(w.shape) for w, part in zip(bucket.weights, parts, strict=True)}
+        flat = self.gather(bucket.index, self.own[bucket.index], "masters")
+        for weight, part in zip(bucket.weights, tf.split(flat, bucket.sizes), strict=True):
+            yield weight.name, part.numpy().reshape(weight.shape)
 
 
 class FlatWeights(HeldWeights):
@@ -123,7 +122,9 @@ class FlatWeights(HeldWeights):
         super().write(weight, array)
         write(weight, self._parameters[weight.name], array)
 
-    def _read(self, shard: Shard) -> dict[str, np.ndarray]:
+    def _read(self, shard: Shard) -> Iterator[tuple[str, np.ndarray]]:
         if self._sent_as[shard.bucket.index] != self._dtype:
-            return super()._read(shard)
-        return {weight.name: read(weight, self._parameters[weight.name]) for weight in shard.bucket.weights}
+            yield from super()._read(shard)
+            return
+        for weight in shard.bucket.weights:
+            yield weight.name, read(weight, self._parameters[weight.name])

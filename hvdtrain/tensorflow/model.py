@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from typing import Any
 
@@ -198,14 +198,17 @@ class Model:
         found: Parameters = self.network.parameters
         return found
 
-    def read(self, weights: Sequence[Weight] | None = None) -> dict[str, np.ndarray]:
-        """Copies of all weights and buffers, or of some, by name, in the Hugging Face layout."""
+    def read(self, weights: Sequence[Weight] | None = None) -> Iterator[tuple[str, np.ndarray]]:
+        """Copies of all weights and buffers, or of some, one at a time, in the Hugging Face layout."""
         parameters = self.parameters
         chosen = weights or self.weights
-        found = {} if self.held is None else self.held.read(trained(chosen))
-        return found | {w.name: read(w, parameters[w.name]) for w in chosen if w.name not in found}
+        if self.held is not None:
+            yield from self.held.read([weight for weight in chosen if not weight.buffer])
+        for weight in chosen:
+            if self.held is None or weight.buffer:
+                yield weight.name, read(weight, parameters[weight.name])
 
-    def write(self, arrays: dict[str, np.ndarray]) -> None:
+    def write(self, arrays: Mapping[str, np.ndarray]) -> None:
         """Set weights and buffers.
 
         Args:

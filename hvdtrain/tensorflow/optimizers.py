@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import accumulate
 
 import numpy as np
 import tensorflow as tf
 
-from hvdtrain.core.checkpoints.state import MOMENTS
+from hvdtrain.core.checkpoints.state import MOMENTS, take_moment
 from hvdtrain.core.spec.optimizer_sections import OptimizerSpec
 from hvdtrain.core.update.groups import setting_of
 from hvdtrain.core.update.shards import Shard
@@ -77,29 +78,27 @@ class Optimizer:
         update_pieces(self._spec, self._norms, tasks, update)
         self._weights.send()
 
-    def read(self) -> dict[str, np.ndarray]:
-        """Copies of the moments as `WEIGHT.exp_avg`, in the Hugging Face layout.
+    def read(self) -> Iterator[tuple[str, np.ndarray]]:
+        """The moments as `WEIGHT.exp_avg`, one at a time, in the Hugging Face layout.
 
-        Where buckets are sharded, every rank calls it.
+        Where buckets are sharded, every rank goes through all of them.
         """
-        found = {}
         for shard, pieces in zip(self._shards, self._pieces, strict=True):
             for number, moment in enumerate(MOMENTS[self._spec.type]):
-                for name, array in self._read(shard, pieces, number):
-                    found[f"{name}.{moment}"] = array
-        return found
+                yield from self._read(shard, pieces, number, moment)
 
-    def write(self, arrays: Mapping[str, np.ndarray], updates: int) -> None:
-        """Set what `read` read, after so many updates."""
+    def write(self, arrays: Iterable[tuple[str, np.ndarray]], updates: int) -> None:
+        """Set what `read` yields, in its order, after so many updates."""
         del updates  # every `apply` is passed its number
+        given = iter(arrays)
         for shard, pieces in zip(self._shards, self._pieces, strict=True):
             for number, moment in enumerate(MOMENTS[self._spec.type]):
+                found = take_moment(shard.bucket, moment, given)
                 if self._exchange is None:
-                    for piece in pieces:
-                        ((weight, _),) = piece.parts
-                        write(weight, piece.moments[number], arrays[f"{weight.name}.{moment}"])
+                    for weight, piece, array in zip(shard.bucket.weights, pieces, found, strict=True):
+                        write(weight, piece.moments[number], array)
                     continue
-                flat = np.concatenate([arrays[f"{w.name}.{moment}"].ravel() for w in shard.bucket.weights])
+                flat = np.concatenate([array.ravel() for array in found])
                 for piece, cut in zip(pieces, shard.pieces(self._spec), strict=True):
                     piece.moments[number][0].assign(flat[cut.start : cut.start + cut.size])
 
@@ -155,17 +154,18 @@ class Optimizer:
         sizes = [piece.variables[0].shape[0] for piece in pieces]
         return [[part] for part in tf.split(flat[: sum(sizes)], sizes)] if sizes else []
 
-    def _read(self, shard: Shard, pieces: Sequence[Piece], number: int) -> Iterator[tuple[str, np.ndarray]]:
+    def _read(
+        self, shard: Shard, pieces: Sequence[Piece], number: int, moment: str
+    ) -> Iterator[tuple[str, np.ndarray]]:
+        weights = shard.bucket.weights
         if self._weights is None:
-            for piece in pieces:
-                ((weight, _),) = piece.parts
-                yield weight.name, read(weight, piece.moments[number])
+            for weight, piece in zip(weights, pieces, strict=True):
+                yield f"{weight.name}.{moment}", read(weight, piece.moments[number])
             return
         own = [piece.moments[number][0] for piece in pieces]
         flat = self._weights.gather(shard.bucket.index, own, "moments")
-        parts = np.split(flat.numpy(), np.cumsum(shard.bucket.sizes)[:-1])
-        for weight, part in zip(shard.bucket.weights, parts, strict=True):
-            yield weight.name, part.reshape(weight.shape)
+        for weight, end in zip(weights, accumulate(shard.bucket.sizes), strict=True):
+            yield f"{weight.name}.{moment}", flat[end - weight.size : end].numpy().reshape(weight.shape)
 
 
 def _zeros(shape: Sequence[int], dtype: tf.DType) -> tf.Variable:

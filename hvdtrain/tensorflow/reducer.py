@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 
 import numpy as np
@@ -162,7 +162,7 @@ class Reducer:
         """Keep the policy's new state: the update was applied."""
         self._driver.commit(self._next_states)
 
-    def read(self) -> list[dict[str, np.ndarray]]:
+    def read(self) -> Iterator[dict[str, np.ndarray]]:
         """Copies of this rank's policy state, a mapping a bucket, in the Hugging Face layout."""
         return self._driver.read()
 

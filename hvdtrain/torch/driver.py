@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -152,9 +152,10 @@ class Driver:
         """Bytes this rank has handed to collectives so far."""
         return self._wire_bytes
 
-    def read(self) -> list[dict[str, np.ndarray]]:
+    def read(self) -> Iterator[dict[str, np.ndarray]]:
         """Copies of this rank's policy state, a mapping a bucket, in the Hugging Face layout."""
-        return [{name: a.cpu().numpy().copy() for name, a in state.items()} for state in self._states]
+        for state in self._states:
+            yield {name: array.cpu().numpy().copy() for name, array in state.items()}
 
     def write(self, states: Sequence[Mapping[str, np.ndarray]]) -> None:
         """Set what `read` read."""

@@ -44,15 +44,18 @@ class HeldWeights(ABC):
             flat.dtype if n is None else getattr(torch, n) for n, flat in zip(names, own, strict=True)
         ]
 
-    def read(self, weights: Sequence[Weight]) -> dict[str, np.ndarray]:
-        """Copies of some weights by name, in the Hugging Face layout; where ranks share them, all call it."""
-        found, wanted = {}, {weight.name for weight in weights}
+    def read(self, weights: Sequence[Weight]) -> Iterator[tuple[str, np.ndarray]]:
+        """Copies of some weights by name, in the Hugging Face layout.
+
+        Where ranks share them, every rank goes through all of them.
+        """
+        wanted = {weight.name for weight in weights}
         for bucket in (shard.bucket for shard in reversed(self._shards)):
             if not wanted.isdisjoint(weight.name for weight in bucket.weights):
                 parts = self._master(bucket.index)[: bucket.size].split(bucket.sizes)
                 for weight, part in zip(bucket.weights, parts, strict=True):
-                    found[weight.name] = part.reshape(weight.shape).cpu().numpy().copy()
-        return {name: array for name, array in found.items() if name in wanted}
+                    if weight.name in wanted:
+                        yield weight.name, part.reshape(weight.shape).cpu().numpy().copy()
 
     @abstractmethod
     def write(self, weight: Weight, array: np.ndarray) -> None:

@@ -103,9 +103,11 @@ class GatheredWeights(HeldWeights):
         with torch.autograd.graph.saved_tensors_hooks(self._pack, self._unpack):
             yield
         if not self._fetched:
-            for unit in self._seen[training]:
+            # One after the other: no more than a layer is here at a time.
+            for unit in (seen := self._seen[training]):
                 self._start(unit)
                 self.settle()
+            self._seen[training] = seen
 
     def write(self, weight: Weight, array: np.ndarray) -> None:
         """See `HeldWeights.write`; each rank takes its part."""

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 
-from hvdtrain.core.checkpoints.state import MOMENTS
+from hvdtrain.core.checkpoints.state import MOMENTS, take_moment
 from hvdtrain.core.spec.optimizer_sections import OptimizerSpec
 from hvdtrain.core.update.groups import Setting
 from hvdtrain.core.update.shards import Shard, scratch_elements
@@ -81,26 +81,22 @@ class Optimizer:
         self._optimizer.step()
         self._weights.send()
 
-    def read(self) -> dict[str, np.ndarray]:
-        """Copies of the moments as `WEIGHT.exp_avg`, in the Hugging Face layout.
+    def read(self) -> Iterator[tuple[str, np.ndarray]]:
+        """The moments as `WEIGHT.exp_avg`, one at a time, in the Hugging Face layout.
 
-        Where buckets are sharded, every rank calls it.
+        Where buckets are sharded, every rank goes through all of them.
         """
-        found = {}
         for shard, pieces in zip(self._shards, self._pieces, strict=True):
-            bucket = shard.bucket
             for moment in MOMENTS[self._spec.type]:
-                flat = self._whole(shard, [self._moment(piece, moment) for piece in pieces])
-                for weight, part in zip(bucket.weights, flat.split(bucket.sizes), strict=True):
-                    found[f"{weight.name}.{moment}"] = part.reshape(weight.shape).cpu().numpy().copy()
-        return found
+                yield from self._read(shard, pieces, moment)
 
-    def write(self, arrays: Mapping[str, np.ndarray], updates: int) -> None:
-        """Set what `read` read, after so many updates."""
+    def write(self, arrays: Iterable[tuple[str, np.ndarray]], updates: int) -> None:
+        """Set what `read` yields, in its order, after so many updates."""
+        given = iter(arrays)
         for shard, pieces in zip(self._shards, self._pieces, strict=True):
             sizes = [piece.numel() for piece in pieces]
             for moment in MOMENTS[self._spec.type]:
-                flat = np.concatenate([arrays[f"{w.name}.{moment}"].ravel() for w in shard.bucket.weights])
+                flat = np.concatenate([array.ravel() for array in take_moment(shard.bucket, moment, given)])
                 own = torch.from_numpy(flat[shard.start : shard.start + sum(sizes)])
                 for piece, part in zip(pieces, own.split(sizes), strict=True):
                     state = self._optimizer.state[piece]
@@ -112,6 +108,13 @@ class Optimizer:
     def wire_bytes(self) -> int:
         """Bytes of weights that this rank has handed to collectives so far."""
         return 0 if self._exchange is None else self._exchange.wire_bytes
+
+    def _read(
+        self, shard: Shard, pieces: Sequence[torch.nn.Parameter], moment: str
+    ) -> Iterator[tuple[str, np.ndarray]]:
+        flat = self._whole(shard, [self._moment(piece, moment) for piece in pieces])
+        for weight, part in zip(shard.bucket.weights, flat.split(shard.bucket.sizes), strict=True):
+            yield f"{weight.name}.{moment}", part.reshape(weight.shape).cpu().numpy()
 
     def _moment(self, piece: torch.nn.Parameter, moment: str) -> torch.Tensor:
         found = self._optimizer.state.get(piece, {}).get(moment)

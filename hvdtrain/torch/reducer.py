@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -144,7 +144,7 @@ class Reducer:
         """Keep the policy's new state: the update was applied."""
         self._driver.commit(self._next_states)
 
-    def read(self) -> list[dict[str, np.ndarray]]:
+    def read(self) -> Iterator[dict[str, np.ndarray]]:
         """Copies of this rank's policy state, a mapping a bucket, in the Hugging Face layout."""
         return self._driver.read()
 

@@ -17,6 +17,7 @@ from tokenizers.models import WordPiece
 from tokenizers.pre_tokenizers import BertPreTokenizer
 from transformers import AutoModelForMaskedLM, AutoTokenizer
 
+from hvdtrain.core.checkpoints.arrays import ArrayStream
 from hvdtrain.core.checkpoints.model_folder import WEIGHTS_FILE, load_model, save_model
 from hvdtrain.core.data.text import TokenIds
 from hvdtrain.core.data.tokenizer_files import tokenizer_files
@@ -57,10 +58,14 @@ def arrays(seed: int = 0, dtype: str = "float32") -> Arrays:
     return initial_weights(bert.weights(SPEC), seed, dtype)
 
 
+def of(weights: Arrays) -> dict[str, ArrayStream]:
+    return {WEIGHTS_FILE: ArrayStream.of(weights)}
+
+
 def save(directory: Path, tokenizer: Path, weights: Arrays) -> None:
     dtype = str(next(iter(weights.values())).dtype)
     config = {**bert.hf_config(SPEC.model_copy(update={"dtype": dtype})), "pad_token_id": 0}
-    save_model(directory, weights, config, tokenizer_files(tokenizer.read_text(), 32, IDS))
+    save_model(directory, of(weights), config, tokenizer_files(tokenizer.read_text(), 32, IDS))
 
 
 def assert_holds(directory: Path, expected: Arrays) -> None:
@@ -125,14 +130,14 @@ def test_a_write_that_fails_leaves_the_old_model_whole(tmp_path: Path, tokenizer
     out = tmp_path / "out"
     save(out / "model", tokenizer, arrays(1))
     with pytest.raises(CheckpointError, match=r"model: the model could not be saved: .*missing"):
-        save_model(out / "model", arrays(2), {}, {"missing/file": ""})
+        save_model(out / "model", of(arrays(2)), {}, {"missing/file": ""})
     assert_holds(out / "model", arrays(1))
     assert [file.name for file in out.iterdir()] == ["model"]
 
 
 def test_a_first_write_that_fails_leaves_nothing(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError):
-        save_model(tmp_path / "out" / "model", arrays(), {}, {"missing/file": ""})
+        save_model(tmp_path / "out" / "model", of(arrays()), {}, {"missing/file": ""})
     assert not [*(tmp_path / "out").iterdir()]
 
 
@@ -147,6 +152,7 @@ FULL_DISK = """
 import resource, signal, sys
 from pathlib import Path
 import numpy as np
+from hvdtrain.core.checkpoints.arrays import ArrayStream
 from hvdtrain.core.checkpoints.model_folder import save_model
 from hvdtrain.core.errors import CheckpointError
 
@@ -154,7 +160,7 @@ signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (64 * 1024, resource.RLIM_INFINITY))
 try:
     files = {"tokenizer.json": Path(sys.argv[2]).read_text()}
-    save_model(Path(sys.argv[1]), {"w": np.ones(1_000_000)}, {}, files)
+    save_model(Path(sys.argv[1]), {"model.safetensors": ArrayStream.of({"w": np.ones(1_000_000)})}, {}, files)
 except CheckpointError as error:
     print(error)
     sys.exit(3)
@@ -184,6 +190,7 @@ KILLED = """
 import os, signal, sys
 from pathlib import Path
 import numpy as np
+from hvdtrain.core.checkpoints.arrays import ArrayStream
 from hvdtrain.core.checkpoints.model_folder import save_model
 
 def audit(event, arguments):
@@ -191,7 +198,8 @@ def audit(event, arguments):
         os.kill(os.getpid(), signal.SIGKILL)
 
 sys.addaudithook(audit)
-save_model(Path(sys.argv[1]), {"w": np.ones(10)}, {}, {"tokenizer.json": Path(sys.argv[2]).read_text()})
+streams = {"model.safetensors": ArrayStream.of({"w": np.ones(10)})}
+save_model(Path(sys.argv[1]), streams, {}, {"tokenizer.json": Path(sys.argv[2]).read_text()})
 """
 
 

@@ -12,6 +12,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from hvdtrain.core.compression.rules import Rules
 from hvdtrain.core.families.initializers import ONES, ZEROS, Normal
 from hvdtrain.core.families.weights import TRANSPOSED, Layout, Weight
 from hvdtrain.core.spec.optimizer_sections import GroupSpec, OptimizerSpec, ScheduleSpec
@@ -20,8 +21,10 @@ from hvdtrain.core.update.optimizers import ReferenceOptimizer, clip_factor
 from hvdtrain.core.update.schedules import schedule_factor
 from hvdtrain.core.update.shards import Shard
 from hvdtrain.tensorflow.buckets import swap_layout
+from hvdtrain.tensorflow.flat_weights import FlatWeights as TensorFlowFlatWeights
 from hvdtrain.tensorflow.optimizers import Optimizer as TensorFlowOptimizer
 from hvdtrain.tensorflow.weights import read
+from hvdtrain.torch.flat_weights import FlatWeights
 from hvdtrain.torch.optimizers import Optimizer as TorchOptimizer
 
 UPDATES = 50
@@ -142,7 +145,7 @@ def test_the_reference_computes_what_pytorchs_optimizers_do(spec: OptimizerSpec)
 @every_spec
 def test_the_torch_adapter_computes_the_reference(spec: OptimizerSpec) -> None:
     weights = {name: torch.nn.Parameter(torch.from_numpy(array)) for name, array in start().items()}
-    optimizer = TorchOptimizer(spec, SHARDS, weights)
+    optimizer = TorchOptimizer(spec, SHARDS, in_flats(weights))
     for update in range(1, UPDATES + 1):
         given = gradients(update)
         parts = [torch.from_numpy(flat(bucket, given)) for bucket in BUCKETS]
@@ -252,23 +255,70 @@ def test_the_reference_updates_ranks_independently(spec: OptimizerSpec) -> None:
 def test_moments_go_from_one_framework_to_the_other(spec: OptimizerSpec, update: int) -> None:
     begun = start()
     held = {w.name: tuple(tf.Variable(part) for part in w.layout.split(begun[w.name])) for w in WEIGHTS}
-    weights = {name: torch.nn.Parameter(torch.from_numpy(array)) for name, array in start().items()}
+    weights, copies = in_flats(), in_flats()
     first, then = TorchOptimizer(spec, SHARDS, weights), TensorFlowOptimizer(spec, SHARDS, held)
-    back = TorchOptimizer(
-        spec, SHARDS, {n: torch.nn.Parameter(p.detach().clone()) for n, p in weights.items()}
-    )
+    back = TorchOptimizer(spec, SHARDS, copies)
     for number in range(1, update + 1):
         first.apply([torch.from_numpy(flat(b, gradients(number))) for b in BUCKETS], 0.1, number)
     then.write(first.read(), update)
     back.write(then.read(), update)
-    for name, array in first.read().items():
-        np.testing.assert_array_equal(then.read()[name], array, err_msg=name)
-        np.testing.assert_array_equal(back.read()[name], array, err_msg=name)
-    back.write_weights(first.read_weights())
+    for (name, array), *others in zip(first.read(), then.read(), back.read(), strict=True):
+        assert [other for other, _ in others] == [name, name]
+        for _, other in others:
+            np.testing.assert_array_equal(other, array, err_msg=name)
+    copies.replace(weights.own)
     for each in (first, back):
         each.apply([torch.from_numpy(flat(b, gradients(9))) for b in BUCKETS], 0.1, update + 1)
-    for one, other in zip(first.read_weights(), back.read_weights(), strict=True):
+    for one, other in zip(weights.own, copies.own, strict=True):
         assert torch.equal(one, other)
+
+
+def in_flats(parameters: dict[str, torch.nn.Parameter] | None = None) -> FlatWeights:
+    """The first weights, or these, as the torch adapter holds them."""
+    if parameters is None:
+        parameters = {name: torch.nn.Parameter(torch.from_numpy(array)) for name, array in start().items()}
+    return FlatWeights(Rules(()), SHARDS, parameters, torch.nn.Module(), exchange=None)
+
+
+class Alone:
+    """The exchange of a rank that owns everything."""
+
+    def __init__(self) -> None:
+        self.gathered: list[int] = []
+
+    def gather(self, shard: Any, own: Any, name: str) -> Any:
+        assert name == "moments"
+        self.gathered.append(shard.bucket.index)
+        return own
+
+
+@pytest.mark.parametrize("framework", ["torch", "tensorflow"])
+def test_a_bucket_is_gathered_only_when_its_moments_are_read(framework: str) -> None:
+    exchange: Any = Alone()
+    if framework == "torch":
+        optimizer: Any = TorchOptimizer(OptimizerSpec(), SHARDS, in_flats(), exchange)
+    else:
+        held = {w.name: tuple(tf.Variable(part) for part in w.layout.split(start()[w.name])) for w in WEIGHTS}
+        shards = TensorFlowFlatWeights(Rules(()), SHARDS, OptimizerSpec(), held, exchange)
+        optimizer = TensorFlowOptimizer(OptimizerSpec(), SHARDS, held, shards)
+    names = [
+        (f"{weight.name}.{moment}", bucket.index)
+        for bucket in BUCKETS
+        for moment in ("exp_avg", "exp_avg_sq")
+        for weight in bucket.weights
+    ]
+    random = np.random.default_rng(2)
+    moments = {f"{w.name}.{m}": random.random(w.shape) for w in WEIGHTS for m in ("exp_avg", "exp_avg_sq")}
+    taken: list[str] = []
+    # One after the other, without a look at what comes next.
+    optimizer.write(((taken.append(name) or name, moments[name]) for name, _ in names), 1)
+    assert taken == [name for name, _ in names]
+    expected: list[int] = []
+    for (name, array), (asked, bucket) in zip(optimizer.read(), names, strict=True):
+        if asked == f"{BUCKETS[bucket].weights[0].name}.{asked.rpartition('.')[2]}":
+            expected.append(bucket)
+        assert (name, exchange.gathered) == (asked, expected)
+        np.testing.assert_array_equal(array, moments[name])
 
 
 @given(st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=9), st.floats(1e-3, 1e3))

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from hvdtrain.core.data import Batch, Window
+from hvdtrain.core.run import ranks as ranks_module
 from hvdtrain.core.run.ranks import Ranks
 from hvdtrain.core.run.state import RunState
 from hvdtrain.core.run.world import World
@@ -80,14 +81,46 @@ def test_a_loss_scale_comes_back_from_a_checkpoint(scale: LossScale) -> None:
 
 
 def test_ranks_name_what_they_ask_for() -> None:
-    asked: list[tuple[Any, str]] = []
+    asked: list[str] = []
 
     def note(value: Any, name: str) -> Any:
-        asked.append((value, name))
+        asked.append(name)
         return value
 
     ranks, values = Ranks(World(1, 4, 1, 2, 8), note, note, lambda data, name: [note(data, name)]), np.ones(2)
     assert (ranks.rank, ranks.size, ranks.is_chief) == (1, 4, False)
-    assert ranks.sum(values) is ranks.broadcast(values) is values
+    assert ranks.sum(values) is values
+    np.testing.assert_array_equal(ranks.broadcast(values), values)
     assert ranks.gather(b"data") == [b"data"]
-    assert asked == [(values, "sum_over_ranks"), (values, "broadcast"), (b"data", "agreement")]
+    assert asked == ["sum_over_ranks", "broadcast", "agreement"]
+
+
+@pytest.mark.parametrize("shape", [(), (0, 3), (2,), (5, 7)])
+@pytest.mark.parametrize("dtype", [np.float64, np.int16, np.bool_])
+def test_what_is_too_long_for_one_message_goes_in_pieces(
+    monkeypatch: pytest.MonkeyPatch, shape: tuple[int, ...], dtype: type
+) -> None:
+    monkeypatch.setattr(ranks_module, "_MESSAGE_BYTES", 12)
+    sent = np.random.default_rng(1).integers(0, 2, shape).astype(dtype)
+    messages: list[np.ndarray] = []
+
+    def send(values: np.ndarray, name: str) -> np.ndarray:
+        messages.append(values.copy())
+        return messages[-1]
+
+    def receive(values: np.ndarray, name: str) -> np.ndarray:
+        found = messages.pop(0)
+        assert values.size == found.size <= 12
+        return found
+
+    first, second = (
+        Ranks(World(rank, 2, rank, 2, 8), send, carry, lambda data, name: [data])
+        for rank, carry in enumerate((send, receive))
+    )
+    assert first.broadcast(sent).tobytes() == sent.tobytes()
+    assert len(messages) == -(-sent.nbytes // 12)
+    found = second.broadcast(np.empty_like(sent))
+    assert (found.dtype, found.shape) == (sent.dtype, sent.shape)
+    np.testing.assert_array_equal(found, sent)
+    first.broadcast_arrays({"sent": sent, "": np.arange(40)})
+    np.testing.assert_array_equal(second.broadcast_arrays({})["sent"], sent)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,14 +10,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
+from hvdtrain.core.checkpoints.arrays import ArrayStream, write_arrays
 from hvdtrain.core.checkpoints.state import (
     COMPRESSION_FILE,
     OPTIMIZER_FILE,
     STATE_FILE,
-    TrainingState,
+    StateRecord,
     layout_of,
     load_state,
-    save_state,
     share_moments,
     share_out,
 )
@@ -33,29 +32,32 @@ from tests.conformance.cases import BUCKETS
 RANKS = st.integers(1, 7)
 
 
-def state(applied: tuple[int, ...] = ()) -> TrainingState:
-    return TrainingState(
-        RunState(step=7, windows=8, samples_consumed=64, skipped_updates=1, loss_scale=LossScale(1024.0, 3)),
-        {"w.exp_avg": np.arange(6.0).reshape(2, 3), "w.exp_avg_sq": np.ones((2, 3), np.float32)},
-        (
-            {"residual": np.array([[1.0], [2.0]]), "clips": np.array([3, 4]), "maximum": np.array(0.5)},
-            {},
-            {"q": np.arange(6.0).reshape(2, 3).T},
-        ),
-        "layout",
-        "order",
-        applied,
-    )
+MOMENTS = {"w.exp_avg": np.arange(6.0).reshape(2, 3), "w.exp_avg_sq": np.ones((2, 3), np.float32)}
+COMPRESSION = (
+    {"residual": np.array([[1.0], [2.0]]), "clips": np.array([3, 4]), "maximum": np.array(0.5)},
+    {},
+    {"q": np.arange(6.0).reshape(2, 3).T},
+)
+
+
+def record(applied: tuple[int, ...] = ()) -> StateRecord:
+    run = RunState(step=7, windows=8, samples_consumed=64, skipped_updates=1, loss_scale=LossScale(1024.0, 3))
+    return StateRecord(run, 3, "layout", "order", applied)
+
+
+def save(directory: Path, saved: StateRecord) -> None:
+    numbered = {f"{i}.{name}": a for i, arrays in enumerate(COMPRESSION) for name, a in arrays.items()}
+    write_arrays(directory / OPTIMIZER_FILE, ArrayStream.of(MOMENTS))
+    write_arrays(directory / COMPRESSION_FILE, ArrayStream.of(numbered))
+    (directory / STATE_FILE).write_text(saved.text())
 
 
 @pytest.mark.parametrize("applied", [(), (7, 5)])
 def test_what_was_saved_is_what_is_read(tmp_path: Path, applied: tuple[int, ...]) -> None:
-    saved = state(applied)
-    save_state(tmp_path, saved)
+    save(tmp_path, record(applied))
     found = load_state(tmp_path)
-    assert (found.run, found.layout, found.order) == (saved.run, "layout", "order")
-    assert found.applied == applied
-    pairs = zip((saved.moments, *saved.compression), (found.moments, *found.compression), strict=True)
+    assert found.record == record(applied)
+    pairs = ((MOMENTS, found.moments), *((a, found.compression(i)) for i, a in enumerate(COMPRESSION)))
     for expected, arrays in pairs:
         assert arrays.keys() == expected.keys()
         for name, array in expected.items():
@@ -66,7 +68,7 @@ def test_what_was_saved_is_what_is_read(tmp_path: Path, applied: tuple[int, ...]
 @pytest.mark.parametrize("file", [OPTIMIZER_FILE, COMPRESSION_FILE, STATE_FILE])
 @pytest.mark.parametrize("content", [None, b"", b'{"step": 3}'])
 def test_half_a_checkpoint_is_refused(tmp_path: Path, file: str, content: bytes | None) -> None:
-    save_state(tmp_path, state())
+    save(tmp_path, record())
     (tmp_path / file).unlink() if content is None else (tmp_path / file).write_bytes(content)
     with pytest.raises(CheckpointError, match=r"not a whole checkpoint-N .*save_steps makes them"):
         load_state(tmp_path)
@@ -96,21 +98,15 @@ def test_counts_keep_their_sum_and_stay_whole_and_what_is_common_is_copied(
 
 
 LOCAL = LocalSGD()
-
-
-def moments_of_three_ranks() -> TrainingState:
-    moments = {"w.exp_avg": np.array([[1.0, 2.0], [3.0, 4.0], [8.0, 0.0]]), "b.exp_avg": np.eye(3)}
-    return replace(state((7, 3, 6)), moments=moments)
+OF_THREE_RANKS = (np.array([[1.0, 2.0], [3.0, 4.0], [8.0, 0.0]]), np.eye(3))
 
 
 def test_after_local_updates_each_rank_gets_its_own_moments_and_count() -> None:
-    saved = moments_of_three_ranks()
-    shares = share_moments(saved, Rules((LOCAL,)), 3)
+    shares = share_moments(record((7, 3, 6)), Rules((LOCAL,)), 3)
     assert [count for _, count in shares] == [7, 3, 6]
-    for rank, (moments, _) in enumerate(shares):
-        assert moments.keys() == saved.moments.keys()
-        for name, array in moments.items():
-            np.testing.assert_array_equal(array, saved.moments[name][rank])
+    for rank, (share, _) in enumerate(shares):
+        for array in OF_THREE_RANKS:
+            np.testing.assert_array_equal(share(array), array[rank])
 
 
 # The mean count is 16 / 3. Ranks that update together count the steps of the run, 7.
@@ -126,17 +122,17 @@ def test_after_local_updates_each_rank_gets_its_own_moments_and_count() -> None:
     ],
 )
 def test_otherwise_all_get_the_mean(policy: Policy, ranks: int, count: int) -> None:
-    ((moments, found),) = share_moments(moments_of_three_ranks(), Rules((policy,)), ranks)
+    ((share, found),) = share_moments(record((7, 3, 6)), Rules((policy,)), ranks)
     assert found == count
-    np.testing.assert_allclose(moments["w.exp_avg"], [4.0, 2.0], rtol=1e-15)
-    np.testing.assert_allclose(moments["b.exp_avg"], [1 / 3] * 3, rtol=1e-15)
+    for array, mean in zip(OF_THREE_RANKS, ([4.0, 2.0], [1 / 3] * 3), strict=True):
+        np.testing.assert_allclose(share(array), mean, rtol=1e-15)
 
 
 @pytest.mark.parametrize("policy", [LOCAL, NoCompression()])
 def test_moments_that_are_alike_on_all_ranks_are_for_all(policy: Policy) -> None:
-    ((moments, count),) = share_moments(state(), Rules((policy,)), 3)
+    ((share, count),) = share_moments(record(), Rules((policy,)), 3)
     assert count == 7
-    np.testing.assert_array_equal(moments["w.exp_avg"], np.arange(6.0).reshape(2, 3))
+    np.testing.assert_array_equal(share(MOMENTS["w.exp_avg"]), np.arange(6.0).reshape(2, 3))
 
 
 def test_a_layout_tells_other_buckets_and_other_options_apart() -> None:

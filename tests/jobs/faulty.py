@@ -1,4 +1,4 @@
-"""faulty.py FRAMEWORK FAULT OUTPUT_DIR [OVERRIDE...]: a job whose rank 1 fails at its third update.
+"""faulty.py FRAMEWORK FAULT OUTPUT_DIR [OVERRIDE...]: a job whose rank 1 fails at its third update or save.
 
 Or whose disk fills.
 """
@@ -11,13 +11,14 @@ import os
 import resource
 import signal
 import sys
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 
 from hvdtrain.core.data import Window
 from hvdtrain.core.process.environment import launched_rank
-from hvdtrain.core.run.adapter import Adapter, ModelState
+from hvdtrain.core.run.adapter import Adapter, ModelState, OptimizerState
 from hvdtrain.core.run.framework import Framework
 from hvdtrain.core.run.job import run_job
 from hvdtrain.core.run.results import UpdateResult
@@ -42,11 +43,24 @@ class OnFullDisk:
         self.write = model.write
         self._read = model.read
 
-    def read(self) -> dict[str, np.ndarray]:
+    def read(self) -> Iterator[tuple[str, np.ndarray]]:
         # The kernel then refuses to let any file grow beyond 20 kB, as a full disk would.
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
         return self._read()
+
+
+class KilledWhenRead:
+    """An optimizer whose rank is killed when some of its moments have been read, as they are when saved."""
+
+    def __init__(self, optimizer: OptimizerState) -> None:
+        self._optimizer, self.wire_bytes = optimizer, optimizer.wire_bytes
+
+    def read(self) -> Iterator[tuple[str, np.ndarray]]:
+        for number, moment in enumerate(self._optimizer.read()):
+            if number == 5:
+                os.kill(os.getpid(), signal.SIGKILL)
+            yield moment
 
 
 class Faulty:
@@ -63,6 +77,11 @@ class Faulty:
     def model(self) -> ModelState:
         return OnFullDisk(self._adapter.model) if self._fault == "disk" else self._adapter.model
 
+    @property
+    def optimizer(self) -> OptimizerState:
+        found: Any = self._adapter.optimizer
+        return KilledWhenRead(found) if self._is_due("killed save") else found
+
     def update(
         self,
         window: Window,
@@ -78,7 +97,7 @@ class Faulty:
         if self._is_due("kill"):
             os.kill(os.getpid(), signal.SIGKILL)
         if self._is_due("nan"):
-            weights = self._adapter.model.read()
+            weights = dict(self._adapter.model.read())
             weights["cls.predictions.bias"][:] = float("nan")
             self._adapter.model.write(weights)
         return self._adapter.update(

@@ -222,7 +222,7 @@ def main() -> None:
             rates=np.array(rates),
             applied=np.array(applied),
             step=np.array([state.step, state.windows]),
-            **model.read(),
+            **dict(model.read()),
         )
     framework.shutdown()
 

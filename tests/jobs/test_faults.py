@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.jobs.runs import launch
+from tests.jobs.runs import TINY, launch, train_all
 
 # Who fails and what is said is the core's doing: one framework shows it in the quick suite.
 SLOW = pytest.mark.slow
@@ -43,6 +43,22 @@ def test_a_killed_rank_ends_the_job(framework: str, wire: str, tmp_path: Path) -
     # mpirun names the signal; horovodrun says 128 + 9, the status of the rank's shell.
     assert "signal 9" in done.stdout or "code 137" in done.stdout, done.stdout[-2000:]
     assert not (tmp_path / "out" / "model").exists()
+
+
+def test_a_rank_killed_in_a_sharded_save_leaves_the_checkpoints_before_it(tmp_path: Path) -> None:
+    sets = ["zero_stage=1", "checkpointing.save_steps=1"]
+    done = fail("torch", "killed save", "mpirun", tmp_path / "out", *sets)
+    assert "signal 9" in done.stdout, done.stdout[-2000:]
+    # A name that begins with a dot is of what is not whole.
+    assert checkpoints(tmp_path / "out") == {"checkpoint-1", "checkpoint-2"}
+    last = {"out": tmp_path / "out" / "checkpoint-2"}
+    train_all(tmp_path, "torch", 1, {"out": [*TINY, "max_steps=4", *sets]}, last)
+    assert checkpoints(tmp_path / "out") == {f"checkpoint-{step}" for step in (1, 2, 3, 4)}
+    assert not [*(tmp_path / "out").glob(".*")]
+
+
+def checkpoints(run: Path) -> set[str]:
+    return {path.name for path in run.glob("checkpoint-*")}
 
 
 # tests/core/test_checkpoint.py fills the disk of one process.

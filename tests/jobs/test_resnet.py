@@ -207,7 +207,7 @@ def test_a_saved_model_comes_back_from_the_other_framework_bit_for_bit(runs: Run
     arrays = load_model(runs["torch", 2]["packaged"] / "model")
     model = TensorFlowModel(spec.model, resnet.weights(spec.model))
     model.write(arrays)
-    found = model.read() | resnet.counts(spec.model)
+    found = dict(model.read()) | resnet.counts(spec.model)
     assert {n: a.tobytes() for n, a in found.items()} == {n: a.tobytes() for n, a in arrays.items()}
 
 

@@ -66,7 +66,7 @@ def in_torch(batches: list[Batch]) -> dict[str, Any]:
         for weight in trained(table):
             found[f"eager.{number}.{weight.name}"] = model.parameters[weight.name].grad.numpy().copy()
             model.parameters[weight.name].grad = None
-    return found | {f"eager.{name}": array for name, array in model.read(statistics(table)).items()}
+    return found | {f"eager.{name}": array for name, array in model.read(statistics(table))}
 
 
 def in_tensorflow(batches: list[Batch]) -> dict[str, Any]:
@@ -93,7 +93,7 @@ def in_tensorflow(batches: list[Batch]) -> dict[str, Any]:
             for weight in trained(table):
                 parts = [part.numpy() for part in gradients[weight.name]]
                 found[f"{way}.{number}.{weight.name}"] = weight.layout.join(parts, weight.shape)
-        found |= {f"{way}.{name}": array for name, array in model.read(statistics(table)).items()}
+        found |= {f"{way}.{name}": array for name, array in model.read(statistics(table))}
     return found
 
 

@@ -13,7 +13,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from typer.testing import CliRunner, Result
 
 from hvdtrain.cli import app
-from hvdtrain.core.checkpoints.model_folder import load_model, save_model
+from hvdtrain.core.checkpoints.arrays import ArrayStream
+from hvdtrain.core.checkpoints.model_folder import WEIGHTS_FILE, load_model, save_model
 from hvdtrain.core.checkpoints.saved_models import read_model
 from hvdtrain.core.data.byte_level_bpe import ByteLevelBPE, bpe_files
 from hvdtrain.core.data.special_tokens import END_OF_TEXT
@@ -58,7 +59,12 @@ def save(folder: Path, model: ModelSection = MODEL, tokenizer: Tokenizer | None 
     ids = ByteLevelBPE().token_ids(tokenizer, 300, "it")
     arrays = {n: a.astype("float32") for n, a in far_from_initial(family.weights(model)).items()}
     config = {**family.hf_config(model), "bos_token_id": ids.cls, "eos_token_id": ids.sep}
-    save_model(folder, arrays, config, bpe_files(tokenizer.to_str(), most_positions(model) or 0, ids))
+    save_model(
+        folder,
+        {WEIGHTS_FILE: ArrayStream.of(arrays)},
+        config,
+        bpe_files(tokenizer.to_str(), most_positions(model) or 0, ids),
+    )
 
 
 def generate(*arguments: str | Path) -> Result:
@@ -166,13 +172,20 @@ def make_bert(folder: Path) -> None:
         vocab_size=32, hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8
     )
     arrays = initial_weights(bert.weights(model), 0, "float32")
-    save_model(folder, arrays, bert.hf_config(model), {"tokenizer.json": "{}"})
+    save_model(
+        folder, {WEIGHTS_FILE: ArrayStream.of(arrays)}, bert.hf_config(model), {"tokenizer.json": "{}"}
+    )
 
 
 def lose_a_weight(folder: Path) -> None:
-    arrays = load_model(folder)
+    arrays = dict(load_model(folder))
     del arrays["transformer.ln_f.bias"]
-    save_model(folder, arrays, json.loads((folder / "config.json").read_text()), {"tokenizer.json": "{}"})
+    save_model(
+        folder,
+        {WEIGHTS_FILE: ArrayStream.of(arrays)},
+        json.loads((folder / "config.json").read_text()),
+        {"tokenizer.json": "{}"},
+    )
 
 
 @pytest.mark.parametrize(

@@ -69,7 +69,7 @@ def test_a_model_gives_back_the_weights_it_was_given(tied: bool) -> None:
     spec = SMALL.model_copy(update={"tie_word_embeddings": tied})
     arrays = far_from_initial(gpt2.weights(spec))
     for model in models(spec):
-        found = model.read()
+        found = dict(model.read())
         assert found.keys() == arrays.keys()
         for name, array in found.items():
             np.testing.assert_array_equal(array, arrays[name], err_msg=name)

@@ -133,7 +133,7 @@ def in_torch(name: str, recompute: bool) -> tuple[float, dict[str, np.ndarray]]:
     loss = model.loss_sum(torch_model.tensors(batch_for(name, spec)), training=True)
     loss.backward()
     found = {w.name: model.parameters[w.name].grad.numpy() for w in trained(model.weights)}
-    return loss.item(), found | model.read(statistics(model.weights))
+    return loss.item(), found | dict(model.read(statistics(model.weights)))
 
 
 def in_tensorflow(name: str, recompute: bool, whole: bool) -> tuple[list[float], dict[str, np.ndarray]]:
@@ -154,7 +154,7 @@ def in_tensorflow(name: str, recompute: bool, whole: bool) -> tuple[list[float],
     step = tf.function(step, autograph=False) if whole else step
     (first, _), (second, gradients) = step(), step()
     found = {w.name: as_hugging_face(w, gradients[w.name]) for w in table}
-    return [float(first), float(second)], found | model.read(statistics(model.weights))
+    return [float(first), float(second)], found | dict(model.read(statistics(model.weights)))
 
 
 @families

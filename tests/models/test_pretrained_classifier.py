@@ -12,7 +12,8 @@ import pytest
 import torch
 from transformers import BertConfig, BertForMaskedLM, BertForSequenceClassification, BertModel
 
-from hvdtrain.core.checkpoints.model_folder import load_model, save_model
+from hvdtrain.core.checkpoints.arrays import ArrayStream
+from hvdtrain.core.checkpoints.model_folder import UNTRAINED_FILE, WEIGHTS_FILE, load_model, save_model
 from hvdtrain.core.checkpoints.pretrained import read_pretrained
 from hvdtrain.core.checkpoints.saved_models import read_model
 from hvdtrain.core.errors import CheckpointError, SpecError
@@ -51,7 +52,8 @@ def own_folder(folder: Path, **fields: Any) -> Path:
     arrays, untrained = (
         initial_weights(table(model), 7, "float32") for table in (bert.weights, bert.untrained)
     )
-    save_model(folder, arrays, bert.hf_config(model), {}, untrained=untrained)
+    streams = {WEIGHTS_FILE: ArrayStream.of(arrays), UNTRAINED_FILE: ArrayStream.of(untrained)}
+    save_model(folder, streams, bert.hf_config(model), {})
     return with_tokenizer(folder)
 
 
@@ -112,7 +114,7 @@ def test_a_classifier_starts_from_any_bert(
     capsys.readouterr()
     spec = spec_of(folder, more="num_labels: 3")
     assert {name: getattr(spec.model, name) for name in SIZES} == SIZES
-    found, held = start(spec), load_model(folder)
+    found, held = start(spec), dict(load_model(folder))
     if kind == "our masked LM":
         held |= load_model(folder, "untrained.safetensors")
     assert found.keys() == {w.name for w in bert.weights(spec.model)}

@@ -22,7 +22,8 @@ from transformers import (
     BertTokenizer,
 )
 
-from hvdtrain.core.checkpoints.model_folder import UNTRAINED_FILE, load_model, save_model
+from hvdtrain.core.checkpoints.arrays import ArrayStream
+from hvdtrain.core.checkpoints.model_folder import UNTRAINED_FILE, WEIGHTS_FILE, load_model, save_model
 from hvdtrain.core.data import Batch
 from hvdtrain.core.data.labels import Labels
 from hvdtrain.core.data.text import TokenIds
@@ -60,7 +61,8 @@ def save(directory: Path, tokenizer: Tokenizer) -> str:
     )
     config = {**bert.hf_config(SPEC), "pad_token_id": 0}
     files = tokenizer_files(tokenizer.to_str(pretty=True), 64, token_ids(tokenizer, SPEC.vocab_size, "it"))
-    save_model(directory / "model", arrays, config, files, untrained=untrained)
+    streams = {WEIGHTS_FILE: ArrayStream.of(arrays), UNTRAINED_FILE: ArrayStream.of(untrained)}
+    save_model(directory / "model", streams, config, files)
     return str(directory / "model")
 
 
@@ -134,7 +136,8 @@ def save_classifier(folder: Path, arrays: dict[str, np.ndarray]) -> Path:
     tokenizer = train_tokenizer(lambda: TEXTS * 2, SPEC.vocab_size)
     config = {**bert.hf_config(CLASSIFIER), **Labels(("no", "maybe", "yes")).config}
     ids = token_ids(tokenizer, SPEC.vocab_size, "the tokenizer")
-    save_model(folder, arrays, config, tokenizer_files(tokenizer.to_str(pretty=True), 64, ids))
+    files = tokenizer_files(tokenizer.to_str(pretty=True), 64, ids)
+    save_model(folder, {WEIGHTS_FILE: ArrayStream.of(arrays)}, config, files)
     return folder
 
 
@@ -188,7 +191,7 @@ def test_weights_are_the_same_bits_from_framework_to_framework(tmp_path: Path) -
     for adapter in (torch_model, tensorflow_model, torch_model):
         model = adapter.Model(CLASSIFIER, bert.weights(CLASSIFIER))
         model.write(load_model(folders[-1]))
-        folders.append(save_classifier(tmp_path / str(len(folders)), model.read()))
+        folders.append(save_classifier(tmp_path / str(len(folders)), dict(model.read())))
     first, *others = [(folder / "model.safetensors").read_bytes() for folder in folders]
     assert others == [first] * 3
 

@@ -16,7 +16,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForImageClassification, ViTConfig, ViTForImageClassification
 
-from hvdtrain.core.checkpoints.model_folder import save_model
+from hvdtrain.core.checkpoints.arrays import ArrayStream
+from hvdtrain.core.checkpoints.model_folder import WEIGHTS_FILE, save_model
 from hvdtrain.core.checkpoints.pretrained import read_pretrained
 from hvdtrain.core.data import Batch
 from hvdtrain.core.data.images import ImageSpec, Normalisation
@@ -78,7 +79,7 @@ def pixels_of(batch: Batch, dtype: str) -> torch.Tensor:
 def save(model: ModelSpec, folder: Path) -> dict[str, np.ndarray]:
     """A saved model, as a job writes it."""
     arrays = {n: a.astype(model.dtype) for n, a in far_from_initial(vit.weights(model)).items()}
-    save_model(folder, arrays, vit.hf_config(model), {})
+    save_model(folder, {WEIGHTS_FILE: ArrayStream.of(arrays)}, vit.hf_config(model), {})
     return arrays
 
 
@@ -113,7 +114,7 @@ def test_a_model_gives_back_the_weights_it_was_given(kind: str) -> None:
     spec = changed(SMALL, **KINDS[kind])
     arrays = far_from_initial(vit.weights(spec))
     for model in models(spec):
-        found = model.read()
+        found = dict(model.read())
         assert found.keys() == arrays.keys()
         for name, array in found.items():
             np.testing.assert_array_equal(array, arrays[name], err_msg=name)
@@ -128,7 +129,8 @@ def test_weights_go_through_both_frameworks_and_the_disk_unchanged(
     expected = save(spec, tmp_path / "0")
     for number, model in enumerate([*models(spec), models(spec)[0]]):
         model.write(read_pretrained(tmp_path / f"{number}", vit.weights(spec), (), dtype))
-        save_model(tmp_path / f"{number + 1}", model.read(), vit.hf_config(spec), {})
+        streams = {WEIGHTS_FILE: ArrayStream.of(dict(model.read()))}
+        save_model(tmp_path / f"{number + 1}", streams, vit.hf_config(spec), {})
     found = [(tmp_path / f"{number}" / "model.safetensors").read_bytes() for number in range(4)]
     assert len(set(found)) == 1
     assert load_file(tmp_path / "3" / "model.safetensors").keys() == expected.keys()

@@ -71,7 +71,7 @@ class Tied(nn.Module):
 def test_tied_weights_are_one(tmp_path: Any) -> None:
     found = network("torch", Tied, {"x": np.zeros((2, 3), int), "labels": np.zeros((2, 3), int)})
     assert kinds(found) == {"table.weight": "trained"}
-    arrays = TorchModel(ModelSpec(dtype="float64"), found.weights, network=found).read()
+    arrays = dict(TorchModel(ModelSpec(dtype="float64"), found.weights, network=found).read())
     save_file({n: torch.from_numpy(a) for n, a in arrays.items()}, tmp_path / "model.safetensors")
     outside = Tied().double()
     load_model(outside, tmp_path / "model.safetensors")

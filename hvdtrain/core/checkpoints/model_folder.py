@@ -11,10 +11,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from safetensors import SafetensorError
-from safetensors.numpy import load_file, save_file
 
+from hvdtrain.core.checkpoints.arrays import ArrayStream, SavedArrays, write_arrays
 from hvdtrain.core.errors import CheckpointError
 
 WEIGHTS_FILE, UNTRAINED_FILE = "model.safetensors", "untrained.safetensors"
@@ -25,52 +24,44 @@ _RENAME_EXCHANGE = 2
 
 
 def save_model(
-    directory: Path,
-    arrays: Mapping[str, np.ndarray],
-    config: Mapping[str, Any],
-    files: Mapping[str, str],
-    also: Callable[[Path], None] = lambda directory: None,
-    untrained: Mapping[str, np.ndarray] | None = None,
+    directory: Path, streams: Mapping[str, ArrayStream], config: Mapping[str, Any], files: Mapping[str, str]
 ) -> None:
-    """Write `model.safetensors`, `config.json` and other files, replacing an older model of the same name.
+    """Write `config.json`, files of arrays and other files, replacing an older model of the same name.
 
     Weights that were not trained lie in a file of their own, which an index names. KerasHub reads the index;
     Transformers reads `model.safetensors` where there is one, and would warn of weights it did not expect.
 
     Args:
         directory: appears only when everything in it is written and synced.
-        arrays: weights by Hugging Face name.
+        streams: what each file of arrays is to hold, by the file's name, in the order of writing.
         config: the content of `config.json`.
         files: content of the files that belong to the model beside these, such as a tokenizer's, by name.
-        also: writes more files into the directory.
-        untrained: weights that another library asks for, by Hugging Face name.
 
     Raises:
         CheckpointError: when the disk is full or the directory cannot be written; nothing is left behind.
     """
 
     def write(into: Path) -> None:
-        _write_weights(into, {WEIGHTS_FILE: arrays, **({UNTRAINED_FILE: untrained} if untrained else {})})
+        for name, stream in streams.items():
+            write_arrays(into / name, stream)
+        if UNTRAINED_FILE in streams:
+            _write_index(into, {name: streams[name] for name in (WEIGHTS_FILE, UNTRAINED_FILE)})
         _write_json(into / "config.json", config)
         for name, content in files.items():
             (into / name).write_text(content, encoding="utf-8")
-        also(into)
-        # safetensors makes files their owner's alone, whatever the umask: others could not open the model.
-        for file in into.glob("*.safetensors"):
-            shutil.copymode(into / "config.json", file)
 
     with _told(directory):
         replace_directory(directory, write)
 
 
-def load_model(directory: Path, name: str = WEIGHTS_FILE) -> dict[str, np.ndarray]:
-    """Read the weights that `save_model` wrote: those that are trained, or those in the file of this name.
+def load_model(directory: Path, name: str = WEIGHTS_FILE) -> SavedArrays:
+    """Open the weights that `save_model` wrote: those that are trained, or those in the file of this name.
 
     Raises:
         CheckpointError: when the file is missing or damaged.
     """
     try:
-        return dict(load_file(directory / name))
+        return SavedArrays(directory / name)
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"{directory / name}: cannot be read: {error}") from None
 
@@ -138,15 +129,10 @@ def _sync(path: Path) -> None:
         os.close(handle)
 
 
-def _write_weights(into: Path, files: Mapping[str, Mapping[str, np.ndarray]]) -> None:
-    for name, arrays in files.items():
-        # NumPy's ascontiguousarray would give an axis to an array that has none.
-        contiguous = {weight: np.asarray(array, order="C") for weight, array in arrays.items()}
-        save_file(contiguous, into / name, metadata={"format": "pt"})
-    if len(files) > 1:
-        size = sum(array.nbytes for arrays in files.values() for array in arrays.values())
-        found = {weight: name for name, arrays in files.items() for weight in arrays}
-        _write_json(into / INDEX_FILE, {"metadata": {"total_size": size}, "weight_map": found})
+def _write_index(into: Path, files: Mapping[str, ArrayStream]) -> None:
+    size = sum(kind.nbytes for stream in files.values() for kind in stream.kinds.values())
+    found = {weight: name for name, stream in files.items() for weight in stream.kinds}
+    _write_json(into / INDEX_FILE, {"metadata": {"total_size": size}, "weight_map": found})
 
 
 def _write_json(path: Path, content: Mapping[str, Any]) -> None:

@@ -7,15 +7,17 @@ on another number of ranks.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from safetensors import SafetensorError
-from safetensors.numpy import load_file, save_file
 
+from hvdtrain.core.checkpoints.arrays import SavedArrays
 from hvdtrain.core.checkpoints.model_folder import WEIGHTS_FILE
 from hvdtrain.core.compression.protocol import Policy
 from hvdtrain.core.compression.rules import Rules
@@ -40,59 +42,70 @@ Arrays = dict[str, np.ndarray]
 
 
 @dataclass(frozen=True)
-class TrainingState:
-    """Everything beside the weights.
+class StateRecord:
+    """Where a run stands, and which arrays fit it.
 
     Attributes:
         run: where the run stands. Of its loss scale it has what `LossScale.saved` returns, and `applied`
             is 0: the field below holds every rank's.
-        moments: the optimizer's, as `WEIGHT.exp_avg`; with a first axis of ranks where they differ by rank.
-        compression: one mapping a bucket. What differs by rank has a first axis of ranks.
+        buckets: how many there are.
         layout: a text that says which weights lie in which bucket, and how each travels.
         order: a text that says in which order which samples come.
         applied: updates that each rank's optimizer has applied; empty where moments are alike on all ranks.
     """
 
     run: RunState
-    moments: Arrays
-    compression: tuple[Arrays, ...]
+    buckets: int
     layout: str
     order: str
     applied: tuple[int, ...] = ()
 
+    def text(self) -> str:
+        """What the state file holds."""
+        record = _numbers(self.run) | {"buckets": self.buckets, "layout": self.layout, "order": self.order}
+        if self.applied:
+            record["applied"] = list(self.applied)
+        return json.dumps(record, indent=2) + "\n"
 
-def save_state(directory: Path, state: TrainingState) -> None:
-    """Write a state's three files into a directory that is being made; `OSError` is the caller's."""
-    save_file(_contiguous(state.moments), directory / OPTIMIZER_FILE)
-    numbered = {f"{i}.{name}": a for i, arrays in enumerate(state.compression) for name, a in arrays.items()}
-    save_file(_contiguous(numbered), directory / COMPRESSION_FILE)
-    record = _numbers(state.run) | {
-        "buckets": len(state.compression),
-        "layout": state.layout,
-        "order": state.order,
-    }
-    if state.applied:
-        record["applied"] = list(state.applied)
-    (directory / STATE_FILE).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+
+@dataclass(frozen=True)
+class TrainingState:
+    """Everything beside the weights, as it lies on disk.
+
+    Attributes:
+        record: where the run stands.
+        moments: the optimizer's, as `WEIGHT.exp_avg`; with a first axis of ranks where they differ by rank.
+        residuals: the state of compression as `BUCKET.NAME`. What differs by rank has a first axis of ranks.
+    """
+
+    record: StateRecord
+    moments: SavedArrays
+    residuals: SavedArrays
+
+    def compression(self, bucket: int) -> Arrays:
+        """Read the compression state of the bucket of this number."""
+        mine = f"{bucket}."
+        return {
+            name.removeprefix(mine): self.residuals[name] for name in self.residuals if name.startswith(mine)
+        }
 
 
 def load_state(directory: Path) -> TrainingState:
-    """Read what `save_state` wrote.
+    """Open what a run has saved beside its weights; arrays are read when they are asked for.
 
     Raises:
         CheckpointError: a file is missing or damaged, as in a directory that holds only a model.
     """
     try:
         record = json.loads((directory / STATE_FILE).read_text(encoding="utf-8"))
-        moments, numbered = load_file(directory / OPTIMIZER_FILE), load_file(directory / COMPRESSION_FILE)
-        compression: list[Arrays] = [{} for _ in range(record.pop("buckets"))]
-        for key, array in numbered.items():
-            index, name = key.split(".", 1)
-            compression[int(index)][name] = array
-        layout, order = record.pop("layout"), record.pop("order")
+        buckets, layout, order = (record.pop(name) for name in ("buckets", "layout", "order"))
         applied = tuple(record.pop("applied", ()))
-        return TrainingState(_run_state(**record), moments, tuple(compression), layout, order, applied)
-    except (OSError, SafetensorError, ValueError, KeyError, TypeError, IndexError) as error:
+        return TrainingState(
+            StateRecord(_run_state(**record), buckets, layout, order, applied),
+            SavedArrays(directory / OPTIMIZER_FILE),
+            SavedArrays(directory / COMPRESSION_FILE),
+        )
+    except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(
             f"--resume {directory}: not a whole checkpoint-N directory of a run "
             f"({type(error).__name__}: {error}); checkpointing.save_steps makes them"
@@ -124,6 +137,19 @@ def layout_of(buckets: Sequence[Bucket], rules: Rules) -> str:
     )
 
 
+def take_moment(bucket: Bucket, moment: str, arrays: Iterator[tuple[str, np.ndarray]]) -> list[np.ndarray]:
+    """The next arrays of a stream: one moment of each weight of a bucket, in the bucket's order.
+
+    Args:
+        bucket: holds the weights.
+        moment: such as `exp_avg`.
+        arrays: by name, in the order of `OptimizerState.read`.
+    """
+    names = [f"{weight.name}.{moment}" for weight in bucket.weights]
+    found = dict(islice(arrays, len(names)))
+    return [found[name] for name in names]
+
+
 def share_out(policy: Policy, arrays: Mapping[str, np.ndarray], ranks: int) -> list[Arrays]:
     """One bucket's saved compression state for each of so many ranks.
 
@@ -147,29 +173,30 @@ def share_out(policy: Policy, arrays: Mapping[str, np.ndarray], ranks: int) -> l
     return found
 
 
-def share_moments(state: TrainingState, rules: Rules, ranks: int) -> list[tuple[Arrays, int]]:
-    """The saved moments for so many ranks, each with the number of updates its optimizer counts.
+def share_moments(
+    record: StateRecord, rules: Rules, ranks: int
+) -> list[tuple[Callable[[np.ndarray], np.ndarray], int]]:
+    """What each of so many ranks takes of a saved moment, with the number of updates its optimizer counts.
 
     After local updates each rank gets its own again. Where the number of ranks has changed, or ranks update
     together from here on and so need the same, every rank gets the mean over those that saved.
 
     Args:
-        state: what was saved.
+        record: of the run that has saved.
         rules: by which the run goes on.
         ranks: how many there are now.
 
     Returns:
         One pair a rank, or a single one that is for all.
     """
-    applied, step = state.applied, state.run.step
+    applied, step = record.applied, record.run.step
     if not applied:
-        return [(state.moments, step)]
+        return [(lambda array: array, step)]
     # A policy goes by the number of a rank's own updates: it must be local for the rank with the fewest, too.
     local = rules.at(min(applied) + 1).local
     if local and len(applied) == ranks:
-        return [({n: a[rank] for n, a in state.moments.items()}, applied[rank]) for rank in range(ranks)]
-    means = {name: array.mean(axis=0) for name, array in state.moments.items()}
-    return [(means, sum(applied) // len(applied) if local else step)]
+        return [(itemgetter(rank), applied[rank]) for rank in range(ranks)]
+    return [(lambda array: array.mean(axis=0), sum(applied) // len(applied) if local else step)]
 
 
 def _numbers(run: RunState) -> dict[str, Any]:
@@ -212,8 +239,3 @@ def _rows(array: np.ndarray, ranks: int, counts: bool) -> Sequence[np.ndarray]:
     if counts:
         return [total, *[np.zeros_like(total)] * (ranks - 1)]
     return [total / ranks] * ranks
-
-
-def _contiguous(arrays: Mapping[str, np.ndarray]) -> Arrays:
-    # np.ascontiguousarray would give a scalar an axis.
-    return {name: np.asarray(array, order="C") for name, array in arrays.items()}

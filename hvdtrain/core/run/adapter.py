@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -22,11 +22,14 @@ class ModelState(Protocol):
 
     weighs: bool
 
-    def read(self, weights: Sequence[Weight] | None = None) -> dict[str, np.ndarray]:
-        """Copies of all weights and buffers, or of some."""
+    def read(self, weights: Sequence[Weight] | None = None) -> Iterator[tuple[str, np.ndarray]]:
+        """Copies of all weights and buffers, or of some, with their names, one at a time and in any order.
+
+        With `zero_stage`, every rank goes through all of them.
+        """
         ...
 
-    def write(self, arrays: dict[str, np.ndarray]) -> None:
+    def write(self, arrays: Mapping[str, np.ndarray]) -> None:
         """Set those weights and buffers that are given."""
         ...
 
@@ -34,12 +37,15 @@ class ModelState(Protocol):
 class OptimizerState(Protocol):
     """The moments of an optimizer, as arrays named `WEIGHT.exp_avg` in the Hugging Face layout."""
 
-    def read(self) -> dict[str, np.ndarray]:
-        """Copies of the moments; with `zero_stage`, every rank calls it."""
+    def read(self) -> Iterator[tuple[str, np.ndarray]]:
+        """The moments with their names, one at a time: of each bucket, each moment of all its weights.
+
+        With `zero_stage`, every rank goes through all of them.
+        """
         ...
 
-    def write(self, arrays: dict[str, np.ndarray], updates: int) -> None:
-        """Set what `read` returned, after so many updates."""
+    def write(self, arrays: Iterable[tuple[str, np.ndarray]], updates: int) -> None:
+        """Set what `read` yields, in its order, after so many updates; nothing is kept beyond this rank's."""
         ...
 
     @property
@@ -51,12 +57,12 @@ class OptimizerState(Protocol):
 class ReducerState(Protocol):
     """This rank's compression state, one mapping for each bucket, in the Hugging Face layout."""
 
-    def read(self) -> list[dict[str, np.ndarray]]:
-        """Copies of the state."""
+    def read(self) -> Iterator[dict[str, np.ndarray]]:
+        """Copies of the state, a bucket's at a time."""
         ...
 
     def write(self, states: list[dict[str, np.ndarray]]) -> None:
-        """Set what `read` returned."""
+        """Set what `read` yields."""
         ...
 
     @property

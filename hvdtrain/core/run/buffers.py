@@ -22,7 +22,7 @@ def average_buffers(run: Run, samples: int) -> None:
         samples: that this rank has trained on since the last call.
     """
     model = run.adapter.model
-    found = model.read(buffers) if (buffers := statistics(run.weights)) else {}
+    found = dict(model.read(buffers)) if (buffers := statistics(run.weights)) else {}
     arrays = {name: array for name, array in found.items() if np.issubdtype(array.dtype, np.floating)}
     if not arrays:
         return
@@ -43,7 +43,7 @@ def average_buffers(run: Run, samples: int) -> None:
 def buffers_kept(run: Run) -> Iterator[None]:
     """Undo what forward passes in training mode do to the buffers of this rank."""
     buffers = statistics(run.weights)
-    before = run.adapter.model.read(buffers) if buffers else {}
+    before = dict(run.adapter.model.read(buffers)) if buffers else {}
     try:
         yield
     finally:

@@ -99,6 +99,5 @@ def compression_counters(run: Run) -> dict[str, float]:
     names = sorted({name for policy in policies for name in policy.counters})
     if not names:
         return {}
-    states = run.adapter.reducer.read()
-    own = np.array([sum(float(state.get(name, 0)) for state in states) for name in names])
+    own = np.sum([[float(s.get(n, 0)) for n in names] for s in run.adapter.reducer.read()], axis=0)
     return {f"wire_{n}": c for n, c in zip(names, run.ranks.sum(own).tolist(), strict=True)}

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 
 from hvdtrain.core.checkpoints.model_folder import load_model
 from hvdtrain.core.checkpoints.pretrained import read_pretrained
 from hvdtrain.core.errors import CheckpointError
 from hvdtrain.core.families.custom import ModelSpec
-from hvdtrain.core.families.weights import initial_weights
+from hvdtrain.core.families.weights import Weight, initial_weights
 from hvdtrain.core.process.paths import user_path
 from hvdtrain.core.run.run import Run
 from hvdtrain.core.run.saving import save
+from hvdtrain.core.run.streams import set_weights
 from hvdtrain.core.spec.pretrained import other_head
 
 # What a run of a user's model started from: its spec alone does not give it back.
@@ -31,46 +34,43 @@ def set_initial_values(run: Run) -> None:
         CheckpointError: `model.init_from` cannot be read, or is of another model.
     """
     model = run.spec.model
-    if not isinstance(model, ModelSpec):
-        run.adapter.model.write(_drawn(run))
-        return
-    found: dict[str, np.ndarray] = {}
-    if run.ranks.is_chief:
-        found = run.adapter.model.read()
-        if model.init_from is not None:
-            found = _of_folder(model.init_from, found)
-    run.adapter.model.write(run.ranks.broadcast_arrays(found))
-    save(run, run.output_dir / INITIAL_DIR)
+    own = isinstance(model, ModelSpec)
+    given: Mapping[str, np.ndarray] = {}
+    if model.init_from is not None and run.ranks.is_chief:
+        given = _of_folder(run, model.init_from) if own else _pretrained(run, model.init_from)
+
+    def find(weight: Weight) -> np.ndarray:
+        if weight.name in given:
+            return given[weight.name]
+        if own:
+            return dict(run.adapter.model.read([weight]))[weight.name]
+        return initial_weights([weight], run.spec.seed, model.dtype)[weight.name]
+
+    # Ranks that hold shards alone took them of rank 0's model; it has no others.
+    shared = own and run.spec.rules.shards_weights and model.init_from is None
+    set_weights(run, find, [weight for weight in run.weights if weight.buffer or not shared])
+    if own:
+        save(run, run.output_dir / INITIAL_DIR)
 
 
-def _drawn(run: Run) -> dict[str, np.ndarray]:
-    """Rank 0's initial weights by Hugging Face name, in the Hugging Face layout."""
-    weights = run.weights
-    arrays = initial_weights(weights, run.spec.seed, run.spec.model.dtype)
-    if run.spec.model.init_from is not None and run.ranks.is_chief:
-        arrays |= _pretrained(run, run.spec.model.init_from)
-    flat = run.ranks.broadcast(np.concatenate([arrays[w.name].ravel() for w in weights]))
-    parts = np.split(flat, np.cumsum([w.size for w in weights])[:-1])
-    return {w.name: part.reshape(w.shape) for w, part in zip(weights, parts, strict=True)}
-
-
-def _of_folder(folder: str, model: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+def _of_folder(run: Run, folder: str) -> Mapping[str, np.ndarray]:
+    """The weights of a user's model, all of which the folder has to hold."""
     place = user_path(folder, "model.init_from", CheckpointError)
     try:
         given = load_model(place)
     except CheckpointError as error:
         raise CheckpointError(f"model.init_from: {error}") from None
-    for name, array in model.items():
-        shape = given[name].shape if name in given else "nothing"
-        if shape != array.shape:
+    for weight in run.weights:
+        shape = given.shapes.get(weight.name, "nothing")
+        if shape != weight.shape:
             raise CheckpointError(
-                f"model.init_from {folder}: {name}: expected shape {array.shape}, that of the model, found "
-                f"{shape}; give a folder that a job with this model has saved"
+                f"model.init_from {folder}: {weight.name}: expected shape {weight.shape}, that of the model, "
+                f"found {shape}; give a folder that a job with this model has saved"
             )
-    return {name: given[name].astype(array.dtype) for name, array in model.items()}
+    return given
 
 
-def _pretrained(run: Run, folder: str) -> dict[str, np.ndarray]:
+def _pretrained(run: Run, folder: str) -> Mapping[str, np.ndarray]:
     """What a saved model has; says which weights it has not."""
     path = user_path(folder, "model.init_from", CheckpointError)
     heads = getattr(run.family, "HEADS", ())

@@ -10,6 +10,9 @@ from safetensors.numpy import load, save
 
 from hvdtrain.core.run.world import World
 
+# Horovod counts what it hands to MPI in an int.
+_MESSAGE_BYTES = 2**31 - 1
+
 
 @dataclass(frozen=True)
 class Ranks:
@@ -57,12 +60,16 @@ class Ranks:
         return self.sum_arrays(values, "sum_over_ranks")
 
     def broadcast(self, values: np.ndarray) -> np.ndarray:
-        """Rank 0's copy of an array.
+        """Rank 0's copy of an array, which travels as bytes and in several messages where one is too short.
 
         Args:
             values: of the same shape and dtype on every rank.
         """
-        return self.broadcast_array(values, "broadcast")
+        sent = np.asarray(values, order="C").reshape(-1).view(np.uint8)
+        starts = range(0, sent.size, _MESSAGE_BYTES)
+        parts = [self.broadcast_array(sent[i : i + _MESSAGE_BYTES], "broadcast") for i in starts] or [sent]
+        found = np.concatenate(parts) if len(parts) > 1 else parts[0]
+        return found.view(values.dtype).reshape(values.shape)
 
     def broadcast_arrays(self, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Rank 0's arrays by name; the other ranks need not know their names and shapes.

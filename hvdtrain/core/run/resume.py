@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +23,8 @@ from hvdtrain.core.errors import CheckpointError
 from hvdtrain.core.run.run import Run
 from hvdtrain.core.run.saving import order_of
 from hvdtrain.core.run.state import RunState
+from hvdtrain.core.run.streams import from_chief, moment_kinds, set_weights
+from hvdtrain.core.update.buckets import Bucket
 from hvdtrain.core.update.precision import LossScale
 
 
@@ -37,20 +41,18 @@ def resume(run: Run, directory: Path) -> RunState:
     Raises:
         CheckpointError: it is damaged, or belongs to another model, data set or compression.
     """
-    ranks, training, weights = run.ranks, None, {}
+    ranks, training = run.ranks, None
+    weights: Mapping[str, np.ndarray] = {}
     if ranks.is_chief:
         training, weights = load_state(directory), load_model(directory)
-        _check(run, directory, training, weights)
-    run.adapter.model.write(ranks.broadcast_arrays(weights))
-    numbers = ranks.broadcast_arrays({"position": _numbers(training.run if training else RunState())})
-    state = _state(numbers["position"], LossScale.of_spec(run.spec))
+        _check(run, directory, training, weights.shapes)
+    set_weights(run, lambda weight: weights[weight.name])
+    position = ranks.broadcast(_numbers(training.record.run if training else RunState()))
+    state = _state(position, LossScale.of_spec(run.spec))
     state = replace(state, applied=_load_moments(run, training))
-    buckets = run.plan.buckets
-    saved = [ranks.broadcast_arrays(training.compression[b.index] if training else {}) for b in buckets]
-    if any(saved):
-        policies = [run.spec.rules.policy(b) for b in buckets]
-        shares = [share_out(p, arrays, ranks.size) for p, arrays in zip(policies, saved, strict=True)]
-        run.adapter.reducer.write([share[ranks.rank] for share in shares])
+    own = [_own_residuals(run, training, bucket) for bucket in run.plan.buckets]
+    if any(own):
+        run.adapter.reducer.write(own)
     return state
 
 
@@ -75,16 +77,34 @@ def _state(numbers: np.ndarray, scale: LossScale) -> RunState:
 
 def _load_moments(run: Run, training: TrainingState | None) -> int:
     """Give every rank its moments; returns the updates that this rank's optimizer counts."""
-    ranks, applied = run.ranks, 0
-    shares = share_moments(training, run.spec.rules, ranks.size) if training else []
+    ranks = run.ranks
+    shares = share_moments(training.record, run.spec.rules, ranks.size) if training else []
     counts = ranks.broadcast_arrays({"applied": np.array([n for _, n in shares], np.int64)})["applied"]
-    # One rank's after the other, so that nobody but rank 0 holds those of all.
-    for index, count in enumerate(counts.tolist()):
-        moments = ranks.broadcast_arrays(shares[index][0] if shares else {})
-        if len(counts) == 1 or index == ranks.rank:
-            applied = count
-            run.adapter.optimizer.write(moments, count)
-    return applied
+    own = ranks.rank if len(counts) > 1 else 0
+
+    def find(index: int, name: str) -> np.ndarray:
+        assert training
+        return shares[index][0](training.moments[name])
+
+    def moments() -> Iterator[tuple[str, np.ndarray]]:
+        for name, kind in moment_kinds(run).items():
+            # One rank's after the other, so that nobody but rank 0 holds those of all.
+            for index in range(len(counts)):
+                array = from_chief(ranks, kind, partial(find, index, name))
+                if index == own:
+                    mine = array
+            yield name, mine
+
+    run.adapter.optimizer.write(moments(), int(counts[own]))
+    return int(counts[own])
+
+
+def _own_residuals(run: Run, training: TrainingState | None, bucket: Bucket) -> Arrays:
+    """This rank's state of a bucket's compression."""
+    saved = run.ranks.broadcast_arrays(training.compression(bucket.index) if training else {})
+    own = share_out(run.spec.rules.policy(bucket), saved, run.ranks.size)[run.ranks.rank]
+    # Copies: a row would keep those of all ranks.
+    return {name: array.copy() for name, array in own.items()}
 
 
 def _same_tokens(run: Run, directory: Path, training: TrainingState) -> bool:
@@ -93,11 +113,10 @@ def _same_tokens(run: Run, directory: Path, training: TrainingState) -> bool:
         fingerprint = run.dataset.fingerprint_with(directory)
     except OSError:
         return False
-    return training.order == order_of(run, fingerprint)
+    return training.record.order == order_of(run, fingerprint)
 
 
-def _check(run: Run, directory: Path, training: TrainingState, weights: Arrays) -> None:
-    shapes = {name: array.shape for name, array in weights.items()}
+def _check(run: Run, directory: Path, training: TrainingState, shapes: Mapping[str, tuple[int, ...]]) -> None:
     for weight in run.weights:
         if weight.name not in shapes:
             raise CheckpointError(
@@ -110,13 +129,13 @@ def _check(run: Run, directory: Path, training: TrainingState, weights: Arrays) 
                 f"{weight.shape} in the spec: resume with the model section it was trained with"
             )
     _check_moments(run, directory, training)
-    if training.order != order_of(run) and not _same_tokens(run, directory, training):
+    if training.record.order != order_of(run) and not _same_tokens(run, directory, training):
         raise CheckpointError(
-            f"--resume {directory}: its run had another seed or other data ({training.order}; now "
+            f"--resume {directory}: its run had another seed or other data ({training.record.order}; now "
             f"{order_of(run)}): samples would be repeated or left out; take its spec.json"
         )
     rules, buckets = run.spec.rules, run.plan.buckets
-    if any(training.compression) and training.layout != layout_of(buckets, rules):
+    if training.residuals and training.record.layout != layout_of(buckets, rules):
         raise CheckpointError(
             f"--resume {directory}: its residuals belong to another compression or other buckets: keep "
             "compression, communication.bucket_cap_mb and model.dtype as in its run's spec.json"
@@ -125,10 +144,17 @@ def _check(run: Run, directory: Path, training: TrainingState, weights: Arrays) 
 
 def _check_moments(run: Run, directory: Path, training: TrainingState) -> None:
     kind, kept = run.spec.optimizer.type, MOMENTS[run.spec.optimizer.type]
-    weights = [weight for bucket in run.plan.buckets for weight in bucket.weights]
-    if {f"{weight.name}.{moment}" for weight in weights for moment in kept} - training.moments.keys():
-        found = sorted({name.rpartition(".")[2] for name in training.moments})
+    shapes, ranks = training.moments.shapes, len(training.record.applied)
+    expected = {name: (*[ranks] * (ranks > 0), *k.shape) for name, k in moment_kinds(run).items()}
+    if expected.keys() - shapes.keys():
+        found = sorted({name.rpartition(".")[2] for name in shapes})
         raise CheckpointError(
             f"--resume {directory}: optimizer.type {kind} goes on from {' and '.join(kept)} of each weight, "
             f"and there is {' and '.join(found)}: resume with the optimizer it was trained with"
         )
+    for name, shape in expected.items():
+        if shapes[name] != shape:
+            raise CheckpointError(
+                f"--resume {directory}: {name} has shape {shapes[name]} there, expected {shape}: its "
+                "files are of two checkpoints"
+            )

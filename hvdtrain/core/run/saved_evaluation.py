@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,11 +14,13 @@ from hvdtrain.core.checkpoints.model_folder import load_model
 from hvdtrain.core.checkpoints.saved_models import CONFIG_FILE
 from hvdtrain.core.data.labels import names_in
 from hvdtrain.core.errors import CheckpointError, SpecError
+from hvdtrain.core.families.weights import Weight
 from hvdtrain.core.run.evaluation import count, measures_of, report
 from hvdtrain.core.run.examination import examine
 from hvdtrain.core.run.framework import Framework
 from hvdtrain.core.run.job import PLAN_FILE, SPEC_FILE, open_run
 from hvdtrain.core.run.run import Run
+from hvdtrain.core.run.streams import set_weights
 from hvdtrain.core.spec.job_spec import JobSpec, parse_spec
 from hvdtrain.core.tasks.classification import ClassMeasures
 
@@ -112,8 +114,8 @@ def evaluate_saved(
         split = run.dataset.train
     if not len(split):
         raise SpecError("data: the job has no validation split; give files by --data")
-    arrays = _read(folder, {w.name: w.shape for w in run.weights}) if ranks.is_chief else {}
-    run.adapter.model.write(ranks.broadcast_arrays(arrays))
+    arrays = _open(folder, run.weights) if ranks.is_chief else {}
+    set_weights(run, lambda weight: arrays[weight.name])
     examine(run)
     measures = measures_of(spec)
     sums = count(run, measures, split)
@@ -179,13 +181,13 @@ def _class_names(folder: Path) -> tuple[str, ...]:
         raise CheckpointError(f"{folder / CONFIG_FILE}: cannot be read: {error}") from None
 
 
-def _read(folder: Path, shapes: dict[str, tuple[int, ...]]) -> dict[str, np.ndarray]:
+def _open(folder: Path, weights: Sequence[Weight]) -> Mapping[str, np.ndarray]:
     arrays = load_model(folder)
-    for name, shape in shapes.items():
-        found = arrays[name].shape if name in arrays else None
-        if found != shape:
+    for weight in weights:
+        found = arrays.shapes.get(weight.name)
+        if found != weight.shape:
             raise CheckpointError(
-                f"{folder}: weight {name}: the spec's model has shape {shape}, found {found or 'none'}: "
-                "model and spec.json are of two jobs"
+                f"{folder}: weight {weight.name}: the spec's model has shape {weight.shape}, found "
+                f"{found or 'none'}: model and spec.json are of two jobs"
             )
-    return {name: arrays[name] for name in shapes}
+    return arrays

@@ -3,59 +3,49 @@
 from __future__ import annotations
 
 import json
+from collections import deque
+from collections.abc import Iterator
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
 
-from hvdtrain.core.checkpoints.model_folder import save_model
-from hvdtrain.core.checkpoints.state import Arrays, TrainingState, layout_of, save_state
-from hvdtrain.core.compression.protocol import Policy
+from hvdtrain.core.checkpoints.arrays import ArrayStream, Kind
+from hvdtrain.core.checkpoints.model_folder import UNTRAINED_FILE, WEIGHTS_FILE, save_model
+from hvdtrain.core.checkpoints.state import (
+    COMPRESSION_FILE,
+    OPTIMIZER_FILE,
+    STATE_FILE,
+    Arrays,
+    StateRecord,
+    layout_of,
+)
 from hvdtrain.core.families.weights import initial_weights
 from hvdtrain.core.run.ranks import Ranks
 from hvdtrain.core.run.run import Run
 from hvdtrain.core.run.state import RunState
+from hvdtrain.core.run.streams import moment_kinds, weight_kinds
 
 
-def save(run: Run, directory: Path, training: TrainingState | None = None) -> None:
-    """Write the model in Hugging Face layout, atomically; rank 0 alone writes.
+def save(run: Run, directory: Path, state: RunState | None = None) -> None:
+    """Write the model in Hugging Face layout, atomically; every rank calls it, and rank 0 alone writes.
 
     Args:
         run: on this rank.
         directory: replaced when it exists.
-        training: what `--resume` needs beside the model.
+        state: where the run stands, for a checkpoint to go on from; None: the model alone.
     """
-    if not (run.ranks.is_chief or run.spec.rules.sharded):
+    streams, files = _streams(run, state), dict(run.dataset.files)
+    if state:
+        files[STATE_FILE] = _record(run, state).text()
+    if run.ranks.is_chief:
+        config = {**run.family.hf_config(run.spec.model), **run.dataset.config}
+        save_model(directory, streams, config, files)
         return
-    weights, model = run.adapter.model.read(), run.spec.model
-    if not run.ranks.is_chief:
-        return
-    save_model(
-        directory,
-        weights | getattr(run.family, "counts", lambda model: {})(model),
-        {**run.family.hf_config(model), **run.dataset.config},
-        run.dataset.files,
-        also=(lambda into: save_state(into, training)) if training else lambda into: None,
-        untrained=initial_weights(run.family.untrained(model), run.spec.seed, model.dtype),
-    )
-
-
-def gather_training_state(run: Run, state: RunState) -> TrainingState:
-    """Everything beside the weights, whole on rank 0 alone; every rank calls it.
-
-    It is a collective where ranks differ in some of it: in residuals, or in moments after local updates.
-    """
-    rules, buckets = run.spec.rules, run.plan.buckets
-    states = zip(buckets, run.adapter.reducer.read(), strict=True)
-    moments, applied = _gather_moments(run, state)
-    return TrainingState(
-        replace(state, applied=0, loss_scale=state.loss_scale.saved()),
-        moments,
-        tuple(_gather(run.ranks, rules.policy(bucket), arrays) for bucket, arrays in states),
-        layout_of(buckets, rules),
-        order_of(run),
-        applied,
-    )
+    for stream in streams.values():
+        # Goes through them and keeps none, not even until the next one is there.
+        deque(stream.arrays, maxlen=0)
 
 
 def order_of(run: Run, fingerprint: str | None = None) -> str:
@@ -68,19 +58,60 @@ def order_of(run: Run, fingerprint: str | None = None) -> str:
     return json.dumps({"seed": run.spec.seed, "data": fingerprint or run.dataset.fingerprint})
 
 
-def _gather_moments(run: Run, state: RunState) -> tuple[Arrays, tuple[int, ...]]:
-    """The moments, and each rank's count of updates where the last one was local: there ranks differ."""
-    ranks, optimizer = run.ranks, run.adapter.optimizer
-    if not run.spec.rules.at(state.step).local:
-        return (optimizer.read() if ranks.is_chief or run.spec.rules.sharded else {}), ()
-    counts = np.zeros(ranks.size)
-    counts[ranks.rank] = state.applied
-    applied = tuple(int(n) for n in ranks.sum(counts))
-    return {name: _stack(ranks, array) for name, array in optimizer.read().items()}, applied
+def _streams(run: Run, state: RunState | None) -> dict[str, ArrayStream]:
+    """What each file of arrays holds, in the order in which all ranks go through them; made here alone.
+
+    A rank that has no part in a file has a stream without arrays.
+    """
+    model, rules = run.spec.model, run.spec.rules
+    takes_part = run.ranks.is_chief or rules.sharded
+    counts: Arrays = getattr(run.family, "counts", lambda model: {})(model)
+    weights = chain(run.adapter.model.read(), counts.items()) if takes_part else ()
+    streams = {WEIGHTS_FILE: ArrayStream({**weight_kinds(run), **ArrayStream.of(counts).kinds}, weights)}
+    if untrained := run.family.untrained(model):
+        arrays = initial_weights(untrained, run.spec.seed, model.dtype)
+        streams[UNTRAINED_FILE] = ArrayStream.of(arrays)
+    if state:
+        moments, local = moment_kinds(run), rules.at(state.step).local
+        if local:
+            moments = {n: Kind((run.ranks.size, *shape), dtype) for n, (shape, dtype) in moments.items()}
+        read = _by_rank(run) if local else run.adapter.optimizer.read() if takes_part else ()
+        streams[OPTIMIZER_FILE] = ArrayStream(moments, read)
+        streams[COMPRESSION_FILE] = _residuals(run)
+    return streams
 
 
-def _gather(ranks: Ranks, policy: Policy, arrays: Arrays) -> Arrays:
-    return {n: _stack(ranks, a) if n in policy.residuals else a for n, a in arrays.items()}
+def _record(run: Run, state: RunState) -> StateRecord:
+    """Where the run stands; every rank calls it."""
+    rules, buckets = run.spec.rules, run.plan.buckets
+    applied: tuple[int, ...] = ()
+    if rules.at(state.step).local:
+        counts = np.zeros(run.ranks.size)
+        counts[run.ranks.rank] = state.applied
+        applied = tuple(int(n) for n in run.ranks.sum(counts))
+    stands = replace(state, applied=0, loss_scale=state.loss_scale.saved())
+    return StateRecord(stands, len(buckets), layout_of(buckets, rules), order_of(run), applied)
+
+
+def _by_rank(run: Run) -> Iterator[tuple[str, np.ndarray]]:
+    """The moments after local updates, which are each rank's own."""
+    for name, array in run.adapter.optimizer.read():
+        yield name, _stack(run.ranks, array)
+
+
+def _residuals(run: Run) -> ArrayStream:
+    """The state of compression: what differs by rank from all of them, the rest as it is."""
+    policies = [run.spec.rules.policy(bucket) for bucket in run.plan.buckets]
+
+    def read() -> Iterator[tuple[str, np.ndarray, bool]]:
+        for index, (policy, state) in enumerate(zip(policies, run.adapter.reducer.read(), strict=True)):
+            for name, array in state.items():
+                yield f"{index}.{name}", array, name in policy.residuals
+
+    ranks = run.ranks
+    # Read twice, since only the policies know the shapes of their states.
+    kinds = {n: Kind((*[ranks.size] * by_rank, *a.shape), a.dtype) for n, a, by_rank in read()}
+    return ArrayStream(kinds, ((n, _stack(ranks, a) if by_rank else a) for n, a, by_rank in read()))
 
 
 def _stack(ranks: Ranks, array: np.ndarray) -> np.ndarray:

@@ -16,7 +16,7 @@ from hvdtrain.core.run.metrics import Line, MetricLog
 from hvdtrain.core.run.progress import Progress
 from hvdtrain.core.run.results import TrainingResult
 from hvdtrain.core.run.run import Run
-from hvdtrain.core.run.saving import gather_training_state, save
+from hvdtrain.core.run.saving import save
 from hvdtrain.core.run.state import RunState
 
 
@@ -58,7 +58,7 @@ def train(run: Run, start: RunState) -> TrainingResult:
             if run.evaluation_is_due(state.step):
                 eval_loss = _evaluate_into(log, run, state)
             if run.checkpoint_is_due(state.step):
-                save(run, run.output_dir / f"checkpoint-{state.step}", gather_training_state(run, state))
+                save(run, run.output_dir / f"checkpoint-{state.step}", state)
         if not run.evaluation_is_due(state.step):
             eval_loss = _evaluate_into(log, run, state)
         save(run, model_dir)

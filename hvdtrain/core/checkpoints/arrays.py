@@ -1,0 +1,148 @@
+"""Arrays in safetensors files, one at a time: neither who writes a file nor who reads it holds it whole."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from itertools import accumulate
+from pathlib import Path
+from typing import Any, NamedTuple
+
+# Registers bfloat16 with NumPy, which safetensors asks for it.
+import ml_dtypes  # noqa: F401
+import numpy as np
+from safetensors import SafetensorError, safe_open
+
+# The format's names by NumPy's, in the order of safetensors' own writer: wide ones first, so that each array
+# lies at a multiple of its width.
+_DTYPES = {
+    "uint64": "U64",
+    "int64": "I64",
+    "float64": "F64",
+    "complex64": "C64",
+    "float32": "F32",
+    "uint32": "U32",
+    "int32": "I32",
+    "bfloat16": "BF16",
+    "float16": "F16",
+    "uint16": "U16",
+    "int16": "I16",
+    "int8": "I8",
+    "uint8": "U8",
+    "bool": "BOOL",
+}
+_ALIGNMENT = 8
+
+
+class Kind(NamedTuple):
+    """What is known of an array before it is there."""
+
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+
+    @classmethod
+    def of(cls, array: np.ndarray) -> Kind:
+        """That of an array."""
+        return cls(array.shape, array.dtype)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of such an array."""
+        return int(np.prod(self.shape, dtype=np.int64)) * self.dtype.itemsize
+
+
+@dataclass(frozen=True, eq=False)
+class ArrayStream:
+    """What one file is to hold.
+
+    Attributes:
+        kinds: of every array, by name.
+        arrays: each of them once, in any order, with its name; made when it is asked for.
+    """
+
+    kinds: Mapping[str, Kind]
+    arrays: Iterable[tuple[str, np.ndarray]]
+
+    @classmethod
+    def of(cls, arrays: Mapping[str, np.ndarray]) -> ArrayStream:
+        """Arrays that are there already."""
+        return cls({name: Kind.of(array) for name, array in arrays.items()}, arrays.items())
+
+
+def write_arrays(path: Path, stream: ArrayStream) -> None:
+    """Write a safetensors file, byte for byte as the library would, from arrays that come one at a time.
+
+    Args:
+        path: of the file.
+        stream: no array of it is kept.
+
+    Raises:
+        SafetensorError: an array is missing, is another than was said, or has a dtype that the format lacks.
+    """
+    header, starts = _header(stream.kinds)
+    missing = dict(stream.kinds)
+    with path.open("wb") as file:
+        file.write(header)
+        for name, array in stream.arrays:
+            expected, found = missing.pop(name, None), Kind.of(array)
+            if found != expected:
+                raise SafetensorError(f"{name}: expected {expected}, found {found}")
+            file.seek(len(header) + starts[name])
+            # As bytes, which every dtype has.
+            file.write(np.asarray(array, order="C").reshape(-1).view(np.uint8).data)
+            # It may be a view of more, which would otherwise stay until the next one is made.
+            del array
+    if missing:
+        raise SafetensorError(f"{', '.join(missing)}: expected, and never came")
+
+
+class SavedArrays(Mapping[str, np.ndarray]):
+    """The arrays of a safetensors file by name; each is read whenever it is asked for.
+
+    Attributes:
+        shapes: of each, known without reading it.
+    """
+
+    def __init__(self, path: Path) -> None:
+        """Read the header.
+
+        Raises:
+            OSError: there is no such file.
+            SafetensorError: the file is damaged, or not as long as its header says.
+        """
+        self._opened = safe_open(path, framework="np")
+        names = self._opened.keys()
+        self.shapes = {name: tuple(self._opened.get_slice(name).get_shape()) for name in names}
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        if name not in self.shapes:
+            raise KeyError(name)
+        found: np.ndarray = self._opened.get_tensor(name)
+        return found
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.shapes
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.shapes)
+
+    def __len__(self) -> int:
+        return len(self.shapes)
+
+
+def _header(kinds: Mapping[str, Kind]) -> tuple[bytes, dict[str, int]]:
+    """The file's beginning, and where behind it each array lies."""
+    order = {dtype: place for place, dtype in enumerate(_DTYPES)}
+    for name, kind in kinds.items():
+        if kind.dtype.name not in order:
+            raise SafetensorError(f"{name}: safetensors has no {kind.dtype.name}")
+    names = sorted(kinds, key=lambda name: (order[kinds[name].dtype.name], name))
+    ends = [*accumulate((kinds[name].nbytes for name in names), initial=0)]
+    record: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    for name, start, end in zip(names, ends, ends[1:], strict=False):
+        shape, dtype = kinds[name]
+        record[name] = {"dtype": _DTYPES[dtype.name], "shape": shape, "data_offsets": (start, end)}
+    text = json.dumps(record, ensure_ascii=False, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % _ALIGNMENT)
+    return len(text).to_bytes(8, "little") + text, dict(zip(names, ends, strict=False))

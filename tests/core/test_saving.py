@@ -1,0 +1,156 @@
+"""What saving and resuming hold in memory: of all the arrays, a bucket's at most at a time."""
+
+from __future__ import annotations
+
+import tracemalloc
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from hvdtrain.core.checkpoints.model_folder import load_model
+from hvdtrain.core.checkpoints.state import load_state, take_moment
+from hvdtrain.core.errors import CheckpointError
+from hvdtrain.core.families.initializers import ZEROS
+from hvdtrain.core.families.weights import Weight
+from hvdtrain.core.run.ranks import Ranks
+from hvdtrain.core.run.resume import resume
+from hvdtrain.core.run.saving import save
+from hvdtrain.core.run.state import RunState
+from hvdtrain.core.run.world import World
+from hvdtrain.core.spec.job_spec import load_spec
+from hvdtrain.core.update.buckets import plan_buckets
+
+# Two weights a bucket, of 1 MB together.
+WEIGHTS = tuple(Weight(f"layer{i}.weight", (64, 1024), True, ZEROS) for i in range(32))
+BUCKETS = plan_buckets(WEIGHTS, itemsize=8, cap_bytes=2**20)
+BUCKET_BYTES = 2**20
+ALL_BYTES = len(WEIGHTS) * 64 * 1024 * 8
+STATE = RunState(step=4, windows=4, samples_consumed=16)
+
+
+class Weights:
+    """Makes each weight when it is read, and forgets what it is given."""
+
+    def __init__(self) -> None:
+        self.written: list[str] = []
+
+    def read(self, weights: Any = None) -> Iterator[tuple[str, np.ndarray]]:
+        for number, weight in enumerate(weights or WEIGHTS):
+            yield weight.name, np.full(weight.shape, float(number))
+
+    def write(self, arrays: Mapping[str, np.ndarray]) -> None:
+        self.written += arrays
+
+
+class Moments:
+    """Gathers a bucket when its moments are read, as a sharded optimizer does."""
+
+    def __init__(self) -> None:
+        self.gathered, self.written = 0, {}
+
+    def read(self) -> Iterator[tuple[str, np.ndarray]]:
+        for bucket in BUCKETS:
+            for moment in ("exp_avg", "exp_avg_sq"):
+                yield from self._read(bucket, moment)
+
+    def _read(self, bucket: Any, moment: str) -> Iterator[tuple[str, np.ndarray]]:
+        self.gathered += 1
+        whole = np.full(bucket.size, float(self.gathered))
+        for weight, part in zip(bucket.weights, np.split(whole, len(bucket.weights)), strict=True):
+            yield f"{weight.name}.{moment}", part.reshape(weight.shape)
+
+    def write(self, arrays: Iterable[tuple[str, np.ndarray]], updates: int) -> None:
+        given = iter(arrays)
+        for bucket in BUCKETS:
+            for moment in ("exp_avg", "exp_avg_sq"):
+                for weight, array in zip(bucket.weights, take_moment(bucket, moment, given), strict=True):
+                    self.written[f"{weight.name}.{moment}"] = float(array.mean())
+        assert updates == STATE.step
+
+
+def run_of(rank: int, ranks: int = 2, broadcast: Any = lambda values, name: values, *sets: str) -> Any:
+    spec = load_spec("bert", ["model.dtype=float64", "zero_stage=1", *sets])
+    world = World(rank, ranks, rank, ranks, 8)
+    return SimpleNamespace(
+        spec=spec,
+        plan=SimpleNamespace(buckets=BUCKETS),
+        ranks=Ranks(world, lambda values, name: values, broadcast, lambda data, name: [data]),
+        dataset=SimpleNamespace(config={}, files={}, fingerprint="data", fingerprint_with=lambda place: ""),
+        family=SimpleNamespace(hf_config=lambda model: {}, untrained=lambda model: ()),
+        weights=WEIGHTS,
+        adapter=SimpleNamespace(
+            model=Weights(), optimizer=Moments(), reducer=SimpleNamespace(read=lambda: [{} for _ in BUCKETS])
+        ),
+    )
+
+
+def peak_of(call: Callable[[], object]) -> int:
+    tracemalloc.start()
+    try:
+        call()
+        return tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_saving_holds_one_bucket_of_moments_on_every_rank(tmp_path: Path, rank: int) -> None:
+    run, folder = run_of(rank), tmp_path / "checkpoint-4"
+    # Half a bucket for all that is no array.
+    assert peak_of(lambda: save(run, folder, STATE)) < 1.5 * BUCKET_BYTES < ALL_BYTES / 10
+    assert run.adapter.optimizer.gathered == 2 * len(BUCKETS)
+    assert folder.exists() == (rank == 0)
+
+
+def test_a_rank_that_has_no_part_in_a_file_reads_nothing(tmp_path: Path) -> None:
+    run = run_of(1, 2, None, "zero_stage=0")
+    save(run, tmp_path / "checkpoint-4", STATE)
+    assert run.adapter.optimizer.gathered == 0
+
+
+def test_resuming_holds_one_bucket_of_moments_on_every_rank(tmp_path: Path) -> None:
+    folder, messages = tmp_path / "checkpoint-4", []
+    save(run_of(0), folder, STATE)
+    saved = load_state(folder).moments
+
+    def send(values: np.ndarray, name: str) -> np.ndarray:
+        # What the other rank is to get; all it needs to know is how long it is, and where a pattern repeats.
+        messages.append(values.copy() if values.size < 1000 else (values.size, values[:8].tobytes()))
+        return values
+
+    def receive(values: np.ndarray, name: str) -> np.ndarray:
+        message = messages.pop(0)
+        if isinstance(message, np.ndarray):
+            return message
+        assert values.size == message[0]
+        values.reshape(-1, 8)[:] = np.frombuffer(message[1], np.uint8)
+        return values
+
+    expected = {name: float(saved[name].mean()) for name in saved}
+    for rank, carry in enumerate((send, receive)):
+        run = run_of(rank, 2, carry)
+        place = folder if rank == 0 else tmp_path / "only rank 0 reads it"
+        # Beside a bucket, the array that is on its way: half a bucket.
+        assert peak_of(lambda run=run, place=place: resume(run, place)) < 2.5 * BUCKET_BYTES
+        assert run.adapter.model.written == [weight.name for weight in WEIGHTS]
+        assert run.adapter.optimizer.written == expected
+    assert not messages
+
+
+def test_moments_of_another_shape_are_refused_before_anything_is_changed(tmp_path: Path) -> None:
+    folder = tmp_path / "checkpoint-4"
+    save(run_of(0), folder, STATE)
+    run = run_of(0)
+    state = folder / "state.json"
+    # As if its ranks had moments of their own.
+    state.write_text(state.read_text().replace("\n}", ',\n  "applied": [4, 4]\n}'))
+    with pytest.raises(
+        CheckpointError, match=r"exp_avg has shape \(64, 1024\) there, expected \(2, 64, 1024\)"
+    ):
+        resume(run, folder)
+    assert not run.adapter.model.written
+    assert load_model(folder).shapes == {weight.name: weight.shape for weight in WEIGHTS}
