@@ -99,6 +99,13 @@ def test_sharded_weights_are_shards_and_two_neighbours(vocabulary: int, tied: bo
     assert found.memory.weights == 4 * (elements // 2 + in_use)
 
 
+def test_what_becomes_of_freed_memory_is_noted() -> None:
+    told = [
+        "go back to the system at once" in " ".join(plan(spec_of(f"zero_stage={n}")).notes) for n in range(4)
+    ]
+    assert told == [False, False, True, True]
+
+
 def test_stages_are_those_of_plans() -> None:
     spec = spec_of("zero_stage=2")
     found = compare(spec).found

@@ -14,7 +14,13 @@ from hvdtrain.core.data.batches import TextFacts
 from hvdtrain.core.errors import SpecError
 from hvdtrain.core.families.family import Family
 from hvdtrain.core.families.weights import Weight
-from hvdtrain.core.plan.checks import check, check_micro_batches, notes_on_text, notes_on_updates
+from hvdtrain.core.plan.checks import (
+    check,
+    check_micro_batches,
+    notes_on_memory,
+    notes_on_text,
+    notes_on_updates,
+)
 from hvdtrain.core.plan.layout import lay_out_buckets
 from hvdtrain.core.plan.memory import Memory, predict_memory
 from hvdtrain.core.plan.updates import Updates, count_updates
@@ -149,6 +155,7 @@ def make_plan(
             *notes_on_text(text),
             *spec.rules.not_yet(updates.max_steps),
             *notes_on_updates(spec, updates.accumulation, updates.max_steps),
+            *notes_on_memory(spec),
             *cpu_notes(spec, cpu_flags),
         ),
     )
