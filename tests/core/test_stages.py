@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import re
+import shlex
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -165,3 +168,29 @@ def test_a_family_without_a_number_of_layers_is_refused() -> None:
     spec = load_spec("resnet")
     with pytest.raises(SpecError, match="--fit varies the number of layers, and models of model_type resnet"):
         compare(spec, 2, 2**30)
+
+
+def shown_in_docs() -> list[tuple[str, str]]:
+    """The commands that compare stages, and what docs/sharding.md says that they print."""
+    page = (Path(__file__).resolve().parents[2] / "docs" / "sharding.md").read_text(encoding="utf-8")
+    return re.findall(
+        r"^```bash\n(hvdtrain plan [^\n]*)\n```\n\n```\n(.*?)^```$", page, re.MULTILINE | re.DOTALL
+    )
+
+
+@pytest.mark.parametrize(("command", "printed"), shown_in_docs())
+def test_the_guides_tables_are_what_the_commands_print(
+    command: str, printed: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = shlex.split(command)
+    ranks = int(words[words.index("-np") + 1])
+    spec = load_spec(words[2], [value for word, value in pairwise(words) if word == "--set"])
+    available = 24 * 2**30 if "24GiB" in words else None
+    print_stages(
+        compare(spec, ranks, available), f"{words[2]}: what each zero_stage takes on {ranks} rank(s)"
+    )
+    assert [line.rstrip() for line in capsys.readouterr().out.splitlines()] == printed.splitlines()
+
+
+def test_the_guide_has_tables() -> None:
+    assert len(shown_in_docs()) == 3
