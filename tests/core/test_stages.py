@@ -64,7 +64,7 @@ LARGE = st.fixed_dictionaries(
 )
 
 
-@settings(max_examples=40)
+@settings(max_examples=25)
 @given(LARGE, st.integers(2, 64), st.sampled_from(["adamw", "sgd", "lars"]), st.booleans())
 def test_each_stage_takes_less_than_the_one_before(
     model: dict[str, Any], ranks: int, optimizer: str, mixed: bool
@@ -133,7 +133,7 @@ def test_a_stage_that_the_job_cannot_have_says_why(capsys: pytest.CaptureFixture
         compare(spec, 2, None, 1, 2)
 
 
-@settings(max_examples=10)
+@settings(max_examples=6)
 @given(st.integers(3 * 2**20, 15 * 2**20), st.integers(1, 9))
 def test_what_fits_fits_and_a_layer_more_does_not(available: int, ranks: int) -> None:
     spec = spec_of(n_positions=32)

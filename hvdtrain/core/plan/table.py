@@ -12,11 +12,8 @@ from hvdtrain.core.plan.plan import Plan
 from hvdtrain.core.plan.stages import MOST_LAYERS, Stage, Stages
 from hvdtrain.core.tables import Kind, make_table, print_table
 
-# What is shown of each part of a rank's memory.
+# Beside parts of a rank's memory.
 _REMARKS = {
-    "weights": "",
-    "gradients": "",
-    "optimizer": "",
     "compression": "residuals and the like",
     "activations": "of one micro-batch, in PyTorch",
     "16-bit weights": "copies for matrix products",
@@ -113,7 +110,7 @@ def _rows(plan: Plan) -> list[tuple[str, str, str]]:
             else f"{plan.flops_per_update / 1e9:.3g} GFLOP an update and rank",
         ),
         ("memory per rank", _mib(memory.total), "at the end of a forward pass"),
-        *((f"  {part}", _mib(count), _REMARKS[part]) for part, count in _parts(memory).items()),
+        *((f"  {part}", _mib(count), _REMARKS.get(part, "")) for part, count in _parts(memory).items()),
         ("Horovod cycle", f"{plan.cycle_time_ms:g} ms", "unless HOROVOD_CYCLE_TIME is set"),
     ]
 
