@@ -8,7 +8,7 @@ import tensorflow as tf
 
 from hvdtrain.core.families.weights import SAME, Weight
 from hvdtrain.core.update.buckets import Bucket
-from hvdtrain.tensorflow.weights import Parameter, Parameters
+from hvdtrain.tensorflow.weights import Parameters
 
 
 class GradBucket:
@@ -86,10 +86,15 @@ def swap_layout(bucket: Bucket, flat: tf.Tensor, to_keras: bool) -> tf.Tensor:
     return tf.concat(parts, 0)
 
 
-def join_flat(weight: Weight, parameter: Parameter) -> tf.Tensor:
-    """A weight in its variables as one flat tensor in Hugging Face's layout."""
-    flat = tf.concat([tf.reshape(tf.convert_to_tensor(variable), [-1]) for variable in parameter], 0)
-    return flat if weight.layout == SAME else _join(weight, flat)
+def lay_out(bucket: Bucket, flat: tf.Tensor, parameters: Parameters) -> dict[str, list[tf.Tensor]]:
+    """A flat bucket in Hugging Face's layout as tensors of the variables' shapes."""
+    found = {}
+    for weight, part in zip(bucket.weights, tf.split(flat, bucket.sizes), strict=True):
+        held = parameters[weight.name]
+        whole = part if weight.layout == SAME else _split(weight, part)
+        parts = tf.split(whole, [variable.shape.num_elements() for variable in held])
+        found[weight.name] = [tf.reshape(p, v.shape) for p, v in zip(parts, held, strict=True)]
+    return found
 
 
 def _split(weight: Weight, flat: tf.Tensor) -> tf.Tensor:

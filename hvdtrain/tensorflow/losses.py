@@ -61,7 +61,7 @@ def cross_entropy(
             upstream: tf.Tensor, variables: Sequence[tf.Variable]
         ) -> tuple[tf.Tensor, list[tf.Tensor]]:
             found: list[tf.Tensor] = []
-            sums = [tf.zeros_like(variable) for variable in variables]
+            sums = [tf.zeros(variable.shape, variable.dtype) for variable in variables]
             for part, *other in zip(tf.split(flat, sizes), *others, strict=True):
                 with tf.control_dependencies([upstream, *sums, *found[-1:]]), tf.GradientTape() as tape:
                     mine = tf.identity(part)

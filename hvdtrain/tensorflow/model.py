@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
 from hvdtrain.core.data import Batch
+from hvdtrain.core.errors import SpecError
 from hvdtrain.core.families import custom as custom_family
 from hvdtrain.core.families.weights import Weight, trained
 from hvdtrain.core.spec.job_spec import JobSpec
@@ -20,8 +22,10 @@ from hvdtrain.core.tasks.objective_checks import split_labels
 from hvdtrain.core.update.precision import compute_dtype
 from hvdtrain.tensorflow.families import custom as custom_network
 from hvdtrain.tensorflow.families import network_of
+from hvdtrain.tensorflow.flat_weights import HeldWeights
 from hvdtrain.tensorflow.losses import cross_entropy
 from hvdtrain.tensorflow.objective import build_objective
+from hvdtrain.tensorflow.placeholders import without_memory
 from hvdtrain.tensorflow.weights import Parameters, read, write
 
 
@@ -33,12 +37,32 @@ def build_network(spec: JobSpec, example: Batch) -> custom_network.Network:
         example: a batch of one sample.
 
     Raises:
-        SpecError: the user's code fails, or returns something else than a model that can be trained.
+        SpecError: the user's code fails, or returns something else than a model that can be trained, or the
+            job shards its weights.
     """
+    check_layers(spec, custom_network.Network)
     labels = getattr(spec.task, "label_names", ())
     inputs, _ = split_labels(tensors(example), labels)
     assert isinstance(spec.model, custom_family.ModelSpec)
     return custom_network.Network(spec.model, compute_dtype(spec), inputs)
+
+
+def check_layers(spec: JobSpec, network: Any) -> None:
+    """Refuse to shard the weights of a network that does not call its layers through `gathered`.
+
+    Args:
+        spec: the job.
+        network: a network, or its class.
+
+    Raises:
+        SpecError: naming the family.
+    """
+    if spec.rules.shards_weights and not hasattr(network, "gathered"):
+        raise SpecError(
+            f"zero_stage: {spec.zero_stage} gathers weights layer by layer, and in TensorFlow model_type "
+            f"{spec.model.model_type} does not say what its layers are: choose zero_stage: 2, or train it in "
+            "PyTorch"
+        )
 
 
 class Model:
@@ -51,6 +75,7 @@ class Model:
         compute_dtype: str | None = None,
         network: Any = None,
         task: TaskSection | None = None,
+        empty: bool = False,
     ) -> None:
         """Build the network; its weights are arbitrary until `write`.
 
@@ -60,10 +85,14 @@ class Model:
             compute_dtype: of matrix products; None: that of the weights.
             network: a user's model, which has been built.
             task: its task, which says the loss.
+            empty: whether its weights hold no memory, until `held` has them.
         """
         self._dtype = tf.as_dtype(model.dtype)
-        self.network: Any = network or network_of(model)(model, compute_dtype or model.dtype)
+        with without_memory() if empty else nullcontext():
+            self.network: Any = network or network_of(model)(model, compute_dtype or model.dtype)
         self.weights = tuple(weights)
+        # What holds those that ranks train, where they are sharded.
+        self.held: HeldWeights | None = None
         # Whether only the loss function knows what a batch weighs.
         self.weighs = False
         self._label_smoothing = task.label_smoothing if task else 0.0
@@ -172,8 +201,12 @@ class Model:
     def read(self, weights: Sequence[Weight] | None = None) -> Iterator[tuple[str, np.ndarray]]:
         """Copies of all weights and buffers, or of some, one at a time, in the Hugging Face layout."""
         parameters = self.parameters
-        for weight in weights or self.weights:
-            yield weight.name, read(weight, parameters[weight.name])
+        chosen = weights or self.weights
+        if self.held is not None:
+            yield from self.held.read([weight for weight in chosen if not weight.buffer])
+        for weight in chosen:
+            if self.held is None or weight.buffer:
+                yield weight.name, read(weight, parameters[weight.name])
 
     def write(self, arrays: Mapping[str, np.ndarray]) -> None:
         """Set weights and buffers.
@@ -184,7 +217,10 @@ class Model:
         parameters = self.parameters
         for weight in self.weights:
             if weight.name in arrays:
-                write(weight, parameters[weight.name], arrays[weight.name])
+                if self.held is None or weight.buffer:
+                    write(weight, parameters[weight.name], arrays[weight.name])
+                else:
+                    self.held.write(weight, arrays[weight.name])
 
 
 def tensors(batch: Batch) -> dict[str, tf.Tensor]:

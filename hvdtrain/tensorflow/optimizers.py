@@ -12,8 +12,8 @@ from hvdtrain.core.checkpoints.state import MOMENTS
 from hvdtrain.core.spec.optimizer_sections import OptimizerSpec
 from hvdtrain.core.update.groups import setting_of
 from hvdtrain.core.update.shards import Shard
-from hvdtrain.tensorflow.buckets import join_flat, pack, swap_layout, unpack
-from hvdtrain.tensorflow.shards import ShardExchange
+from hvdtrain.tensorflow.buckets import pack, unpack
+from hvdtrain.tensorflow.flat_weights import HeldWeights
 from hvdtrain.tensorflow.update_rules import Norms, Piece, Task, update_pieces
 from hvdtrain.tensorflow.weights import Parameters, read, write
 
@@ -21,8 +21,7 @@ from hvdtrain.tensorflow.weights import Parameters, read, write
 class Optimizer:
     """The spec's update rule, weight by weight; `apply` is called while TensorFlow traces.
 
-    Where buckets are sharded, a rank has the moments of its shards alone, updates the weights in them, and
-    is sent the other ranks' weights. Shards are in Hugging Face's layout, as in the other framework.
+    Where buckets are sharded, a rank has the moments of its shards alone, and updates the weights in them.
     """
 
     def __init__(
@@ -30,7 +29,7 @@ class Optimizer:
         spec: OptimizerSpec,
         shards: Sequence[Shard],
         parameters: Parameters,
-        exchange: ShardExchange | None = None,
+        weights: HeldWeights | None = None,
     ) -> None:
         """Create the moments.
 
@@ -38,11 +37,12 @@ class Optimizer:
             spec: the update rule.
             shards: what this rank owns of each bucket of the plan.
             parameters: the variables that hold each weight, by its name.
-            exchange: with the ranks that own the rest; None: nobody does.
+            weights: hold this rank's shards; None: each rank has all.
         """
-        self._spec, self._shards, self._exchange = spec, shards, exchange
-        self._parameters, self._norms = parameters, Norms(spec, shards, exchange)
-        make = self._by_weight if exchange is None else self._flat
+        self._spec, self._shards, self._weights = spec, shards, weights
+        self._exchange = None if weights is None else weights.exchange
+        self._parameters, self._norms = parameters, Norms(spec, shards, self._exchange)
+        make = self._by_weight if weights is None else self._flat
         self._pieces = [make(shard) for shard in shards]
 
     def norm(self, gradients: Sequence[tf.Tensor]) -> tf.Tensor:
@@ -71,13 +71,12 @@ class Optimizer:
             for shard, pieces, flat in zip(self._shards, self._pieces, gradients, strict=True)
             for piece, parts in zip(pieces, self._cut(shard, pieces, flat), strict=True)
         ]
-        if self._exchange is None:
+        if self._weights is None:
             for task in tasks:
                 update_pieces(self._spec, self._norms, [task], update)
             return
-        self._take_weights()
         update_pieces(self._spec, self._norms, tasks, update)
-        self._give_weights(self._exchange)
+        self._weights.send()
 
     def read(self) -> Iterator[tuple[str, np.ndarray]]:
         """The moments as `WEIGHT.exp_avg`, one at a time, in the Hugging Face layout.
@@ -137,10 +136,11 @@ class Optimizer:
         return found
 
     def _flat(self, shard: Shard) -> list[Piece]:
-        dtype = self._parameters[shard.bucket.weights[0].name][0].dtype
+        assert self._weights is not None
         found = []
-        for cut in shard.pieces(self._spec):
-            variable, *moments = (_zeros((cut.size,), dtype) for _ in ("", *MOMENTS[self._spec.type]))
+        own = self._weights.own[shard.bucket.index]
+        for cut, variable in zip(shard.pieces(self._spec), own, strict=True):
+            moments = (_zeros(variable.shape, variable.dtype) for _ in MOMENTS[self._spec.type])
             found.append(Piece(cut.setting, cut.parts, (variable,), tuple((m,) for m in moments)))
         return found
 
@@ -155,52 +155,18 @@ class Optimizer:
         sizes = [piece.variables[0].shape[0] for piece in pieces]
         return [[part] for part in tf.split(flat[: sum(sizes)], sizes)] if sizes else []
 
-    def _take_weights(self) -> None:
-        """Copy this rank's shard from the variables, which somebody else may have set."""
-        for shard, pieces in zip(self._shards, self._pieces, strict=True):
-            offset = 0
-            bounds = {}
-            for weight in shard.bucket.weights:
-                bounds[weight.name], offset = offset, offset + weight.size
-            for piece, cut in zip(pieces, shard.pieces(self._spec), strict=True):
-                parts, place = [], cut.start
-                for weight, size in cut.parts:
-                    first = place - bounds[weight.name]
-                    whole = join_flat(weight, self._parameters[weight.name])
-                    parts.append(whole[first : first + size])
-                    place += size
-                piece.variables[0].assign(tf.concat(parts, 0))
-
-    def _give_weights(self, exchange: ShardExchange) -> None:
-        own = []
-        for shard, pieces in zip(self._shards, self._pieces, strict=True):
-            parts = [tf.convert_to_tensor(piece.variables[0]) for piece in pieces]
-            own.append(self._padded(shard, parts))
-        whole = exchange.gather(self._shards, own, "weights")
-        self.write_weights(
-            [
-                swap_layout(shard.bucket, flat[: shard.bucket.size], to_keras=True)
-                for shard, flat in zip(self._shards, whole, strict=True)
-            ]
-        )
-
     def _read(
         self, shard: Shard, pieces: Sequence[Piece], number: int, moment: str
     ) -> Iterator[tuple[str, np.ndarray]]:
         weights = shard.bucket.weights
-        if self._exchange is None:
+        if self._weights is None:
             for weight, piece in zip(weights, pieces, strict=True):
                 yield f"{weight.name}.{moment}", read(weight, piece.moments[number])
             return
-        own = self._padded(shard, [tf.convert_to_tensor(piece.moments[number][0]) for piece in pieces])
-        (flat,) = self._exchange.gather([shard], [own], "moments")
+        own = [piece.moments[number][0] for piece in pieces]
+        flat = self._weights.gather(shard.bucket.index, own, "moments")
         for weight, end in zip(weights, accumulate(shard.bucket.sizes), strict=True):
             yield f"{weight.name}.{moment}", flat[end - weight.size : end].numpy().reshape(weight.shape)
-
-    def _padded(self, shard: Shard, parts: Sequence[tf.Tensor]) -> tf.Tensor:
-        dtype = self._parameters[shard.bucket.weights[0].name][0].dtype
-        padding = shard.size - sum(part.shape[0] for part in parts)
-        return tf.concat([*parts, tf.zeros((padding,), dtype)], 0)
 
 
 def _zeros(shape: Sequence[int], dtype: tf.DType) -> tf.Variable:

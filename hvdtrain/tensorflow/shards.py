@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import horovod.tensorflow as hvd
 import tensorflow as tf
 
@@ -27,24 +25,23 @@ class ShardExchange:
         total = hvd.allreduce(values, op=hvd.Sum, name=f"shards.{name}", ignore_name_scope=True)
         return tf.ensure_shape(total, values.shape)
 
-    def gather(self, shards: Sequence[Shard], own: Sequence[tf.Tensor], name: str) -> list[tf.Tensor]:
-        """Whole buckets, each of which this rank has a part of.
+    def gather(self, shard: Shard, own: tf.Tensor, name: str) -> tf.Tensor:
+        """A whole bucket, of which this rank has a part.
 
         Args:
-            shards: of this rank, one a bucket.
-            own: what is in them, (shard.size,) for each.
-            name: of the collectives.
+            shard: of this rank.
+            own: what is in it, (shard.size,).
+            name: of the collective, before that of the bucket.
 
         Returns:
-            (shard.padded,) for each.
+            (shard.padded,).
         """
-        found = []
-        for shard, part in zip(shards, own, strict=True):
-            self._wire_bytes.assign_add(shard.size * part.dtype.size)
-            each = f"shards.{name}.bucket{shard.bucket.index}"
-            whole = hvd.allgather(part, name=each, ignore_name_scope=True)
-            found.append(tf.ensure_shape(whole, (shard.padded,)))
-        return found
+        self._wire_bytes.assign_add(shard.size * own.dtype.size)
+        # No arithmetic is done on the way, and Horovod's releases do not carry bfloat16.
+        sent = tf.bitcast(own, tf.float16) if own.dtype == tf.bfloat16 else own
+        each = f"shards.{name}.bucket{shard.bucket.index}"
+        whole = hvd.allgather(sent, name=each, ignore_name_scope=True)
+        return tf.bitcast(tf.ensure_shape(whole, (shard.padded,)), own.dtype)
 
     @property
     def wire_bytes(self) -> int:

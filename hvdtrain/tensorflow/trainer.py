@@ -18,7 +18,10 @@ from hvdtrain.core.run.results import UpdateResult
 from hvdtrain.core.spec.job_spec import JobSpec
 from hvdtrain.core.update.optimizers import clip_factor
 from hvdtrain.core.update.precision import compute_dtype
-from hvdtrain.tensorflow.model import Model
+from hvdtrain.tensorflow.families import network_of
+from hvdtrain.tensorflow.flat_weights import FlatWeights
+from hvdtrain.tensorflow.gathers import GatheredWeights
+from hvdtrain.tensorflow.model import Model, check_layers
 from hvdtrain.tensorflow.optimizers import Optimizer
 from hvdtrain.tensorflow.reducer import Reducer
 from hvdtrain.tensorflow.shards import ShardExchange
@@ -40,8 +43,11 @@ def build_trainer(spec: JobSpec, plan: Plan, weights: tuple[Weight, ...], networ
     Returns:
         The trainer; its weights are arbitrary until `model.write`.
     """
-    model = Model(spec.model, weights, compute_dtype(spec), network, spec.task)
-    if spec.gradient_checkpointing:
+    check_layers(spec, network or network_of(spec.model))
+    gathers = spec.rules.shards_weights
+    model = Model(spec.model, weights, compute_dtype(spec), network, spec.task, empty=gathers)
+    # A layer whose weights are gathered again is computed again anyway.
+    if spec.gradient_checkpointing and not gathers:
         model.network.gradient_checkpointing_enable()
     return Trainer(spec, plan, model)
 
@@ -69,8 +75,12 @@ class Trainer:
         parameters = {w.name: model.parameters[w.name] for w in trained(model.weights)}
         rules = spec.rules
         shards = [rules.shard(bucket, hvd.size(), hvd.rank()) for bucket in plan.buckets]
-        exchange = ShardExchange() if rules.sharded else None
-        self.optimizer = Optimizer(spec.optimizer, shards, parameters, exchange)
+        if rules.shards_weights:
+            held = rules, shards, spec.optimizer, parameters, ShardExchange()
+            model.held = model.network.gathered = GatheredWeights(*held, model.network.variables)
+        elif rules.sharded:
+            model.held = FlatWeights(rules, shards, spec.optimizer, parameters, ShardExchange())
+        self.optimizer = Optimizer(spec.optimizer, shards, parameters, model.held)
         scaled = spec.mixed_precision == "fp16"
         self.reducer = Reducer(rules, plan.buckets, parameters, spec.seed, scaled)
         self._compiled_accumulate = _compiled(self._accumulate)

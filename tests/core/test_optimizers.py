@@ -21,6 +21,7 @@ from hvdtrain.core.update.optimizers import ReferenceOptimizer, clip_factor
 from hvdtrain.core.update.schedules import schedule_factor
 from hvdtrain.core.update.shards import Shard
 from hvdtrain.tensorflow.buckets import swap_layout
+from hvdtrain.tensorflow.flat_weights import FlatWeights as TensorFlowFlatWeights
 from hvdtrain.tensorflow.optimizers import Optimizer as TensorFlowOptimizer
 from hvdtrain.tensorflow.weights import read
 from hvdtrain.torch.flat_weights import FlatWeights
@@ -298,7 +299,8 @@ def test_a_bucket_is_gathered_only_when_its_moments_are_read(framework: str) -> 
         optimizer: Any = TorchOptimizer(OptimizerSpec(), SHARDS, in_flats(), exchange)
     else:
         held = {w.name: tuple(tf.Variable(part) for part in w.layout.split(start()[w.name])) for w in WEIGHTS}
-        optimizer = TensorFlowOptimizer(OptimizerSpec(), SHARDS, held, exchange)
+        shards = TensorFlowFlatWeights(Rules(()), SHARDS, OptimizerSpec(), held, exchange)
+        optimizer = TensorFlowOptimizer(OptimizerSpec(), SHARDS, held, shards)
     names = [
         (f"{weight.name}.{moment}", bucket.index)
         for bucket in BUCKETS

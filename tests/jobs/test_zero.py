@@ -27,6 +27,8 @@ KINDS: dict[str, list[str]] = {
     "fp16": ["compression.type=fp16", "optimizer.type=sgd"],
     "int8": ["compression.type=int8"],
 }
+# Weights of matrix products travel as those round them.
+MIXED = ["model.dtype=float32", "mixed_precision=bf16", "max_grad_norm=null"]
 SHARDED = {name: [*SAVED, *more, "zero_stage=1"] for name, more in KINDS.items()}
 WHOLE = {name: [*COMMON, *more] for name, more in KINDS.items()}
 Runs = dict[str, dict[str, Path]]
@@ -39,16 +41,19 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
     both = {f"{name} {stage}": s for stage, kinds in ((0, WHOLE), (1, SHARDED)) for name, s in kinds.items()}
     both |= {f"{name} 2": [*SHARDED[name], "zero_stage=2"] for name in ("adamw", "lars")}
     few = {name: both[name] for name in ("adamw 1", "lamb 1", "adamw 2")}
+    few |= {"adamw 3": [*SHARDED["adamw"], "zero_stage=3"]}
+    few |= {f"mixed {stage}": [*COMMON, *MIXED, f"zero_stage={stage}"] for stage in (0, 1)}
     torch = train_all(root / "torch", "torch", 3, both, spec="gpt2")
     tensorflow = train_all(root / "tensorflow", "tensorflow", 2, few, spec="gpt2")
     checkpoint = {"adamw 1": torch["adamw 1"] / "checkpoint-4"}
     on = {"adamw 1": [*both["adamw 1"], "zero_stage=0"]}
-    back = {"adamw 1": both["adamw 1"]}
+    back = {"adamw 1": both["adamw 1"], "adamw 3": few["adamw 3"]}
+    checkpoints = dict.fromkeys(back, torch["adamw 1"] / "checkpoint-4")
     return {
         "torch": torch,
         "tensorflow": tensorflow,
         "unsharded": train_all(root / "on", "torch", 1, on, checkpoint, spec="gpt2"),
-        "in tensorflow": train_all(root / "back", "tensorflow", 2, back, checkpoint, spec="gpt2"),
+        "in tensorflow": train_all(root / "back", "tensorflow", 2, back, checkpoints, spec="gpt2"),
     }
 
 
@@ -77,15 +82,36 @@ def test_both_frameworks_follow_one_trajectory(runs: Runs) -> None:
         ours, theirs = (losses(runs[framework][f"{name} 1"]) for framework in ("torch", "tensorflow"))
         np.testing.assert_allclose(theirs, ours, rtol=1e-10)
     whole = losses(runs["torch"]["adamw 0"])
-    for stage in (1, 2):
+    for stage in (1, 2, 3):
         np.testing.assert_allclose(losses(runs["tensorflow"][f"adamw {stage}"]), whole, rtol=1e-10)
+
+
+def test_in_tensorflow_gathered_layers_compute_what_whole_ones_do(runs: Runs) -> None:
+    second, third = (runs["tensorflow"][f"adamw {stage}"] for stage in (2, 3))
+    np.testing.assert_allclose(losses(third), losses(second), rtol=1e-14)
+    expected = load_model(second / "model")
+    for weight, array in load_model(third / "model").items():
+        np.testing.assert_allclose(array, expected[weight], rtol=1e-9, atol=1e-12, err_msg=weight)
+
+
+def test_weights_that_products_round_may_travel_in_16_bits(runs: Runs) -> None:
+    """The losses are the same to the bit, and what is saved are the masters, in 32 bits."""
+    whole, sharded = (runs["tensorflow"][f"mixed {stage}"] for stage in (0, 1))
+    np.testing.assert_array_equal(losses(sharded), losses(whole))
+    expected = load_model(whole / "model")
+    for weight, array in load_model(sharded / "model").items():
+        np.testing.assert_array_equal(array, expected[weight], err_msg=weight)
 
 
 def test_checkpoints_are_those_of_stage_0(runs: Runs) -> None:
     """Unsharded on disk: a run of three ranks goes on whole, and on two ranks of the other framework."""
     expected = losses(runs["torch"]["adamw 0"])[4:]
-    for goes_on in ("unsharded", "in tensorflow"):
-        np.testing.assert_allclose(losses(runs[goes_on]["adamw 1"]), expected, rtol=1e-11)
+    for goes_on, name in (
+        ("unsharded", "adamw 1"),
+        ("in tensorflow", "adamw 1"),
+        ("in tensorflow", "adamw 3"),
+    ):
+        np.testing.assert_allclose(losses(runs[goes_on][name]), expected, rtol=1e-11)
     state = load_state(runs["torch"]["adamw 1"] / "checkpoint-4")
     shapes = load_model(runs["torch"]["adamw 1"] / "model").shapes
     kinds = ("exp_avg", "exp_avg_sq")
@@ -95,7 +121,7 @@ def test_checkpoints_are_those_of_stage_0(runs: Runs) -> None:
     assert all(array.any() for name, array in state.moments.items() if name.endswith("exp_avg_sq"))
 
 
-TENSORFLOW = [("tensorflow", "adamw", stage) for stage in (1, 2)]
+TENSORFLOW = [("tensorflow", "adamw", stage) for stage in (1, 2, 3)] + [("tensorflow", "mixed", 1)]
 
 
 @pytest.mark.parametrize(("framework", "name", "stage"), [("torch", *each) for each in STAGES] + TENSORFLOW)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import keras
 import numpy as np
@@ -43,6 +44,21 @@ ACTIVATIONS: dict[str, Callable[[tf.Tensor], tf.Tensor]] = {
     "silu": _silu,
     "tanh": _in_float32(tf.tanh),
 }
+
+
+class Whole:
+    """How a network calls its layers: as they are, where their weights are whole; see `GatheredWeights`."""
+
+    def __call__(self, call: Callable[..., tf.Tensor], x: tf.Tensor, *args: Any, **kwargs: Any) -> tf.Tensor:
+        """Compute a layer."""
+        return call(x, *args, **kwargs)
+
+    def head(
+        self, call: Callable[[tf.Tensor], tf.Tensor], x: tf.Tensor, *others: keras.Variable
+    ) -> tf.Tensor:
+        """Compute the head."""
+        del others  # whose weights they are does not matter
+        return call(x)
 
 
 def set_attention_scale(attention: keras.layers.Layer, head_size: int, dtype: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import keras
 import keras_hub
@@ -10,13 +11,16 @@ import tensorflow as tf
 
 from hvdtrain.core.families.bert import ModelSpec, classifier_dropout
 from hvdtrain.core.families.bert_in_keras import keras_paths
-from hvdtrain.tensorflow.families._keras import ACTIVATIONS, round_products, set_attention_scale
+from hvdtrain.tensorflow.families._keras import ACTIVATIONS, Whole, round_products, set_attention_scale
 from hvdtrain.tensorflow.families._recompute import recompute_layer
 from hvdtrain.tensorflow.weights import Parameters
 
 
 class Network:
     """`BertBackbone` with a `MaskedLMHead` at the masked positions, or with `BertTextClassifier`'s layers."""
+
+    # Layers are called through it, in the order of the forward pass.
+    gathered: Any = Whole()
 
     def __init__(self, model: ModelSpec, compute_dtype: str) -> None:
         """Build the model; see `Network` of `hvdtrain.core.families.family`."""
@@ -35,7 +39,8 @@ class Network:
         self._classifies = model.num_labels is not None
         self._head = self._classifier() if self._classifies else self._masked_lm_head()
         self._obey()
-        found = {v.path: v.value for v in [*self._backbone.variables, *self._head.variables]}
+        self.variables = [*self._backbone.variables, *self._head.variables]
+        found = {v.path: v.value for v in self.variables}
         self.classes = model.num_labels or model.vocab_size
         self.parameters: Parameters = {
             name: tuple(found[path] for path in paths) for name, paths in keras_paths(model).items()
@@ -51,26 +56,42 @@ class Network:
 
         With a classifier, the pooler's output, (rows, 1, hidden_size).
         """
-        found = self._backbone(
-            {
-                "token_ids": inputs["input_ids"],
-                "segment_ids": inputs["token_type_ids"],
-                "padding_mask": inputs["attention_mask"],
-            },
-            training=training,
-        )
+        backbone = self._backbone
+        hidden = backbone.embeddings_dropout(self._embedded(inputs), training=training)
+        for layer in backbone.transformer_layers:
+            mask = inputs["attention_mask"]
+            hidden = self.gathered(layer, hidden, padding_mask=mask, training=training)
         if self._classifies:
-            return self._dropout(found["pooled_output"], training=training)[:, None]
-        return tf.gather(found["sequence_output"], inputs["masked_positions"], batch_dims=1)
+            pooled = self.gathered(backbone.pooled_dense, hidden[:, 0])
+            return self._dropout(pooled, training=training)[:, None]
+        found = tf.gather(hidden, inputs["masked_positions"], batch_dims=1)
+        return self.gathered(self._transformed, found)
 
     def logits(self, features: tf.Tensor) -> tf.Tensor:
         """The masked-LM head, (rows · predictions, vocab_size), or the classifier, (rows, 1, num_labels)."""
         if self._classifies:
-            return self._head(features)
-        # The head's own call, but for the dtype of its largest product, and that one of two matrices.
-        head = self._head
-        hidden = head._intermediate_layer_norm(head._intermediate_dense(features))
-        tied = head.token_embedding
+            return self.gathered.head(self._head, features)
+        return self.gathered.head(self._decoded, features, self._head._bias)
+
+    def _embedded(self, inputs: Mapping[str, tf.Tensor]) -> tf.Tensor:
+        ids, segments, tokens = inputs["input_ids"], inputs["token_type_ids"], self._backbone.token_embedding
+        if self._model.tie_word_embeddings and not self._classifies:
+            # A layer of its own, which the head is as well.
+            return self.gathered(self._summed, self.gathered(tokens, ids), segments)
+        return self.gathered(lambda ids: self._summed(tokens(ids), segments), ids)
+
+    def _summed(self, tokens: tf.Tensor, segments: tf.Tensor) -> tf.Tensor:
+        backbone = self._backbone
+        parts = tokens, backbone.position_embedding(tokens), backbone.segment_embedding(segments)
+        return backbone.embeddings_layer_norm(backbone.embeddings_add(parts))
+
+    # The head's own call in two, but for the dtype of its largest product, and that one of two matrices.
+
+    def _transformed(self, hidden: tf.Tensor) -> tf.Tensor:
+        return self._head._intermediate_layer_norm(self._head._intermediate_dense(hidden))
+
+    def _decoded(self, hidden: tf.Tensor) -> tf.Tensor:
+        head, tied = self._head, self._head.token_embedding
         matrix = tf.convert_to_tensor(tied.embeddings if tied else head._kernel)
         rows = tf.reshape(hidden, [-1, hidden.shape[-1]])
         rows, matrix = (tf.cast(x, self._compute_dtype) for x in (rows, matrix))

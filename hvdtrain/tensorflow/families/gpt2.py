@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import keras
 import keras_hub
@@ -10,13 +11,16 @@ import tensorflow as tf
 
 from hvdtrain.core.families import gpt2
 from hvdtrain.core.families.gpt2 import ModelSpec
-from hvdtrain.tensorflow.families._keras import ACTIVATIONS, round_products, set_attention_scale
+from hvdtrain.tensorflow.families._keras import ACTIVATIONS, Whole, round_products, set_attention_scale
 from hvdtrain.tensorflow.families._recompute import recompute_layer
 from hvdtrain.tensorflow.weights import Parameters
 
 
 class Network:
     """Decoder layers behind embeddings of tokens and positions; its head predicts the next token."""
+
+    # Layers are called through it, in the order of the forward pass.
+    gathered: Any = Whole()
 
     def __init__(self, model: ModelSpec, compute_dtype: str) -> None:
         """Build the model; see `Network` of `hvdtrain.core.families.family`."""
@@ -37,7 +41,8 @@ class Network:
             )
             self._head.build((None, None, model.n_embd))
             layers.append(self._head)
-        found = {v.path: v.value for layer in layers for v in layer.variables}
+        self.variables = [v for layer in layers for v in layer.variables]
+        found = {v.path: v.value for v in self.variables}
         self.classes = model.vocab_size
         self.parameters: Parameters = {
             name: tuple(found[path] for path in paths) for name, paths in gpt2.keras_paths(model).items()
@@ -52,14 +57,18 @@ class Network:
         """The last hidden state at every position but the last, (rows, length - 1, n_embd)."""
         ids = inputs["input_ids"]
         positions = inputs.get("position_ids", tf.range(ids.shape[1])[None])
-        hidden = self._dropout(self._tokens(ids) + self._positions(positions), training=training)
+        embedded = self.gathered(self._tokens, ids) + self.gathered(self._positions, positions)
+        hidden = self._dropout(embedded, training=training)
         mask = _attention_mask(inputs.get("document_ids"))
         for layer in self._layers:
-            hidden = layer(hidden, decoder_attention_mask=mask, training=training)
-        return self._norm(hidden)[:, :-1]
+            hidden = self.gathered(layer, hidden, decoder_attention_mask=mask, training=training)
+        return self.gathered(self._norm, hidden)[:, :-1]
 
     def logits(self, features: tf.Tensor) -> tf.Tensor:
         """The language-model head, (rows · (length - 1), vocab_size)."""
+        return self.gathered.head(self._logits, features)
+
+    def _logits(self, features: tf.Tensor) -> tf.Tensor:
         tied = self._model.tie_word_embeddings
         matrix = tf.convert_to_tensor(self._tokens.embeddings if tied else self._head.kernel)
         rows = tf.reshape(features, [-1, features.shape[-1]])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import keras
 import tensorflow as tf
@@ -11,13 +12,16 @@ from hvdtrain.core.families import llama
 from hvdtrain.core.families.llama import ModelSpec
 from hvdtrain.core.families.rope import rope_table
 from hvdtrain.core.families.weights import Weight
-from hvdtrain.tensorflow.families._keras import ACTIVATIONS, round_products
+from hvdtrain.tensorflow.families._keras import ACTIVATIONS, Whole, round_products
 from hvdtrain.tensorflow.families._recompute import recomputed
 from hvdtrain.tensorflow.weights import Parameters
 
 
 class Network:
     """Decoder layers behind the embeddings of tokens; its head predicts the next token."""
+
+    # Layers are called through it, in the order of the forward pass.
+    gathered: Any = Whole()
 
     def __init__(self, model: ModelSpec, compute_dtype: str) -> None:
         """Build the model; see `Network` of `hvdtrain.core.families.family`."""
@@ -31,6 +35,7 @@ class Network:
             if leaf == "weight":
                 self._layers[module] = self._layer(weight, f"{module}.bias" in names)
         self._dropout = keras.layers.Dropout(model.attention_dropout, dtype=model.dtype)
+        self.variables = [v for layer in (*self._layers.values(), self._dropout) for v in layer.variables]
         self.classes = model.vocab_size
         self.parameters: Parameters = {weight.name: (self._variable(weight.name),) for weight in table}
 
@@ -43,16 +48,20 @@ class Network:
         ids = inputs["input_ids"]
         rotation = self._rotation(ids.shape[1], inputs.get("position_ids"))
         mask = _attention_mask(ids.shape[1], inputs.get("document_ids"))
-        hidden = self._layers["model.embed_tokens"](ids)
+        hidden = self.gathered(self._layers["model.embed_tokens"], ids)
         for i in range(self._model.num_hidden_layers):
-            hidden = self._decoder(hidden, f"model.layers.{i}", rotation, mask, training=training)
-        return self._layers["model.norm"](hidden)[:, :-1]
+            where = f"model.layers.{i}"
+            hidden = self.gathered(self._decoder, hidden, where, rotation, mask, training=training)
+        return self.gathered(self._layers["model.norm"], hidden)[:, :-1]
 
     def logits(self, features: tf.Tensor) -> tf.Tensor:
         """The language-model head, (rows · (length - 1), vocab_size)."""
-        tied = self._model.tie_word_embeddings
-        (variable,) = self.parameters["model.embed_tokens.weight" if tied else "lm_head.weight"]
-        rows, matrix = tf.reshape(features, [-1, features.shape[-1]]), tf.convert_to_tensor(variable)
+        return self.gathered.head(self._logits, features)
+
+    def _logits(self, features: tf.Tensor) -> tf.Tensor:
+        tied, layers = self._model.tie_word_embeddings, self._layers
+        found = layers["model.embed_tokens"].embeddings if tied else layers["lm_head"].kernel
+        rows, matrix = tf.reshape(features, [-1, features.shape[-1]]), tf.convert_to_tensor(found)
         rows, matrix = (tf.cast(x, self._compute_dtype) for x in (rows, matrix))
         return tf.matmul(rows, matrix, transpose_b=tied)
 

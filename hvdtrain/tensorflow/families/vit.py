@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import keras
 import tensorflow as tf
@@ -11,13 +12,16 @@ from keras_hub.models import ViTBackbone
 from hvdtrain.core.families import vit
 from hvdtrain.core.families.vit import ModelSpec
 from hvdtrain.tensorflow.families._images import for_each_target, pixels_of
-from hvdtrain.tensorflow.families._keras import ACTIVATIONS, round_products, set_attention_scale
+from hvdtrain.tensorflow.families._keras import ACTIVATIONS, Whole, round_products, set_attention_scale
 from hvdtrain.tensorflow.families._recompute import recomputed
 from hvdtrain.tensorflow.weights import Parameters
 
 
 class Network:
     """The two layers of `ViTBackbone`, and a classifier that takes the [CLS] token."""
+
+    # Layers are called through it, in the order of the forward pass.
+    gathered: Any = Whole()
 
     def __init__(self, model: ModelSpec, compute_dtype: str) -> None:
         """Build the model; see `Network` of `hvdtrain.core.families.family`."""
@@ -40,7 +44,8 @@ class Network:
         self._head = keras.layers.Dense(model.num_labels, dtype=model.dtype, name="predictions")
         self._head.build((None, None, model.hidden_size))
         self._obey()
-        found = {v.path: v.value for v in [*backbone.variables, *self._head.variables]}
+        self.variables = [*backbone.variables, *self._head.variables]
+        found = {v.path: v.value for v in self.variables}
         self.classes = model.num_labels
         self.parameters: Parameters = {
             name: tuple(found[path] for path in paths) for name, paths in vit.keras_paths(model).items()
@@ -52,15 +57,15 @@ class Network:
 
     def features(self, inputs: Mapping[str, tf.Tensor], training: bool) -> tf.Tensor:
         """The last hidden state of the [CLS] token, once for each target: (rows, targets, hidden_size)."""
-        embedded = self._embeddings(pixels_of(inputs, self._model.dtype))
+        embedded = self.gathered(self._embeddings, pixels_of(inputs, self._model.dtype))
         hidden = self._encoder.dropout(tf.cast(embedded, self._model.dtype), training=training)
         for layer in self._layers:
-            hidden = layer(hidden, training=training)
-        return for_each_target(self._encoder.layer_norm(hidden)[:, 0], inputs)
+            hidden = self.gathered(layer, hidden, training=training)
+        return for_each_target(self.gathered(self._encoder.layer_norm, hidden)[:, 0], inputs)
 
     def logits(self, features: tf.Tensor) -> tf.Tensor:
         """The classifier, (rows, targets, num_labels)."""
-        return self._head(features)
+        return self.gathered.head(self._head, features)
 
     def _obey(self) -> None:
         # KerasHub 0.32 fixes the GELU, whose constant TensorFlow rounds to float32.
