@@ -6,9 +6,11 @@ import importlib
 import inspect
 import json as json_
 import math
+import re
 import sys
+from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -17,6 +19,13 @@ from hvdtrain.core.errors import HvdtrainError
 from hvdtrain.core.process.outputs import open_outputs
 from hvdtrain.engine.commands import doctor, engine_app
 from hvdtrain.launch.command import Framework, run
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from hvdtrain.core.families.family import Family
+    from hvdtrain.core.plan.plan import Plan
+    from hvdtrain.core.spec.job_spec import JobSpec
 
 app = typer.Typer(
     help="One job spec, trained on many machines by Horovod in PyTorch or TensorFlow.",
@@ -46,6 +55,28 @@ def validate(spec: _Spec, set_: _Set = None) -> None:
     typer.echo(f"{spec}: valid")
 
 
+class _ZeroStage(StrEnum):
+    """`zero_stage` of a spec, or all there are."""
+
+    NONE, ONE, TWO, THREE, ALL = "0", "1", "2", "3", "all"
+
+
+def _bytes(text: str) -> int:
+    """A positive number of bytes, as 24GiB, 80GB, 512MiB or 1000000."""
+    from pydantic import ByteSize, TypeAdapter, ValidationError
+
+    try:
+        # Pydantic would leave aside what follows.
+        found = int(TypeAdapter(ByteSize).validate_python(text)) if re.fullmatch(r"[\d.]+ *\w*", text) else 0
+    except ValidationError:
+        found = 0
+    if found < 1:
+        raise typer.BadParameter(
+            f"expected a number of bytes, such as 24GiB, 80GB or 512MiB (found {text!r})"
+        )
+    return found
+
+
 @app.command()
 def plan(
     spec: _Spec,
@@ -55,6 +86,18 @@ def plan(
         int | None, typer.Option(min=1, help="Ranks on one host; all of them by default.")
     ] = None,
     set_: _Set = None,
+    zero_stage: Annotated[
+        _ZeroStage | None,
+        typer.Option(help="Stage of sharding, in place of the spec's; all: what each takes, side by side."),
+    ] = None,
+    fit: Annotated[
+        int | None,
+        typer.Option(
+            parser=_bytes,
+            metavar="BYTES",
+            help="Show how many layers fit in so much memory per rank, such as 24GiB, with each stage.",
+        ),
+    ] = None,
     framework: Annotated[
         Framework | None,
         typer.Option(help="Which framework builds a model of your own; default: the spec's."),
@@ -63,28 +106,44 @@ def plan(
 ) -> None:
     """Print every number that training SPEC on -np ranks would use; prepares the data, starts nothing."""
     from hvdtrain.core import strict_json
-    from hvdtrain.core.families import custom, family_of
-    from hvdtrain.core.plan.table import print_plan
-    from hvdtrain.core.process.host import usable_cores
-    from hvdtrain.core.run.job import open_family, plan_job, prepare_data
-    from hvdtrain.core.run.world import World
+    from hvdtrain.core.plan.stages import ZERO_STAGES, Stages, compare_stages
+    from hvdtrain.core.plan.table import print_plan, print_stages
     from hvdtrain.core.spec.job_spec import load_spec
     from hvdtrain.engine.cache import wire_types
 
-    job = load_spec(spec, set_ or ())
+    one = None if zero_stage in (None, _ZeroStage.ALL) else f"zero_stage={zero_stage}"
+    job = load_spec(spec, [*(set_ or ()), *filter(None, [one])])
     job.rules.check_wire(wire_types())
-    world = World(0, np, 0, local or np, usable_cores())
+    family, plan_of = _planner(job, framework, np, local or np)
+    if fit is None and zero_stage is not _ZeroStage.ALL:
+        found: Plan | Stages = plan_of(job)
+    else:
+        found = compare_stages(job, (job.zero_stage,) if one else ZERO_STAGES, plan_of, family, fit)
+    if json:
+        typer.echo(strict_json.dumps(found.as_dict(), indent=2))
+    elif isinstance(found, Stages):
+        print_stages(found, f"{spec}: what each zero_stage takes on {np} rank(s)")
+    else:
+        print_plan(found, f"{spec}: what a run on {np} rank(s) will do")
+
+
+def _planner(
+    job: JobSpec, framework: Framework | None, ranks: int, local: int
+) -> tuple[Family, Callable[[JobSpec], Plan]]:
+    """The family of a job's model, and what plans specs with the job's model and data."""
+    from hvdtrain.core.families import custom, family_of
+    from hvdtrain.core.process.host import usable_cores
+    from hvdtrain.core.run.job import open_family, plan_job, prepare_data
+    from hvdtrain.core.run.world import World
+
+    world = World(0, ranks, 0, local, usable_cores())
     dataset = prepare_data(job, lambda line: typer.echo(line, err=True))
     if isinstance(job.model, custom.ModelSpec):
         chosen = framework or (Framework.TORCH if job.model.torch else Framework.TENSORFLOW)
         family, _ = open_family(importlib.import_module(f"hvdtrain.{chosen}.job").load(), job, dataset)
     else:
         family = family_of(job.model)
-    found = plan_job(job, family, dataset, np, world.threads(job.num_threads))
-    if json:
-        typer.echo(strict_json.dumps(found.as_dict(), indent=2))
-    else:
-        print_plan(found, f"{spec}: what a run on {np} rank(s) will do")
+    return family, lambda spec: plan_job(spec, family, dataset, ranks, world.threads(spec.num_threads))
 
 
 @app.command()

@@ -92,7 +92,15 @@ def test_what_is_wrong_is_one_message_and_status_1(job: Path, arguments: list[st
 
 
 @pytest.mark.parametrize(
-    "arguments", [["validate"], ["plan", "job.yaml", "-np", "0"], ["nonsense"], ["schema", "--nonsense"]]
+    "arguments",
+    [
+        ["validate"],
+        ["plan", "job.yaml", "-np", "0"],
+        ["plan", "job.yaml", "--zero-stage", "4"],
+        *(["plan", "job.yaml", "--fit", bad] for bad in ("24 apples", "24GiB/rank", "0")),
+        ["nonsense"],
+        ["schema", "--nonsense"],
+    ],
 )
 def test_a_wrong_command_line_is_status_2_with_help(job: Path, arguments: list[str]) -> None:
     done = hvdtrain(job, *arguments)
@@ -131,6 +139,21 @@ def test_the_plan_as_a_table_shows_the_same_numbers(job: Path) -> None:
     assert f"{found['tokenizer_size']} of {found['vocab_size']} tokens" in done.stdout
     assert found["tokenizer_size"] <= found["vocab_size"] == 80
     assert found["unknown_share"] == 0.0
+
+
+def test_the_plan_shows_stages_side_by_side_and_what_fits(job: Path) -> None:
+    command = ["plan", "job.yaml", "-np", "4", "--json", "--zero-stage"]
+    stages = json.loads(hvdtrain(job, *command, "all").stdout)["stages"]
+    assert [*stages] == ["0", "1", "2", "3"]
+    third = json.loads(hvdtrain(job, *command, "3").stdout)
+    for name in ("parameters", "memory", "wire_bytes_per_update"):
+        assert stages["3"][name] == third[name] != stages["1"][name] or name == "parameters"
+    fits = json.loads(hvdtrain(job, *command, "3", "--fit", "0.5MB").stdout)
+    assert fits["varied"] == "num_hidden_layers"
+    assert fits["available"] == 500_000
+    assert stages["3"]["memory"]["total"] < fits["stages"].pop("3")["memory"]["total"] <= 500_000
+    assert not fits["stages"]
+    assert "num_hidden_layers" in hvdtrain(job, "plan", "job.yaml", "--fit", "1MiB").stdout
 
 
 def test_threads_are_shared_among_the_ranks_of_a_host_unless_given(job: Path) -> None:

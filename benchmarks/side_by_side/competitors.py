@@ -6,7 +6,7 @@ import json
 import os
 import socket
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -18,13 +18,14 @@ from hvdtrain.launch.hosts import Host
 
 RANKS = 2
 Framework = Literal["torch", "tensorflow"]
-Model = Literal["default", "medium"]
+Model = Literal["default", "medium", "gpt2"]
 
 # Common to all: one compute thread a rank, a constant learning rate (each library has schedules of its own).
 _COMMON = ("num_threads=1", "schedule.type=constant", "schedule.warmup_steps=0")
 _MODELS: dict[Model, tuple[str, ...]] = {
     "default": (),
     "medium": ("model.vocab_size=8192", "model.hidden_size=256", "model.intermediate_size=1024"),
+    "gpt2": (),
 }
 
 
@@ -39,6 +40,7 @@ class Competitor:
         wire: of Horovod; None for those who do not use it.
         cycle_time_ms: Horovod's, None for the default of whoever starts it.
         linked: whether its ranks exchange gradients; if not, they only keep each other's core company.
+        settings: overrides of the job that all train.
     """
 
     name: str
@@ -47,6 +49,7 @@ class Competitor:
     wire: Wire | None = None
     cycle_time_ms: float | None = None
     linked: bool = True
+    settings: tuple[str, ...] = ()
 
     @property
     def works_while_waiting(self) -> bool:
@@ -82,9 +85,25 @@ def wrappers(framework: Framework) -> tuple[Competitor, ...]:
     )
 
 
-def model_spec(model: Model) -> JobSpec:
-    """The job all competitors train: the packaged BERT, or its medium size (4 x 256, vocabulary 8192)."""
-    return load_spec("bert", (*_COMMON, *_MODELS[model]))
+def sharded(framework: Framework) -> tuple[Competitor, ...]:
+    """This project's Trainer with each `zero_stage`, over MPI and over Gloo, and PyTorch's FSDP2."""
+    stages = [
+        Competitor(f"stage {stage} ({name})", framework, "hvdtrain", wire, settings=(f"zero_stage={stage}",))
+        for wire, name in ((Wire.MPI, "MPI"), (Wire.GLOO, "Gloo"))
+        for stage in range(4)
+    ]
+    fsdp = Competitor("PyTorch FSDP2 (Gloo)", framework, "fsdp")
+    return (*stages, fsdp) if framework == "torch" else tuple(stages)
+
+
+def model_spec(model: Model, settings: Sequence[str] = ()) -> JobSpec:
+    """The job all competitors train.
+
+    Args:
+        model: the packaged BERT, its medium size (4 x 256, vocabulary 8192), or the packaged GPT-2.
+        settings: overrides of one competitor.
+    """
+    return load_spec("gpt2" if model == "gpt2" else "bert", (*_COMMON, *_MODELS[model], *settings))
 
 
 @dataclass(frozen=True)
@@ -107,12 +126,13 @@ def starts(competitor: Competitor, model: Model, folder: Path, meeting: Path) ->
     Returns:
         What to start, all at the same time.
     """
-    program = ("-m", "side_by_side.worker", competitor.framework, competitor.role, model, str(meeting))
+    who = competitor.framework, competitor.role, model, str(meeting), *competitor.settings
+    program = ("-m", "side_by_side.worker", *who)
     env = _environment(competitor)
     if competitor.wire is not None:
         return [Start(_launcher_command(competitor, program, env), env)]
     by_rank = [{"RANK": str(rank), "WORLD_SIZE": str(RANKS)} for rank in range(RANKS)]
-    if competitor.role == "ddp":
+    if competitor.role in ("ddp", "fsdp"):
         by_rank = [{**own, "MEETING_FILE": str(folder / "ranks")} for own in by_rank]
     elif competitor.role == "mirrored":
         workers = [f"localhost:{port}" for port in _free_ports(RANKS)]

@@ -17,7 +17,7 @@ from side_by_side.competitors import Framework, Model, model_spec
 _FIRST_STEPS = 3
 
 
-def main(framework: Framework, role: str, model: Model, meeting: str) -> None:
+def main(framework: Framework, role: str, model: Model, meeting: str, *settings: str) -> None:
     """Join, and train until told to stop.
 
     Args:
@@ -25,9 +25,10 @@ def main(framework: Framework, role: str, model: Model, meeting: str) -> None:
         role: a function of that framework's steps.
         model: name of the model.
         meeting: the conductor's socket.
+        settings: overrides of the job.
     """
     build = getattr(importlib.import_module(f"side_by_side.{framework}_steps"), role)
-    rank, step = build(model_spec(model))
+    rank, step = build(model_spec(model, settings))
     for number in range(_FIRST_STEPS):
         step(number)
     done = _FIRST_STEPS

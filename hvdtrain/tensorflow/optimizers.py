@@ -8,7 +8,7 @@ from itertools import accumulate
 import numpy as np
 import tensorflow as tf
 
-from hvdtrain.core.checkpoints.state import MOMENTS, take_moment
+from hvdtrain.core.checkpoints.state import MOMENTS
 from hvdtrain.core.spec.optimizer_sections import OptimizerSpec
 from hvdtrain.core.update.groups import setting_of
 from hvdtrain.core.update.shards import Shard
@@ -93,14 +93,15 @@ class Optimizer:
         given = iter(arrays)
         for shard, pieces in zip(self._shards, self._pieces, strict=True):
             for number, moment in enumerate(MOMENTS[self._spec.type]):
-                found = take_moment(shard.bucket, moment, given)
-                if self._exchange is None:
-                    for weight, piece, array in zip(shard.bucket.weights, pieces, found, strict=True):
-                        write(weight, piece.moments[number], array)
-                    continue
-                flat = np.concatenate([array.ravel() for array in found])
-                for piece, cut in zip(pieces, shard.pieces(self._spec), strict=True):
-                    piece.moments[number][0].assign(flat[cut.start : cut.start + cut.size])
+                own = shard.take(moment, given)
+                sizes = [sum(size for _, size in piece.parts) for piece in pieces]
+                for piece, size, end in zip(pieces, sizes, accumulate(sizes), strict=True):
+                    part = own[end - size : end]
+                    if self._exchange is None:
+                        ((weight, _),) = piece.parts
+                        write(weight, piece.moments[number], part.reshape(weight.shape))
+                    else:
+                        piece.moments[number][0].assign(part)
 
     def read_weights(self) -> list[tf.Tensor]:
         """Copies of the weights, flat, one tensor a bucket."""

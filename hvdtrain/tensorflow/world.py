@@ -28,7 +28,7 @@ def init(spec: JobSpec) -> Ranks:
         All ranks of the job, as this one sees them.
     """
     horovod_environment(spec.communication)
-    keep_freed_memory()
+    keep_freed_memory(spec.zero_stage)
     hvd.init()
     cores, mpi = usable_cores(), reduces_over_mpi()
     world = World(hvd.rank(), hvd.size(), hvd.local_rank(), hvd.local_size(), cores, mpi)

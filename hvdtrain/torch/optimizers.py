@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from hvdtrain.core.checkpoints.state import MOMENTS, take_moment
+from hvdtrain.core.checkpoints.state import MOMENTS
 from hvdtrain.core.spec.optimizer_sections import OptimizerSpec
 from hvdtrain.core.update.groups import Setting
 from hvdtrain.core.update.shards import Shard, scratch_elements
@@ -96,8 +96,7 @@ class Optimizer:
         for shard, pieces in zip(self._shards, self._pieces, strict=True):
             sizes = [piece.numel() for piece in pieces]
             for moment in MOMENTS[self._spec.type]:
-                flat = np.concatenate([array.ravel() for array in take_moment(shard.bucket, moment, given)])
-                own = torch.from_numpy(flat[shard.start : shard.start + sum(sizes)])
+                own = torch.from_numpy(shard.take(moment, given)[: sum(sizes)])
                 for piece, part in zip(pieces, own.split(sizes), strict=True):
                     state = self._optimizer.state[piece]
                     state[moment] = part.to(piece.device, piece.dtype, copy=True)

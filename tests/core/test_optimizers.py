@@ -321,6 +321,21 @@ def test_a_bucket_is_gathered_only_when_its_moments_are_read(framework: str) -> 
         np.testing.assert_array_equal(array, moments[name])
 
 
+@pytest.mark.parametrize("ranks", [1, 2, 3, 5, 40])
+def test_a_rank_takes_its_part_of_a_moment(ranks: int) -> None:
+    random = np.random.default_rng(3)
+    moments = {f"{weight.name}.exp_avg": random.random(weight.shape) for weight in WEIGHTS}
+    for bucket in BUCKETS:
+        size = -(-bucket.size // ranks)
+        names = [f"{weight.name}.exp_avg" for weight in bucket.weights]
+        whole = np.concatenate([*(moments[name].ravel() for name in names), np.zeros(ranks * size)])
+        for rank in range(ranks):
+            found = Shard(bucket, ranks, rank, size).take("exp_avg", ((n, moments[n]) for n in names))
+            np.testing.assert_array_equal(found, whole[rank * size :][:size])
+    with pytest.raises(ValueError, match=rf"expected {BUCKETS[0].weights[0].name}.exp_avg, found other"):
+        SHARDS[0].take("exp_avg", iter([("other", np.zeros(3))]))
+
+
 @given(st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=9), st.floats(1e-3, 1e3))
 def test_clipping_is_pytorchs(values: list[float], max_norm: float) -> None:
     parameter = torch.nn.Parameter(torch.zeros(len(values), dtype=torch.float64))

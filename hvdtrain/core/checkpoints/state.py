@@ -7,9 +7,8 @@ on another number of ranks.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import islice
 from operator import itemgetter
 from pathlib import Path
 from typing import Any
@@ -135,19 +134,6 @@ def layout_of(buckets: Sequence[Bucket], rules: Rules) -> str:
     return json.dumps(
         [[rules.policy(b).model_dump(mode="json"), [w.name for w in b.weights]] for b in buckets]
     )
-
-
-def take_moment(bucket: Bucket, moment: str, arrays: Iterator[tuple[str, np.ndarray]]) -> list[np.ndarray]:
-    """The next arrays of a stream: one moment of each weight of a bucket, in the bucket's order.
-
-    Args:
-        bucket: holds the weights.
-        moment: such as `exp_avg`.
-        arrays: by name, in the order of `OptimizerState.read`.
-    """
-    names = [f"{weight.name}.{moment}" for weight in bucket.weights]
-    found = dict(islice(arrays, len(names)))
-    return [found[name] for name in names]
 
 
 def share_out(policy: Policy, arrays: Mapping[str, np.ndarray], ranks: int) -> list[Arrays]:

@@ -17,6 +17,7 @@ from hvdtrain.core.spec.sections import Count, ModelSection, Probability
 
 TASKS = ("masked_lm", "text_classification")
 DROPOUT = ("hidden_dropout_prob", "attention_probs_dropout_prob", "classifier_dropout")
+LAYERS = "num_hidden_layers"
 NETWORKS = {"torch": "hvdtrain.torch.families.bert", "tensorflow": "hvdtrain.tensorflow.families.bert"}
 HEADS = ("cls.", "bert.pooler.", "classifier.")
 HEAD_FIELDS = {"num_labels": "text_classification"}
@@ -169,7 +170,7 @@ def activation_bytes(model: ModelSpec, rows: int, length: int, predictions: int,
 def checkpointed_bytes(model: ModelSpec, rows: int, length: int, predictions: int, itemsize: int) -> int:
     """As `activation_bytes`, with gradient checkpointing: the input of each layer, and all of one layer."""
     shape, elements = (rows, length, predictions, itemsize), rows * length * model.hidden_size
-    return bytes_with_inputs_alone(activation_bytes, model, "num_hidden_layers", elements, *shape)
+    return bytes_with_inputs_alone(activation_bytes, model, LAYERS, elements, *shape)
 
 
 def product_elements(model: ModelSpec) -> int:

@@ -22,6 +22,7 @@ class Family(Protocol):
             A spec may give others than those of the folder that it starts from, whose head is not taken then.
         FIXED: values of fields of a `config.json` that the family has no field for, since it computes nothing
             else; optional.
+        LAYERS: the field of its section that is the number of its equal layers; optional.
         FREE: fields of its section that do not say what the weights are, so that a spec may have other values
             than the `config.json` it starts from; optional.
 

@@ -16,6 +16,7 @@ from hvdtrain.core.spec.sections import Count, ModelSection, Probability
 
 TASKS = ("causal_lm",)
 DROPOUT = ("resid_pdrop", "embd_pdrop", "attn_pdrop")
+LAYERS = "n_layer"
 NETWORKS = {"torch": "hvdtrain.torch.families.gpt2", "tensorflow": "hvdtrain.tensorflow.families.gpt2"}
 HEADS = ("lm_head.",)
 FIXED = {
@@ -175,7 +176,7 @@ def activation_bytes(model: ModelSpec, rows: int, length: int, predictions: int,
 def checkpointed_bytes(model: ModelSpec, rows: int, length: int, predictions: int, itemsize: int) -> int:
     """As `activation_bytes`, with gradient checkpointing: the input of each layer, and all of one layer."""
     shape, elements = (rows, length, predictions, itemsize), rows * length * model.n_embd
-    return bytes_with_inputs_alone(activation_bytes, model, "n_layer", elements, *shape)
+    return bytes_with_inputs_alone(activation_bytes, model, LAYERS, elements, *shape)
 
 
 def product_elements(model: ModelSpec) -> int:

@@ -16,6 +16,7 @@ from hvdtrain.core.spec.sections import Count, ModelSection, Probability
 
 TASKS = ("causal_lm",)
 DROPOUT = ("attention_dropout",)
+LAYERS = "num_hidden_layers"
 NETWORKS = {"torch": "hvdtrain.torch.families.llama", "tensorflow": "hvdtrain.tensorflow.families.llama"}
 HEADS = ("lm_head.",)
 
@@ -141,7 +142,7 @@ def activation_bytes(model: ModelSpec, rows: int, length: int, predictions: int,
 def checkpointed_bytes(model: ModelSpec, rows: int, length: int, predictions: int, itemsize: int) -> int:
     """As `activation_bytes`, with gradient checkpointing: the input of each layer, and all of one layer."""
     shape, elements = (rows, length, predictions, itemsize), rows * length * model.hidden_size
-    return bytes_with_inputs_alone(activation_bytes, model, "num_hidden_layers", elements, *shape)
+    return bytes_with_inputs_alone(activation_bytes, model, LAYERS, elements, *shape)
 
 
 def product_elements(model: ModelSpec) -> int:

@@ -77,6 +77,13 @@ def notes_on_text(text: TextFacts | None) -> list[str]:
     return [f"data: {text.unknown_share:.1%} of the text is [UNK], which is lost: {cure}"]
 
 
+def notes_on_memory(spec: JobSpec) -> list[str]:
+    """What becomes of memory that ranks give back."""
+    if not spec.rules.shards_gradients:
+        return []
+    return ["zero_stage: large blocks of freed memory go back to the system at once, which takes time"]
+
+
 def notes_on_updates(spec: JobSpec, accumulation: Accumulation, max_steps: int) -> list[str]:
     """Fields that have no effect in so many updates."""
     return [

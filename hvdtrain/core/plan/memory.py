@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 
@@ -30,6 +31,7 @@ class Memory:
         compression: residuals and the like.
         activations: what a micro-batch's forward pass saves for its backward pass; None: not predicted.
         low_precision_weights: 16-bit copies of the weights of matrix products, made by every forward pass.
+            The backward pass uses them, so all are kept, also where the weights themselves are sharded.
     """
 
     weights: int
@@ -58,13 +60,16 @@ def gradient_elements(rules: Rules, shards: Sequence[Shard]) -> int:
 def weight_elements(rules: Rules, shards: Sequence[Shard]) -> int:
     """Elements of the weights that a rank holds at a time.
 
-    Where they are sharded, those are its shards, the layer in use and the next one: the two largest.
+    Where they are sharded, those are its shards, the layer in use and the one that is used next, at the two
+    neighbours that have most.
     """
     if not rules.shards_weights:
         return sum(shard.padded for shard in shards)
-    units = plan_gathers([shard.bucket for shard in shards]).units
-    layers = sorted(sum(shards[index].padded for index in unit) for unit in units)
-    return sum(shard.size for shard in shards) + sum(layers[-2:])
+    gathers = plan_gathers([shard.bucket for shard in shards])
+    sizes = [sum(shards[index].padded for index in unit) for unit in gathers.units]
+    order = (gathers.forward[0], *gathers.forward, *gathers.backward)
+    in_use = max(sum(sizes[unit] for unit in {*pair}) for pair in pairwise(order))
+    return sum(shard.size for shard in shards) + in_use
 
 
 def predict_memory(

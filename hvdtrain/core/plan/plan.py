@@ -10,26 +10,31 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hvdtrain.core.compression.rows import pays
 from hvdtrain.core.data.batches import TextFacts
 from hvdtrain.core.errors import SpecError
 from hvdtrain.core.families.family import Family
 from hvdtrain.core.families.weights import Weight
-from hvdtrain.core.plan.checks import check, check_micro_batches, notes_on_text, notes_on_updates
+from hvdtrain.core.plan.checks import (
+    check,
+    check_micro_batches,
+    notes_on_memory,
+    notes_on_text,
+    notes_on_updates,
+)
+from hvdtrain.core.plan.layout import lay_out_buckets
 from hvdtrain.core.plan.memory import Memory, predict_memory
 from hvdtrain.core.plan.updates import Updates, count_updates
 from hvdtrain.core.spec.job_spec import JobSpec
 from hvdtrain.core.spec.optimizer_sections import OptimizerSpec
 from hvdtrain.core.tasks import task_of
 from hvdtrain.core.update.accumulation import Accumulation, BatchSizes
-from hvdtrain.core.update.buckets import Bucket, plan_buckets
+from hvdtrain.core.update.buckets import Bucket
 from hvdtrain.core.update.groups import setting_of
 from hvdtrain.core.update.precision import compute_dtype, cpu_notes
 from hvdtrain.core.update.schedules import check_peak
 
 # Horovod negotiates every cycle, also while idle: its default of 1 ms takes a tenth of two busy cores.
 CYCLE_TIME_MS = 10.0
-_MIB = 2**20
 
 
 @dataclass(frozen=True)
@@ -150,6 +155,7 @@ def make_plan(
             *notes_on_text(text),
             *spec.rules.not_yet(updates.max_steps),
             *notes_on_updates(spec, updates.accumulation, updates.max_steps),
+            *notes_on_memory(spec),
             *cpu_notes(spec, cpu_flags),
         ),
     )
@@ -170,7 +176,7 @@ def _plan(
 ) -> Plan:
     rules, batch, rows = spec.rules, updates.batch, updates.batch.per_device_train_batch_size
     itemsize = np.dtype(spec.model.dtype).itemsize
-    buckets = _buckets(spec, weights, updates.accumulation, itemsize)
+    buckets = lay_out_buckets(spec, weights, updates.accumulation)
     return Plan(
         size=size,
         batch=batch,
@@ -200,22 +206,6 @@ def _plan(
     )
 
 
-def _buckets(
-    spec: JobSpec, weights: Sequence[Weight], accumulation: Accumulation, itemsize: int
-) -> tuple[Bucket, ...]:
-    most = _most_tokens(accumulation, task_of(spec.task).shapes(spec.data, spec.task).length)
-
-    def touched_rows(weight: Weight) -> int | None:
-        if not weight.lookup or most >= weight.shape[0] or spec.rules.sharded:
-            return None
-        rows, columns = weight.shape
-        return most if pays((rows, columns), most, itemsize, accumulation.size) else None
-
-    cap_bytes = spec.communication.bucket_cap_mb * _MIB
-    rules = spec.rules
-    return plan_buckets(weights, itemsize, cap_bytes, rules.apart, touched_rows, rules.shards_weights)
-
-
 def _flops(spec: JobSpec, family: Family | None, batch: BatchSizes) -> int | None:
     if family is None:
         return None
@@ -223,14 +213,6 @@ def _flops(spec: JobSpec, family: Family | None, batch: BatchSizes) -> int | Non
     samples = batch.per_device_train_batch_size * batch.gradient_accumulation_steps
     each = family.flops(spec.model, shapes.length, shapes.predictions)
     return None if each is None else samples * each
-
-
-def _most_tokens(accumulation: Accumulation, max_seq_length: int) -> int:
-    """How many different tokens a rank can meet in one update, [PAD] included."""
-    if accumulation.target_tokens is not None:
-        return accumulation.target_tokens + max_seq_length + 1
-    steps = max(steps for _, steps in accumulation.stages)
-    return steps * accumulation.per_device * max_seq_length + 1
 
 
 def warmup_updates(spec: JobSpec, max_steps: int) -> int:

@@ -2,11 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
+
 from rich.console import Console
 
 from hvdtrain.core.data.batches import TextFacts
+from hvdtrain.core.plan.memory import Memory
 from hvdtrain.core.plan.plan import Plan
+from hvdtrain.core.plan.stages import MOST_LAYERS, Stage, Stages
 from hvdtrain.core.tables import Kind, make_table, print_table
+
+# Beside parts of a rank's memory.
+_REMARKS = {
+    "compression": "residuals and the like",
+    "activations": "of one micro-batch, in PyTorch",
+    "16-bit weights": "copies for matrix products",
+}
 
 
 def print_plan(plan: Plan, title: str) -> None:
@@ -14,8 +25,63 @@ def print_plan(plan: Plan, title: str) -> None:
     columns: dict[str, Kind] = {" ": "name", "  ": "name", "   ": "text"}
     console = Console()
     print_table(make_table(columns, _rows(plan), title, lines=False), console)
-    for note in plan.notes:
+    _print_notes(console, plan.notes)
+
+
+def print_stages(stages: Stages, title: str) -> None:
+    """Print stages on standard output, a column each; bytes are shown in MiB (2^20).
+
+    Args:
+        stages: below the table stand the reasons of those without numbers.
+        title: above the table.
+    """
+    columns: dict[str, Kind] = {"zero_stage": "name", **{str(stage): "number" for stage in stages.found}}
+    cells = [_stage(found, stages.varied) for found in stages.found.values()]
+    rows = [(name, *(column.get(name, "-") for column in cells)) for name in max(cells, key=len)]
+    console = Console()
+    console.print(title, soft_wrap=True, markup=False, highlight=False)
+    if rows:
+        print_table(make_table(columns, rows, lines=False), console)
+    _print_notes(console, _stage_notes(stages))
+
+
+def _stage_notes(stages: Stages) -> Iterator[str]:
+    yield "memory is that at the end of a forward pass, without what the framework itself takes"
+    if stages.available is not None:
+        fits = f"as large as fits in {_mib(stages.available)}, up to {MOST_LAYERS:,}"
+        yield f"{stages.varied} is {fits}; all else is as in the spec"
+    for stage, found in stages.found.items():
+        if isinstance(found, str):
+            yield f"zero_stage {stage}: {found}"
+
+
+def _print_notes(console: Console, notes: Iterable[str]) -> None:
+    for note in notes:
         console.print(f"note: {note}", soft_wrap=True, markup=False, highlight=False)
+
+
+def _stage(found: Stage | str, varied: str | None) -> dict[str, str]:
+    """A column of the table, by the names of its rows; empty where there are no numbers."""
+    if isinstance(found, str):
+        return {}
+    return {
+        **({varied: f"{found.layers:,}"} if varied else {}),
+        "parameters": f"{found.parameters:,}",
+        "memory per rank": _mib(found.memory.total),
+        **{f"  {part}": _mib(count) for part, count in _parts(found.memory).items()},
+        "wire per update": _mib(found.wire_bytes_per_update),
+    }
+
+
+def _parts(memory: Memory) -> dict[str, int | None]:
+    return {
+        "weights": memory.weights,
+        "gradients": memory.gradients,
+        "optimizer": memory.optimizer,
+        "compression": memory.compression,
+        "activations": memory.activations,
+        "16-bit weights": memory.low_precision_weights,
+    }
 
 
 def _rows(plan: Plan) -> list[tuple[str, str, str]]:
@@ -44,12 +110,7 @@ def _rows(plan: Plan) -> list[tuple[str, str, str]]:
             else f"{plan.flops_per_update / 1e9:.3g} GFLOP an update and rank",
         ),
         ("memory per rank", _mib(memory.total), "at the end of a forward pass"),
-        ("  weights", _mib(memory.weights), ""),
-        ("  gradients", _mib(memory.gradients), ""),
-        ("  optimizer", _mib(memory.optimizer), ""),
-        ("  compression", _mib(memory.compression), "residuals and the like"),
-        ("  activations", _mib(memory.activations), "of one micro-batch, in PyTorch"),
-        ("  16-bit weights", _mib(memory.low_precision_weights), "copies for matrix products"),
+        *((f"  {part}", _mib(count), _REMARKS.get(part, "")) for part, count in _parts(memory).items()),
         ("Horovod cycle", f"{plan.cycle_time_ms:g} ms", "unless HOROVOD_CYCLE_TIME is set"),
     ]
 

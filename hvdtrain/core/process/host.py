@@ -9,6 +9,8 @@ from pathlib import Path
 _MIB = 2**20
 # Of glibc's malloc.h.
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8
+# The largest block that is kept, and how much in all.
+_KEPT, _GIVEN_BACK = (32 * _MIB, 1024 * _MIB), (4 * _MIB, 4 * _MIB)
 
 
 def usable_cores() -> int:
@@ -25,16 +27,19 @@ def cpu_flags() -> frozenset[str]:
     return frozenset(next((line.partition(":")[2].split() for line in lines if line.startswith("flags")), ()))
 
 
-def keep_freed_memory() -> None:
+def keep_freed_memory(zero_stage: int) -> None:
     """Have the C library keep what it is given back, for the next update needs as much again.
 
-    Where the library is not glibc, nothing is done. Blocks above 32 MiB go back all the same.
+    Where ranks hold gradients or weights of a few layers at a time (`zero_stage` 2 and 3), large blocks go
+    back to the system at once, or a process would keep what sharding saves. Where the library is not glibc,
+    nothing is done.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
         # Without these, the system maps and clears the memory of the activations again in each update.
-        mallopt(_M_MMAP_THRESHOLD, 32 * _MIB)
-        mallopt(_M_TRIM_THRESHOLD, 1024 * _MIB)
+        kept, trim = _GIVEN_BACK if zero_stage >= 2 else _KEPT
+        mallopt(_M_MMAP_THRESHOLD, kept)
+        mallopt(_M_TRIM_THRESHOLD, trim)
         # A thread's own arena gives blocks of tens of MiB back whatever the threshold: an update of 28
         # million weights took TensorFlow an eighth longer.
         mallopt(_M_ARENA_MAX, 1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
@@ -68,6 +69,7 @@ def plan_buckets(
     """
     closed: list[list[Weight]] = []
     filling: dict[tuple[bool, Hashable, Hashable], list[Weight]] = {}
+    filled: Counter[Hashable] = Counter()
     for weight in reversed(weights):
         if touched_rows(weight) is not None:
             closed.append([weight])
@@ -75,10 +77,12 @@ def plan_buckets(
         layer = (weight.layer, weight.tied) if by_layer else None
         kind = weight.embedding, group(weight), layer
         members = filling.pop(kind, [])
-        if members and sum(w.size for w in (*members, weight)) * itemsize > cap_bytes:
+        if members and (filled[kind] + weight.size) * itemsize > cap_bytes:
             closed.append(members)
-            members = []
-        filling[kind] = [*members, weight]
+            members, filled[kind] = [], 0
+        members.append(weight)
+        filling[kind] = members
+        filled[kind] += weight.size
     for (embedding, *_), members in filling.items():
         whole = embedding or by_layer
         closed += [members] if whole else _last_apart(members, cap_bytes / 4 / itemsize)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, groupby
+
+import numpy as np
 
 from hvdtrain.core.families.weights import Weight
 from hvdtrain.core.spec.optimizer_sections import OptimizerSpec
@@ -91,6 +93,32 @@ class Shard:
         for setting, members in runs:
             (first, *_), *_ = run = list(members)
             found.append(Piece(setting, first, tuple((weight, count) for _, weight, count in run)))
+        return found
+
+    def take(self, moment: str, arrays: Iterator[tuple[str, np.ndarray]]) -> np.ndarray:
+        """Copy this part of a moment from the next arrays of a stream, each of which is let go at once.
+
+        Args:
+            moment: such as `exp_avg`.
+            arrays: with their names; the next are this moment of each weight of the bucket, in its order.
+
+        Returns:
+            (size,), with zeros in the padding.
+
+        Raises:
+            ValueError: the next array is another one.
+        """
+        found = np.zeros(0)
+        for weight, end in zip(self.bucket.weights, accumulate(self.bucket.sizes), strict=True):
+            name, array = next(arrays)
+            if name != f"{weight.name}.{moment}":
+                raise ValueError(f"expected {weight.name}.{moment}, found {name}")
+            if not found.size:
+                found = np.zeros(self.size, array.dtype)
+            first, begin = max(self.start, end - weight.size), end - weight.size
+            last = max(first, min(self.start + self.size, end))
+            found[first - self.start : last - self.start] = array.reshape(-1)[first - begin : last - begin]
+            del array
         return found
 
 
