@@ -119,6 +119,7 @@ class GatheredWeights(HeldWeights):
             others: weights of the layer before that it uses, too.
         """
         if self._place:
+            assert self._place == len(self._plan.forward) - 1, "the network has called too few layers"
             self._next(x)
         names = [w.name for i in self._plan.units[self._plan.held] for w in self._shards[i].bucket.weights]
         held = [*(variable for name in names for variable in self._variables[name]), *others]

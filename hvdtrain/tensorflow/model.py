@@ -201,7 +201,7 @@ class Model:
     def read(self, weights: Sequence[Weight] | None = None) -> Iterator[tuple[str, np.ndarray]]:
         """Copies of all weights and buffers, or of some, one at a time, in the Hugging Face layout."""
         parameters = self.parameters
-        chosen = weights or self.weights
+        chosen = self.weights if weights is None else weights
         if self.held is not None:
             yield from self.held.read([weight for weight in chosen if not weight.buffer])
         for weight in chosen:
