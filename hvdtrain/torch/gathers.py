@@ -45,8 +45,8 @@ class GatheredWeights(HeldWeights):
         rules: Rules,
         shards: Sequence[Shard],
         parameters: Mapping[str, torch.nn.Parameter],
-        module: torch.nn.Module,
         exchange: ShardExchange,
+        module: torch.nn.Module,
     ) -> None:
         """Take this rank's shards of rank 0's weights, and the memory from the parameters.
 
@@ -54,8 +54,8 @@ class GatheredWeights(HeldWeights):
             rules: say in which dtype buckets travel.
             shards: what this rank owns of each bucket of the plan.
             parameters: by weight name; those on the device `meta` have no values yet.
-            module: has the parameters.
             exchange: with the other ranks.
+            module: has the parameters.
         """
         super().__init__(rules, shards, [_take_shard(shard, parameters) for shard in shards], exchange)
         self._exchange: ShardExchange = exchange
