@@ -47,6 +47,7 @@ OPTIMIZERS: dict[str, Callable[[Any], Optimizer]] = {
     "nadam": lambda p: torch.optim.NAdam(p, lr=0.02),
     "adafactor": lambda p: torch.optim.Adafactor(p, lr=0.02),
     "lamb": Lamb,
+    "muon": lambda p: torch.optim.Muon([each for each in p if each.ndim == 2], lr=0.02),
 }
 
 
@@ -95,6 +96,20 @@ def check_updates_are_those_of_zero_stage_0() -> None:
                 run(optimizer, model, backwards=arguments.get("gradient_accumulation_steps", 1))
                 models.append(model)
             same(*models)
+
+
+def check_a_rank_that_has_nothing() -> None:
+    for make in OPTIMIZERS.values():
+        models = []
+        for stage in (0, 1):
+            torch.manual_seed(0)
+            model = torch.nn.Linear(FEATURES, 3, bias=False, dtype=F64)
+            optimizer = wrap(make(model.parameters()), model, zero_stage=stage)
+            run(optimizer, model)
+            optimizer.consolidate_state_dict()
+            models.append(model)
+        assert len(optimizer.state) == (hvd.rank() == 0)
+        same(*models)
 
 
 def check_groups_and_a_schedule() -> None:
