@@ -11,9 +11,11 @@ import pytest
 from hvdtrain.core.checkpoints.model_folder import load_model
 from hvdtrain.core.checkpoints.state import load_state
 from hvdtrain.core.errors import SpecError
+from hvdtrain.core.run.job import prepare_data
 from hvdtrain.core.run.metrics import read_metrics
+from hvdtrain.core.spec.job_spec import load_spec
 from tests.core.test_plan import plan
-from tests.jobs.runs import TINY, TINY_GPT2, small_corpus, train_all
+from tests.jobs.runs import TINY, TINY_GPT2, TINY_VIT, small_corpus, train_all
 from tests.own import jobs as own_jobs
 
 GROUPS = "optimizer.groups=[{match: '*mlp*', learning_rate_factor: 0.5, weight_decay: 0.3}]"
@@ -155,20 +157,22 @@ def test_what_a_skipped_update_could_not_give_back_is_refused() -> None:
 @pytest.mark.parametrize("framework", ["torch", "tensorflow"])
 @pytest.mark.parametrize("ranks", [1, 2, 4])
 def test_every_number_of_ranks(framework: str, ranks: int, tmp_path: Path) -> None:
-    """Fifty updates of GPT-2 and BERT with ragged epochs, accumulation, clipping and groups."""
-    scenarios = {}
-    for stage in (0, 1, 2):
-        scenarios[f"gpt2 {stage}"] = [*COMMON, "max_steps=50", "max_grad_norm=0.05", f"zero_stage={stage}"]
-        bert = [*TINY, *small_corpus(tmp_path / "corpus"), "model.dtype=float64", "max_steps=50"]
-        bert += ["batch.per_device_train_batch_size=2", "batch.global_batch_size=16", "max_grad_norm=0.05"]
-        scenarios[f"bert {stage}"] = [*bert, "communication.bucket_cap_mb=0.05", f"zero_stage={stage}"]
-    for spec in ("gpt2", "bert"):
-        mine = {name: s for name, s in scenarios.items() if name.startswith(spec)}
-        found = train_all(tmp_path / spec, framework, ranks, mine, spec=spec)
-        whole, *sharded = (losses(found[f"{spec} {stage}"]) for stage in (0, 1, 2))
+    """Fifty updates of four families with ragged epochs, accumulation, clipping, groups and batch norm."""
+    rows = ["batch.per_device_train_batch_size=2", "batch.global_batch_size=16", "max_grad_norm=0.05"]
+    bert = [*TINY, *small_corpus(tmp_path / "corpus"), "model.dtype=float64", *rows]
+    resnet = ["model.embedding_size=8", "model.hidden_sizes=[8, 16]", "model.depths=[1, 1]", *rows]
+    resnet += ["model.dtype=float64", "model.sync_batch_norm=true", "num_train_epochs=null"]
+    resnet += ["logging.tensorboard=false", "num_threads=1"]
+    kinds = {"gpt2": [*COMMON, "max_grad_norm=0.05"], "bert": bert, "resnet": resnet, "vit": [*TINY_VIT]}
+    prepare_data(load_spec("vit", [*TINY_VIT, "max_steps=50"]), print)
+    for spec, overrides in kinds.items():
+        common = [*overrides, "communication.bucket_cap_mb=0.05", "max_steps=50"]
+        scenarios = {str(stage): [*common, f"zero_stage={stage}"] for stage in range(4)}
+        found = train_all(tmp_path / spec, framework, ranks, scenarios, spec=spec)
+        whole, *sharded = (losses(found[stage]) for stage in scenarios)
         assert len(whole) == 50
         for each in sharded:
-            np.testing.assert_allclose(each, whole, rtol=1e-12 if ranks <= 2 else 1e-10)
+            np.testing.assert_allclose(each, whole, rtol=1e-12 if ranks <= 2 else 1e-10, err_msg=spec)
 
 
 def test_a_rank_without_samples_takes_part_in_every_micro_batch(tmp_path: Path) -> None:
