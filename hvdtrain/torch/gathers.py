@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any
 
-import horovod.torch as hvd
 import numpy as np
 import torch
 
@@ -57,7 +56,8 @@ class GatheredWeights(HeldWeights):
             exchange: with the other ranks.
             module: has the parameters.
         """
-        super().__init__(rules, shards, [_take_shard(shard, parameters) for shard in shards], exchange)
+        own = [_take_shard(shard, parameters, exchange) for shard in shards]
+        super().__init__(rules, shards, own, exchange)
         self._exchange: ShardExchange = exchange
         self._shard = {weight.name: shard for shard in shards for weight in shard.bucket.weights}
         plan = plan_gathers([shard.bucket for shard in shards])
@@ -83,9 +83,8 @@ class GatheredWeights(HeldWeights):
 
     def settle(self) -> None:
         """Wait for what is on its way, and release everything."""
-        for handle in (handle for handles in self._coming.values() for handle in handles):
-            hvd.synchronize(handle)
-        self._coming.clear()
+        for unit in [*self._coming]:
+            self._arrive(unit)
         for unit in [*self._whole]:
             self._release(unit)
         if self._fetched:
@@ -134,10 +133,7 @@ class GatheredWeights(HeldWeights):
             for following in order[self._next : self._next + 1]:
                 self._start(following)
         if unit in self._coming:
-            handles = zip(self._units[unit], self._coming.pop(unit), strict=True)
-            whole = {index: self._exchange.finish(handle, self._dtypes[index]) for index, handle in handles}
-            self._whole[unit] = whole
-            self._addresses |= {_address(flat): index for index, flat in whole.items()}
+            self._arrive(unit)
 
     def _start(self, unit: int) -> None:
         if unit in self._whole or unit in self._coming:
@@ -147,6 +143,12 @@ class GatheredWeights(HeldWeights):
             self._exchange.start(self.own[index].to(self._dtypes[index]), f"weights.bucket{index}")
             for index in self._units[unit]
         ]
+
+    def _arrive(self, unit: int) -> None:
+        handles = zip(self._units[unit], self._coming.pop(unit), strict=True)
+        whole = {index: self._exchange.finish(handle, self._dtypes[index]) for index, handle in handles}
+        self._whole[unit] = whole
+        self._addresses |= {_address(flat): index for index, flat in whole.items()}
 
     def _release(self, unit: int) -> None:
         for flat in self._whole.pop(unit).values():
@@ -225,14 +227,16 @@ class _Use(torch.autograd.Function):
         return gradient.to(context.dtype), None
 
 
-def _take_shard(shard: Shard, parameters: Mapping[str, torch.nn.Parameter]) -> torch.Tensor:
+def _take_shard(
+    shard: Shard, parameters: Mapping[str, torch.nn.Parameter], exchange: ShardExchange
+) -> torch.Tensor:
     """Rank 0's values of a shard; the parameters give their memory back."""
     first = parameters[shard.bucket.weights[0].name]
     own = torch.zeros(shard.size, dtype=first.dtype, device=first.device)
     for weight in shard.bucket.weights:
         parameter = parameters[weight.name]
         if not is_empty(parameter):
-            values = hvd.broadcast(parameter.detach().reshape(-1), 0, name=f"shards.initial.{weight.name}")
+            values = exchange.broadcast(parameter.detach().reshape(-1), f"initial.{weight.name}")
             theirs, mine = shard.part(weight.name)
             own[mine] = values[theirs]
         parameter.data = empty(parameter.shape, parameter.dtype, parameter.device)
