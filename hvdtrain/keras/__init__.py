@@ -34,6 +34,7 @@ _NAMES = LazyNames(
         "allgather": "hvdtrain.keras.values",
         "allreduce": "hvdtrain.keras.values",
         "broadcast": "hvdtrain.keras.values",
+        "consolidate_optimizer_state": "hvdtrain.keras.optimizer",
         "load_model": "hvdtrain.keras.optimizer",
         "reducescatter": "hvdtrain.keras.values",
     },

@@ -9,6 +9,7 @@ from hvdtrain.keras import callbacks as callbacks
 from hvdtrain.keras import elastic as elastic
 from hvdtrain.keras.optimizer import DistributedOptimizer as DistributedOptimizer
 from hvdtrain.keras.optimizer import PartialDistributedOptimizer as PartialDistributedOptimizer
+from hvdtrain.keras.optimizer import consolidate_optimizer_state as consolidate_optimizer_state
 from hvdtrain.keras.optimizer import load_model as load_model
 from hvdtrain.keras.values import allgather as allgather
 from hvdtrain.keras.values import allreduce as allreduce

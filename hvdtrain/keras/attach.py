@@ -13,6 +13,7 @@ import tensorflow as tf
 from hvdtrain.core.dropin import Parameter
 from hvdtrain.core.errors import TrainingError
 from hvdtrain.keras.engine import Engine, engine_of
+from hvdtrain.keras.sharding import Sharding
 from hvdtrain.tensorflow.dropin.agreement import AGREEMENT, check_structure, check_values, parameters_of
 from hvdtrain.tensorflow.dropin.messages import broadcast_variables
 from hvdtrain.tensorflow.dropin.session import require_init, waiting_for_ranks
@@ -101,8 +102,12 @@ class Attached:
             [*parameters_of(weights), *_without_names(parameters_of(state))],
             options={"BroadcastGlobalVariables: root_rank": self.root_rank},
         )
+        shardings = shardings_of(self._model)
         if self.root_rank is not None:
-            broadcast_variables([*weights, *state], self.root_rank)
+            shared_out = {id(slot) for each in shardings for slot, _ in each.slots}
+            broadcast_variables([*weights, *(v for v in state if id(v) not in shared_out)], self.root_rank)
+            for sharding in shardings:
+                sharding.broadcast(self.root_rank)
         elif engines_of(self._model):
             # Not those that each rank learns from its own batches, as batch normalisation does.
             trained = [v for v in self._model.trainable_variables if id(v.handle) not in local]
@@ -112,6 +117,9 @@ class Attached:
         actions, self.before_first_step = self.before_first_step, []
         for action in actions:
             action()
+        for sharding in shardings:
+            # The first update would make it useless, and keep it in memory.
+            sharding.forget()
 
     def _local(self) -> set[int]:
         """Handles of the variables that are each rank's own."""
@@ -145,6 +153,11 @@ def attach(model: keras.Model) -> Attached:
 def engines_of(model: keras.Model) -> list[Engine]:
     """Of the model's distributed optimizers."""
     return [engine for each in _optimizers(model) if (engine := engine_of(each)) is not None]
+
+
+def shardings_of(model: keras.Model) -> list[Sharding]:
+    """Of those whose state is shared out over ranks."""
+    return [engine.sharding for engine in engines_of(model) if engine.sharding is not None]
 
 
 def _optimizers(model: keras.Model) -> list[keras.optimizers.Optimizer]:

@@ -13,6 +13,7 @@ import tensorflow as tf
 
 from hvdtrain.core.dropin import Settings
 from hvdtrain.core.errors import TrainingError
+from hvdtrain.keras.sharding import Sharding
 from hvdtrain.tensorflow.dropin.arguments import Reach, handles
 from hvdtrain.tensorflow.dropin.gradients import Gradients
 from hvdtrain.tensorflow.dropin.session import waiting_for_ranks
@@ -34,6 +35,7 @@ class Engine:
     Attributes:
         local_layers: whose gradients stay this rank's own.
         scale_local_gradients: whether those are divided as all others are.
+        sharding: with `zero_stage`, who keeps what of the optimizer's state.
         updating: whether any is in its update, in which other optimizers may have a part.
     """
 
@@ -51,6 +53,7 @@ class Engine:
         self.local_layers: list[keras.layers.Layer] = []
         self.scale_local_gradients = True
         self.gradients: Gradients | None = None
+        self.sharding = Sharding(optimizer, settings) if settings.zero_stage else None
         # Whether fit compares the ranks' weights itself, before its first step.
         self.compares_at_start = False
         # Called in every step, if at all, before the gradients of this rank meet the others'.
@@ -71,6 +74,8 @@ class Engine:
             self.gradients = Gradients(self.settings, variables, f"optimizer{_engines}.", options, self.reach)
             self.gradients.compare_values_at_second_window = not self.compares_at_start
             self.gradients.compared_besides = _rate(self.optimizer)
+            if self.sharding is not None:
+                self.sharding.prefix = self.gradients.prefix
         elif {id(v) for v in variables} != {id(v) for v in self.gradients.sources}:
             raise TrainingError(
                 "the optimizer was given other variables than at its first step: make a new one by "

@@ -37,6 +37,7 @@ def DistributedOptimizer(
     max_grad_norm: float | None = None,
     average: str = "mean",
     bucket_cap_mb: float = 25.0,
+    zero_stage: int = 0,
     **horovods: Any,
 ) -> keras.optimizers.Optimizer:
     """Make an optimizer reduce gradients over all ranks before it applies them.
@@ -53,6 +54,8 @@ def DistributedOptimizer(
         average: `mean` over ranks and micro-batches, `ranks` (micro-batches add up), `samples` (over all
             samples of all ranks, exact for ragged batches) or `sum`.
         bucket_cap_mb: largest flat bucket in MiB.
+        zero_stage: 1: each rank keeps the optimizer's state of some variables alone, of about equal size in
+            all. It updates those, and the others receive them. See docs/sharding.md.
         **horovods: Horovod's own spelling: `backward_passes_per_step`, `op` and others.
 
     Returns:
@@ -76,9 +79,14 @@ def DistributedOptimizer(
         max_grad_norm=max_grad_norm,
         average=average,
         bucket_cap_mb=bucket_cap_mb,
+        zero_stage=zero_stage,
     )
     settings.rules.check_wire(wire_types())
     process_set = process_set_of("DistributedOptimizer", HOROVOD, horovods)
+    if settings.zero_stage and process_set is not HOROVOD.everyone:
+        raise SpecError(
+            "DistributedOptimizer: zero_stage: state is shared out over all ranks: leave process_set out"
+        )
     if not isinstance(optimizer, keras.optimizers.Optimizer):
         raise SpecError(
             "DistributedOptimizer: expected an optimizer of Keras 3, such as keras.optimizers.Adam(0.001), "
@@ -168,8 +176,30 @@ def load_model(
     if model.optimizer is None:
         raise TrainingError(f"{filepath}: was saved without an optimizer: load it by keras and compile it")
     keras2_files.restore_optimizer(model, filepath)
+    loaded = model.optimizer
+    if arguments.get("zero_stage"):
+        # Its variables are those of one rank; the new one's are shared out.
+        model.optimizer = type(loaded).from_config(loaded.get_config())
     DistributedOptimizer(model.optimizer, compression=compression, **arguments)
+    if model.optimizer is not loaded:
+        model.optimizer.build(model.trainable_variables)
+        for ours, theirs in zip(model.optimizer.variables, loaded.variables, strict=True):
+            ours.assign(theirs.numpy())
     return model
+
+
+def consolidate_optimizer_state(optimizer: keras.optimizers.Optimizer, root_rank: int = 0) -> None:
+    """Let one rank know the state of all, so that it can save the model, until the next update.
+
+    Every rank calls it. Without `zero_stage` there is nothing to do.
+
+    Args:
+        optimizer: of the model.
+        root_rank: the rank.
+    """
+    engine = engine_of(optimizer)
+    if engine is not None and engine.sharding is not None:
+        engine.sharding.consolidate(root_rank)
 
 
 keras2.explain()

@@ -12,7 +12,7 @@ import keras
 from horovod.common.elastic import ObjectState
 from horovod.tensorflow.elastic import TensorFlowState, run
 
-from hvdtrain.core.dropin.elastic import refuse_elastic_job
+from hvdtrain.core.dropin.elastic import refuse_elastic_job, refuse_sharded_state
 from hvdtrain.core.errors import TrainingError
 from hvdtrain.tensorflow.dropin.messages import broadcast_variables
 
@@ -40,8 +40,10 @@ class TensorFlowKerasState(ObjectState):  # type: ignore[misc]
             raise TrainingError(
                 "KerasState: the model has no variables yet: call model.build(input_shape) first"
             )
-        if getattr(getattr(self.optimizer, "inner_optimizer", self.optimizer), "_hvdtrain", None):
+        engine = getattr(getattr(self.optimizer, "inner_optimizer", self.optimizer), "_hvdtrain", None)
+        if engine is not None:
             refuse_elastic_job("KerasState", "keras")
+            refuse_sharded_state("KerasState", engine.settings.zero_stage)
         if self.optimizer is not None and not self.optimizer.built:
             self.optimizer.build(model.trainable_variables)
         self._keep()

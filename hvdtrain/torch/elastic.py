@@ -11,7 +11,7 @@ from horovod.torch import elastic as horovods
 from horovod.torch.elastic import ElasticSampler, run
 from horovod.torch.elastic.state import OptimizerStateHandler
 
-from hvdtrain.core.dropin.elastic import refuse_elastic_job
+from hvdtrain.core.dropin.elastic import refuse_elastic_job, refuse_sharded_state
 from hvdtrain.torch.dropin.state import broadcast_optimizer_state
 
 __all__ = ["ElasticSampler", "TorchState", "run"]
@@ -36,6 +36,7 @@ class TorchState(horovods.TorchState):  # type: ignore[misc]
             if isinstance(handler, OptimizerStateHandler):
                 if hasattr(handler.value, "_gradients"):
                     refuse_elastic_job("TorchState", "torch")
+                    refuse_sharded_state("TorchState", handler.value._gradients.settings.zero_stage)
                 self._handlers[name] = _Optimizer(handler.value)
 
 

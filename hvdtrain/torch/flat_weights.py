@@ -90,8 +90,8 @@ class FlatWeights(HeldWeights):
         rules: Rules,
         shards: Sequence[Shard],
         parameters: Mapping[str, torch.nn.Parameter],
-        module: torch.nn.Module,
-        exchange: ShardExchange | None,
+        exchange: ShardExchange | None = None,
+        module: torch.nn.Module | None = None,
     ) -> None:
         """Move every weight into its flat tensor.
 
@@ -99,8 +99,8 @@ class FlatWeights(HeldWeights):
             rules: say in which dtype buckets travel.
             shards: what this rank owns of each bucket of the plan.
             parameters: by weight name.
-            module: has the parameters.
             exchange: with the ranks that own the rest; None: nobody does.
+            module: its modules use no parameters but their own; None: a pass waits for all of them.
         """
         self._parameters, self._flats = parameters, [_flatten(shard, parameters) for shard in shards]
         pairs = zip(shards, self._flats, strict=True)
@@ -108,8 +108,9 @@ class FlatWeights(HeldWeights):
         super().__init__(rules, shards, own, exchange)
         # Horovod's handles of buckets that are on their way, by the bucket's index.
         self._coming: dict[int, int] = {}
-        if exchange is not None:
-            self._watch(module, parameters)
+        self._waits = module is None
+        if module is not None and exchange is not None:
+            self._watch(module)
 
     def send(self) -> None:
         """Begin to give the other ranks what this one has updated, in the order in which it is used."""
@@ -126,6 +127,8 @@ class FlatWeights(HeldWeights):
     def in_use(self, training: bool) -> AbstractContextManager[None]:
         """Around a forward pass, whose modules wait for what they need."""
         del training
+        if self._waits:
+            self.settle()
         return nullcontext()
 
     def _master(self, index: int) -> torch.Tensor:
@@ -149,13 +152,14 @@ class FlatWeights(HeldWeights):
             if given.data_ptr() != own.data_ptr():
                 own.copy_(given)
 
-    def _watch(self, module: torch.nn.Module, parameters: Mapping[str, torch.nn.Parameter]) -> None:
-        buckets = {id(parameters[w.name]): s.bucket.index for s in self._shards for w in s.bucket.weights}
-        custom = any(weight.custom for shard in self._shards for weight in shard.bucket.weights)
-        # A user's module may use the weights of another one, whose forward pass nobody calls.
-        found = [(module, {*buckets.values()})] if custom else [*_owners(module, buckets)]
-        for each, indices in found:
-            each.register_forward_pre_hook(lambda *_, indices=indices: self._receive(indices))
+    def _watch(self, module: torch.nn.Module) -> None:
+        buckets = {
+            id(self._parameters[w.name]): s.bucket.index for s in self._shards for w in s.bucket.weights
+        }
+        for each in module.modules():
+            indices = {buckets[id(p)] for p in each.parameters(recurse=False) if id(p) in buckets}
+            if indices:
+                each.register_forward_pre_hook(lambda *_, indices=indices: self._receive(indices))
 
     def _receive(self, indices: Collection[int]) -> None:
         if not self._coming or self._exchange is None:
@@ -167,16 +171,6 @@ class FlatWeights(HeldWeights):
                 # What this rank owns stays as it is: it may have been rounded on its way.
                 for others in (slice(0, shard.start), slice(shard.start + shard.size, None)):
                     flat[others].copy_(whole[others])
-
-
-def _owners(
-    module: torch.nn.Module, buckets: Mapping[int, int]
-) -> Iterator[tuple[torch.nn.Module, set[int]]]:
-    """Modules that have parameters of their own, and the buckets of those."""
-    for each in module.modules():
-        indices = {buckets[id(p)] for p in each.parameters(recurse=False) if id(p) in buckets}
-        if indices:
-            yield each, indices
 
 
 def _flatten(shard: Shard, parameters: Mapping[str, torch.nn.Parameter]) -> torch.Tensor:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any
 
-import horovod.torch as hvd
 import numpy as np
 import torch
 
@@ -45,8 +44,8 @@ class GatheredWeights(HeldWeights):
         rules: Rules,
         shards: Sequence[Shard],
         parameters: Mapping[str, torch.nn.Parameter],
-        module: torch.nn.Module,
         exchange: ShardExchange,
+        module: torch.nn.Module,
     ) -> None:
         """Take this rank's shards of rank 0's weights, and the memory from the parameters.
 
@@ -54,20 +53,21 @@ class GatheredWeights(HeldWeights):
             rules: say in which dtype buckets travel.
             shards: what this rank owns of each bucket of the plan.
             parameters: by weight name; those on the device `meta` have no values yet.
-            module: has the parameters.
             exchange: with the other ranks.
+            module: has the parameters.
         """
-        super().__init__(rules, shards, [_take_shard(shard, parameters) for shard in shards], exchange)
+        own = [_take_shard(shard, parameters, exchange) for shard in shards]
+        super().__init__(rules, shards, own, exchange)
         self._exchange: ShardExchange = exchange
         self._shard = {weight.name: shard for shard in shards for weight in shard.bucket.weights}
         plan = plan_gathers([shard.bucket for shard in shards])
-        self._units = plan.units
+        self._units, self._held = plan.units, plan.held
         self._unit = {index: unit for unit, indices in enumerate(plan.units) for index in indices}
         # In passes with and without a backward pass: what is expected, and what the last one gathered.
         self._planned = {False: plan.forward, True: (*plan.forward, *plan.backward)}
         self._seen = dict(self._planned)
         self._training, self._fetched = False, list[int]()
-        self._current, self._next = -1, 0
+        self._next = 0
         # By unit: Horovod's handles of what is on its way, what is here, and how many modules use it now.
         self._coming: dict[int, list[int]] = {}
         self._whole: dict[int, dict[int, torch.Tensor]] = {}
@@ -83,14 +83,13 @@ class GatheredWeights(HeldWeights):
 
     def settle(self) -> None:
         """Wait for what is on its way, and release everything."""
-        for handle in (handle for handles in self._coming.values() for handle in handles):
-            hvd.synchronize(handle)
-        self._coming.clear()
+        for unit in [*self._coming]:
+            self._arrive(unit)
         for unit in [*self._whole]:
             self._release(unit)
         if self._fetched:
             self._seen[self._training] = tuple(self._fetched)
-        self._current, self._next, self._fetched = -1, 0, []
+        self._next, self._fetched = 0, []
 
     @contextmanager
     def in_use(self, training: bool) -> Iterator[None]:
@@ -108,6 +107,12 @@ class GatheredWeights(HeldWeights):
                 self._start(unit)
                 self.settle()
             self._seen[training] = seen
+        elif training:
+            for unit in self._whole.keys() - {self._held}:
+                self._release(unit)
+            self._look_ahead(self._held)
+        else:
+            self.settle()
 
     def write(self, weight: Weight, array: np.ndarray) -> None:
         """See `HeldWeights.write`; each rank takes its part."""
@@ -119,25 +124,30 @@ class GatheredWeights(HeldWeights):
     def _master(self, index: int) -> torch.Tensor:
         return self._exchange.gather(self._shards[index], self.own[index], "masters")
 
-    def _need(self, unit: int) -> None:
-        """Have a unit here, and no other but those that modules use now and the one that comes next."""
-        if unit == self._current:
+    @property
+    def _order(self) -> tuple[int, ...]:
+        return self._planned[self._training]
+
+    def _need(self, units: Collection[int]) -> None:
+        """Have some units here, and no others but those that modules use now and the one that comes next."""
+        coming = self._order[self._next :]
+        missing = [unit for unit in units if unit not in self._whole]
+        if not missing:
             return
-        self._current = unit
-        for other in [*self._whole]:
-            if other != unit and not self._users[other]:
-                self._release(other)
-        self._start(unit)
-        order = self._planned[self._training]
-        if unit in order[self._next :]:
-            self._next = order.index(unit, self._next) + 1
-            for following in order[self._next : self._next + 1]:
-                self._start(following)
-        if unit in self._coming:
-            handles = zip(self._units[unit], self._coming.pop(unit), strict=True)
-            whole = {index: self._exchange.finish(handle, self._dtypes[index]) for index, handle in handles}
-            self._whole[unit] = whole
-            self._addresses |= {_address(flat): index for index, flat in whole.items()}
+        for unit in [*self._whole]:
+            if unit not in units and not self._users[unit]:
+                self._release(unit)
+        for unit in sorted(missing, key=lambda unit: coming.index(unit) if unit in coming else -1):
+            self._start(unit)
+            self._look_ahead(unit)
+            self._arrive(unit)
+
+    def _look_ahead(self, unit: int) -> None:
+        """Start what is used after a unit."""
+        if unit in self._order[self._next :]:
+            self._next = self._order.index(unit, self._next) + 1
+        for following in self._order[self._next : self._next + 1]:
+            self._start(following)
 
     def _start(self, unit: int) -> None:
         if unit in self._whole or unit in self._coming:
@@ -147,6 +157,12 @@ class GatheredWeights(HeldWeights):
             self._exchange.start(self.own[index].to(self._dtypes[index]), f"weights.bucket{index}")
             for index in self._units[unit]
         ]
+
+    def _arrive(self, unit: int) -> None:
+        handles = zip(self._units[unit], self._coming.pop(unit), strict=True)
+        whole = {index: self._exchange.finish(handle, self._dtypes[index]) for index, handle in handles}
+        self._whole[unit] = whole
+        self._addresses |= {_address(flat): index for index, flat in whole.items()}
 
     def _release(self, unit: int) -> None:
         for flat in self._whole.pop(unit).values():
@@ -166,7 +182,7 @@ class GatheredWeights(HeldWeights):
     def _unpack(self, saved: torch.Tensor | _Place) -> torch.Tensor:
         if isinstance(saved, torch.Tensor):
             return saved
-        self._need(self._unit[saved.bucket])
+        self._need([self._unit[saved.bucket]])
         return self._values(saved)
 
     def _watch(self, module: torch.nn.Module, places: Mapping[int, _Place]) -> None:
@@ -177,17 +193,16 @@ class GatheredWeights(HeldWeights):
                 for name, parameter in owner.named_parameters(recurse=False)
                 if id(parameter) in places
             ]
-            units = sorted({self._unit[slot.place.bucket] for slot in slots}, reverse=True)
+            units = {self._unit[slot.place.bucket] for slot in slots}
             # A module with weights of its own may use its children's, too, as `MultiheadAttention` does.
             owns = any(slot.owner is each for slot in slots)
             if owns or len(units) == 1:
                 each.register_forward_pre_hook(lambda *_, x=(units, slots): self._enter(*x))
                 each.register_forward_hook(lambda *_, units=units: self._leave(units), always_call=True)
 
-    def _enter(self, units: Sequence[int], slots: Sequence[_Slot]) -> None:
+    def _enter(self, units: Collection[int], slots: Sequence[_Slot]) -> None:
         self._users.update(units)
-        for unit in units:
-            self._need(unit)
+        self._need(units)
         replaced = [slot for slot in slots if slot.owner._parameters[slot.name] is slot.parameter]
         for slot in replaced:
             values = self._values(slot.place)
@@ -196,7 +211,7 @@ class GatheredWeights(HeldWeights):
             slot.owner._parameters[slot.name] = values  # type: ignore[assignment]
         self._replaced.append(replaced)
 
-    def _leave(self, units: Sequence[int]) -> None:
+    def _leave(self, units: Collection[int]) -> None:
         self._users.subtract(units)
         for slot in self._replaced.pop():
             slot.owner._parameters[slot.name] = slot.parameter
@@ -225,14 +240,16 @@ class _Use(torch.autograd.Function):
         return gradient.to(context.dtype), None
 
 
-def _take_shard(shard: Shard, parameters: Mapping[str, torch.nn.Parameter]) -> torch.Tensor:
+def _take_shard(
+    shard: Shard, parameters: Mapping[str, torch.nn.Parameter], exchange: ShardExchange
+) -> torch.Tensor:
     """Rank 0's values of a shard; the parameters give their memory back."""
     first = parameters[shard.bucket.weights[0].name]
     own = torch.zeros(shard.size, dtype=first.dtype, device=first.device)
     for weight in shard.bucket.weights:
         parameter = parameters[weight.name]
         if not is_empty(parameter):
-            values = hvd.broadcast(parameter.detach().reshape(-1), 0, name=f"shards.initial.{weight.name}")
+            values = exchange.broadcast(parameter.detach().reshape(-1), f"initial.{weight.name}")
             theirs, mine = shard.part(weight.name)
             own[mine] = values[theirs]
         parameter.data = empty(parameter.shape, parameter.dtype, parameter.device)

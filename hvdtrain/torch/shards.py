@@ -24,6 +24,10 @@ class ShardExchange:
         """
         return hvd.allreduce(values, op=hvd.Sum, name=f"shards.{name}")
 
+    def broadcast(self, values: torch.Tensor, name: str) -> torch.Tensor:
+        """Rank 0's values; arguments as `sum`."""
+        return hvd.broadcast(values, root_rank=0, name=f"shards.{name}")
+
     def gather(self, shard: Shard, own: torch.Tensor, name: str) -> torch.Tensor:
         """A whole bucket, of which this rank has a part.
 

@@ -11,6 +11,8 @@ import torch
 
 from hvdtrain.core.compression import Policy
 from hvdtrain.core.data import Batch, Window
+from hvdtrain.core.errors import SpecError
+from hvdtrain.core.families import FAMILIES, custom
 from hvdtrain.core.families.weights import Weight, trained
 from hvdtrain.core.plan.plan import Plan
 from hvdtrain.core.run.results import UpdateResult
@@ -37,9 +39,9 @@ def build_trainer(spec: JobSpec, plan: Plan, weights: tuple[Weight, ...], networ
     Returns:
         The trainer; its weights are arbitrary until `model.write`.
     """
-    model = Model(
-        spec.model, weights, compute_dtype(spec), network, spec.task, empty=spec.rules.shards_weights
-    )
+    # Families of other packages fill the weights that they make.
+    empty = spec.rules.shards_weights and spec.model.model_type in FAMILIES.builtin
+    model = Model(spec.model, weights, compute_dtype(spec), network, spec.task, empty)
     if spec.gradient_checkpointing:
         model.network.gradient_checkpointing_enable()
     return Trainer(spec, plan, model)
@@ -68,11 +70,14 @@ class Trainer:
         rules = spec.rules
         shards = [rules.shard(bucket, hvd.size(), hvd.rank()) for bucket in plan.buckets]
         exchange = ShardExchange() if rules.sharded else None
+        module = getattr(model.network, "module", None)
         self._weights: HeldWeights
         if exchange is not None and rules.shards_weights:
-            self._weights = GatheredWeights(rules, shards, parameters, model.network.module, exchange)
+            self._weights = GatheredWeights(rules, shards, parameters, exchange, _whole(module, spec))
         else:
-            self._weights = FlatWeights(rules, shards, parameters, model.network.module, exchange)
+            # A user's module may use the parameters of another one, whose forward pass nobody calls.
+            own = None if isinstance(spec.model, custom.ModelSpec) else module
+            self._weights = FlatWeights(rules, shards, parameters, exchange, own)
         model.held = self._weights
         self.optimizer = Optimizer(spec.optimizer, shards, self._weights, exchange)
         scaled = spec.mixed_precision == "fp16"
@@ -200,3 +205,13 @@ class Trainer:
             if factor < 1.0:
                 for gradient in gradients:
                     gradient.mul_(factor)
+
+
+def _whole(module: torch.nn.Module | None, spec: JobSpec) -> torch.nn.Module:
+    if module is None:
+        raise SpecError(
+            f"zero_stage: {spec.zero_stage} gathers weights for the modules that use them, and the Network "
+            f"of model_type {spec.model.model_type} has no attribute `module`, the torch.nn.Module that has "
+            "them: add it, or choose zero_stage: 2"
+        )
+    return module

@@ -277,7 +277,7 @@ def in_flats(parameters: dict[str, torch.nn.Parameter] | None = None) -> FlatWei
     """The first weights, or these, as the torch adapter holds them."""
     if parameters is None:
         parameters = {name: torch.nn.Parameter(torch.from_numpy(array)) for name, array in start().items()}
-    return FlatWeights(Rules(()), SHARDS, parameters, torch.nn.Module(), exchange=None)
+    return FlatWeights(Rules(()), SHARDS, parameters)
 
 
 class Alone:

@@ -23,12 +23,14 @@ def checks(modules: tuple[str, ...]) -> list[str]:
 
 
 @functools.cache
-def said(modules: tuple[str, ...], directory: Path, wire: str = "mpirun") -> list[dict[str, str]]:
+def said(
+    modules: tuple[str, ...], directory: Path, wire: str = "mpirun", ranks: int = 2
+) -> list[dict[str, str]]:
     """What each rank says of each check, and of the launch."""
     results = directory / modules[0]
     names = [f"tests.dropin.{module}" for module in modules]
-    done = launch(2, [str(HERE / "keras_worker.py"), str(results), *names], wire, timeout=300)
-    files = [Path(f"{results}.{rank}") for rank in range(2)]
+    done = launch(ranks, [str(HERE / "keras_worker.py"), str(results), *names], wire, timeout=300)
+    files = [Path(f"{results}.{rank}") for rank in range(ranks)]
     found = [json.loads(file.read_text()) if file.exists() else {} for file in files]
     return [{"launch": done.stdout[-5000:]} | each for each in found]
 

@@ -21,6 +21,7 @@ MODULES = (
     "torch_around",
     "torch_names",
     "torch_misuse",
+    "torch_sharding",
 )
 
 
@@ -33,13 +34,13 @@ def checks(module: str) -> list[str]:
 Results = list[dict[str, str | None]]
 
 
-def said(path: Path, names: Iterable[str], wire: str = "mpirun") -> Results:
+def said(path: Path, names: Iterable[str], wire: str = "mpirun", ranks: int = 2) -> Results:
     """What each rank says of each check."""
     modules = [f"tests.dropin.{name}" for name in names]
-    done = launch(2, [str(HERE / "torch_worker.py"), str(path), *modules], wire, timeout=200)
-    ranks = [Path(f"{path}.{rank}") for rank in range(2)]
-    assert all(rank.exists() for rank in ranks), done.stdout[-5000:]
-    return [json.loads(rank.read_text()) for rank in ranks]
+    done = launch(ranks, [str(HERE / "torch_worker.py"), str(path), *modules], wire, timeout=200)
+    files = [Path(f"{path}.{rank}") for rank in range(ranks)]
+    assert all(file.exists() for file in files), done.stdout[-5000:]
+    return [json.loads(file.read_text()) for file in files]
 
 
 @pytest.fixture(scope="module")

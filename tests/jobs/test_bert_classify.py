@@ -43,14 +43,14 @@ def write_rows(file: Path, count: int, seed: int) -> Path:
 
 @pytest.fixture(scope="module")
 def pairs(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    """Settings of a job on pairs; its 29 rows to evaluate on give 3 ranks different numbers of batches."""
+    """Settings of a job on pairs; its 27 rows to evaluate on give 2 ranks different numbers of batches."""
     folder = tmp_path_factory.mktemp("pairs")
     return [
         *TINY_CLASSIFIER,
         "model.num_labels=6",
         "data.corpus=null",
         f"data.files=[{write_rows(folder / 'train.jsonl', 200, 0)}]",
-        f"data.validation_files=[{write_rows(folder / 'dev.jsonl', 29, 1)}]",
+        f"data.validation_files=[{write_rows(folder / 'dev.jsonl', 27, 1)}]",
         "data.validation_split=null",
         "data.text_field=a",
         "data.text_pair_field=b",
@@ -70,8 +70,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory, pairs: list[str]) -> Runs:
     every = {"plain": PLAIN, "pairs": pairs}
     of_ranks = {
         ("torch", 2): every,
-        ("torch", 1): {"plain": PLAIN, "pairs": pairs},
-        ("torch", 3): {"pairs": pairs},
+        ("torch", 1): {"pairs": pairs},
         ("tensorflow", 2): every,
     }
     found: Runs = {}
@@ -95,12 +94,9 @@ def test_both_frameworks_follow_one_trajectory(runs: Runs) -> None:
     np.testing.assert_allclose(theirs, ours, rtol=1e-9)
 
 
-@pytest.mark.parametrize("name", ["plain", "pairs"])
-def test_cutting_a_global_batch_changes_nothing(runs: Runs, name: str) -> None:
-    whole = losses(runs["torch", 1][name])
-    np.testing.assert_allclose(losses(runs["torch", 2][name]), whole, rtol=1e-10)
-    if name == "pairs":
-        np.testing.assert_allclose(losses(runs["torch", 3][name]), whole, rtol=1e-10)
+def test_cutting_a_global_batch_changes_nothing(runs: Runs) -> None:
+    ours, whole = (losses(runs["torch", ranks]["pairs"]) for ranks in (2, 1))
+    np.testing.assert_allclose(ours, whole, rtol=1e-10)
 
 
 def test_a_run_goes_on_in_the_other_framework(runs: Runs) -> None:
@@ -126,7 +122,7 @@ def test_it_is_evaluated_alone_and_on_other_rows(runs: Runs, pairs: list[str], t
     run = runs["torch", 2]["pairs"]
     logits, right = logits_of(run / "model", pairs)
     logged = {n: v for n, v in read_metrics(run)[1][-1].items() if n.startswith("eval_")}
-    found = evaluate(run, "--framework", "tensorflow", np=2)
+    found = evaluate(run, "--framework", "tensorflow")
     assert found.pop("eval_loss") == pytest.approx(logged.pop("eval_loss"), rel=1e-10)
     assert found.pop("classes") == CLASSES
     confusion = metrics.confusion_matrix(right, logits.argmax(axis=1), labels=range(6))
@@ -134,7 +130,7 @@ def test_it_is_evaluated_alone_and_on_other_rows(runs: Runs, pairs: list[str], t
     assert found == logged
 
     # Rows that lack some classes, which are the model's all the same.
-    rows = write_rows(tmp_path / "more.jsonl", 29, 1).read_text().splitlines()
+    rows = write_rows(tmp_path / "more.jsonl", 27, 1).read_text().splitlines()
     kept = [line for line in rows if json.loads(line)["kind"] in ("red", "flat")]
     (tmp_path / "some.jsonl").write_text("\n".join(kept))
     some = evaluate(run / "model", "--data", tmp_path / "some.jsonl")
@@ -143,16 +139,14 @@ def test_it_is_evaluated_alone_and_on_other_rows(runs: Runs, pairs: list[str], t
     assert some["confusion_matrix"] == expected.tolist()
 
 
-@pytest.mark.parametrize(
-    ("framework", "ranks"), [("torch", 1), ("torch", 2), ("torch", 3), ("tensorflow", 2)]
-)
+@pytest.mark.parametrize(("framework", "ranks"), [("torch", 1), ("torch", 2), ("tensorflow", 2)])
 def test_metrics_over_ragged_shares_are_those_of_scikit_learn(
     runs: Runs, pairs: list[str], framework: str, ranks: int
 ) -> None:
     run = runs[framework, ranks]["pairs"]
     logits, right = logits_of(run / "model", pairs)
     found = logits.argmax(axis=1)
-    assert len(found) == 29
+    assert len(found) == 27
     assert len({*found}) > 2
     (evaluated,) = read_metrics(run)[1]
     expected: dict[str, Any] = {
@@ -160,11 +154,11 @@ def test_metrics_over_ragged_shares_are_those_of_scikit_learn(
         "eval_macro_f1": metrics.f1_score(right, found, average="macro"),
         "eval_matthews_correlation": metrics.matthews_corrcoef(right, found),
         "eval_top_5_accuracy": metrics.top_k_accuracy_score(right, logits, k=5, labels=range(6)),
-        "eval_samples": 29,
+        "eval_samples": 27,
     }
     assert {name: evaluated[name] for name in expected} == expected
     assert 0.3 < evaluated["eval_accuracy"] < 1.0
-    logs = torch.log_softmax(torch.from_numpy(logits), -1)[range(29), right]
+    logs = torch.log_softmax(torch.from_numpy(logits), -1)[range(27), right]
     assert evaluated["eval_loss"] == pytest.approx(-float(logs.mean()), rel=1e-10)
 
 

@@ -27,7 +27,8 @@ SETTINGS = [
 GIVEN = [f"model.{name}={size}" for name, size in SIZES.items()]
 
 
-@pytest.mark.parametrize("framework", ["torch", pytest.param("tensorflow", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("framework", ["torch", "tensorflow"])
 def test_a_model_that_a_job_has_pretrained_beats_one_from_scratch(framework: str, tmp_path: Path) -> None:
     pretraining = [*GIVEN, *SETTINGS, "max_steps=1500", "optimizer.learning_rate=4e-3"]
     folder = train_all(tmp_path / "pretrained", framework, 1, {"mlm": pretraining})["mlm"] / "model"

@@ -18,14 +18,13 @@ from tests.jobs.runs import TINY_GPT2, train_all
 PLAIN = [*TINY_GPT2, "max_steps=12", "checkpointing.save_steps=6"]
 APART = [
     *TINY_GPT2,
-    "max_steps=6",
+    "max_steps=8",
     "task.reset_position_ids=true",
     "task.reset_attention_mask=true",
     "data.packing=true",
+    "compression={type: powersgd, start_powerSGD_iter: 2}",
 ]
 UNTIED = [*TINY_GPT2, "max_steps=6", "model.tie_word_embeddings=false", "task.normalize=example"]
-LOWRANK = [*TINY_GPT2, "max_steps=8", "compression={type: powersgd, start_powerSGD_iter: 2}"]
-BF16 = [*TINY_GPT2, "max_steps=8", "model.dtype=float32", "mixed_precision=bf16"]
 
 Runs = dict[tuple[str, int], dict[str, Path]]
 
@@ -33,11 +32,14 @@ Runs = dict[tuple[str, int], dict[str, Path]]
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
     root = tmp_path_factory.mktemp("gpt2")
-    every = {"plain": PLAIN, "apart": APART, "untied": UNTIED, "lowrank": LOWRANK, "bf16": BF16}
+    every = {"plain": PLAIN, "apart": APART, "untied": UNTIED}
+    theirs = train_all(root / "tensorflow-2", "tensorflow", 2, every, spec="gpt2")
+    # One rank trains from the start, and goes on from the other framework's two.
+    alone, places = {"plain": PLAIN, "resumed": PLAIN}, {"resumed": theirs["plain"] / "checkpoint-6"}
     return {
-        ("torch", 1): train_all(root / "torch-1", "torch", 1, {"plain": PLAIN}, spec="gpt2"),
+        ("torch", 1): train_all(root / "torch-1", "torch", 1, alone, places, spec="gpt2"),
         ("torch", 2): train_all(root / "torch-2", "torch", 2, every, spec="gpt2"),
-        ("tensorflow", 2): train_all(root / "tensorflow-2", "tensorflow", 2, every, spec="gpt2"),
+        ("tensorflow", 2): theirs,
     }
 
 
@@ -45,10 +47,7 @@ def losses(run: Path) -> np.ndarray:
     return np.array([line["loss"] for line in read_metrics(run)[0]])
 
 
-@pytest.mark.parametrize(
-    ("name", "tolerance"),
-    [("plain", 1e-12), ("apart", 1e-12), ("untied", 1e-12), ("lowrank", 1e-9), ("bf16", 1e-3)],
-)
+@pytest.mark.parametrize(("name", "tolerance"), [("plain", 1e-12), ("apart", 1e-9), ("untied", 1e-12)])
 def test_both_frameworks_follow_one_trajectory(runs: Runs, name: str, tolerance: float) -> None:
     ours, theirs = losses(runs["torch", 2][name]), losses(runs["tensorflow", 2][name])
     assert len(ours) >= 6
@@ -66,10 +65,9 @@ def test_cutting_a_global_batch_changes_nothing(runs: Runs) -> None:
     )
 
 
-def test_a_run_goes_on_in_the_other_framework_on_another_number_of_ranks(runs: Runs, tmp_path: Path) -> None:
-    checkpoint = runs["tensorflow", 2]["plain"] / "checkpoint-6"
-    rest = train_all(tmp_path, "torch", 1, {"plain": PLAIN}, {"plain": checkpoint}, spec="gpt2")
-    np.testing.assert_allclose(losses(rest["plain"]), losses(runs["torch", 2]["plain"])[6:], rtol=1e-10)
+def test_a_run_goes_on_in_the_other_framework_on_another_number_of_ranks(runs: Runs) -> None:
+    rest = losses(runs["torch", 1]["resumed"])
+    np.testing.assert_allclose(rest, losses(runs["torch", 2]["plain"])[6:], rtol=1e-10)
 
 
 @pytest.mark.parametrize("framework", ["torch", "tensorflow"])

@@ -30,9 +30,7 @@ APART = [
     "data.packing=true",
     "compression={type: powersgd, start_powerSGD_iter: 2}",
 ]
-RECOMPUTED = [*APART, "gradient_checkpointing=true"]
-BF16 = [*FEWER, "model.dtype=float32", "mixed_precision=bf16"]
-EVERY = {"plain": PLAIN, "apart": APART, "recomputed": RECOMPUTED, "bf16": BF16}
+EVERY = {"plain": PLAIN, "apart": APART}
 
 Runs = dict[tuple[str, int], dict[str, Path]]
 
@@ -54,22 +52,14 @@ def losses(run: Path) -> np.ndarray:
     return np.array([line["loss"] for line in read_metrics(run)[0]])
 
 
-@pytest.mark.parametrize("framework", ["torch", "tensorflow"])
-def test_gradient_checkpointing_changes_no_loss(runs: Runs, framework: str) -> None:
-    kept, recomputed = (losses(runs[framework, 2][name]) for name in ("apart", "recomputed"))
-    np.testing.assert_allclose(recomputed, kept, rtol=1e-12)
-
-
-@pytest.mark.parametrize(("name", "tolerance"), [("apart", 1e-9), ("recomputed", 1e-9), ("bf16", 1e-3)])
-def test_both_frameworks_follow_one_trajectory(runs: Runs, name: str, tolerance: float) -> None:
-    ours, theirs = losses(runs["torch", 2][name]), losses(runs["tensorflow", 2][name])
+def test_both_frameworks_follow_one_trajectory(runs: Runs) -> None:
+    ours, theirs = losses(runs["torch", 2]["apart"]), losses(runs["tensorflow", 2]["apart"])
     assert len(ours) >= 8
-    np.testing.assert_allclose(theirs, ours, rtol=tolerance)
+    np.testing.assert_allclose(theirs, ours, rtol=1e-9)
 
 
 def test_the_trajectories_are_of_different_jobs(runs: Runs) -> None:
-    different = EVERY.keys() - {"recomputed"}
-    firsts = {name: losses(runs["torch", 2][name])[:8].tobytes() for name in different}
+    firsts = {name: losses(run)[:8].tobytes() for name, run in runs["torch", 2].items()}
     assert len(set(firsts.values())) == len(firsts)
 
 

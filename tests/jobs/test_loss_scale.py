@@ -52,10 +52,10 @@ class Runs(dict[str, Results]):
         self.root = root
 
     def __missing__(self, framework: str) -> Results:
-        names = tuple(EVERY) if framework == "torch" else FEW
         # The first is what ranks take their seeds from.
-        scenarios = [*empty(self.root / "corpus", framework), *scripted(), *unscripted(names, 2)]
-        scenarios += tiny() if framework == "torch" else []
+        scenarios = [*empty(self.root / "corpus", framework), *scripted()]
+        # TensorFlow takes its time to trace: what else it does is for slow tests.
+        scenarios += [*unscripted(EVERY, 2), *tiny()] if framework == "torch" else []
         self[framework] = run(self.root / framework, framework, 2, scenarios)
         return self[framework]
 
@@ -317,7 +317,6 @@ EVERY = {
     "local_sgd": LocalSGD(sync_every=3),
     "diloco": DiLoCo(sync_every=4),
 }
-FEW = ("none", "sign", "topk", "powersgd cold", "local_sgd")
 TRIED = 9
 RANDOM = [
     *COMMON,
@@ -358,9 +357,8 @@ def unscripted(names: Iterable[str], ranks: int) -> list[dict[str, Any]]:
     ]
 
 
-@pytest.mark.parametrize("framework", ["torch", pytest.param("tensorflow", marks=pytest.mark.slow)])
-def test_no_sequence_of_infs_makes_ranks_disagree(runs: Runs, framework: str) -> None:
-    check_agreement({name: found for name, found in runs[framework].items() if name in EVERY}, 2)
+def test_no_sequence_of_infs_makes_ranks_disagree(runs: Runs) -> None:
+    check_agreement({name: found for name, found in runs["torch"].items() if name in EVERY}, 2)
 
 
 @pytest.mark.slow

@@ -108,7 +108,7 @@ def runs(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Runs:
         found[framework, 2] = train_all(root / f"{framework}-2", framework, 2, scenarios, spec="resnet")
     # Goes on from the other framework's two ranks.
     place = {"resumed": found["torch", 2]["sync"] / "checkpoint-10"}
-    again = {"sync": sync(1), "resumed": sync(1)}
+    again = {"resumed": sync(1)}
     found["tensorflow", 1] = train_all(root / "tensorflow-1", "tensorflow", 1, again, place, spec="resnet")
     return found
 
@@ -145,14 +145,9 @@ def test_statistics_are_those_of_real_rows_averaged_over_ranks(runs: Runs, frame
         np.testing.assert_allclose(found[name], array, rtol=1e-12, atol=1e-14, err_msg=name)
 
 
-def test_statistics_of_all_ranks_make_cuts_equal(runs: Runs) -> None:
-    expected = losses(runs["torch", 2]["sync"])
-    assert len(expected) == 20
-    np.testing.assert_allclose(losses(runs["tensorflow", 1]["sync"]), expected, rtol=1e-10)
-
-
-def test_statistics_go_on_in_the_other_framework_on_fewer_ranks(runs: Runs) -> None:
+def test_statistics_of_all_ranks_go_on_in_the_other_framework_on_fewer_ranks(runs: Runs) -> None:
     whole, resumed = runs["torch", 2]["sync"], runs["tensorflow", 1]["resumed"]
+    assert len(losses(resumed)) == 10
     np.testing.assert_allclose(losses(resumed), losses(whole)[10:], rtol=1e-10)
     assert evaluation(resumed) == pytest.approx(evaluation(whole), rel=1e-10)
 
@@ -168,7 +163,7 @@ def test_skipped_updates_do_not_part_ranks_that_share_statistics(runs: Runs, fra
         assert np.isfinite(array).all(), name
 
 
-@pytest.mark.parametrize("framework", FRAMEWORKS)
+@pytest.mark.parametrize("framework", ["torch", pytest.param("tensorflow", marks=pytest.mark.slow)])
 def test_ranks_that_share_statistics_find_what_is_not_finite(framework: str, tmp_path: Path) -> None:
     listing = tmp_path / "scenarios.json"
     sets = [*FP16, "loss_scale={initial: 1099511627776, minimum: 1099511627776}"]

@@ -42,8 +42,7 @@ MIXED = [
     "task.label_smoothing=0.1",
     "compression={type: powersgd, start_powerSGD_iter: 2}",
 ]
-BF16 = [*FEWER, "model.dtype=float32", "mixed_precision=bf16"]
-EVERY = {"plain": PLAIN, "mixed": MIXED, "bf16": BF16}
+EVERY = {"plain": PLAIN, "mixed": MIXED}
 
 Runs = dict[tuple[str, int], dict[str, Path]]
 
@@ -69,7 +68,6 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
     places = {"plain": ours["plain"] / "checkpoint-6"}
     return {
         ("torch", 2): ours,
-        ("torch", 1): train(root, "torch", 1, {"plain": PLAIN}),
         ("tensorflow", 2): train(root, "tensorflow", 2, EVERY, resume=places),
     }
 
@@ -94,22 +92,15 @@ def losses(run: Path) -> np.ndarray:
     return np.array([line["loss"] for line in read_metrics(run)[0]])
 
 
-@pytest.mark.parametrize(("name", "tolerance"), [("mixed", 1e-9), ("bf16", 1e-3)])
-def test_both_frameworks_follow_one_trajectory(runs: Runs, name: str, tolerance: float) -> None:
-    ours, theirs = losses(runs["torch", 2][name]), losses(runs["tensorflow", 2][name])
+def test_both_frameworks_follow_one_trajectory(runs: Runs) -> None:
+    ours, theirs = losses(runs["torch", 2]["mixed"]), losses(runs["tensorflow", 2]["mixed"])
     assert len(ours) >= 8
-    np.testing.assert_allclose(theirs, ours, rtol=tolerance)
+    np.testing.assert_allclose(theirs, ours, rtol=1e-9)
 
 
 def test_the_trajectories_are_of_different_jobs(runs: Runs) -> None:
     firsts = {name: losses(run)[:8].tobytes() for name, run in runs["torch", 2].items()}
     assert len(set(firsts.values())) == len(firsts)
-
-
-def test_cutting_a_global_batch_changes_nothing(runs: Runs) -> None:
-    np.testing.assert_allclose(
-        losses(runs["torch", 2]["plain"]), losses(runs["torch", 1]["plain"]), rtol=1e-10
-    )
 
 
 def test_a_run_goes_on_in_the_other_framework(runs: Runs) -> None:

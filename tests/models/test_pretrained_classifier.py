@@ -197,7 +197,7 @@ def test_both_frameworks_train_on_from_a_folder(tmp_path: Path) -> None:
         "optimizer.learning_rate=1e-9",
     ]
     runs = {
-        f: train_all(tmp_path / f, f, 2, {"on": settings}, spec="bert-classify")["on"] for f in FRAMEWORKS
+        f: train_all(tmp_path / f, f, 1, {"on": settings}, spec="bert-classify")["on"] for f in FRAMEWORKS
     }
     curves = [[line["loss"] for line in read_metrics(run)[0]] for run in runs.values()]
     assert len(curves[0]) == 4

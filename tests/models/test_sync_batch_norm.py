@@ -23,10 +23,9 @@ WORKER = Path(norm_ranks.__file__)
     ("framework", "size"),
     [
         ("torch", 2),
-        ("tensorflow", 3),
-        # TensorFlow takes its time to trace, and tests/jobs/test_resnet.py has two of its ranks.
+        ("tensorflow", 2),
         pytest.param("torch", 3, marks=pytest.mark.slow),
-        pytest.param("tensorflow", 2, marks=pytest.mark.slow),
+        pytest.param("tensorflow", 3, marks=pytest.mark.slow),
     ],
 )
 def test_ranks_have_the_statistics_of_all_rows(framework: str, size: int, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from hvdtrain.core.dropin.agreement import check_gathered, check_same, describe, digest
 from hvdtrain.core.dropin.joining import check_join, known_to_all
 from hvdtrain.core.dropin.layout import Parameter, accumulator, lay_out
+from hvdtrain.core.dropin.owners import Owners
 from hvdtrain.core.dropin.residuals import keeps_residuals, residuals_are_scaled
 from hvdtrain.core.dropin.sampling import share_length, share_of_epoch
 from hvdtrain.core.dropin.settings import Settings, make_settings
@@ -11,6 +12,7 @@ from hvdtrain.core.dropin.waiting import left_alone
 
 __all__ = [
     "Horovod",
+    "Owners",
     "Parameter",
     "Settings",
     "accumulator",

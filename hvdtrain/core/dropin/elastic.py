@@ -4,7 +4,24 @@ from __future__ import annotations
 
 import os
 
-from hvdtrain.core.errors import TrainingError
+from hvdtrain.core.errors import SpecError, TrainingError
+
+
+def refuse_sharded_state(state: str, zero_stage: int) -> None:
+    """Refuse to keep the state of an optimizer of which each rank has a part.
+
+    Args:
+        state: the class that was asked for.
+        zero_stage: of the optimizer.
+
+    Raises:
+        SpecError: it is sharded.
+    """
+    if zero_stage:
+        raise SpecError(
+            f"{state}: keeps the whole optimizer state on every rank, and with zero_stage={zero_stage} each "
+            "has its own part alone: use zero_stage=0, or save checkpoints instead (docs/sharding.md)"
+        )
 
 
 def refuse_elastic_job(state: str, package: str) -> None:

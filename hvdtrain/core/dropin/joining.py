@@ -5,23 +5,28 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from hvdtrain.core.compression.protocol import Policy, State
-from hvdtrain.core.compression.rules import Rules
+from hvdtrain.core.dropin.settings import Settings
 from hvdtrain.core.errors import SpecError
 
 
-def check_join(call: str, rules: Rules, applied: int) -> None:
+def check_join(call: str, settings: Settings, applied: int) -> None:
     """Refuse to leave early where the other ranks' collectives need this one.
 
     Args:
         call: how the user calls it, for errors.
-        rules: of the wrapper.
+        settings: of the wrapper.
         applied: updates that this rank has taken.
 
     Raises:
         SpecError: naming the policy and what to do.
     """
+    if settings.zero_stage:
+        raise SpecError(
+            f"{call}: zero_stage {settings.zero_stage}: what a rank owns is not updated once it has left: "
+            "give every rank equally many batches (drop_last=True), or use zero_stage=0"
+        )
     others = "give every rank equally many batches (drop_last=True), or use none, fp16 or bf16"
-    for policy in rules.policies:
+    for policy in settings.rules.policies:
         if not policy.joins:
             raise SpecError(
                 f"{call}: compression {policy.type} needs every rank in every update, and a rank that has "

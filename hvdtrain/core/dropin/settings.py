@@ -33,6 +33,7 @@ class Settings(Section):
             over samples, however they are spread.
             `sum`: nothing.
         bucket_cap_mb: largest flat bucket in MiB.
+        zero_stage: 1: each rank keeps the optimizer's state of the parameters that it owns: see `Owners`.
     """
 
     compression: Compression = NoCompression()
@@ -40,6 +41,7 @@ class Settings(Section):
     max_grad_norm: Annotated[float, Field(gt=0.0)] | None = None
     average: Literal["mean", "ranks", "samples", "sum"] = "mean"
     bucket_cap_mb: Annotated[float, Field(gt=0.0)] = 25.0
+    zero_stage: int = 0
 
     @field_validator("compression")
     @classmethod
@@ -53,6 +55,18 @@ class Settings(Section):
                     f"{policy.type} exchanges weights between updates, which only a loop that knows it can: "
                     "train a job spec by `hvdtrain run`, or choose a type that sends gradients"
                 )
+        return found
+
+    @field_validator("zero_stage")
+    @classmethod
+    def _is_a_stage_for_a_loop_of_the_users(cls, found: int) -> int:
+        if found in (2, 3):
+            raise ValueError(
+                f"expected 0 or 1 (found {found}): a loop of your own has whole gradients and weights; to "
+                f"divide those, train a job spec by `hvdtrain run --set zero_stage={found}`"
+            )
+        if found not in (0, 1):
+            raise ValueError(f"expected 0 or 1 (found {found})")
         return found
 
     @property

@@ -87,6 +87,10 @@ class Network(Protocol):
     Attributes:
         parameters: what holds each weight, by its Hugging Face name. Values are arbitrary until they are set.
         classes: logits of one prediction.
+
+    What `zero_stage` may ask of it beside this: in PyTorch `module`, the `torch.nn.Module` that has the
+    parameters, each of which is used by its own module alone; in TensorFlow `gathered` and `variables` (see
+    `hvdtrain.tensorflow.gathers`). Stage 3 refuses a network without them.
     """
 
     parameters: Mapping[str, Any]

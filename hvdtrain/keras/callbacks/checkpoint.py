@@ -16,8 +16,9 @@ from safetensors.numpy import load, load_file, save, save_file
 from hvdtrain.core.checkpoints.model_folder import WEIGHTS_FILE, replace_directory
 from hvdtrain.core.checkpoints.state import OPTIMIZER_FILE, STATE_FILE, Arrays, layout_of, share_out
 from hvdtrain.core.errors import CheckpointError, TrainingError
-from hvdtrain.keras.attach import engines_of
+from hvdtrain.keras.attach import engines_of, shardings_of
 from hvdtrain.keras.callbacks.base import Callback
+from hvdtrain.keras.sharding import whole_state
 from hvdtrain.tensorflow.dropin.agreement import parameters_of, shared_name
 from hvdtrain.tensorflow.dropin.gradients import Gradients
 from hvdtrain.tensorflow.dropin.messages import broadcast_bytes
@@ -78,8 +79,11 @@ class Checkpoint(Callback):
         """
         gradients = _gradients(self.model)
         own = [broadcast_bytes(save(_own(self.model, gradients)), rank) for rank in range(hvd.size())]
-        if hvd.rank() != 0:
-            return
+        with whole_state(shardings_of(self.model)):
+            if hvd.rank() == 0:
+                self._write(epoch, own, gradients)
+
+    def _write(self, epoch: int, own: Sequence[bytes], gradients: Gradients) -> None:
         record = {"epoch": epoch, "ranks": hvd.size(), "layout": _layout(gradients)}
 
         def write(into: Path) -> None:

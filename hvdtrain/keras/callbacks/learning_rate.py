@@ -158,4 +158,6 @@ def _inner(model: keras.Model) -> keras.optimizers.Optimizer:
 def _velocities(optimizer: keras.optimizers.Optimizer) -> list[keras.Variable]:
     if not getattr(optimizer, "momentum", 0.0):
         return []
-    return getattr(optimizer, "momentums", None) or getattr(optimizer, "_momentums", [])
+    found = getattr(optimizer, "momentums", None) or getattr(optimizer, "_momentums", [])
+    # Not those that other ranks keep.
+    return [each for each in found if isinstance(each, keras.Variable)]

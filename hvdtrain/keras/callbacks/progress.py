@@ -12,8 +12,10 @@ import keras
 
 from hvdtrain.core.errors import CheckpointError, SpecError
 from hvdtrain.core.process.environment import launched_rank
-from hvdtrain.keras.attach import attach
+from hvdtrain.keras.attach import attach, shardings_of
 from hvdtrain.keras.callbacks.base import Callback
+from hvdtrain.keras.sharding import whole_state
+from hvdtrain.tensorflow.dropin.messages import broadcast_bytes
 
 
 class ProgressBar(keras.callbacks.ProgbarLogger):
@@ -77,13 +79,21 @@ class BestModel(Callback):
                 f"BestModel: monitor: there is no metric {self.monitor!r} in this epoch; there are "
                 f"{', '.join(sorted(logs or {}))}"
             )
-        if self.best is not None and not self._sign * value > self._sign * self.best:
+        better = self.best is None or self._sign * value > self._sign * self.best
+        shardings = shardings_of(self.model)
+        if shardings:
+            # Ranks collect the state together, and the metric may be each rank's own.
+            better = broadcast_bytes(b"better" if better else b"-") == b"better"
+        if not better:
             return
         self.best = float(value)
-        if hvd.rank() == 0:
-            _save(self.model, self.filepath)
-            if self.verbose:
-                print(f"\nEpoch {epoch + 1}: {self.monitor} {value:g} saved to {self.filepath}", flush=True)
+        with whole_state(shardings):
+            if hvd.rank() == 0:
+                _save(self.model, self.filepath)
+                if self.verbose:
+                    print(
+                        f"\nEpoch {epoch + 1}: {self.monitor} {value:g} saved to {self.filepath}", flush=True
+                    )
 
 
 def _save(model: keras.Model, path: Path) -> None:

@@ -58,6 +58,8 @@ def check_local_layers(wrapper: str, layers: Any, settings: Settings, scale: boo
         raise SpecError(
             f"{wrapper}: max_grad_norm: with local layers every rank has another norm; leave it out"
         )
+    if found and settings.zero_stage:
+        raise SpecError(f"{wrapper}: zero_stage: every rank updates its local layers itself; leave it out")
     if found and not scale and settings.by_samples:
         raise SpecError(f"{wrapper}: scale_local_gradients=False does not go with average='samples'")
     return found

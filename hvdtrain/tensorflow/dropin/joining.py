@@ -53,7 +53,7 @@ def join(*arguments: Any, **options: Any) -> int:
 
 def _check() -> None:
     for each in gradients_in_use():
-        check_join("hvdtrain.tensorflow.join()", each.settings.rules, each.applied)
+        check_join("hvdtrain.tensorflow.join()", each.settings, each.applied)
         if not each.over_all_ranks:
             raise SpecError(
                 "hvdtrain.tensorflow.join(): process_set: Horovod joins all ranks or none: give every rank "

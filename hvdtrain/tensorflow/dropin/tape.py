@@ -166,6 +166,11 @@ def _distribute(
             f"{wrapper}: backward_passes_per_step: a tape does not know where a window ends: "
             "leave it out, and use hvdtrain.keras.DistributedOptimizer"
         )
+    if settings.zero_stage:
+        raise SpecError(
+            f"{wrapper}: zero_stage: a tape has no optimizer state to share out: leave it out, and use "
+            "hvdtrain.keras.DistributedOptimizer"
+        )
     if settings.by_samples and batch_samples is None:
         raise SpecError(f"{wrapper}: average='samples' needs batch_samples, as tf.shape(x)[0]")
     settings.rules.check_wire(wire_types())

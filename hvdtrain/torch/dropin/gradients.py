@@ -37,6 +37,7 @@ class Gradients:
         hooks: on the parameters.
         index: of this optimizer among the program's.
         applied: how many updates there have been.
+        prefix: of the names of collectives.
         ready: whether `.grad` holds a window that neither `step` nor `zero_grad` has ended.
         options: what ranks compare beside the parameters, such as the learning rate, by its names in errors.
     """
@@ -49,8 +50,8 @@ class Gradients:
             index: of this optimizer among the program's, the same on every rank.
             process_set: the ranks that gradients are reduced over; this one is among them.
         """
-        self.index, self._prefix, self._process_set = index, f"optimizer{index}.", process_set
-        self.driver = Driver(settings.rules, 0, self._prefix, process_set)
+        self.index, self.prefix, self._process_set = index, f"optimizer{index}.", process_set
+        self.driver = Driver(settings.rules, 0, self.prefix, process_set)
         self.accumulation = Accumulation(settings, self.driver)
         self.filling = Filling()
         self.hooks = Hooks(self._before, self._after, self.filling.check_converted)
@@ -109,7 +110,7 @@ class Gradients:
         """A backward has reached the first of the parameters."""
         self.accumulation.check()
         if not self._agreed:
-            name, options = f"{self._prefix}agree", self.options()
+            name, options = f"{self.prefix}agree", self.options()
             compare_ranks(self.filling.parameters, self.settings, name, self._process_set, options)
             self._agreed = True
         # A last backward that is followed by another without having ended has failed.
@@ -182,7 +183,7 @@ class Gradients:
         # Policies never write to their state, and neither does this.
         found = {str(i): state[name].clone() for i, (state, name) in enumerate(known)}
         applied = torch.tensor(self.applied)
-        broadcast(found | {"applied": applied}, root_rank, f"{self._prefix}catch_up")
+        broadcast(found | {"applied": applied}, root_rank, f"{self.prefix}catch_up")
         self.applied = int(applied)
         for (state, name), value in zip(known, found.values(), strict=True):
             state[name] = value

@@ -52,4 +52,4 @@ def join(*arguments: Any, **options: Any) -> int:
 
 def _check() -> None:
     for each in gradients_in_use():
-        check_join("hvdtrain.torch.join()", each.settings.rules, each.applied)
+        check_join("hvdtrain.torch.join()", each.settings, each.applied)

@@ -25,10 +25,11 @@ from hvdtrain.core.errors import SpecError, TrainingError
 from hvdtrain.core.update.optimizers import clip_factor
 from hvdtrain.engine.cache import wire_types
 from hvdtrain.torch.dropin.arguments import HOROVOD
-from hvdtrain.torch.dropin.copies import Copyable, extend, own_class
+from hvdtrain.torch.dropin.copies import extend, own_class
 from hvdtrain.torch.dropin.gradients import Gradients
 from hvdtrain.torch.dropin.naming import Names, check_optimizer, named, names_of
 from hvdtrain.torch.dropin.session import require_init
+from hvdtrain.torch.dropin.sharding import Shardable, Sharding, check_shardable
 from hvdtrain.torch.world import reduces_over_mpi
 
 _numbers = itertools.count()
@@ -54,6 +55,7 @@ def DistributedOptimizer(
     max_grad_norm: float | None = None,
     average: str = "mean",
     bucket_cap_mb: float = 25.0,
+    zero_stage: int = 0,
     **horovod: Any,
 ) -> Any:
     """Make an optimizer one of all ranks; every rank calls it for the same optimizers in the same order.
@@ -69,6 +71,8 @@ def DistributedOptimizer(
         max_grad_norm: `step()` scales gradients to at most this global L2 norm; None: it does not.
         average: what gradients of your losses are divided by: see `hvdtrain.core.dropin.Settings`.
         bucket_cap_mb: largest flat bucket, in MiB.
+        zero_stage: 1: each rank keeps the optimizer's state of some parameters alone, whole ones, of about
+            equal size in all. It steps those, and the others receive them. See docs/sharding.md.
         *positional: Horovod's arguments that follow `compression`, in Horovod's order.
         **horovod: arguments of Horovod's wrapper: `backward_passes_per_step`, `op`, `process_set` and the
             like.
@@ -93,11 +97,14 @@ def DistributedOptimizer(
         max_grad_norm=max_grad_norm,
         average=average,
         bucket_cap_mb=bucket_cap_mb,
+        zero_stage=zero_stage,
     )
     if isinstance(optimizer, _Distributed):
         raise SpecError("DistributedOptimizer: this optimizer is wrapped already; wrap it once")
     for group in optimizer.param_groups:
         settings.check_momentum(group.get("momentum", 0.0))
+    if settings.zero_stage:
+        check_shardable(optimizer)
     names = names_of(named_parameters)
     parameters = named(optimizer, names)
     settings.rules.check([*parameters])
@@ -110,6 +117,8 @@ def DistributedOptimizer(
     # A scheduler made before has put the old `step` there, so as to see it called; ours tells it.
     vars(optimizer).pop("step", None)
     vars(optimizer).update(_gradients=gradients, _names=names, _early=0, _is_early=False)
+    optimizer._sharding = Sharding(gradients.filling, gradients.prefix, process_set, settings.zero_stage)
+    optimizer._sharding.add(optimizer)
     _live.add(optimizer)
     return optimizer
 
@@ -120,7 +129,7 @@ def gradients_in_use() -> list[Gradients]:
     return sorted((each for each in found if each.hooks.active), key=lambda each: each.index)
 
 
-class _Distributed(Copyable):
+class _Distributed(Shardable):
     """What a wrapped optimizer does beside its own class."""
 
     _gradients: Gradients
@@ -158,9 +167,11 @@ class _Distributed(Copyable):
                     "`p.grad = g` or `p.grad.copy_(g)`: PyTorch does not show writes through `.data` or NumPy"
                 )
             self._clip()
-            result = super().step()  # type: ignore[misc]
+            with self._sharding.stepping(self, closure=False):
+                result = super().step()  # type: ignore[misc]
         else:
-            result = super().step(self._of_all_ranks(closure))  # type: ignore[misc]
+            with self._sharding.stepping(self, closure=True):
+                result = super().step(self._of_all_ranks(closure))  # type: ignore[misc]
         # An optimizer that takes GradScaler's part in its kernel has skipped the update if this is not 0.
         found_inf = getattr(self, "found_inf", None)
         if found_inf is None or not found_inf.item():
@@ -207,6 +218,7 @@ class _Distributed(Copyable):
         try:
             found = named(self, self._names, known)
             self._gradients.add({name: p for name, p in found.items() if id(p) not in known})
+            self._sharding.add(self)
         except Exception:
             # Else it would be trained on this rank's gradients alone.
             self.param_groups.pop()
@@ -227,9 +239,11 @@ class _Distributed(Copyable):
 
     def _of_all_ranks(self, closure: Callable[[], Any]) -> Callable[[], Any]:
         def whole() -> Any:
+            self._sharding.show()
             loss, mean = closure(), self._gradients.accumulation.mean
             self.synchronize()
             self._clip()
+            self._sharding.hide()
             # An optimizer that decides by the loss must decide alike on every rank.
             if isinstance(loss, Real):
                 return mean(torch.tensor(float(loss), dtype=torch.float64)).item()

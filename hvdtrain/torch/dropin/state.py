@@ -63,10 +63,10 @@ def broadcast_optimizer_state(
         return tensors[place.name]
 
     is_root = hvd.rank() == root_rank
-    tree = _swap(optimizer.state_dict(), torch.is_tensor, take_out) if is_root else None
+    tree = swap(optimizer.state_dict(), torch.is_tensor, take_out) if is_root else None
     with waiting_for_ranks("broadcast_optimizer_state"):
         tree = hvd.broadcast_object(tree, root_rank, name="broadcast_optimizer_state")
-        state = None if is_root else _swap(tree, lambda leaf: isinstance(leaf, _Place), make)
+        state = None if is_root else swap(tree, lambda leaf: isinstance(leaf, _Place), make)
         broadcast(tensors, root_rank, "broadcast_optimizer_state.tensor")
     if state is not None:
         optimizer.load_state_dict(state)
@@ -108,14 +108,20 @@ def broadcast(tensors: Mapping[str, torch.Tensor], root_rank: int, prefix: str) 
             tensors[name].copy_(flat.view(tensors[name].dtype).view(tensors[name].shape))
 
 
-def _swap(tree: Any, chosen: Callable[[Any], bool], replace: Callable[[Any], Any]) -> Any:
-    """A copy of nested containers with every chosen leaf replaced."""
+def swap(tree: Any, chosen: Callable[[Any], bool], replace: Callable[[Any], Any]) -> Any:
+    """A copy of nested containers with every chosen leaf replaced.
+
+    Args:
+        tree: dictionaries, lists and tuples, and leaves.
+        chosen: whether a leaf is to be replaced.
+        replace: gives what takes its place.
+    """
     if chosen(tree):
         return replace(tree)
     if isinstance(tree, dict):
-        return {key: _swap(value, chosen, replace) for key, value in tree.items()}
+        return {key: swap(value, chosen, replace) for key, value in tree.items()}
     if isinstance(tree, list | tuple):
-        found: Iterable[Any] = (_swap(value, chosen, replace) for value in tree)
+        found: Iterable[Any] = (swap(value, chosen, replace) for value in tree)
         return type(tree)(found)
     return tree
 

@@ -351,7 +351,8 @@ def test_full_disk_is_one_clear_error_and_leaves_nothing(corpus: Path, limit: in
     assert err.startswith("DataError: data.cache_dir: cannot write the data cache in ")
     assert "set data.cache_dir or HVDTRAIN_CACHE_DIR" in err
     assert len(err.splitlines()) == 1
-    left = list((corpus.parent / "cache").rglob("*"))
+    # On a busy machine the corpus is old enough by then for its hash to be remembered.
+    left = [path for path in (corpus.parent / "cache").rglob("*") if path.name != "sources.json"]
     assert sum(path.stat().st_size for path in left) == 0
     assert {path.suffix for path in left} == {".lock"}
 

@@ -11,7 +11,7 @@ from hvdtrain.core.errors import SpecError
 
 
 def check(compression: Any, applied: int = 1) -> None:
-    check_join("join()", make_settings("DistributedOptimizer", compression=compression).rules, applied)
+    check_join("join()", make_settings("DistributedOptimizer", compression=compression), applied)
 
 
 @pytest.mark.parametrize("compression", ["none", "fp16", "bf16", [{"match": "a*", "type": "fp16"}]])
@@ -40,3 +40,9 @@ def test_what_needs_every_rank_is_refused_by_name(compression: Any) -> None:
 def test_the_update_that_finds_the_scale_of_16_bits_needs_every_rank() -> None:
     with pytest.raises(SpecError, match="fp16 needs all ranks in update 1"):
         check("fp16", applied=0)
+
+
+def test_what_a_rank_owns_needs_that_rank() -> None:
+    settings = make_settings("DistributedOptimizer", zero_stage=1)
+    with pytest.raises(SpecError, match=r"join\(\): zero_stage 1: .*drop_last=True"):
+        check_join("join()", settings, 1)

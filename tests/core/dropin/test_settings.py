@@ -47,6 +47,8 @@ def test_compression_comes_as_a_name_a_mapping_or_a_list() -> None:
         ({"max_grad_norm": -1.0}, ["max_grad_norm", "found -1.0"]),
         ({"average": "sampels"}, ["average", "did you mean 'samples'?"]),
         ({"bucket_cap_mb": "big"}, ["bucket_cap_mb", "found 'big'"]),
+        ({"zero_stage": 2}, ["zero_stage: expected 0 or 1 (found 2)", "hvdtrain run --set zero_stage=2"]),
+        ({"zero_stage": 4}, ["zero_stage: expected 0 or 1 (found 4)"]),
         ({"bucket_cap": 1}, ["bucket_cap", "did you mean 'bucket_cap_mb'?"]),
     ],
 )

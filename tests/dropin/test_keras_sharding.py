@@ -1,0 +1,34 @@
+"""`zero_stage=1` of the Keras wrapper on 2 ranks and on 3, and checkpoints between those."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.dropin.test_keras import checks, said
+
+MODULES = ("keras_sharding",)
+
+
+@pytest.mark.parametrize("ranks", [2, pytest.param(3, marks=pytest.mark.slow)])
+def test_it_changes_nothing_but_memory(ranks: int, tmp_path: Path) -> None:
+    for found in said(MODULES, tmp_path, ranks=ranks):
+        failed = {
+            check: found.get(check, found["launch"]) for check in checks(MODULES) if found.get(check) != ""
+        }
+        assert not failed, failed
+
+
+@pytest.mark.slow
+def test_checkpoints_go_from_three_ranks_to_two_and_back(tmp_path: Path) -> None:
+    for epochs, ranks in enumerate((3, 2, 3), 1):
+        place = tmp_path / str(epochs)
+        place.mkdir()
+        if epochs > 1:
+            (tmp_path / str(epochs - 1) / "handed_on").rename(place / "handed_on")
+        for found in said(("keras_sharding_ranks",), place, ranks=ranks):
+            assert found.get("check_a_checkpoint_of_other_ranks_and_another_stage") == "", found
+        state = json.loads((place / "handed_on" / "state.json").read_text(encoding="utf-8"))
+        assert (state["epoch"], state["ranks"]) == (epochs, ranks)
