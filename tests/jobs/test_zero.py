@@ -33,6 +33,7 @@ KINDS: dict[str, list[str]] = {
 MIXED = ["model.dtype=float32", "mixed_precision=bf16", "max_grad_norm=null"]
 SHARDED = {name: [*SAVED, *more, "zero_stage=1"] for name, more in KINDS.items()}
 WHOLE = {name: [*COMMON, *more] for name, more in KINDS.items()}
+STAGES = [*((name, 1) for name in KINDS), ("adamw", 2), ("adamw", 3), ("lars", 3)]
 Runs = dict[str, dict[str, Path]]
 
 
@@ -41,13 +42,13 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
     """Three ranks of PyTorch and two of TensorFlow, sharded; the whole on as many; and what goes on."""
     root = tmp_path_factory.mktemp("zero")
     both = {f"{name} {stage}": s for stage, kinds in ((0, WHOLE), (1, SHARDED)) for name, s in kinds.items()}
-    both |= {f"{name} 2": [*SHARDED[name], "zero_stage=2"] for name in ("adamw", "lars")}
+    both |= {f"{name} {stage}": [*SHARDED[name], f"zero_stage={stage}"] for name, stage in STAGES[5:]}
+    mixed = {f"mixed {stage}": [*COMMON, *MIXED, f"zero_stage={stage}"] for stage in (0, 1, 3)}
     few = {name: both[name] for name in ("adamw 1", "lamb 1", "adamw 2")}
-    few |= {"adamw 3": [*SHARDED["adamw"], "zero_stage=3"]}
-    few |= {f"mixed {stage}": [*COMMON, *MIXED, f"zero_stage={stage}"] for stage in (0, 1)}
-    torch = train_all(root / "torch", "torch", 3, both, spec="gpt2")
+    few |= {name: (both | mixed)[name] for name in ("adamw 3", "mixed 0", "mixed 1")}
+    torch = train_all(root / "torch", "torch", 3, both | mixed, spec="gpt2")
     tensorflow = train_all(root / "tensorflow", "tensorflow", 2, few, spec="gpt2")
-    checkpoint = {"adamw 1": torch["adamw 1"] / "checkpoint-4"}
+    checkpoint = {"adamw 1": torch["adamw 3"] / "checkpoint-4"}
     on = {"adamw 1": [*both["adamw 1"], "zero_stage=0"]}
     back = {"adamw 1": both["adamw 1"], "adamw 3": few["adamw 3"]}
     checkpoints = dict.fromkeys(back, torch["adamw 1"] / "checkpoint-4")
@@ -61,9 +62,6 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
 
 def losses(run: Path) -> np.ndarray:
     return np.array([line["loss"] for line in read_metrics(run)[0]])
-
-
-STAGES = [(name, 1) for name in KINDS] + [("adamw", 2), ("lars", 2)]
 
 
 @pytest.mark.parametrize(("name", "stage"), STAGES)
@@ -97,12 +95,17 @@ def test_in_tensorflow_gathered_layers_compute_what_whole_ones_do(runs: Runs) ->
 
 
 def test_weights_that_products_round_may_travel_in_16_bits(runs: Runs) -> None:
-    """The losses are the same to the bit, and what is saved are the masters, in 32 bits."""
+    """On two ranks losses are the same to the bit, and what is saved are the masters, in 32 bits."""
     whole, sharded = (runs["tensorflow"][f"mixed {stage}"] for stage in (0, 1))
     np.testing.assert_array_equal(losses(sharded), losses(whole))
     expected = load_model(whole / "model")
     for weight, array in load_model(sharded / "model").items():
         np.testing.assert_array_equal(array, expected[weight], err_msg=weight)
+    for stage in (1, 3):
+        whole, sharded = (runs["torch"][f"mixed {each}"] for each in (0, stage))
+        np.testing.assert_allclose(losses(sharded), losses(whole), rtol=1e-5)
+        masters = load_model(sharded / "model")["transformer.h.0.mlp.c_fc.weight"]
+        assert (masters.view(np.uint32) & 0xFFFF).any()
 
 
 def test_checkpoints_are_those_of_stage_0(runs: Runs) -> None:
@@ -123,7 +126,11 @@ def test_checkpoints_are_those_of_stage_0(runs: Runs) -> None:
     assert all(array.any() for name, array in state.moments.items() if name.endswith("exp_avg_sq"))
 
 
-TENSORFLOW = [("tensorflow", "adamw", stage) for stage in (1, 2, 3)] + [("tensorflow", "mixed", 1)]
+TENSORFLOW = [("tensorflow", "adamw", stage) for stage in (1, 2, 3)] + [
+    ("tensorflow", "mixed", 1),
+    ("torch", "mixed", 1),
+    ("torch", "mixed", 3),
+]
 
 
 @pytest.mark.parametrize(("framework", "name", "stage"), [("torch", *each) for each in STAGES] + TENSORFLOW)

@@ -84,6 +84,10 @@ def torch_parts() -> dict[str, Any]:
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             return self.second(torch.tanh(self.first(x)))
 
+    class Borrows(Net):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return nn.functional.linear(torch.tanh(self.first(x)), self.second.weight)
+
     def other_buffer() -> nn.Module:
         net = Net()
         net.table = torch.zeros(3 + RANK)
@@ -210,6 +214,9 @@ def cases(framework: str) -> dict[str, dict[str, Any]]:
     }
     if framework == "tensorflow":
         found["regularizer"] = model(parts["regularised"])
+        found["gathered"] = spec(zero_stage=3)
+    else:
+        found["gathered"] = model(parts["Borrows"], **spec(zero_stage=3))
     # One rank finds these out, which ends the whole job: they are made one at a time.
     alone = {
         "other folder": spec(model={"init_from": str(Path(sys.argv[2]).parent / "good" / "model")})

@@ -44,8 +44,14 @@ TOLD = {
     "wrong names": "SpecError: model.names: no ",
 }
 OF_ONE = {
-    "torch": {"other inputs": "the forward pass: RuntimeError: mat1 and mat2 shapes cannot be multiplied"},
-    "tensorflow": {"regularizer": "its layers add losses of their own (regularizers, add_loss)"},
+    "torch": {
+        "other inputs": "the forward pass: RuntimeError: mat1 and mat2 shapes cannot be multiplied",
+        "gathered": "with zero_stage 3 a module has its own weights alone, those of another are NaN",
+    },
+    "tensorflow": {
+        "regularizer": "its layers add losses of their own (regularizers, add_loss)",
+        "gathered": "zero_stage: 3 gathers weights layer by layer, and in TensorFlow model_type custom ",
+    },
 }
 ALONE = {
     "mean": "[rank 0] error: task.loss: ",

@@ -33,7 +33,7 @@ def examine(run: Run) -> None:
     samples = list(range(min(2, len(run.dataset.train))))
     with buffers_kept(run):
         alone = [run.adapter.examine(_batch(run, [i])) for i in samples]
-        _refuse_not_finite(alone)
+        _refuse_not_finite(alone, run.spec.rules.shards_weights)
         _refuse_mean(
             alone, run.adapter.examine(_batch(run, [0, 0])), run.adapter.examine(_batch(run, samples))
         )
@@ -58,13 +58,17 @@ def _batch(run: Run, indices: list[int]) -> Batch:
     return run.dataset.train.collate(np.array(indices, np.int64), 0, len(indices))
 
 
-def _refuse_not_finite(losses: list[np.ndarray]) -> None:
+def _refuse_not_finite(losses: list[np.ndarray], gathers: bool) -> None:
+    borrowed = (
+        "; with zero_stage 3 a module has its own weights alone, those of another are NaN: call that module, "
+        "do not take its weight, or choose zero_stage: 2"
+    )
     for index, loss in enumerate(losses):
         if not np.isfinite(loss).all():
             raise TrainingError(
                 f"task.loss: the loss of training sample {index} is {loss.sum():g} before any update: look "
                 "for numbers that are not finite in data.dataset, and for divisions by 0 or logarithms of 0 "
-                "in the model and the loss"
+                f"in the model and the loss{borrowed * gathers}"
             )
 
 
