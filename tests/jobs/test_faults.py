@@ -36,9 +36,11 @@ def test_a_raising_rank_ends_the_job_with_its_error(framework: str, wire: str, t
 
 # What ends the others is the launcher, as tests/launch/test_run.py tries with ranks that start sooner.
 @pytest.mark.slow
+@pytest.mark.parametrize("stage", [0, 3])
 @pytest.mark.parametrize(("framework", "wire"), [("torch", "mpi"), ("tensorflow", "gloo")])
-def test_a_killed_rank_ends_the_job(framework: str, wire: str, tmp_path: Path) -> None:
-    done = fail(framework, "kill", wire, tmp_path / "out")
+def test_a_killed_rank_ends_the_job(framework: str, wire: str, stage: int, tmp_path: Path) -> None:
+    """With stage 3 the others wait in a gather of the rank's weights."""
+    done = fail(framework, "kill", wire, tmp_path / "out", f"zero_stage={stage}")
     assert done.returncode != 0
     # mpirun names the signal; horovodrun says 128 + 9, the status of the rank's shell.
     assert "signal 9" in done.stdout or "code 137" in done.stdout, done.stdout[-2000:]

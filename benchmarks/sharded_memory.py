@@ -1,0 +1,90 @@
+"""Resident memory of a rank with each `zero_stage`, beside what the plan says.
+
+    python benchmarks/sharded_memory.py --layers 8 --width 768
+
+Trains a few updates of a GPT-2. What a rank of a tiny model has resident is taken for
+what the framework itself needs. See docs/benchmarks.md.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Annotated
+
+import psutil
+import typer
+from rich.console import Console
+
+from hvdtrain.core.run.job import PLAN_FILE
+from hvdtrain.core.tables import Kind, make_table, print_table
+
+_POLL_S = 0.02
+_MIB = 2**20
+
+
+def measure_memory(
+    *,
+    framework: Annotated[str, typer.Option(help="torch or tensorflow.")] = "torch",
+    ranks: Annotated[int, typer.Option("-np", min=1, help="Ranks.")] = 2,
+    layers: Annotated[int, typer.Option(min=1, help="n_layer.")] = 8,
+    width: Annotated[int, typer.Option(min=64, help="n_embd, a multiple of 64.")] = 768,
+    vocabulary: Annotated[int, typer.Option(min=300, help="vocab_size.")] = 4096,
+    stages: Annotated[str, typer.Option(help="Stages, separated by commas.")] = "0,1,2,3",
+    updates: Annotated[int, typer.Option(min=1, help="Updates of each run.")] = 4,
+) -> None:
+    """Measure what ranks have resident."""
+    model = f"model={{n_layer: {layers}, n_embd: {width}, n_head: {width // 64}, vocab_size: {vocabulary}}}"
+    tiny = "model={n_layer: 1, n_embd: 64, n_head: 1, vocab_size: 300}"
+    console, rows = Console(), []
+    own, _ = _run(framework, ranks, tiny, 0, updates)
+    for stage in stages.split(","):
+        peak, planned = _run(framework, ranks, model, int(stage), updates)
+        rows.append(
+            (stage, f"{planned / _MIB:.0f} MiB", f"{(peak - own) / _MIB:.0f} MiB", f"{peak / _MIB:.0f} MiB")
+        )
+        console.print(f"zero_stage {stage} is done")
+    columns: dict[str, Kind] = {
+        "zero_stage": "name",
+        "planned": "number",
+        "peak less its own": "number",
+        "peak": "number",
+    }
+    print_table(make_table(columns, rows, f"{framework}, {ranks} ranks: the largest rank's memory"), console)
+
+
+def _run(framework: str, ranks: int, model: str, stage: int, updates: int) -> tuple[int, int]:
+    """The largest rank's peak of resident memory, and what the plan says, in bytes."""
+    with tempfile.TemporaryDirectory() as folder:
+        settings = (model, f"zero_stage={stage}", f"max_steps={updates}", "schedule.warmup_ratio=null")
+        settings += ("schedule.warmup_steps=1", "evaluation.eval_steps=null", "logging.tensorboard=false")
+        settings += ("batch.per_device_train_batch_size=1", "num_threads=1", "data.validation_split=0.01")
+        command = [sys.executable, "-m", "hvdtrain.cli", "run", "gpt2", "--framework", framework]
+        command += ["-np", str(ranks), "--output-dir", folder, *(f"--set={each}" for each in settings)]
+        with open(Path(folder) / "log.txt", "wb") as log:
+            process = subprocess.Popen(command, stdout=log, stderr=log)
+            peak = 0
+            while process.poll() is None:
+                peak = max(peak, _largest(process.pid))
+                time.sleep(_POLL_S)
+        if process.returncode:
+            sys.exit(f"error: zero_stage {stage}:\n{(Path(folder) / 'log.txt').read_text()[-3000:]}")
+        return peak, json.loads((Path(folder) / PLAN_FILE).read_text())["memory"]["total"]
+
+
+def _largest(launcher: int) -> int:
+    found = [0]
+    for child in psutil.Process(launcher).children(recursive=True):
+        try:
+            found.append(child.memory_info().rss)
+        except psutil.NoSuchProcess:
+            continue
+    return max(found)
+
+
+if __name__ == "__main__":
+    typer.run(measure_memory)
