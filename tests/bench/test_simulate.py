@@ -120,7 +120,7 @@ def test_bytes_are_those_of_the_policies_to_the_byte() -> None:
     *_, candidate = candidates("bert", PLAIN, [policies], 8)
     found = simulate(candidate, LanguageModel(8, 0, "float64"), 8)
     rules = candidate.job.rules
-    buckets = plan_buckets(LanguageModel.weights, 8, 25 * 2**20, rules.group)
+    buckets = plan_buckets(LanguageModel.weights, 8, 25 * 2**20, rules.apart)
     planned = [rules.at(update).wire_bytes(buckets, 8, 8) for update in range(1, 7)]
     assert found.sent == [0, *np.cumsum(planned)]
     gathered = sum(8 * rules.at(1).policy(b).wire_bytes(b, 8, 8) for b in buckets if "hidden" in str(b))

@@ -16,7 +16,7 @@ import json
 import os
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -56,6 +56,8 @@ class Known:
     """What a model has whose batches weigh what the data says."""
 
     weighs = False
+    held: Any = None
+    network: Any = None
     loss_sum: Any
     predict: Any = None
 
@@ -98,13 +100,13 @@ def torch_model() -> type:
                     loss = loss + (both * batch["spoil"].to(self._dtype)).sum()
                 return loss
 
-        def read(self, weights: Any = None) -> dict[str, np.ndarray]:
-            return {name: p.detach().numpy().copy() for name, p in self.parameters.items()}
+        def read(self, weights: Any = None) -> Iterator[tuple[str, np.ndarray]]:
+            return ((name, p.detach().numpy().copy()) for name, p in self.parameters.items())
 
         def write(self, arrays: dict[str, np.ndarray]) -> None:
             with torch.no_grad():
-                for name, parameter in self.parameters.items():
-                    parameter.copy_(torch.from_numpy(arrays[name]))
+                for name, array in arrays.items():
+                    self.parameters[name].copy_(torch.from_numpy(array))
 
     return Model
 
@@ -143,12 +145,12 @@ def tensorflow_model() -> type:
                 else loss
             )
 
-        def read(self, weights: Any = None) -> dict[str, np.ndarray]:
-            return {name: variable.numpy() for name, (variable,) in self.parameters.items()}
+        def read(self, weights: Any = None) -> Iterator[tuple[str, np.ndarray]]:
+            return ((name, variable.numpy()) for name, (variable,) in self.parameters.items())
 
         def write(self, arrays: dict[str, np.ndarray]) -> None:
-            for name, (variable,) in self.parameters.items():
-                variable.assign(arrays[name])
+            for name, array in arrays.items():
+                self.parameters[name][0].assign(array)
 
     return Model
 
