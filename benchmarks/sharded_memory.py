@@ -38,8 +38,7 @@ def measure_memory(
     updates: Annotated[int, typer.Option(min=1, help="Updates of each run.")] = 4,
 ) -> None:
     """Measure what ranks have resident."""
-    model = f"model={{n_layer: {layers}, n_embd: {width}, n_head: {width // 64}, vocab_size: {vocabulary}}}"
-    tiny = "model={n_layer: 1, n_embd: 64, n_head: 1, vocab_size: 300}"
+    model, tiny = (layers, width, vocabulary), (1, 64, 300)
     console, rows = Console(), []
     own, _ = _run(framework, ranks, tiny, 0, updates)
     for stage in stages.split(","):
@@ -57,10 +56,19 @@ def measure_memory(
     print_table(make_table(columns, rows, f"{framework}, {ranks} ranks: the largest rank's memory"), console)
 
 
-def _run(framework: str, ranks: int, model: str, stage: int, updates: int) -> tuple[int, int]:
+def _run(
+    framework: str, ranks: int, model: tuple[int, int, int], stage: int, updates: int
+) -> tuple[int, int]:
     """The largest rank's peak of resident memory, and what the plan says, in bytes."""
     with tempfile.TemporaryDirectory() as folder:
-        settings = (model, f"zero_stage={stage}", f"max_steps={updates}", "schedule.warmup_ratio=null")
+        layers, width, vocabulary = model
+        settings = (f"model.n_layer={layers}", f"model.n_embd={width}", f"model.n_head={width // 64}")
+        settings += (
+            f"model.vocab_size={vocabulary}",
+            f"zero_stage={stage}",
+            f"max_steps={updates}",
+            "schedule.warmup_ratio=null",
+        )
         settings += ("schedule.warmup_steps=1", "evaluation.eval_steps=null", "logging.tensorboard=false")
         settings += ("batch.per_device_train_batch_size=1", "num_threads=1", "data.validation_split=0.01")
         command = [sys.executable, "-m", "hvdtrain.cli", "run", "gpt2", "--framework", framework]

@@ -10,7 +10,7 @@ _MIB = 2**20
 # Of glibc's malloc.h.
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8
 # The largest block that is kept, and how much in all.
-_KEPT, _GIVEN_BACK = (32 * _MIB, 1024 * _MIB), (4 * _MIB, 4 * _MIB)
+_KEPT, _GIVEN_BACK = (32 * _MIB, 1024 * _MIB), (20 * _MIB, 1024 * _MIB)
 
 
 def usable_cores() -> int:
