@@ -58,7 +58,8 @@ def run_command(command: Sequence[str], env: Mapping[str, str]) -> Ending:
         ending = ending_of(status, screen.watch, requests.passed_on)
     except _Stopped as stop:
         screen.finish()
-        ending = stop.ending
+        # The ranks may have been quicker than a second signal.
+        ending = ending_of(0, screen.watch, True) if screen.watch.preempted else stop.ending
     ending.tell()
     return ending
 

@@ -25,7 +25,7 @@ def told():
 def kill(name):
     os.kill(os.getpid(), getattr(signal, name))
 
-with ends_the_job(), heed_preemption():
+with heed_preemption(), ends_the_job():
     {body}
 print("after")
 """

@@ -15,6 +15,7 @@ from hvdtrain.core.checkpoints.model_folder import load_model
 from hvdtrain.core.run.metrics import read_metrics
 from hvdtrain.launch.restarts import newest_checkpoint
 from tests.jobs.runs import ROOT, TINY, small_corpus, train_all
+from tests.launch.cluster import emulated_hosts
 
 SETTINGS = [
     *TINY,
@@ -25,6 +26,7 @@ SETTINGS = [
     "max_steps=12",
 ]
 BY_GLOO = ("--launcher", "horovodrun", "--wire", "gloo")
+ENV = {**os.environ, "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": ""}
 Done = subprocess.CompletedProcess[str]
 
 
@@ -34,21 +36,19 @@ def settings(root: Path) -> list[str]:
 
 def run(root: Path, framework: str, script: dict[int, str], sets: list[str], *options: str) -> Done:
     """`hvdtrain run` on two ranks, into root/out, with what the script says happening to it."""
-    (root / "script.json").write_text(json.dumps(script))
-    output = ["--output-dir", str(root / "out")]
-    chosen = [part for one in sets for part in ("--set", one)]
+    command = scripted(root, framework, script, sets, *options)
     return subprocess.run(
-        [
-            *(sys.executable, "-m", "tests.jobs.preempted", str(root)),
-            *("bert", "--framework", framework, "-np", "2", *chosen, *output, *options),
-        ],
-        env={**os.environ, "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": ""},
-        cwd=root,
-        capture_output=True,
-        text=True,
-        timeout=600,
-        check=False,
+        command, env=ENV, cwd=root, capture_output=True, text=True, timeout=600, check=False
     )
+
+
+def scripted(root: Path, framework: str, script: dict[int, str], sets: list[str], *options: str) -> list[str]:
+    (root / "script.json").write_text(json.dumps(script))
+    chosen = [part for one in sets for part in ("--set", one)]
+    return [
+        *(sys.executable, "-m", "tests.jobs.preempted", str(root)),
+        *("bert", "--framework", framework, "-np", "2", "--output-dir", str(root / "out"), *chosen, *options),
+    ]
 
 
 def preempted(root: Path, done: Done) -> Path:
@@ -111,6 +111,18 @@ def test_in_either_framework_by_either_launcher(
     done = run(tmp_path, framework, {}, sets, "--resume", str(place), *more)
     assert done.returncode == 0, done.stderr[-3000:]
     check_unbroken(expected, tmp_path / "out")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("hosts", "launcher"), [("nodea:1,nodeb:1", "horovodrun"), ("nodeb:2", "mpirun")])
+def test_ranks_on_other_hosts_are_told_too(hosts: str, launcher: str, tmp_path: Path) -> None:
+    options = ("-H", hosts, "--launcher", launcher, "--network-interface", "eth0")
+    command = scripted(tmp_path, "torch", {3: "launcher"}, settings(tmp_path), *options)
+    with emulated_hosts(2) as cluster:
+        status, output = cluster.run("nodea", command, cwd=tmp_path, env=ENV, timeout_s=300)
+    assert status == 85, output[-3000:]
+    found = newest_checkpoint(tmp_path / "out")
+    assert f"--resume {found}" in output.splitlines()[-1]
 
 
 @pytest.mark.slow

@@ -50,7 +50,7 @@ def run_job(load: Callable[[], Framework], default_spec: str, arguments: Sequenc
     outlast_readers()
     if launched_rank() is not None:
         end_with_launcher()
-    with ends_the_job(), heed_preemption():
+    with heed_preemption(), ends_the_job():
         _run(load, default_spec, arguments)
 
 

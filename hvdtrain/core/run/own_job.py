@@ -86,7 +86,7 @@ def train_own(
     resume_from: str | Path | None = None,
 ) -> TrainingResult:
     """As `hvdtrain.train`."""
-    with ends_the_job(raises=launched_rank() is None), heed_preemption():
+    with heed_preemption(), ends_the_job(raises=launched_rank() is None):
         if framework not in FRAMEWORKS:
             raise SpecError(f"framework: expected 'torch' or 'tensorflow', found {framework!r}")
         job = own_spec(spec, framework, code)
