@@ -49,6 +49,8 @@ def train(
     Raises:
         HvdtrainError: what is wrong, and what to do. Under a launcher it is not raised: the message is shown,
             and the process ends with status 1, so that the whole job ends.
+        SystemExit: with status 85, when SIGTERM or SIGUSR1 told a rank to stop, and all have saved a
+            checkpoint. Under a launcher the process ends with that status.
     """
     from hvdtrain.core.run.own_job import OwnCode, train_own
 

@@ -5,15 +5,19 @@ from __future__ import annotations
 import os
 import shlex
 import sys
+from dataclasses import replace
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from hvdtrain.core.errors import LaunchError
 from hvdtrain.launch.commands import Launcher, LaunchRequest, Wire, build_command, choose_launch
 from hvdtrain.launch.hosts import Host, format_hosts, is_local, parse_hostfile, parse_hosts, take_slots
+
+if TYPE_CHECKING:
+    from hvdtrain.launch.endings import Ending
 
 
 class Framework(StrEnum):
@@ -36,6 +40,9 @@ def run(
     output_dir: Annotated[Path | None, typer.Option(help="Where rank 0 writes.")] = None,
     resume: Annotated[Path | None, typer.Option(help="Go on from this checkpoint-N directory.")] = None,
     network_interface: Annotated[str | None, typer.Option(help="Between the hosts, such as eth0.")] = None,
+    max_restarts: Annotated[
+        int, typer.Option(min=0, help="Start it again so often after a crash, from its last checkpoint.")
+    ] = 0,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the launcher's command only.")] = False,
 ) -> None:
     """Train SPEC on -np ranks, here or on several hosts, with the fastest launcher at hand.
@@ -44,13 +51,15 @@ def run(
         SpecError: the spec or an override is bad; nothing was started.
         LaunchError: the hosts, the launcher or a path cannot be used; nothing was started.
         HvdtrainError: `check_job` found a fault; nothing was started.
-        typer.Exit: with the status of the rank that failed first, if any did.
+        typer.Exit: with the status of the rank that failed first, if any did; 85 where ranks were told to
+            stop, and can go on.
     """
     # These read the spec's schema and the installed Horovod: not for --help.
-    from hvdtrain.core.process.paths import user_path
+    from hvdtrain.core.process.paths import default_output_dir, user_path
     from hvdtrain.core.spec.job_spec import load_spec
     from hvdtrain.launch.facts import find_facts
     from hvdtrain.launch.preflight import check_job
+    from hvdtrain.launch.restarts import run_with_restarts
     from hvdtrain.launch.run import run_command
 
     job = load_spec(spec, set_ or ())
@@ -76,7 +85,14 @@ def run(
     print(f"hvdtrain: {where}, {choice.wire} by {choice.launcher} ({choice.why})", file=sys.stderr)
     if dry_run:
         typer.echo(shlex.join(command))
-    elif status := run_command(command, os.environ):
+        return
+
+    def start(resume: Path | None) -> Ending:
+        again = replace(request, program=_program(framework, spec, set_ or [], output_dir, resume))
+        return run_command(build_command(again, choice, facts), os.environ)
+
+    place = output_dir or default_output_dir(spec, framework)
+    if status := run_with_restarts(start, place, resume, max_restarts):
         raise typer.Exit(status)
 
 

@@ -24,6 +24,8 @@ _TUNED = (
     *("--mca", "btl_tcp_flags", "send,inplace"),
 )
 _TRANSPORTS = ("--mca", "pml", "ob1", "--mca", "btl", "^openib")
+# What every rank runs under, so that none outlives the job.
+GUARD = ("-m", "hvdtrain.launch.rank")
 # What a rank on another host needs to find the same programs, libraries and settings.
 _EXPORTED = re.compile(
     r"PATH|LD_LIBRARY_PATH|VIRTUAL_ENV|XDG_CACHE_HOME|XLA_FLAGS|TOKENIZERS_PARALLELISM|"
@@ -200,10 +202,8 @@ def _python(request: LaunchRequest, wire: Wire, facts: Facts) -> list[str]:
 
 
 def _guard(wire: Wire, facts: Facts) -> tuple[str, ...]:
-    """What the program runs under, so that no rank outlives the job."""
-    guard = ("-m", "hvdtrain.launch.rank")
     # Under mpi4py a rank that raises calls MPI_Abort instead of leaving the others to wait for it.
-    return (*guard, "-m", "mpi4py") if wire is Wire.MPI and facts.mpi4py else guard
+    return (*GUARD, "-m", "mpi4py") if wire is Wire.MPI and facts.mpi4py else GUARD
 
 
 def _np(request: LaunchRequest) -> str:

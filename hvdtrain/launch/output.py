@@ -8,6 +8,8 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from hvdtrain.core.process.preemption import BEFORE_FIRST_UPDATE, RESUMABLE_STATUS
+
 # horovodrun over Gloo writes `[1]<stderr>:`, Open MPI's --tag-output `[1,1]<stderr>:` (job, rank).
 _TAG = re.compile(r"\[(?P<job>\d+,)?(?P<rank>\d+)\]<(?:stdout|stderr|stddiag)>:")
 _VERDICTS = (
@@ -28,7 +30,11 @@ _FAREWELL = re.compile(r"Primary job +terminated")
 _NOISE = re.compile(
     r"WARNING: All log messages before absl::InitializeLog|To enable the following instructions:"
     r"|[IWE]\d{4}.* (?:port|cudart_stub|cpu_feature_guard|cuda_platform|util)\.cc:\d+\]"
+    # Open MPI's word for passing on what it was sent.
+    r"|mpirun: Forwarding signal \d+ to job"
 )
+# What rank 0 says when all ranks have saved and leave.
+_PREEMPTED = re.compile(r"preempted at update \d+: ")
 # What the other ranks say once one has gone.
 _CONSEQUENCE = re.compile(
     r"Horovod has been shut down|HorovodInternalError|Horovod background loop uncaught exception|^Terminated$"
@@ -139,12 +145,19 @@ class Statements:
 
 
 class FailureWatch:
-    """Tells from the lines of all ranks and of the launcher which rank failed first."""
+    """Tells from the lines of all ranks and of the launcher which rank failed first.
+
+    Attributes:
+        heard: whether a rank has said anything, as each job does before its first update.
+        preempted: what rank 0 said when the ranks left because they were told to; else None.
+    """
 
     def __init__(self) -> None:
         self._verdicts: dict[int, int | None] = {}
         self._errors: dict[int, str] = {}
         self._bereaved: set[int] = set()
+        self.heard = False
+        self.preempted: str | None = None
 
     def says_more(self, lines: Sequence[Line]) -> bool:
         """False for what the launcher itself says about a failure that `first_failure` says shorter.
@@ -157,7 +170,13 @@ class FailureWatch:
 
     def is_consequence(self, line: Line) -> bool:
         """True for what a rank says because another has gone."""
-        return line.rank is not None and _CONSEQUENCE.search(line.text) is not None
+        # The latter is said by ranks that the launcher tells to end, and by those that are preempted.
+        said = _CONSEQUENCE.search(line.text) or line.text.strip() == BEFORE_FIRST_UPDATE
+        return line.rank is not None and bool(said)
+
+    def is_said_last(self, line: Line) -> bool:
+        """True for what `hvdtrain run` says itself in the end."""
+        return line.rank is not None and _PREEMPTED.match(line.text) is not None
 
     def is_noise(self, line: Line) -> bool:
         """True for what TensorFlow says about itself at each start."""
@@ -166,8 +185,11 @@ class FailureWatch:
     def note(self, line: Line) -> None:
         """Takes one line into account."""
         text = line.text.strip()
+        self.heard = self.heard or line.rank is not None
         if line.rank is None:
             self._note_launcher(text)
+        elif _PREEMPTED.match(text):
+            self.preempted = text
         elif _CONSEQUENCE.search(text):
             # A rank that has said why it fails may be told to end before it has.
             if line.rank not in self._errors:
@@ -192,7 +214,7 @@ class FailureWatch:
         return Failure(rank, status, error)
 
     def _was_told_to_end(self, rank: int) -> bool:
-        return self._verdicts.get(rank) == 128 + signal.SIGTERM
+        return self._verdicts.get(rank) in (128 + signal.SIGTERM, RESUMABLE_STATUS)
 
     def _note_launcher(self, text: str) -> None:
         for found in filter(None, (pattern.search(text) for pattern in _VERDICTS)):

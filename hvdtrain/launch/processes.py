@@ -14,6 +14,8 @@ from typing import Any
 
 import psutil
 
+from hvdtrain.launch.commands import GUARD
+
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 Handler = Callable[[int, FrameType | None], Any]
 # The kernel ends a killed process at once, but for one that waits for a disk.
@@ -64,6 +66,46 @@ def kill_children(but: AbstractSet[psutil.Process] = frozenset()) -> None:
                 for process in (child, *child.children(recursive=True)):
                     process.kill()
         psutil.wait_procs(left, timeout=_KILL_S)
+
+
+def ask_ranks_to_stop(ancestor: int) -> bool:
+    """Sends SIGUSR1 to the ranks below a process, and to those that mpirun has started on other hosts.
+
+    Args:
+        ancestor: its process id.
+
+    Returns:
+        False where there is none to send it to.
+    """
+    try:
+        below = psutil.Process(ancestor).children(recursive=True)
+    except psutil.NoSuchProcess:
+        # Its end says more.
+        return True
+    # It passes the signal on to every rank of its job.
+    heard = [process for process in below if _is(process, lambda p: p.name() == "mpirun")]
+    heard = heard or [process for process in below if _is(process, _is_rank)]
+    for process in heard:
+        with suppress(psutil.NoSuchProcess):
+            process.send_signal(signal.SIGUSR1)
+    return bool(heard)
+
+
+def _is_rank(process: psutil.Process) -> bool:
+    """A rank, and not what it has forked."""
+    parent = process.parent()
+    return _is_guarded(process) and not (parent and _is_guarded(parent))
+
+
+def _is_guarded(process: psutil.Process) -> bool:
+    return tuple(process.cmdline()[1:3]) == GUARD
+
+
+def _is(process: psutil.Process, what: Callable[[psutil.Process], bool]) -> bool:
+    try:
+        return what(process)
+    except psutil.NoSuchProcess:
+        return False
 
 
 def _prctl(option: int, value: int) -> None:

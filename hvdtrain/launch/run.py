@@ -12,53 +12,84 @@ from codecs import getincrementaldecoder
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from types import FrameType
-from typing import IO, NoReturn, TextIO
+from typing import IO, TextIO
 
 import psutil
 
 from hvdtrain.core.errors import LaunchError
 from hvdtrain.core.process.outputs import outlast_readers
-from hvdtrain.launch.output import FailureWatch, Line, LineSplitter, Statements, describe_status
-from hvdtrain.launch.processes import STOP_SIGNALS, adopt_orphans, handle_signals, kill_children
+from hvdtrain.core.process.preemption import BEFORE_FIRST_UPDATE, PREEMPTION_SIGNALS, RESUMABLE_STATUS
+from hvdtrain.launch.endings import Ending, ending_of
+from hvdtrain.launch.output import FailureWatch, Line, LineSplitter, Statements
+from hvdtrain.launch.processes import (
+    STOP_SIGNALS,
+    adopt_orphans,
+    ask_ranks_to_stop,
+    handle_signals,
+    kill_children,
+)
 
 # Horovod gives its ranks 5 s to end and their shells 5 s more before it kills them; the supervisor waits 5 s.
 _GRACE_S = 17.0
 
 
-def run_command(command: Sequence[str], env: Mapping[str, str]) -> int:
+def run_command(command: Sequence[str], env: Mapping[str, str]) -> Ending:
     """Runs a launcher to its end, showing what its ranks print, and leaves no process behind.
 
     Rank 0's output appears as it is (progress bars too), the other ranks' lines with their rank in front.
-    Standard input is closed. SIGINT, SIGTERM and SIGHUP end the whole job; a second one ends it at once. On
-    failure a last line on standard error says which rank failed first and how. Call it from the main thread.
+    Standard input is closed. SIGTERM and SIGUSR1 are passed on to the ranks, which save and stop; a second
+    one, SIGINT and SIGHUP end the whole job; one more ends it at once. On failure a last line on standard
+    error says which rank failed first and how. Call it from the main thread.
 
     Args:
         command: the launcher and its arguments, as made by `build_command`.
         env: the whole environment of the launcher.
-
-    Returns:
-        0, or the exit status of the rank that failed first (128 + signal for a killed one) where it can be
-        told, else the launcher's; 128 + signal when stopped by a signal.
 
     Raises:
         LaunchError: the launcher cannot be started.
     """
     outlast_readers()
     screen = _Screen()
+    requests = _Requests(screen.watch)
     try:
-        with _stop_signals_raise(), _no_orphans():
-            status = _run(command, env, screen)
+        with _heed(requests), _no_orphans():
+            status = _run(command, env, screen, requests)
+        screen.finish()
+        ending = ending_of(status, screen.watch, requests.passed_on)
     except _Stopped as stop:
         screen.finish()
-        print(f"hvdtrain: stopped by {signal.Signals(stop.signum).name}", file=sys.stderr)
-        return 128 + stop.signum
-    screen.finish()
-    return _conclude(status, screen.watch)
+        # The ranks may have been quicker than a second signal.
+        ending = ending_of(0, screen.watch, True) if screen.watch.preempted else stop.ending
+    ending.tell()
+    return ending
 
 
 class _Stopped(BaseException):
-    def __init__(self, signum: int) -> None:
-        self.signum = signum
+    def __init__(self, ending: Ending) -> None:
+        self.ending = ending
+
+
+class _Requests:
+    """What signals ask for: the first of some that the ranks save and stop, all others that the job ends."""
+
+    def __init__(self, watch: FailureWatch) -> None:
+        self._watch = watch
+        self.job: int | None = None
+        self.passed_on = False
+
+    def take(self, signum: int, frame: FrameType | None) -> None:
+        del frame
+        name = signal.Signals(signum).name
+        if self.passed_on or signum not in PREEMPTION_SIGNALS:
+            raise _Stopped(Ending(128 + signum, f"stopped by {name}"))
+        self.passed_on = True
+        if self.job is None or not self._watch.heard:
+            raise _Stopped(Ending(RESUMABLE_STATUS, BEFORE_FIRST_UPDATE))
+        if ask_ranks_to_stop(self.job):
+            told = "ranks save and stop after this update; once more ends them at once"
+        else:
+            told = "no rank is on this host: send it to one of them"
+        print(f"hvdtrain: {name}: {told}", file=sys.stderr)
 
 
 class _Screen:
@@ -107,7 +138,7 @@ class _Screen:
     def _sort(self, line: Line, to: TextIO) -> None:
         if self.watch.is_consequence(line):
             self._consequences.append((line, to))
-        elif not self.watch.is_noise(line):
+        elif not (self.watch.is_noise(line) or self.watch.is_said_last(line)):
             self._show(line, to)
 
     def _show(self, line: Line, to: TextIO) -> None:
@@ -118,8 +149,9 @@ class _Screen:
         to.flush()
 
 
-def _run(command: Sequence[str], env: Mapping[str, str], screen: _Screen) -> int:
+def _run(command: Sequence[str], env: Mapping[str, str], screen: _Screen, requests: _Requests) -> int:
     job = _start(command, env)
+    requests.job = job.pid
     assert job.stdout is not None
     assert job.stderr is not None
     screen.follow(job.stdout, sys.stdout)
@@ -159,23 +191,9 @@ def _terminal() -> dict[str, str]:
     return {"FORCE_COLOR": "1", "COLUMNS": str(size.columns), "LINES": str(size.lines)}
 
 
-def _conclude(status: int, watch: FailureWatch) -> int:
-    failure = watch.first_failure()
-    if status == 0:
-        return 0
-    if failure is None:
-        print(f"hvdtrain: the launcher failed ({describe_status(status)}); see above", file=sys.stderr)
-        return status
-    print(f"hvdtrain: {failure}", file=sys.stderr)
-    return failure.status or status
-
-
 @contextmanager
-def _stop_signals_raise() -> Iterator[None]:
-    def stop(signum: int, frame: FrameType | None) -> NoReturn:
-        raise _Stopped(signum)
-
-    before = handle_signals(STOP_SIGNALS, stop)
+def _heed(requests: _Requests) -> Iterator[None]:
+    before = handle_signals({*STOP_SIGNALS, *PREEMPTION_SIGNALS}, requests.take)
     try:
         yield
     finally:

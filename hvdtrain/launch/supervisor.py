@@ -43,6 +43,7 @@ def main(command: Sequence[str]) -> int:
     stopping = threading.Event()
     # They are for the launcher, in this process group too. A handler, unlike SIG_IGN, is not inherited.
     handle_signals(STOP_SIGNALS, lambda *_: stopping.set())
+    handle_signals((signal.SIGUSR1,), lambda *_: None)
     try:
         # Safe: no thread runs yet.
         launcher = subprocess.Popen(command, preexec_fn=partial(end_with_parent, os.getpid()))  # noqa: PLW1509

@@ -97,16 +97,17 @@ class Trainer:
         learning_rate: float,
         update: int,
         loss_scale: float,
+        stopping: bool = False,
     ) -> UpdateResult:
         """One update; see `Adapter.update`."""
         last, inverse, sums = self._accumulate_early(window, divisor, update, loss_scale)
-        others = tf.constant([next_weight, window.tokens], tf.float64)
+        others = tf.constant([next_weight, window.tokens, float(stopping)], tf.float64)
         finish = self._compiled_finish(self._finish, update, window)
         sums, norm, finite = finish(
             last, inverse, sums, others, self._scalar(learning_rate), self._scalar(update)
         )
-        total, weight, next_divisor, tokens = sums.numpy().tolist()
-        return UpdateResult(total, float(norm), bool(finite), next_divisor, int(tokens), weight)
+        total, weight, next_divisor, tokens, told = sums.numpy().tolist()
+        return UpdateResult(total, float(norm), bool(finite), next_divisor, int(tokens), weight, int(told))
 
     def local_update(
         self, window: Window, divisor: float, learning_rate: float, update: int, loss_scale: float

@@ -91,15 +91,17 @@ class Trainer:
         learning_rate: float,
         update: int,
         loss_scale: float,
+        stopping: bool = False,
     ) -> UpdateResult:
         """One update; see `Adapter.update`."""
         loss_sum, weight = self._accumulate(window, divisor, update, loss_scale)
-        sums = torch.tensor([loss_sum, weight, next_weight, window.tokens], dtype=torch.float64)
+        own = [loss_sum, weight, next_weight, window.tokens, float(stopping)]
+        sums = torch.tensor(own, dtype=torch.float64)
         handle = hvd.allreduce_async_(sums, op=hvd.Sum, name="update")
         gradients = self.reducer.finish()
-        total, weight, next_divisor, tokens = hvd.synchronize(handle).tolist()
+        total, weight, next_divisor, tokens, told = hvd.synchronize(handle).tolist()
         norm, finite = self._apply(gradients, self._correction(divisor, weight), learning_rate, update)
-        return UpdateResult(total, norm, finite, next_divisor, int(tokens), weight)
+        return UpdateResult(total, norm, finite, next_divisor, int(tokens), weight, int(told))
 
     def local_update(
         self, window: Window, divisor: float, learning_rate: float, update: int, loss_scale: float

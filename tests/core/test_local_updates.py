@@ -203,6 +203,21 @@ def test_an_exchange_overlaps_with_the_next_updates_until_the_weights_are_due() 
     assert [line["wire_bytes"] for line in lines] == [0, 8, 16, 0, 16]
 
 
+@pytest.mark.parametrize("overlap", [False, True])
+def test_all_ranks_stop_at_the_exchange_after_one_was_told(
+    overlap: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Of each exchange, one answer for each of two ranks.
+    answers = itertools.chain([False, False, True, False], itertools.repeat(False))
+    monkeypatch.setattr("hvdtrain.core.run.local_updates.told_to_stop", lambda: next(answers))
+    gradients = [[1.0, 2.0, 3.0, 4.0, 5.0, 6.0], [6.0, 5.0, 4.0, 3.0, 2.0, 1.0]]
+    adapters, states, lines = run(gradients, [[1.0] * 6] * 2, sync_every=2, overlap=overlap)
+    assert [(state.step, state.stopping) for state in states] == [(4, True)] * 2
+    assert [line["step"] for line in lines[0]] == [2, 4]
+    expected = -(0.1 * np.arange(1, 5) * np.array(gradients)[:, :4]).mean(axis=0).sum()
+    assert [adapter.weight for adapter in adapters] == [pytest.approx(expected, rel=1e-14)] * 2
+
+
 def test_a_rank_whose_gradient_is_not_finite_skips_its_own_update_and_nobody_waits() -> None:
     adapters, _, (lines, _) = run([[1.0, math.nan, 1.0, 1.0], [1.0, 1.0, 1.0, 1.0]], [[1.0] * 4] * 2, 2)
     expected = -(0.1 + 0.1 + 0.2) / 2 - (0.3 + 0.4)

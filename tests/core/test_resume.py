@@ -21,6 +21,7 @@ from hvdtrain.core.errors import CheckpointError, TrainingError
 from hvdtrain.core.families.initializers import ZEROS, Normal
 from hvdtrain.core.families.weights import Weight
 from hvdtrain.core.plan.plan import make_plan
+from hvdtrain.core.process.preemption import Preempted
 from hvdtrain.core.run import resume as resuming
 from hvdtrain.core.run import training
 from hvdtrain.core.run.job import prepare_data
@@ -93,11 +94,12 @@ class Scripted:
         learning_rate: float,
         update: int,
         loss_scale: float,
+        stopping: bool = False,
     ) -> UpdateResult:
         self.numbers.append(update)
         assert divisor > 0
         applied = self._window_numbers[window.samples_consumed] not in BAD_WINDOWS
-        return UpdateResult(divisor, 1.0, applied, next_weight, window.tokens, divisor)
+        return UpdateResult(divisor, 1.0, applied, next_weight, window.tokens, divisor, int(stopping))
 
     def local_update(
         self, window: Window, divisor: float, learning_rate: float, update: int, loss_scale: float
@@ -209,6 +211,59 @@ def test_skips_are_counted_on_and_so_are_the_optimizers_updates(
     (checkpoint / STATE_FILE).write_text(json.dumps(record))
     train(tmp_path / "older", spec, dataset, checkpoint)
     assert skipped(tmp_path / "older") == [(count - 2, empty - 1) for count, empty in rest]
+
+
+LOCAL_STOPS = ("local_updates", [(4, [False, True]), (6, [True])])
+
+
+# What is asked at each boundary, and after which step the run stops.
+@pytest.mark.parametrize(
+    ("compression", "module", "stops"),
+    [
+        # The second window is not finite and the third is empty: neither is a step, and both are boundaries.
+        (
+            "{type: none}",
+            "joint_updates",
+            [(1, [False, False, True]), (2, [True]), (4, [False, False, True])],
+        ),
+        ("{type: local_sgd, sync_every: 2}", *LOCAL_STOPS),
+        ("{type: local_sgd, sync_every: 2, overlap: true}", *LOCAL_STOPS),
+    ],
+)
+def test_ranks_that_are_told_to_stop_save_at_a_boundary_and_go_on_from_there(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    compression: str,
+    module: str,
+    stops: list[tuple[int, list[bool]]],
+) -> None:
+    sets = [f"compression={compression}", "max_steps=8", "batch.per_device_train_batch_size=2"]
+    spec = load_spec("bert", [*TINY, *small_corpus(tmp_path), "model.dtype=float64", *sets])
+    dataset = prepare_data(spec, print)
+    train(tmp_path / "whole", spec, dataset)
+    resume: Path | None = None
+    asked = f"hvdtrain.core.run.{module}.told_to_stop"
+    for step, told in stops:
+        answers = iter(told)
+        monkeypatch.setattr(asked, lambda answers=answers: next(answers))
+        with pytest.raises(Preempted):
+            train(tmp_path / "run", spec, dataset, resume)
+        resume = tmp_path / "run" / f"checkpoint-{step}"
+        assert load_state(resume).record.run.step == step
+        assert not (tmp_path / "run" / "model").exists()
+    monkeypatch.setattr(asked, lambda: False)
+    state, _ = train(tmp_path / "run", spec, dataset, resume)
+    assert state.step == 8
+    assert skipped(tmp_path / "run") == skipped(tmp_path / "whole")
+
+
+def test_who_is_told_in_the_last_update_is_done(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sets = ["max_steps=1", "batch.per_device_train_batch_size=2", "schedule.warmup_steps=0"]
+    spec = load_spec("bert", [*TINY, *small_corpus(tmp_path), "model.dtype=float64", *sets])
+    monkeypatch.setattr("hvdtrain.core.run.joint_updates.told_to_stop", lambda: True)
+    state, _ = train(tmp_path / "run", spec, prepare_data(spec, print))
+    assert state.step == 1
+    assert {path.name for path in (tmp_path / "run").iterdir()} == {METRICS_FILE, "model"}
 
 
 @pytest.mark.parametrize(

@@ -90,6 +90,7 @@ class Faulty:
         learning_rate: float,
         update: int,
         loss_scale: float,
+        stopping: bool = False,
     ) -> UpdateResult:
         self._update = update
         if self._is_due("raise"):
@@ -101,7 +102,7 @@ class Faulty:
             weights["cls.predictions.bias"][:] = float("nan")
             self._adapter.model.write(weights)
         return self._adapter.update(
-            self._overflowing(window), divisor, next_weight, learning_rate, update, loss_scale
+            self._overflowing(window), divisor, next_weight, learning_rate, update, loss_scale, stopping
         )
 
     def find_nonfinite(self, window: Window, divisor: float, loss_scale: float) -> np.ndarray:

@@ -176,10 +176,17 @@ def recording(base: type, rank: int, spoils: Spoils, factor: float, record: Reco
 
     class Recording(base):  # type: ignore[misc,valid-type]
         def update(
-            self, window: Window, divisor: float, weight: float, rate: float, update: int, scale: float
+            self,
+            window: Window,
+            divisor: float,
+            weight: float,
+            rate: float,
+            update: int,
+            scale: float,
+            *rest: Any,
         ) -> Any:
             window = spoilt(window, len(record), rank, spoils, factor)
-            found = super().update(window, divisor, weight, rate, update, scale)
+            found = super().update(window, divisor, weight, rate, update, scale, *rest)
             record.append((scale, rate, found.applied))
             return found
 

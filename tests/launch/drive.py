@@ -21,4 +21,4 @@ request = LaunchRequest(
     env=dict(os.environ),
 )
 facts = find_facts("torch")
-sys.exit(run_command(build_command(request, choose_launch(request, facts), facts), os.environ))
+sys.exit(run_command(build_command(request, choose_launch(request, facts), facts), os.environ).status)

@@ -114,6 +114,8 @@ def _begin(shared: Any, parent: int) -> None:
     # Ctrl-C reaches the whole group; the parent answers for all.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    # A request to stop, which mpirun passes on to the whole group.
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
     end = partial(os._exit, 1)
     call_when_orphaned(end)
     if os.getppid() != parent:

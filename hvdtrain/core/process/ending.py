@@ -11,6 +11,7 @@ from contextlib import contextmanager
 
 from hvdtrain.core.errors import HvdtrainError
 from hvdtrain.core.process.environment import launched_rank
+from hvdtrain.core.process.preemption import RESUMABLE_STATUS, Preempted
 
 # Every rank meets a bad spec; the others wait for rank 0's message to end the job before they repeat it.
 _SECONDS_BEFORE_REPEATING = 3.0
@@ -33,6 +34,11 @@ def ends_the_job(raises: bool = False) -> Iterator[None]:
         if launched_rank():
             time.sleep(_SECONDS_BEFORE_REPEATING)
         _die(f"error: {error}")
+    except Preempted:
+        if raises:
+            raise
+        # All of it has been said, and all ranks are here.
+        os._exit(RESUMABLE_STATUS)
     except KeyboardInterrupt:
         if raises:
             raise

@@ -28,6 +28,16 @@ def user_path(text: str | Path, where: str, error: type[HvdtrainError]) -> Path:
         raise error(f"{where} {text}: {missing} no home directory; write the path in full") from None
 
 
+def default_output_dir(spec: str, framework: str) -> Path:
+    """Where rank 0 writes unless told otherwise: `outputs/SPEC-FRAMEWORK`.
+
+    Args:
+        spec: a file or a packaged spec's name.
+        framework: `torch` or `tensorflow`.
+    """
+    return Path("outputs", f"{Path(spec).stem}-{framework}")
+
+
 def cache_root() -> Path:
     """The folder of all caches: $HVDTRAIN_CACHE_DIR, else `hvdtrain` in $XDG_CACHE_HOME or ~/.cache.
 

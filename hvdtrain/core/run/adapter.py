@@ -101,6 +101,7 @@ class Adapter(Protocol):
         learning_rate: float,
         update: int,
         loss_scale: float,
+        stopping: bool = False,
     ) -> UpdateResult:
         """Take one update with all ranks, in this order: accumulate, unscale, reduce, check, clip, apply.
 
@@ -112,6 +113,7 @@ class Adapter(Protocol):
             update: its number, counted from 1.
             loss_scale: what the loss is multiplied with before backward; gradients are divided by it where
                 they enter their bucket.
+            stopping: whether this rank was told to stop; how many were is counted on the way.
         """
         ...
 

@@ -23,7 +23,8 @@ from hvdtrain.core.process.environment import launched_rank
 from hvdtrain.core.process.host import cpu_flags
 from hvdtrain.core.process.orphans import end_with_launcher
 from hvdtrain.core.process.outputs import outlast_readers
-from hvdtrain.core.process.paths import user_path
+from hvdtrain.core.process.paths import default_output_dir, user_path
+from hvdtrain.core.process.preemption import Preempted, heed_preemption
 from hvdtrain.core.run.examination import examine
 from hvdtrain.core.run.framework import Framework
 from hvdtrain.core.run.metrics import METRICS_FILE
@@ -49,7 +50,7 @@ def run_job(load: Callable[[], Framework], default_spec: str, arguments: Sequenc
     outlast_readers()
     if launched_rank() is not None:
         end_with_launcher()
-    with ends_the_job():
+    with heed_preemption(), ends_the_job():
         _run(load, default_spec, arguments)
 
 
@@ -163,7 +164,12 @@ def join_and_train(
 ) -> TrainingResult:
     """Join the job with the other ranks and train; arguments, result and errors as `train_spec`."""
     spec.rules.check_wire(framework.wire_types)
-    return train_spec(framework, framework.init(spec), spec, output_dir, resume_from)
+    ranks = framework.init(spec)
+    try:
+        return train_spec(framework, ranks, spec, output_dir, resume_from)
+    except Preempted:
+        framework.shutdown()
+        raise
 
 
 def _run(load: Callable[[], Framework], default_spec: str, arguments: Sequence[str] | None) -> None:
@@ -171,7 +177,7 @@ def _run(load: Callable[[], Framework], default_spec: str, arguments: Sequence[s
     spec = load_spec(options.spec, options.set)
     resume_from = options.resume and user_path(options.resume, "--resume", CheckpointError)
     framework = load()
-    output_dir = options.output_dir or f"outputs/{Path(options.spec).stem}-{framework.name}"
+    output_dir = options.output_dir or default_output_dir(options.spec, framework.name)
     output_dir = user_path(output_dir, "--output-dir", CheckpointError)
     join_and_train(framework, spec, output_dir, resume_from or None)
     framework.shutdown()

@@ -13,6 +13,7 @@ from collections.abc import Generator, Iterator
 import numpy as np
 
 from hvdtrain.core.data import Window
+from hvdtrain.core.process.preemption import told_to_stop
 from hvdtrain.core.run.metrics import Line
 from hvdtrain.core.run.results import UpdateResult
 from hvdtrain.core.run.run import Run
@@ -23,7 +24,7 @@ from hvdtrain.core.run.state import RunState
 def joint_updates(
     run: Run, state: RunState, windows: Iterator[Window]
 ) -> Generator[tuple[Line, RunState], None, tuple[RunState, Window]]:
-    """Take updates to the run's last, or to the first that ranks take alone.
+    """Take updates to the run's last, to the first that ranks take alone, or until ranks are told to stop.
 
     Args:
         run: on this rank.
@@ -39,7 +40,7 @@ def joint_updates(
     """
     window, streak = next(windows), Streak()
     divisor = float(run.ranks.sum(np.array([window.weight]))[0])
-    while state.step < run.plan.max_steps:
+    while state.step < run.plan.max_steps and not state.stopping:
         rules = run.spec.rules.at(state.step + 1)
         if rules.local:
             break
@@ -47,16 +48,16 @@ def joint_updates(
         upcoming = next(windows)
         waited = time.perf_counter() - started
         number, rate, scale = state.step + 1, run.learning_rate(state.step), state.loss_scale.value
-        own = rules.divisor(window.weight, divisor)
+        own, stopping = rules.divisor(window.weight, divisor), told_to_stop()
         if divisor:
-            result = run.adapter.update(window, own, upcoming.weight, rate, number, scale)
+            result = run.adapter.update(window, own, upcoming.weight, rate, number, scale, stopping)
             if result.weight and not result.applied:
                 check_scale(run, state, window, own, together=True)
         else:
-            result = _pass_over(run, window, upcoming)
+            result = _pass_over(run, window, upcoming, stopping)
         # A loss of the user's may find that nothing counts.
         empty = not result.weight
-        state = state.after_joint(window, result.applied, empty)
+        state = state.after_joint(window, result.applied, empty, result.stopping > 0)
         streak = streak.after(result.applied, not_finite=not empty, empty=empty)
         line: Line = {"step": number, "epoch": window.epoch}
         if result.applied:
@@ -80,7 +81,7 @@ def joint_updates(
     return state, window
 
 
-def _pass_over(run: Run, window: Window, upcoming: Window) -> UpdateResult:
+def _pass_over(run: Run, window: Window, upcoming: Window, stopping: bool) -> UpdateResult:
     """An update in which no rank has anything to predict: all that is sent is what the next one needs."""
-    sums = run.ranks.sum(np.array([upcoming.weight, window.tokens], np.float64))
-    return UpdateResult(0.0, math.nan, False, float(sums[0]), int(sums[1]), 0.0)
+    sums = run.ranks.sum(np.array([upcoming.weight, window.tokens, stopping], np.float64))
+    return UpdateResult(0.0, math.nan, False, float(sums[0]), int(sums[1]), 0.0, int(sums[2]))

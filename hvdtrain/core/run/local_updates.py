@@ -19,6 +19,7 @@ import numpy as np
 
 from hvdtrain.core.compression.periodic import Periodic
 from hvdtrain.core.data import Window
+from hvdtrain.core.process.preemption import told_to_stop
 from hvdtrain.core.run.metrics import Line
 from hvdtrain.core.run.run import Run
 from hvdtrain.core.run.skips import Streak, check_scale
@@ -29,6 +30,8 @@ def local_updates(
     run: Run, state: RunState, window: Window, windows: Iterator[Window]
 ) -> Iterator[tuple[Line, RunState]]:
     """Take all remaining updates, with an exchange after every one that the period divides and the last.
+
+    They end sooner, with an exchange, when ranks are told to stop.
 
     Args:
         run: on this rank; its weights are those of all ranks, and are so again at every line, or with a
@@ -45,7 +48,7 @@ def local_updates(
     assert isinstance(policy, Periodic)
     adapter.exchange(policy.opening())
     streak, wired, under_way = Streak(), adapter.reducer.wire_bytes, False
-    while state.step < last:
+    while state.step < last and not state.stopping:
         started = time.perf_counter()
         end = min(state.step // policy.period * policy.period + policy.period, last)
         period = _take_period(run, state, window, windows, end)
@@ -61,6 +64,9 @@ def local_updates(
         # Last: what ranks ask each other from here on would wait for it.
         if under_way := background is not None:
             adapter.start_exchange(background[1])
+            if state.stopping:
+                adapter.finish_exchange()
+                adapter.exchange(policy)
         yield line, state
         window = period.upcoming
 
@@ -150,12 +156,14 @@ def _share(run: Run, period: _Period) -> tuple[_Totals, RunState]:
     ranks, scale = run.ranks, period.state.loss_scale
     scales = np.zeros((2, ranks.size))
     scales[:, ranks.rank] = scale.value, scale.good_updates
-    shared = ranks.sum(np.concatenate([period.sums, period.weights, scales.ravel()]))
+    own = [period.sums, period.weights, scales.ravel(), np.array([float(told_to_stop())])]
+    shared = ranks.sum(np.concatenate(own))
     updates = len(period.weights)
-    sums, weights, scales = np.split(shared, [len(_SUMS), len(_SUMS) + updates])
+    sums, weights, scales, told = np.split(shared, [len(_SUMS), len(_SUMS) + updates, -1])
     totals = _Totals(updates, int((weights == 0.0).sum()), *sums.tolist())
     agreed = scale.agreed(*scales.reshape(2, ranks.size))
-    return totals, period.state.after_exchange(agreed, int(totals.skipped) + totals.empty, totals.empty)
+    skipped = int(totals.skipped) + totals.empty
+    return totals, period.state.after_exchange(agreed, skipped, totals.empty, bool(told[0]))
 
 
 def _line(period: _Period, totals: _Totals, state: RunState, seconds: float, wire_bytes: int) -> Line:

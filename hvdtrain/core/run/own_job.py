@@ -15,7 +15,8 @@ from hvdtrain.core.data.values import kind_of
 from hvdtrain.core.errors import CheckpointError, SpecError
 from hvdtrain.core.process.ending import ends_the_job
 from hvdtrain.core.process.environment import launched_rank
-from hvdtrain.core.process.paths import user_path
+from hvdtrain.core.process.paths import default_output_dir, user_path
+from hvdtrain.core.process.preemption import heed_preemption
 from hvdtrain.core.run.framework import Framework
 from hvdtrain.core.run.job import join_and_train
 from hvdtrain.core.run.results import TrainingResult
@@ -85,12 +86,12 @@ def train_own(
     resume_from: str | Path | None = None,
 ) -> TrainingResult:
     """As `hvdtrain.train`."""
-    with ends_the_job(raises=launched_rank() is None):
+    with heed_preemption(), ends_the_job(raises=launched_rank() is None):
         if framework not in FRAMEWORKS:
             raise SpecError(f"framework: expected 'torch' or 'tensorflow', found {framework!r}")
         job = own_spec(spec, framework, code)
-        name = Path(spec).stem if isinstance(spec, str | Path) else "own"
-        place = user_path(output_dir or f"outputs/{name}-{framework}", "output_dir", CheckpointError)
+        name = str(spec) if isinstance(spec, str | Path) else "own"
+        place = user_path(output_dir or default_output_dir(name, framework), "output_dir", CheckpointError)
         checkpoint = resume_from and user_path(resume_from, "resume_from_checkpoint", CheckpointError)
         loaded: Framework = importlib.import_module(f"hvdtrain.{framework}.job").load()
         return join_and_train(loaded, job, place, checkpoint or None)

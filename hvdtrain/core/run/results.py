@@ -20,6 +20,7 @@ class UpdateResult:
         tokens: non-padding input tokens, summed as the loss is.
         weight: Σ_r Σ_m w(r,m), what the loss sum is divided by, summed as the loss is. It is the divisor that
             the update was given, but where only the user's loss function knows it.
+        stopping: how many ranks were told to stop; 0 after a local update, which asks nobody.
     """
 
     loss_sum: float
@@ -28,6 +29,7 @@ class UpdateResult:
     next_divisor: float
     tokens: int
     weight: float
+    stopping: int = 0
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from hvdtrain.core.update.precision import LossScale
 class RunState:
     """Where a run stands on this rank; each update gives the next one.
 
-    All numbers but `own_samples` are the same on every rank, apart from `applied` and `loss_scale` in local
+    All but `own_samples` are the same on every rank, apart from `applied` and `loss_scale` in local
     updates.
 
     Attributes:
@@ -26,6 +26,7 @@ class RunState:
         empty_updates: the part of `skipped_updates` in which no rank had anything to predict.
         loss_scale: of the next update.
         own_samples: samples that this rank has trained on since the run was started or resumed.
+        stopping: whether ranks have agreed to stop here, because some of them were told to.
     """
 
     step: int = 0
@@ -36,16 +37,18 @@ class RunState:
     empty_updates: int = 0
     loss_scale: LossScale = field(default_factory=LossScale)
     own_samples: int = 0
+    stopping: bool = False
 
-    def after_joint(self, window: Window, applied: bool, empty: bool) -> RunState:
+    def after_joint(self, window: Window, applied: bool, empty: bool, stopping: bool = False) -> RunState:
         """The state after an update that all ranks took together.
 
         Args:
             window: this rank's micro-batches of the update.
             applied: whether the update was applied. One that was not uses its samples up and is no step.
             empty: whether no rank had anything to predict; then the loss scale stays as it is.
+            stopping: whether some rank was told to stop.
         """
-        tried = self._after_trying(window)
+        tried = replace(self._after_trying(window), stopping=stopping)
         if applied:
             number = self.step + 1
             return replace(tried, step=number, applied=number, loss_scale=self.loss_scale.after(True))
@@ -71,7 +74,9 @@ class RunState:
             loss_scale=self.loss_scale if empty else self.loss_scale.after(applied),
         )
 
-    def after_exchange(self, loss_scale: LossScale, skipped: int, empty: int) -> RunState:
+    def after_exchange(
+        self, loss_scale: LossScale, skipped: int, empty: int, stopping: bool = False
+    ) -> RunState:
         """The state after ranks have told each other about their local updates.
 
         Args:
@@ -79,12 +84,14 @@ class RunState:
             skipped: updates that some rank skipped since the last exchange; one that all ranks skipped
                 because it was empty counts once.
             empty: the part of `skipped` that was empty.
+            stopping: whether some rank was told to stop.
         """
         return replace(
             self,
             loss_scale=loss_scale,
             skipped_updates=self.skipped_updates + skipped,
             empty_updates=self.empty_updates + empty,
+            stopping=stopping,
         )
 
     def _after_trying(self, window: Window) -> RunState:

@@ -6,8 +6,13 @@ import math
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
+from pathlib import Path
+from typing import NoReturn
+
+import numpy as np
 
 from hvdtrain.core.data import Prefetcher, Window, train_windows
+from hvdtrain.core.process.preemption import Preempted, requests_wait
 from hvdtrain.core.run.buffers import average_buffers
 from hvdtrain.core.run.evaluation import compression_counters, evaluate
 from hvdtrain.core.run.joint_updates import joint_updates
@@ -34,11 +39,13 @@ def train(run: Run, start: RunState) -> TrainingResult:
 
     Raises:
         TrainingError: when too many updates in a row are not finite, or one at the least loss scale.
+        Preempted: ranks were told to stop before the last update; the checkpoint is there.
     """
     started = time.perf_counter()
     state, loss, eval_loss, model_dir = start, math.nan, None, run.output_dir / "model"
-    averaged = state.own_samples
+    averaged, saved = state.own_samples, None
     with ExitStack() as stack:
+        stack.enter_context(requests_wait())
         log, progress = _open_log(run, start, stack)
         windows = stack.enter_context(Prefetcher(_windows(run, start), depth=run.spec.data.prefetch))
         for line, state in _updates(run, start, windows):
@@ -58,16 +65,37 @@ def train(run: Run, start: RunState) -> TrainingResult:
             if run.evaluation_is_due(state.step):
                 eval_loss = _evaluate_into(log, run, state)
             if run.checkpoint_is_due(state.step):
-                save(run, run.output_dir / f"checkpoint-{state.step}", state)
-        if not run.evaluation_is_due(state.step):
-            eval_loss = _evaluate_into(log, run, state)
-        save(run, model_dir)
+                save(run, _checkpoint(run, state), state)
+                saved = state
+        if state.step >= run.plan.max_steps:
+            if not run.evaluation_is_due(state.step):
+                eval_loss = _evaluate_into(log, run, state)
+            save(run, model_dir)
+        elif saved is not state:
+            average_buffers(run, state.own_samples - averaged)
+            save(run, _checkpoint(run, state), state)
+    if state.step < run.plan.max_steps:
+        _leave(run, state)
     return TrainingResult(state, loss, eval_loss, model_dir, time.perf_counter() - started)
+
+
+def _checkpoint(run: Run, state: RunState) -> Path:
+    return run.output_dir / f"checkpoint-{state.step}"
+
+
+def _leave(run: Run, state: RunState) -> NoReturn:
+    """End a run that was told to stop and has been saved; every rank calls it."""
+    if run.ranks.is_chief:
+        where = _checkpoint(run, state)
+        print(f"preempted at update {state.step}: go on with --resume {where}", flush=True)
+    # A launcher ends the others when one leaves: none does before all is saved and said.
+    run.ranks.sum(np.zeros(1))
+    raise Preempted
 
 
 def _updates(run: Run, state: RunState, windows: Iterator[Window]) -> Iterator[tuple[Line, RunState]]:
     state, window = yield from joint_updates(run, state, windows)
-    if state.step < run.plan.max_steps:
+    if state.step < run.plan.max_steps and not state.stopping:
         yield from local_updates(run, state, window, windows)
 
 

@@ -1,0 +1,147 @@
+"""How a job ended, and when it is started again."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from hvdtrain.core.checkpoints.model_folder import WEIGHTS_FILE
+from hvdtrain.core.checkpoints.state import COMPRESSION_FILE, OPTIMIZER_FILE, STATE_FILE
+from hvdtrain.core.process.preemption import BEFORE_FIRST_UPDATE
+from hvdtrain.launch.endings import Ending, ending_of
+from hvdtrain.launch.output import FailureWatch, Line
+from hvdtrain.launch.restarts import RESTARTS_FILE, newest_checkpoint, run_with_restarts
+
+SAID = "preempted at update 4: go on with --resume out/checkpoint-4"
+EXITED = "Process {} exit with status code {}."
+
+
+@pytest.mark.parametrize(
+    ("lines", "status", "asked", "expected"),
+    [
+        ([], 0, False, Ending(0)),
+        # horovodrun's own status is 1 whatever its ranks' are, and the others are told to end.
+        ([(0, SAID), (None, EXITED.format(1, 85)), (None, EXITED.format(0, 143))], 1, True, Ending(85, SAID)),
+        ([(0, "a.Warning: of some Error: kind"), (0, SAID)], 85, False, Ending(85, SAID)),
+        ([(0, BEFORE_FIRST_UPDATE), (None, EXITED.format(0, 85))], 1, False, Ending(85, BEFORE_FIRST_UPDATE)),
+        # A rank that has not come to heed signals.
+        ([(None, EXITED.format(0, 138))], 1, True, Ending(85, BEFORE_FIRST_UPDATE)),
+        # Told to end by the launcher, because another has failed.
+        (
+            [(1, "ValueError: x"), (None, EXITED.format(0, 85)), (None, EXITED.format(1, 1))],
+            1,
+            False,
+            Ending(1, "rank 1 failed first (exit status 1): ValueError: x", "ValueError: x"),
+        ),
+        (
+            [(0, BEFORE_FIRST_UPDATE), (None, EXITED.format(1, 137))],
+            1,
+            False,
+            Ending(137, "rank 1 failed first (killed by SIGKILL)", "killed by SIGKILL"),
+        ),
+    ],
+)
+def test_how_a_job_ended(
+    lines: list[tuple[int | None, str]], status: int, asked: bool, expected: Ending
+) -> None:
+    watch = FailureWatch()
+    for rank, text in lines:
+        watch.note(Line(rank, f"{text}\n"))
+    assert ending_of(status, watch, asked) == expected
+    assert watch.heard == any(rank is not None for rank, _ in lines)
+
+
+def write_checkpoint(folder: Path, step: int) -> Path:
+    place = folder / f"checkpoint-{step}"
+    place.mkdir(parents=True)
+    for name in (WEIGHTS_FILE, OPTIMIZER_FILE, COMPRESSION_FILE, STATE_FILE):
+        (place / name).touch()
+    return place
+
+
+def crash(cause: str, status: int = 1) -> Ending:
+    return Ending(status, f"rank 0 failed first: {cause}", cause)
+
+
+class Jobs:
+    """Runs that save a checkpoint or not, and end as they are told to."""
+
+    def __init__(self, folder: Path, *runs: tuple[int | None, Ending]) -> None:
+        self.resumed: list[str | None] = []
+        self._folder, self._runs = folder, iter(runs)
+
+    def __call__(self, resume: Path | None) -> Ending:
+        self.resumed.append(resume.name if resume else None)
+        step, ending = next(self._runs)
+        if step is not None:
+            write_checkpoint(self._folder, step)
+        return ending
+
+
+DONE, KILLED, PREEMPTED = Ending(0), crash("killed by SIGKILL", 137), Ending(85, SAID)
+
+
+@pytest.mark.parametrize(
+    ("runs", "most", "status", "resumed"),
+    [
+        ([(None, KILLED)], 0, 137, [None]),
+        (
+            [(None, KILLED), (4, KILLED), (8, crash("x")), (None, DONE)],
+            3,
+            0,
+            [None, None, "checkpoint-4", "checkpoint-8"],
+        ),
+        ([(None, KILLED), (4, KILLED)], 1, 137, [None, None]),
+        # Each goes as far as the one before.
+        (
+            [(4, crash("x")), (None, crash("x")), (None, crash("x"))],
+            9,
+            1,
+            [None, "checkpoint-4", "checkpoint-4"],
+        ),
+        ([(None, crash("x")), (None, crash("y")), (None, crash("x")), (12, DONE)], 9, 0, [None] * 4),
+        ([(4, PREEMPTED)], 9, 85, [None]),
+        # Somebody has told it to end.
+        ([(4, crash("killed by SIGTERM", 143))], 9, 143, [None]),
+        ([(4, Ending(130, "stopped by SIGINT"))], 9, 130, [None]),
+    ],
+)
+def test_what_is_started_again_and_from_where(
+    runs: list[tuple[int | None, Ending]],
+    most: int,
+    status: int,
+    resumed: list[str | None],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    jobs = Jobs(tmp_path, *runs)
+    assert run_with_restarts(jobs, tmp_path, None, most) == status
+    assert jobs.resumed == resumed
+    file = tmp_path / RESTARTS_FILE
+    noted = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+    assert [line["status"] for line in noted] == [ending.status for _, ending in runs[: len(resumed) - 1]]
+    assert [Path(line["resume"]).name if line["resume"] else None for line in noted] == resumed[1:]
+    told = capsys.readouterr().err
+    assert all(told.count(f"{line['reason']}; restart {line['number']} ") == 1 for line in noted)
+    assert ("not restarted again" in told) == (len(runs) == len(resumed) == 3 and most == 9)
+
+
+def test_checkpoints_of_an_older_run_are_left_alone(tmp_path: Path) -> None:
+    older = write_checkpoint(tmp_path, 100)
+    jobs = Jobs(tmp_path, (None, crash("x")), (4, crash("y")), (None, DONE))
+    assert run_with_restarts(jobs, tmp_path, None, 3) == 0
+    assert jobs.resumed == [None, None, "checkpoint-4"]
+    again = Jobs(tmp_path, (None, crash("x")), (None, DONE))
+    assert run_with_restarts(again, tmp_path, older, 3) == 0
+    assert again.resumed == ["checkpoint-100", "checkpoint-100"]
+
+
+def test_the_newest_whole_checkpoint_is_taken(tmp_path: Path) -> None:
+    assert newest_checkpoint(tmp_path) is None
+    for step in (9, 10, 11):
+        write_checkpoint(tmp_path, step)
+    (tmp_path / "checkpoint-11" / OPTIMIZER_FILE).unlink()
+    (tmp_path / "checkpoint-best").mkdir()
+    assert newest_checkpoint(tmp_path) == tmp_path / "checkpoint-10"
