@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import tracemalloc
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
@@ -75,12 +76,16 @@ def run_of(rank: int, ranks: int = 2, broadcast: Any = lambda values, name: valu
     return SimpleNamespace(
         spec=spec,
         plan=SimpleNamespace(buckets=BUCKETS),
-        ranks=Ranks(world, lambda values, name: values, broadcast, lambda data, name: [data]),
+        ranks=Ranks(world, lambda values, name: values, broadcast, lambda data, name: [data] * ranks),
+        framework=SimpleNamespace(name="torch", versions={}),
         dataset=SimpleNamespace(config={}, files={}, fingerprint="data", fingerprint_with=lambda place: ""),
         family=SimpleNamespace(hf_config=lambda model: {}, untrained=lambda model: ()),
         weights=WEIGHTS,
         adapter=SimpleNamespace(
-            model=Weights(), optimizer=Moments(), reducer=SimpleNamespace(read=lambda: [{} for _ in BUCKETS])
+            model=Weights(),
+            optimizer=Moments(),
+            reducer=SimpleNamespace(read=lambda: [{} for _ in BUCKETS]),
+            generators=SimpleNamespace(read=lambda: {"cpu": np.arange(5)}, write=lambda states: None),
         ),
     )
 
@@ -144,8 +149,10 @@ def test_moments_of_another_shape_are_refused_before_anything_is_changed(tmp_pat
     save(run_of(0), folder, STATE)
     run = run_of(0)
     state = folder / "state.json"
-    # As if its ranks had moments of their own.
-    state.write_text(state.read_text().replace("\n}", ',\n  "applied": [4, 4]\n}'))
+    # As if its ranks had moments of their own; of an earlier version, whose files nobody has hashed.
+    record = json.loads(state.read_text()) | {"format": 1, "applied": [4, 4]}
+    state.write_text(json.dumps(record))
+    (folder / "manifest.json").unlink()
     with pytest.raises(
         CheckpointError, match=r"exp_avg has shape \(64, 1024\) there, expected \(2, 64, 1024\)"
     ):

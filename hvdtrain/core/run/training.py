@@ -58,7 +58,8 @@ def train(run: Run, start: RunState) -> TrainingResult:
             if run.evaluation_is_due(state.step):
                 eval_loss = _evaluate_into(log, run, state)
             if run.checkpoint_is_due(state.step):
-                save(run, run.output_dir / f"checkpoint-{state.step}", state)
+                found = {"loss": loss} | ({"eval_loss": eval_loss} if eval_loss is not None else {})
+                save(run, run.output_dir / f"checkpoint-{state.step}", state, found)
         if not run.evaluation_is_due(state.step):
             eval_loss = _evaluate_into(log, run, state)
         save(run, model_dir)
