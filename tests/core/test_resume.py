@@ -59,7 +59,7 @@ class Held:
         self.arrays = {name: np.zeros((2, 3)) for name in names}
         self.updates = 0
 
-    def read(self) -> Iterator[tuple[str, np.ndarray]]:
+    def read(self, weights: Any = None) -> Iterator[tuple[str, np.ndarray]]:
         yield from self.arrays.items()
 
     def write(self, arrays: Any, updates: int = 0) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from hvdtrain.core.checkpoints.finding import AUTO
 from hvdtrain.core.checkpoints.model_folder import load_model
 from hvdtrain.core.checkpoints.state import load_state
 from hvdtrain.core.errors import CheckpointError
@@ -114,7 +115,8 @@ def test_a_rank_that_has_no_part_in_a_file_reads_nothing(tmp_path: Path) -> None
     assert run.adapter.optimizer.gathered == 0
 
 
-def test_resuming_holds_a_few_arrays_on_every_rank(tmp_path: Path) -> None:
+@pytest.mark.parametrize("auto", [False, True])
+def test_resuming_holds_a_few_arrays_on_every_rank(tmp_path: Path, auto: bool) -> None:
     folder, messages = tmp_path / "checkpoint-4", []
     save(run_of(0), folder, STATE)
     saved = load_state(folder).moments
@@ -136,6 +138,8 @@ def test_resuming_holds_a_few_arrays_on_every_rank(tmp_path: Path) -> None:
     for rank, carry in enumerate((send, receive)):
         run = run_of(rank, 2, carry)
         place = folder if rank == 0 else tmp_path / "only rank 0 reads it"
+        if auto:
+            run.output_dir, place = place.parent if rank == 0 else place, AUTO
         # The last one and the one on its way, each half a bucket.
         assert peak_of(lambda run=run, place=place: resume(run, place)) < 1.5 * BUCKET_BYTES
         assert run.adapter.model.written == [weight.name for weight in WEIGHTS]

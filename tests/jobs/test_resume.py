@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from hvdtrain.core.checkpoints.finding import AUTO
 from hvdtrain.core.checkpoints.manifest import STATE_FILE
 from hvdtrain.core.checkpoints.state import load_state, share_out
 from hvdtrain.core.compression import TopK
@@ -56,19 +57,19 @@ AVERAGED = {
     "summed": [*LINEAR, "compression={type: none}"],
     "averaged": [*LINEAR, "compression={type: local_sgd, sync_every: 1}"],
 }
-# Each goes on from its own update 3, in the same framework and on the same ranks; with hidden layers that are
-# computed again in the backward pass, too.
+# It goes on from its own update 3, in the same framework and on the same ranks. Layers are computed again in
+# the backward pass, with the same dropout.
 DROPOUT = {
     "dropout": [
         *TINY,
         "model.hidden_dropout_prob=0.2",
         "model.attention_probs_dropout_prob=0.2",
         "batch={per_device_train_batch_size: 4, global_batch_size: 16}",
+        "gradient_checkpointing=true",
         "max_steps=6",
         "checkpointing.save_steps=3",
     ]
 }
-DROPOUT["recomputed"] = [*DROPOUT["dropout"], "gradient_checkpointing=true"]
 Runs = dict[str, dict[str, Path]]
 
 
@@ -121,12 +122,17 @@ def runs_back(runs: Runs) -> Runs:
 
 @pytest.fixture(scope="module")
 def alone(runs: Runs, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Runs of two ranks that go on with one; the first where it was, so that its log goes on too."""
+    """Runs of two ranks that go on with one; the first where it was, so that its log goes on too.
+
+    Its last checkpoint is damaged, so that the newest whole one is the one before.
+    """
     before, root = runs["tensorflow"]["plain"], tmp_path_factory.mktemp("alone")
     shutil.copytree(before, root / "plain")
+    weights = root / "plain" / "checkpoint-12" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1] + b"?")
     scenarios = with_corpus(before.parents[1], {"plain": SETTINGS} | AVERAGED)
     averaged = runs["whole"]["averaged"] / "checkpoint-4"
-    places = dict.fromkeys(AVERAGED, averaged) | {"plain": before / "checkpoint-8"}
+    places = dict.fromkeys(AVERAGED, averaged) | {"plain": AUTO}
     return train_all(root, "torch", 1, scenarios, places)
 
 

@@ -29,7 +29,7 @@ from hvdtrain.core.families.weights import initial_weights
 from hvdtrain.core.run.ranks import Ranks
 from hvdtrain.core.run.run import Run
 from hvdtrain.core.run.state import RunState
-from hvdtrain.core.run.streams import moment_kinds, weight_kinds
+from hvdtrain.core.run.streams import moment_kinds, weight_kinds, weights_by_bucket
 
 
 def save(
@@ -79,7 +79,7 @@ def _streams(run: Run, state: RunState | None) -> dict[str, ArrayStream]:
     takes_part = run.ranks.is_chief or rules.sharded
     counts: Arrays = getattr(run.family, "counts", lambda model: {})(model)
     # Counts come first, since they do so in the file.
-    weights = chain(counts.items(), run.adapter.model.read()) if takes_part else ()
+    weights = chain(counts.items(), run.adapter.model.read(weights_by_bucket(run))) if takes_part else ()
     streams = {WEIGHTS_FILE: ArrayStream({**ArrayStream.of(counts).kinds, **weight_kinds(run)}, weights)}
     if untrained := run.family.untrained(model):
         arrays = initial_weights(untrained, run.spec.seed, model.dtype)
