@@ -41,7 +41,8 @@ def train(
         loss: a name, or a function of the model's outputs and the batch (`task.loss`).
         metrics: names or such functions (`task.metrics`).
         output_dir: where rank 0 writes; default: `outputs/SPEC-FRAMEWORK`.
-        resume_from_checkpoint: a `checkpoint-N` directory to go on from.
+        resume_from_checkpoint: a `checkpoint-N` directory to go on from; `auto`: the newest whole one in
+            `output_dir`, if there is one.
 
     Returns:
         What was produced.

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from hvdtrain.bench.commands import demo, parity, simulate
+from hvdtrain.checkpoints import checkpoints
 from hvdtrain.core.errors import HvdtrainError
 from hvdtrain.core.process.outputs import open_outputs
 from hvdtrain.engine.commands import doctor, engine_app
@@ -40,6 +41,7 @@ app.command()(run)
 app.command()(demo)
 app.command()(parity)
 app.command()(simulate)
+app.command()(checkpoints)
 app.command()(doctor)
 
 _Spec = Annotated[str, typer.Argument(help="YAML file or packaged spec, such as bert.")]

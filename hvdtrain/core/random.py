@@ -37,17 +37,18 @@ def unit_floats(words: NDArray[np.uint64]) -> NDArray[np.float64]:
     return (words >> np.uint64(11)).astype(np.float64) * 2.0**-53
 
 
-def framework_seed(seed: int, rank: int) -> int:
+def framework_seed(seed: int, rank: int, step: int = 0) -> int:
     """What a rank seeds its framework's own generators with, dropout's above all.
 
     Args:
         seed: the job's seed, any integer.
         rank: this rank, from 0.
+        step: after which a run goes on whose generators were not kept.
 
     Returns:
         An integer below 2^32, which every framework takes; never the same on two ranks of a job.
     """
-    (word,) = random_words(1, seed, "framework")
+    (word,) = random_words(1, seed, "framework", *([step] if step else []))
     return (int(word) + rank) % 2**32
 
 

@@ -38,7 +38,10 @@ def run(
     wire: Annotated[Wire, typer.Option(help="What the ranks talk over on CPUs.")] = Wire.AUTO,
     set_: Annotated[list[str] | None, typer.Option("--set", help="Override: FIELD.PATH=VALUE.")] = None,
     output_dir: Annotated[Path | None, typer.Option(help="Where rank 0 writes.")] = None,
-    resume: Annotated[Path | None, typer.Option(help="Go on from this checkpoint-N directory.")] = None,
+    resume: Annotated[
+        Path | None,
+        typer.Option(help="Go on from this checkpoint-N directory; auto: from the newest whole one."),
+    ] = None,
     network_interface: Annotated[str | None, typer.Option(help="Between the hosts, such as eth0.")] = None,
     max_restarts: Annotated[
         int, typer.Option(min=0, help="Start it again so often after a crash, from its last checkpoint.")

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import psutil
 
+from hvdtrain.core.checkpoints.finding import AUTO
 from hvdtrain.core.checkpoints.state import check_checkpoint
 from hvdtrain.core.data.building import cache_directory
 from hvdtrain.core.data.lines import unreadable
@@ -38,7 +39,7 @@ def check_job(
         spec: the job.
         hosts: where its ranks will run, rank 0 on the first.
         output_dir: where rank 0 writes; None: in `outputs`.
-        resume: the checkpoint that rank 0 reads.
+        resume: the checkpoint that rank 0 reads, or `AUTO`.
         interface: names of the interfaces between the hosts, with commas.
 
     Raises:
@@ -60,7 +61,7 @@ def check_job(
         )
     if here[0]:
         _check_output(output_dir or Path("outputs"))
-        if resume is not None:
+        if resume is not None and resume != AUTO:
             check_checkpoint(resume)
     if isinstance(spec.model, custom.ModelSpec):
         # The user's code runs on the ranks alone: it may take its time, and it may start what it needs.

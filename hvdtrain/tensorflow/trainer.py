@@ -21,6 +21,7 @@ from hvdtrain.core.update.precision import compute_dtype
 from hvdtrain.tensorflow.families import network_of
 from hvdtrain.tensorflow.flat_weights import FlatWeights
 from hvdtrain.tensorflow.gathers import GatheredWeights
+from hvdtrain.tensorflow.generators import Generators
 from hvdtrain.tensorflow.model import Model, check_layers
 from hvdtrain.tensorflow.optimizers import Optimizer
 from hvdtrain.tensorflow.reducer import Reducer
@@ -59,6 +60,7 @@ class Trainer:
         model: the model.
         optimizer: updates the model's weights.
         reducer: sums gradients over ranks.
+        generators: what dropout is drawn from.
     """
 
     def __init__(self, spec: JobSpec, plan: Plan, model: Model) -> None:
@@ -81,6 +83,7 @@ class Trainer:
         elif rules.sharded:
             model.held = FlatWeights(rules, shards, spec.optimizer, parameters, ShardExchange())
         self.optimizer = Optimizer(spec.optimizer, shards, parameters, model.held)
+        self.generators = Generators(model.network)
         scaled = spec.mixed_precision == "fp16"
         self.reducer = Reducer(rules, plan.buckets, parameters, spec.seed, scaled)
         self._compiled_accumulate = _compiled(self._accumulate)

@@ -36,7 +36,10 @@ def init(spec: JobSpec) -> Ranks:
     tf.config.experimental.enable_tensor_float_32_execution(False)
     _take_gpu(world)
     _take_threads(world, world.threads(spec.num_threads))
-    keras.utils.set_random_seed(framework_seed(spec.seed, world.rank))
+    seed = framework_seed(spec.seed, world.rank)
+    keras.utils.set_random_seed(seed)
+    # It would else start anywhere.
+    tf.random.set_global_generator(tf.random.Generator.from_seed(seed))
     return Ranks(world, sum_over_ranks, broadcast, gather_bytes)
 
 

@@ -21,6 +21,7 @@ from hvdtrain.core.update.optimizers import clip_factor
 from hvdtrain.core.update.precision import compute_dtype
 from hvdtrain.torch.flat_weights import FlatWeights, HeldWeights
 from hvdtrain.torch.gathers import GatheredWeights
+from hvdtrain.torch.generators import Generators
 from hvdtrain.torch.model import Model
 from hvdtrain.torch.optimizers import Optimizer
 from hvdtrain.torch.reducer import Reducer
@@ -54,6 +55,7 @@ class Trainer:
         model: the model.
         optimizer: updates the model's weights.
         reducer: sums gradients over ranks.
+        generators: what dropout is drawn from.
     """
 
     def __init__(self, spec: JobSpec, plan: Plan, model: Model) -> None:
@@ -80,6 +82,7 @@ class Trainer:
             self._weights = FlatWeights(rules, shards, parameters, exchange, own)
         model.held = self._weights
         self.optimizer = Optimizer(spec.optimizer, shards, self._weights, exchange)
+        self.generators = Generators(model.network)
         scaled = spec.mixed_precision == "fp16"
         self.reducer = Reducer(rules, plan.buckets, parameters, spec.seed, scaled)
 

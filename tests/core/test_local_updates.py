@@ -72,6 +72,7 @@ class Adapter:
         self.ranks = SimpleNamespace(rank=rank, size=meeting.size, sum=self._sum)
         self.adapter, self.reducer = self, SimpleNamespace(wire_bytes=0)
         self.model = SimpleNamespace(write=lambda arrays: None)
+        self.generators = SimpleNamespace(read=dict, write=lambda states: None)
         self.weight, self.calls, self.scales = 0.0, [], []
         # Updates since the start, at each exchange.
         self.exchanged_after: list[int] = []

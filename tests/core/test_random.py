@@ -60,6 +60,12 @@ def test_every_legal_seed_gives_every_rank_one_of_its_own_that_frameworks_take(
     assert (drawn[0] == drawn[1]) == (one == other)
 
 
+def test_what_goes_on_without_its_generators_has_seeds_of_its_own() -> None:
+    drawn = [framework_seed(7, rank, step) for step in range(100) for rank in range(8)]
+    assert len(set(drawn)) == len(drawn)
+    assert drawn[:8] == [framework_seed(7, rank) for rank in range(8)]
+
+
 def test_ranks_of_neighbouring_seeds_do_not_share_one() -> None:
     drawn = [framework_seed(seed, rank) for seed in range(100) for rank in range(8)]
     assert len(set(drawn)) == len(drawn)

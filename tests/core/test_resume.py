@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from hvdtrain.core.checkpoints.state import STATE_FILE, load_state
+from hvdtrain.core.checkpoints.manifest import MANIFEST_FILE, STATE_FILE
+from hvdtrain.core.checkpoints.state import load_state
 from hvdtrain.core.compression.protocol import Policy
 from hvdtrain.core.data import Batch, Dataset, Split, Window, global_batches
 from hvdtrain.core.data.store import fingerprint_with
@@ -59,7 +60,7 @@ class Held:
         self.arrays = {name: np.zeros((2, 3)) for name in names}
         self.updates = 0
 
-    def read(self) -> Iterator[tuple[str, np.ndarray]]:
+    def read(self, weights: Any = None) -> Iterator[tuple[str, np.ndarray]]:
         yield from self.arrays.items()
 
     def write(self, arrays: Any, updates: int = 0) -> None:
@@ -78,11 +79,28 @@ class Reducer:
         pass
 
 
+class Drawing:
+    """Random generators whose state is a number."""
+
+    def __init__(self) -> None:
+        self.state, self.seeds = np.zeros(1), list[int]()
+
+    def read(self) -> dict[str, np.ndarray]:
+        return {"state": self.state.copy()}
+
+    def write(self, states: Any) -> None:
+        self.state = states["state"]
+
+    def seed(self, seed: int) -> None:
+        self.seeds.append(seed)
+
+
 class Scripted:
     """An adapter on one rank whose updates are applied or skipped by a script."""
 
     def __init__(self, window_numbers: dict[int, int]) -> None:
         self.model, self.optimizer, self.reducer = Held("w"), Held("w.exp_avg", "w.exp_avg_sq"), Reducer()
+        self.generators = Drawing()
         self.numbers: list[int] = []
         self._window_numbers = window_numbers
 
@@ -97,6 +115,7 @@ class Scripted:
         stopping: bool = False,
     ) -> UpdateResult:
         self.numbers.append(update)
+        self.generators.state += 1
         assert divisor > 0
         applied = self._window_numbers[window.samples_consumed] not in BAD_WINDOWS
         return UpdateResult(divisor, 1.0, applied, next_weight, window.tokens, divisor, int(stopping))
@@ -159,7 +178,8 @@ def train(
         lambda data, name: [data],
     )
     family: Any = FAMILY
-    run = Run(spec, plan, ranks, dataset, family, WEIGHTS, adapter, directory)
+    framework: Any = SimpleNamespace(name="torch", versions={})
+    run = Run(spec, plan, ranks, dataset, family, WEIGHTS, adapter, directory, framework)
     return training.train(run, start(run, resume)).state, adapter.numbers
 
 
@@ -205,9 +225,10 @@ def test_skips_are_counted_on_and_so_are_the_optimizers_updates(
     _, found = train(tmp_path / "rest", spec, dataset, checkpoint)
     assert skipped(tmp_path / "rest") == rest
     assert found == numbers
-    # One that was saved before skips were.
+    # One that was saved before skips were, and before there were manifests.
+    (checkpoint / MANIFEST_FILE).unlink()
     record = json.loads((checkpoint / STATE_FILE).read_text())
-    del record["skipped_updates"], record["empty_updates"]
+    del record["skipped_updates"], record["empty_updates"], record["format"]
     (checkpoint / STATE_FILE).write_text(json.dumps(record))
     train(tmp_path / "older", spec, dataset, checkpoint)
     assert skipped(tmp_path / "older") == [(count - 2, empty - 1) for count, empty in rest]
@@ -307,9 +328,11 @@ def test_a_checkpoint_of_the_same_tokens_goes_on_whatever_its_tokenizer_file_loo
     train(tmp_path / "whole", spec, dataset)
     checkpoint = tmp_path / "whole" / "checkpoint-4"
     # An earlier version wrote null for false, and its fingerprint covers the file.
+    (checkpoint / MANIFEST_FILE).unlink()
     file = checkpoint / "tokenizer.json"
     file.write_text(file.read_text().replace('"strip_accents": false', '"strip_accents": null'))
     record = json.loads((checkpoint / STATE_FILE).read_text())
+    del record["format"]
     corpus = dataset.corpus
     older = fingerprint_with(corpus, file)
     assert older != dataset.fingerprint == fingerprint_with(corpus, corpus.tokenizer_path)

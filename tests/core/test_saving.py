@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import tracemalloc
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from hvdtrain.core.checkpoints.finding import AUTO
 from hvdtrain.core.checkpoints.model_folder import load_model
 from hvdtrain.core.checkpoints.state import load_state
 from hvdtrain.core.errors import CheckpointError
@@ -75,12 +77,16 @@ def run_of(rank: int, ranks: int = 2, broadcast: Any = lambda values, name: valu
     return SimpleNamespace(
         spec=spec,
         plan=SimpleNamespace(buckets=BUCKETS),
-        ranks=Ranks(world, lambda values, name: values, broadcast, lambda data, name: [data]),
+        ranks=Ranks(world, lambda values, name: values, broadcast, lambda data, name: [data] * ranks),
+        framework=SimpleNamespace(name="torch", versions={}),
         dataset=SimpleNamespace(config={}, files={}, fingerprint="data", fingerprint_with=lambda place: ""),
         family=SimpleNamespace(hf_config=lambda model: {}, untrained=lambda model: ()),
         weights=WEIGHTS,
         adapter=SimpleNamespace(
-            model=Weights(), optimizer=Moments(), reducer=SimpleNamespace(read=lambda: [{} for _ in BUCKETS])
+            model=Weights(),
+            optimizer=Moments(),
+            reducer=SimpleNamespace(read=lambda: [{} for _ in BUCKETS]),
+            generators=SimpleNamespace(read=lambda: {"cpu": np.arange(5)}, write=lambda states: None),
         ),
     )
 
@@ -109,7 +115,8 @@ def test_a_rank_that_has_no_part_in_a_file_reads_nothing(tmp_path: Path) -> None
     assert run.adapter.optimizer.gathered == 0
 
 
-def test_resuming_holds_a_few_arrays_on_every_rank(tmp_path: Path) -> None:
+@pytest.mark.parametrize("auto", [False, True])
+def test_resuming_holds_a_few_arrays_on_every_rank(tmp_path: Path, auto: bool) -> None:
     folder, messages = tmp_path / "checkpoint-4", []
     save(run_of(0), folder, STATE)
     saved = load_state(folder).moments
@@ -131,6 +138,8 @@ def test_resuming_holds_a_few_arrays_on_every_rank(tmp_path: Path) -> None:
     for rank, carry in enumerate((send, receive)):
         run = run_of(rank, 2, carry)
         place = folder if rank == 0 else tmp_path / "only rank 0 reads it"
+        if auto:
+            run.output_dir, place = place.parent if rank == 0 else place, AUTO
         # The last one and the one on its way, each half a bucket.
         assert peak_of(lambda run=run, place=place: resume(run, place)) < 1.5 * BUCKET_BYTES
         assert run.adapter.model.written == [weight.name for weight in WEIGHTS]
@@ -144,8 +153,10 @@ def test_moments_of_another_shape_are_refused_before_anything_is_changed(tmp_pat
     save(run_of(0), folder, STATE)
     run = run_of(0)
     state = folder / "state.json"
-    # As if its ranks had moments of their own.
-    state.write_text(state.read_text().replace("\n}", ',\n  "applied": [4, 4]\n}'))
+    # As if its ranks had moments of their own; of an earlier version, whose files nobody has hashed.
+    record = json.loads(state.read_text()) | {"format": 1, "applied": [4, 4]}
+    state.write_text(json.dumps(record))
+    (folder / "manifest.json").unlink()
     with pytest.raises(
         CheckpointError, match=r"exp_avg has shape \(64, 1024\) there, expected \(2, 64, 1024\)"
     ):

@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from hvdtrain.core.checkpoints.arrays import ArrayStream, write_arrays
+from hvdtrain.core.checkpoints.manifest import STATE_FILE
 from hvdtrain.core.checkpoints.state import (
     COMPRESSION_FILE,
     OPTIMIZER_FILE,
-    STATE_FILE,
     StateRecord,
     layout_of,
     load_state,

@@ -8,7 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from hvdtrain.core.checkpoints.state import STATE_FILE, load_state, share_out
+from hvdtrain.core.checkpoints.finding import AUTO
+from hvdtrain.core.checkpoints.manifest import STATE_FILE
+from hvdtrain.core.checkpoints.state import load_state, share_out
 from hvdtrain.core.compression import TopK
 from hvdtrain.core.run.metrics import read_metrics
 from tests.jobs.runs import TINY, small_corpus, train_all
@@ -55,20 +57,46 @@ AVERAGED = {
     "summed": [*LINEAR, "compression={type: none}"],
     "averaged": [*LINEAR, "compression={type: local_sgd, sync_every: 1}"],
 }
+# It goes on from its own update 3, in the same framework and on the same ranks. Layers are computed again in
+# the backward pass, with the same dropout.
+DROPOUT = {
+    "dropout": [
+        *TINY,
+        "model.hidden_dropout_prob=0.2",
+        "model.attention_probs_dropout_prob=0.2",
+        "batch={per_device_train_batch_size: 4, global_batch_size: 16}",
+        "gradient_checkpointing=true",
+        "max_steps=6",
+        "checkpointing.save_steps=3",
+    ]
+}
 Runs = dict[str, dict[str, Path]]
 
 
-def stop_and_go(root: Path, scenarios: dict[str, list[str]], beside: dict[str, list[str]]) -> Runs:
+def stop_and_go(
+    root: Path,
+    scenarios: dict[str, list[str]],
+    beside: dict[str, list[str]],
+    dropout: dict[str, list[str]] | None = None,
+) -> Runs:
     """Each scenario unbroken in torch, and from update 4 on in TensorFlow.
 
     Those beside them are trained in torch alone: unbroken, or ("stayed") as "local" from its update 4 on.
+    Those with dropout are unbroken in both, and "NAME again" from update 3 on.
     """
+    again = {f"{name} again": sets for name, sets in (dropout or {}).items()}
+    both = with_corpus(root, {**(dropout or {}), **again})
     scenarios, beside = (with_corpus(root, each) for each in (scenarios, beside))
-    stayed = {"stayed": root / "whole" / "local" / "checkpoint-4"}
-    found = {"whole": train_all(root / "whole", "torch", 2, scenarios | beside, stayed)}
-    saved = {name: run / "checkpoint-4" for name, run in found["whole"].items()}
-    found["tensorflow"] = train_all(root / "tensorflow", "tensorflow", 2, scenarios, saved)
+    stayed = {"stayed": root / "whole" / "local" / "checkpoint-4"} | thirds(root / "whole", again)
+    found = {"whole": train_all(root / "whole", "torch", 2, scenarios | beside | both, stayed)}
+    saved = {name: found["whole"][name] / "checkpoint-4" for name in scenarios}
+    saved |= thirds(root / "tensorflow", again)
+    found["tensorflow"] = train_all(root / "tensorflow", "tensorflow", 2, scenarios | both, saved)
     return found
+
+
+def thirds(root: Path, again: dict[str, list[str]]) -> dict[str, Path]:
+    return {name: root / name.removesuffix(" again") / "checkpoint-3" for name in again}
 
 
 def go_back(runs: Runs, root: Path, scenarios: dict[str, list[str]]) -> Runs:
@@ -84,7 +112,7 @@ def with_corpus(root: Path, scenarios: dict[str, list[str]]) -> dict[str, list[s
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
     beside = AVERAGED | {"stayed": SCENARIOS["local"]}
-    return stop_and_go(tmp_path_factory.mktemp("resume"), SCENARIOS, beside)
+    return stop_and_go(tmp_path_factory.mktemp("resume"), SCENARIOS, beside, DROPOUT)
 
 
 @pytest.fixture(scope="module")
@@ -94,12 +122,17 @@ def runs_back(runs: Runs) -> Runs:
 
 @pytest.fixture(scope="module")
 def alone(runs: Runs, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Runs of two ranks that go on with one; the first where it was, so that its log goes on too."""
+    """Runs of two ranks that go on with one; the first where it was, so that its log goes on too.
+
+    Its last checkpoint is damaged, so that the newest whole one is the one before.
+    """
     before, root = runs["tensorflow"]["plain"], tmp_path_factory.mktemp("alone")
     shutil.copytree(before, root / "plain")
+    weights = root / "plain" / "checkpoint-12" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1] + b"?")
     scenarios = with_corpus(before.parents[1], {"plain": SETTINGS} | AVERAGED)
     averaged = runs["whole"]["averaged"] / "checkpoint-4"
-    places = dict.fromkeys(AVERAGED, averaged) | {"plain": before / "checkpoint-8"}
+    places = dict.fromkeys(AVERAGED, averaged) | {"plain": AUTO}
     return train_all(root, "torch", 1, scenarios, places)
 
 
@@ -135,6 +168,20 @@ def test_so_do_other_policies(tmp_path: Path, name: str) -> None:
     # powersgd's Q amplifies the rounding in which the frameworks differ.
     check(found, name, "tensorflow", 5, 1e-7)
     check(found, name, "torch", 9, 1e-7)
+
+
+@pytest.mark.parametrize("framework", ["whole", "tensorflow"])
+@pytest.mark.parametrize("name", DROPOUT)
+def test_dropout_goes_on_to_the_bit(runs: Runs, framework: str, name: str) -> None:
+    unbroken, again = (runs[framework][each] for each in (name, f"{name} again"))
+    expected, found = losses(unbroken), losses(again)
+    assert [*found] == [4, 5, 6]
+    assert found == {step: expected[step] for step in found}
+    for file in ("model/model.safetensors", "checkpoint-6/generators.safetensors"):
+        assert (again / file).read_bytes() == (unbroken / file).read_bytes()
+    # Dropout was on: each update draws other numbers than the one before.
+    states = [(unbroken / f"checkpoint-{n}" / "generators.safetensors").read_bytes() for n in (3, 6)]
+    assert states[0] != states[1]
 
 
 def test_another_number_of_ranks_changes_nothing_and_the_log_goes_on(

@@ -1,11 +1,13 @@
 """my_job.py FRAMEWORK OUT GLOBAL_BATCH: a program of a user's, in the form of the guide.
 
-On one process it trains twice, and goes on from a checkpoint; in between it makes a mistake.
+On one process it trains twice, and goes on from a checkpoint, also with dropout; in between it makes a
+mistake.
 """
 
 from __future__ import annotations
 
 import sys
+from functools import partial
 from typing import Any
 
 from tests.jobs.runs import start_sooner
@@ -26,16 +28,16 @@ if FRAMEWORK == "torch":
     # The program computes before it trains.
     torch.ones(3).sum()
 
-    def build_model() -> Any:
+    def build_model(dropout: float = 0.0) -> Any:
         torch.manual_seed(1)
-        return nn.Sequential(nn.Flatten(), nn.Linear(64, 8), nn.Dropout(0.0), nn.Tanh(), nn.Linear(8, 8))
+        return nn.Sequential(nn.Flatten(), nn.Linear(64, 8), nn.Dropout(dropout), nn.Tanh(), nn.Linear(8, 8))
 else:
     import keras
     import tensorflow as tf
 
     tf.reduce_sum(tf.ones(3))
 
-    def build_model() -> Any:
+    def build_model(dropout: float = 0.0) -> Any:
         keras.utils.set_random_seed(1)
         # Layers without names.
         return keras.Sequential(
@@ -43,7 +45,7 @@ else:
                 keras.Input((8, 8, 1)),
                 keras.layers.Flatten(),
                 keras.layers.Dense(8),
-                keras.layers.Dropout(0.0),
+                keras.layers.Dropout(dropout),
                 keras.layers.Activation("tanh"),
                 keras.layers.Dense(8),
             ]
@@ -88,6 +90,9 @@ def main() -> None:
             print(f"told: {error}")
         train("second")
         train("resumed", resume_from_checkpoint=f"{OUT}/first/checkpoint-4")
+        drops = partial(build_model, 0.5)
+        train("dropped", model=drops)
+        train("dropped again", model=drops, resume_from_checkpoint=f"{OUT}/dropped/checkpoint-4")
     print(f"updates {result.state.step}, loss {result.loss}, {result.eval_loss}, {result.model_dir}")
 
 

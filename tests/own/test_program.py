@@ -60,6 +60,8 @@ def test_a_program_may_train_again_and_go_on(single: dict[str, tuple[Path, str]]
     out, _ = single[framework]
     np.testing.assert_array_equal(losses(out / "second"), losses(out / "first"))
     np.testing.assert_array_equal(losses(out / "resumed"), losses(out / "first")[4:])
+    np.testing.assert_array_equal(losses(out / "dropped again"), losses(out / "dropped")[4:])
+    assert np.all(losses(out / "dropped") != losses(out / "first"))
 
 
 @pytest.mark.parametrize(

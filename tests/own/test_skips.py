@@ -55,17 +55,23 @@ def test_a_run_that_ends_for_its_loss_scale_leaves_statistics_as_they_were() -> 
     weights = (Weight("weight", (2,), False, ZEROS), Weight("mean", (2,), False, ZEROS, buffer=True))
     held: dict[str, np.ndarray] = {"weight": np.ones(2), "mean": np.ones(2)}
 
+    drawn = {"state": np.zeros(2)}
+
     def find_nonfinite(*arguments: Any) -> np.ndarray:
         held["mean"] = held["mean"] + 1.0
+        drawn["state"] = drawn["state"] + 1.0
         return np.array([False, True])
 
     model = SimpleNamespace(
         read=lambda some: {w.name: held[w.name].copy() for w in some}, write=held.update, weighs=False
     )
+    generators = SimpleNamespace(read=lambda: {"state": drawn["state"].copy()}, write=drawn.update)
     run: Any = SimpleNamespace(
-        weights=weights, adapter=SimpleNamespace(model=model, find_nonfinite=find_nonfinite)
+        weights=weights,
+        adapter=SimpleNamespace(model=model, find_nonfinite=find_nonfinite, generators=generators),
     )
     state = RunState(loss_scale=LossScale(1.0, 0, LossScaleSpec()))
     with pytest.raises(TrainingError, match="the first that is not finite is the gradient of weight"):
         check_scale(run, state, None, 1.0, together=False)  # type: ignore[arg-type]
     np.testing.assert_array_equal(held["mean"], np.ones(2))
+    np.testing.assert_array_equal(drawn["state"], np.zeros(2))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -13,6 +14,8 @@ from typing import Any, NamedTuple
 import ml_dtypes  # noqa: F401
 import numpy as np
 from safetensors import SafetensorError, safe_open
+
+from hvdtrain.core.checkpoints.manifest import FileRecord
 
 # The format's names by NumPy's, in the order of safetensors' own writer: wide ones first, so that each array
 # lies at a multiple of its width.
@@ -33,6 +36,7 @@ _DTYPES = {
     "bool": "BOOL",
 }
 _ALIGNMENT = 8
+_CHUNK = 2**20
 
 
 class Kind(NamedTuple):
@@ -57,8 +61,9 @@ class ArrayStream:
     """What one file is to hold.
 
     Attributes:
-        kinds: of every array, by name.
-        arrays: each of them once, in any order, with its name; made when it is asked for.
+        kinds: of every array, by name; those of one dtype lie in the file in this order.
+        arrays: each of them once, with its name, made when it is asked for; in any order, but what comes
+            before its turn is read again for the file's hash.
     """
 
     kinds: Mapping[str, Kind]
@@ -70,19 +75,23 @@ class ArrayStream:
         return cls({name: Kind.of(array) for name, array in arrays.items()}, arrays.items())
 
 
-def write_arrays(path: Path, stream: ArrayStream) -> None:
-    """Write a safetensors file, byte for byte as the library would, from arrays that come one at a time.
+def write_arrays(path: Path, stream: ArrayStream) -> FileRecord:
+    """Write a safetensors file from arrays that come one at a time.
 
     Args:
         path: of the file.
         stream: no array of it is kept.
+
+    Returns:
+        The file's size and hash.
 
     Raises:
         SafetensorError: an array is missing, is another than was said, or has a dtype that the format lacks.
     """
     header, starts = _header(stream.kinds)
     missing = dict(stream.kinds)
-    with path.open("wb") as file:
+    digest, hashed = hashlib.blake2b(header), len(header)
+    with path.open("w+b") as file:
         file.write(header)
         for name, array in stream.arrays:
             expected, found = missing.pop(name, None), Kind.of(array)
@@ -90,11 +99,20 @@ def write_arrays(path: Path, stream: ArrayStream) -> None:
                 raise SafetensorError(f"{name}: expected {expected}, found {found}")
             file.seek(len(header) + starts[name])
             # As bytes, which every dtype has.
-            file.write(np.asarray(array, order="C").reshape(-1).view(np.uint8).data)
+            content = np.asarray(array, order="C").reshape(-1).view(np.uint8).data
+            file.write(content)
+            if file.tell() - len(content) == hashed:
+                digest.update(content)
+                hashed += len(content)
             # It may be a view of more, which would otherwise stay until the next one is made.
-            del array
-    if missing:
-        raise SafetensorError(f"{', '.join(missing)}: expected, and never came")
+            del array, content
+        if missing:
+            raise SafetensorError(f"{', '.join(missing)}: expected, and never came")
+        # What came before its turn.
+        file.seek(hashed)
+        while part := file.read(_CHUNK):
+            digest.update(part)
+        return FileRecord(file.tell(), digest.hexdigest())
 
 
 class SavedArrays(Mapping[str, np.ndarray]):
@@ -137,7 +155,7 @@ def _header(kinds: Mapping[str, Kind]) -> tuple[bytes, dict[str, int]]:
     for name, kind in kinds.items():
         if kind.dtype.name not in order:
             raise SafetensorError(f"{name}: safetensors has no {kind.dtype.name}")
-    names = sorted(kinds, key=lambda name: (order[kinds[name].dtype.name], name))
+    names = sorted(kinds, key=lambda name: order[kinds[name].dtype.name])
     ends = [*accumulate((kinds[name].nbytes for name in names), initial=0)]
     record: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     for name, start, end in zip(names, ends, ends[1:], strict=False):

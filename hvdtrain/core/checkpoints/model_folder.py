@@ -14,6 +14,7 @@ from typing import Any
 from safetensors import SafetensorError
 
 from hvdtrain.core.checkpoints.arrays import ArrayStream, SavedArrays, write_arrays
+from hvdtrain.core.checkpoints.manifest import MANIFEST_FILE, FileRecord, Manifest
 from hvdtrain.core.errors import CheckpointError
 
 WEIGHTS_FILE, UNTRAINED_FILE = "model.safetensors", "untrained.safetensors"
@@ -24,7 +25,11 @@ _RENAME_EXCHANGE = 2
 
 
 def save_model(
-    directory: Path, streams: Mapping[str, ArrayStream], config: Mapping[str, Any], files: Mapping[str, str]
+    directory: Path,
+    streams: Mapping[str, ArrayStream],
+    config: Mapping[str, Any],
+    files: Mapping[str, str],
+    manifest: Callable[[Mapping[str, FileRecord]], Manifest] | None = None,
 ) -> None:
     """Write `config.json`, files of arrays and other files, replacing an older model of the same name.
 
@@ -36,19 +41,23 @@ def save_model(
         streams: what each file of arrays is to hold, by the file's name, in the order of writing.
         config: the content of `config.json`.
         files: content of the files that belong to the model beside these, such as a tokenizer's, by name.
+        manifest: makes the manifest of a checkpoint from the records of its files; it is written last.
 
     Raises:
         CheckpointError: when the disk is full or the directory cannot be written; nothing is left behind.
     """
 
     def write(into: Path) -> None:
-        for name, stream in streams.items():
-            write_arrays(into / name, stream)
+        written = {name: write_arrays(into / name, stream) for name, stream in streams.items()}
+        texts = {"config.json": _json(config), **files}
         if UNTRAINED_FILE in streams:
-            _write_index(into, {name: streams[name] for name in (WEIGHTS_FILE, UNTRAINED_FILE)})
-        _write_json(into / "config.json", config)
-        for name, content in files.items():
-            (into / name).write_text(content, encoding="utf-8")
+            texts[INDEX_FILE] = _index({name: streams[name] for name in (WEIGHTS_FILE, UNTRAINED_FILE)})
+        for name, text in texts.items():
+            content = text.encode()
+            (into / name).write_bytes(content)
+            written[name] = FileRecord.of(content)
+        if manifest:
+            (into / MANIFEST_FILE).write_text(manifest(written).text(), encoding="utf-8")
 
     with _told(directory):
         replace_directory(directory, write)
@@ -129,11 +138,11 @@ def _sync(path: Path) -> None:
         os.close(handle)
 
 
-def _write_index(into: Path, files: Mapping[str, ArrayStream]) -> None:
+def _index(files: Mapping[str, ArrayStream]) -> str:
     size = sum(kind.nbytes for stream in files.values() for kind in stream.kinds.values())
     found = {weight: name for name, stream in files.items() for weight in stream.kinds}
-    _write_json(into / INDEX_FILE, {"metadata": {"total_size": size}, "weight_map": found})
+    return _json({"metadata": {"total_size": size}, "weight_map": found})
 
 
-def _write_json(path: Path, content: Mapping[str, Any]) -> None:
-    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+def _json(content: Mapping[str, Any]) -> str:
+    return json.dumps(content, indent=2) + "\n"

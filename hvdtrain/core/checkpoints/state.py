@@ -17,6 +17,7 @@ import numpy as np
 from safetensors import SafetensorError
 
 from hvdtrain.core.checkpoints.arrays import SavedArrays
+from hvdtrain.core.checkpoints.manifest import FORMAT, STATE_FILE
 from hvdtrain.core.checkpoints.model_folder import WEIGHTS_FILE
 from hvdtrain.core.compression.protocol import Policy
 from hvdtrain.core.compression.rules import Rules
@@ -25,10 +26,10 @@ from hvdtrain.core.run.state import RunState
 from hvdtrain.core.update.buckets import Bucket
 from hvdtrain.core.update.precision import LossScale
 
-OPTIMIZER_FILE, COMPRESSION_FILE, STATE_FILE = (
+OPTIMIZER_FILE, COMPRESSION_FILE, GENERATORS_FILE = (
     "optimizer.safetensors",
     "compression.safetensors",
-    "state.json",
+    "generators.safetensors",
 )
 # Torch's names of each optimizer's moments.
 MOMENTS = {
@@ -61,7 +62,8 @@ class StateRecord:
 
     def text(self) -> str:
         """What the state file holds."""
-        record = _numbers(self.run) | {"buckets": self.buckets, "layout": self.layout, "order": self.order}
+        record = {"format": FORMAT} | _numbers(self.run)
+        record |= {"buckets": self.buckets, "layout": self.layout, "order": self.order}
         if self.applied:
             record["applied"] = list(self.applied)
         return json.dumps(record, indent=2) + "\n"
@@ -99,6 +101,7 @@ def load_state(directory: Path) -> TrainingState:
         record = json.loads((directory / STATE_FILE).read_text(encoding="utf-8"))
         buckets, layout, order = (record.pop(name) for name in ("buckets", "layout", "order"))
         applied = tuple(record.pop("applied", ()))
+        record.pop("format", None)
         return TrainingState(
             StateRecord(_run_state(**record), buckets, layout, order, applied),
             SavedArrays(directory / OPTIMIZER_FILE),
@@ -106,7 +109,7 @@ def load_state(directory: Path) -> TrainingState:
         )
     except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(
-            f"--resume {directory}: not a whole checkpoint-N directory of a run "
+            f"{directory}: not a whole checkpoint-N directory of a run "
             f"({type(error).__name__}: {error}); checkpointing.save_steps makes them"
         ) from None
 

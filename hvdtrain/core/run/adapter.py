@@ -71,6 +71,26 @@ class ReducerState(Protocol):
         ...
 
 
+class GeneratorState(Protocol):
+    """This rank's random generators, from which dropout is drawn."""
+
+    def read(self) -> dict[str, np.ndarray]:
+        """Copies of their states, by names that are the same in every run of a model."""
+        ...
+
+    def write(self, states: Mapping[str, np.ndarray]) -> None:
+        """Set what `read` returns."""
+        ...
+
+    def seed(self, seed: int) -> None:
+        """Start all of them anew.
+
+        Args:
+            seed: below 2^32.
+        """
+        ...
+
+
 class Adapter(Protocol):
     """A model, its optimizer and the reduction of its gradients, in one framework on one rank.
 
@@ -91,6 +111,11 @@ class Adapter(Protocol):
     @property
     def reducer(self) -> ReducerState:
         """What sums gradients over ranks."""
+        ...
+
+    @property
+    def generators(self) -> GeneratorState:
+        """The random generators."""
         ...
 
     def update(

@@ -40,11 +40,13 @@ def average_buffers(run: Run, samples: int) -> None:
 
 
 @contextmanager
-def buffers_kept(run: Run) -> Iterator[None]:
-    """Undo what forward passes in training mode do to the buffers of this rank."""
+def passes_undone(run: Run) -> Iterator[None]:
+    """Undo what forward passes in training mode do to buffers and random generators of this rank."""
+    generators = run.adapter.generators.read()
     buffers = statistics(run.weights)
     before = dict(run.adapter.model.read(buffers)) if buffers else {}
     try:
         yield
     finally:
         run.adapter.model.write(before)
+        run.adapter.generators.write(generators)

@@ -9,7 +9,7 @@ import numpy as np
 from hvdtrain.core.data import Batch, eval_batches
 from hvdtrain.core.errors import SpecError, TrainingError
 from hvdtrain.core.families.custom import ModelSpec, unused_parameters
-from hvdtrain.core.run.buffers import buffers_kept
+from hvdtrain.core.run.buffers import passes_undone
 from hvdtrain.core.run.run import Run
 
 # Of one sample's loss in 16 bits, alone and beside another.
@@ -31,7 +31,7 @@ def examine(run: Run) -> None:
     if not isinstance(model, ModelSpec):
         return
     samples = list(range(min(2, len(run.dataset.train))))
-    with buffers_kept(run):
+    with passes_undone(run):
         alone = [run.adapter.examine(_batch(run, [i])) for i in samples]
         _refuse_not_finite(alone, run.spec.rules.shards_weights)
         _refuse_mean(

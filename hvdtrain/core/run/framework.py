@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import platform
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
+import hvdtrain
 from hvdtrain.core.data.batches import Batch
 from hvdtrain.core.families.weights import Weight
 from hvdtrain.core.plan.plan import Plan
@@ -36,3 +39,16 @@ class Framework:
     shutdown: Callable[[], None]
     packages: tuple[str, ...]
     wire_types: frozenset[str]
+
+    @property
+    def versions(self) -> dict[str, str]:
+        """Of Python, this package, Horovod and the framework's packages, by name."""
+        packages = {name: _version(name) for name in ("horovod", *self.packages)}
+        return {"python": platform.python_version(), "hvdtrain": hvdtrain.__version__, **packages}
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "not installed"

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from hvdtrain.core import strict_json
+from hvdtrain.core.checkpoints.manifest import SPEC_FILE
 from hvdtrain.core.data import Dataset
 from hvdtrain.core.errors import CheckpointError
 from hvdtrain.core.families import custom, family_of
@@ -36,7 +37,7 @@ from hvdtrain.core.run.training import train
 from hvdtrain.core.spec.job_spec import JobSpec, load_spec
 from hvdtrain.core.tasks import task_of
 
-SPEC_FILE, PLAN_FILE = "spec.json", "plan.json"
+PLAN_FILE = "plan.json"
 
 
 def run_job(load: Callable[[], Framework], default_spec: str, arguments: Sequence[str] | None = None) -> None:
@@ -104,7 +105,8 @@ def train_spec(
         ranks: what its `init` returned.
         spec: the job.
         output_dir: where rank 0 writes.
-        resume_from: a `checkpoint-N` directory to go on from, of either framework.
+        resume_from: a `checkpoint-N` directory to go on from, of either framework; `AUTO`: the newest whole
+            one of the output directory, if there is one.
 
     Returns:
         What was produced; rank 0 has said it too.
@@ -156,7 +158,7 @@ def open_run(
     plan = plan_job(spec, family, dataset, world.size, world.threads(spec.num_threads))
     check_plan(plan, ranks)
     adapter = framework.adapter(spec, plan, weights, network)
-    return Run(spec, plan, ranks, dataset, family, weights, adapter, output_dir)
+    return Run(spec, plan, ranks, dataset, family, weights, adapter, output_dir, framework)
 
 
 def join_and_train(
@@ -194,7 +196,7 @@ def _parse(arguments: Sequence[str] | None, default_spec: str) -> argparse.Names
         "--set", action="append", default=[], metavar="FIELD.PATH=VALUE", help="override a field"
     )
     parser.add_argument("--output-dir", help="where rank 0 writes (default: outputs/SPEC-FRAMEWORK)")
-    go_on = "go on from a checkpoint-N directory of either framework"
+    go_on = "go on from a checkpoint-N directory of either framework; auto: from the newest whole one"
     parser.add_argument("--resume", metavar="CHECKPOINT", help=go_on)
     return parser.parse_args(arguments)
 

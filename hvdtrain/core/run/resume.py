@@ -9,8 +9,11 @@ from pathlib import Path
 
 import numpy as np
 
+from hvdtrain.core.checkpoints.finding import AUTO, check_whole, newest_whole
+from hvdtrain.core.checkpoints.manifest import Manifest
 from hvdtrain.core.checkpoints.model_folder import load_model
 from hvdtrain.core.checkpoints.state import (
+    GENERATORS_FILE,
     MOMENTS,
     Arrays,
     TrainingState,
@@ -20,6 +23,7 @@ from hvdtrain.core.checkpoints.state import (
     share_out,
 )
 from hvdtrain.core.errors import CheckpointError
+from hvdtrain.core.random import framework_seed
 from hvdtrain.core.run.run import Run
 from hvdtrain.core.run.saving import order_of
 from hvdtrain.core.run.state import RunState
@@ -28,21 +32,26 @@ from hvdtrain.core.update.buckets import Bucket
 from hvdtrain.core.update.precision import LossScale
 
 
-def resume(run: Run, directory: Path) -> RunState:
+def resume(run: Run, directory: Path) -> RunState | None:
     """Give every rank what a checkpoint holds; every rank calls it, and only rank 0 reads the directory.
 
     Args:
         run: on this rank; its adapter may hold any weights, and has those of the checkpoint afterwards.
-        directory: a `checkpoint-N`.
+        directory: a `checkpoint-N`, or `AUTO`.
 
     Returns:
-        Where the run goes on.
+        Where the run goes on; None with `AUTO` where there is nothing to go on from.
 
     Raises:
         CheckpointError: it is damaged, or belongs to another model, data set or compression.
     """
     ranks, training = run.ranks, None
     weights: Mapping[str, np.ndarray] = {}
+    found = _find(run, directory) if ranks.is_chief else None
+    if directory == AUTO and not ranks.broadcast(np.array([found is not None]))[0]:
+        return None
+    # Other ranks look at neither.
+    directory, manifest = found or (directory, None)
     if ranks.is_chief:
         training, weights = load_state(directory), load_model(directory)
         _check(run, directory, training, weights.shapes)
@@ -53,7 +62,45 @@ def resume(run: Run, directory: Path) -> RunState:
     own = [_own_residuals(run, training, bucket) for bucket in run.plan.buckets]
     if any(own):
         run.adapter.reducer.write(own)
+    _restore_generators(run, directory, manifest, state.step)
     return state
+
+
+def _find(run: Run, directory: Path) -> tuple[Path, Manifest | None] | None:
+    """The checkpoint to go on from, of which every byte has been verified, and its manifest."""
+    if directory == AUTO:
+        found = newest_whole(run.output_dir, _say)
+    else:
+        try:
+            found = directory, check_whole(directory)
+        except CheckpointError as error:
+            advice = "take another checkpoint, or let --resume auto find one"
+            raise CheckpointError(f"--resume {error}; {advice}") from None
+    if found and found[1] is None:
+        _say(f"{found[0]} has format 1, without a manifest: its files cannot be verified")
+    return found
+
+
+def _restore_generators(run: Run, directory: Path, manifest: Manifest | None, step: int) -> None:
+    """Give this rank's random generators their states, or start them anew where it has others."""
+    ranks, generators = run.ranks, run.adapter.generators
+    here = run.framework.name, ranks.size
+    same = manifest is not None and (manifest.framework, manifest.ranks) == here
+    every = ranks.broadcast_arrays(load_model(directory, GENERATORS_FILE) if same else {})
+    mine = f"{ranks.rank}."
+    states = {name.removeprefix(mine): array for name, array in every.items() if name.startswith(mine)}
+    if {n: a.shape for n, a in states.items()} == {n: a.shape for n, a in generators.read().items()}:
+        generators.write(states)
+        return
+    generators.seed(framework_seed(run.spec.seed, ranks.rank, step))
+    if ranks.is_chief:
+        there = f"{manifest.framework} on {manifest.ranks} rank(s)" if manifest else "an earlier version"
+        why = "has other random generators" if same else f"was saved by {there}, not {here[0]} on {here[1]}"
+        _say(f"{directory} {why}: dropout is drawn anew, by seed, rank and step")
+
+
+def _say(text: str) -> None:
+    print(text, flush=True)
 
 
 def _numbers(state: RunState) -> np.ndarray:

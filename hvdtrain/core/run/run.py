@@ -10,6 +10,7 @@ from hvdtrain.core.families.family import Family
 from hvdtrain.core.families.weights import Weight
 from hvdtrain.core.plan.plan import Plan
 from hvdtrain.core.run.adapter import Adapter
+from hvdtrain.core.run.framework import Framework
 from hvdtrain.core.run.ranks import Ranks
 from hvdtrain.core.spec.job_spec import JobSpec
 from hvdtrain.core.update.schedules import schedule_factor
@@ -28,6 +29,7 @@ class Run:
         weights: the model's, in the order of the forward pass.
         adapter: computes, in one framework.
         output_dir: where rank 0 writes; created when missing.
+        framework: of this rank.
     """
 
     spec: JobSpec
@@ -38,6 +40,7 @@ class Run:
     weights: tuple[Weight, ...]
     adapter: Adapter
     output_dir: Path
+    framework: Framework
 
     @property
     def wire_bytes(self) -> int:

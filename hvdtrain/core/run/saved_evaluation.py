@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from hvdtrain.core.checkpoints.manifest import SPEC_FILE
 from hvdtrain.core.checkpoints.model_folder import load_model
 from hvdtrain.core.checkpoints.saved_models import CONFIG_FILE
 from hvdtrain.core.data.labels import names_in
@@ -18,7 +19,7 @@ from hvdtrain.core.families.weights import Weight
 from hvdtrain.core.run.evaluation import count, measures_of, report
 from hvdtrain.core.run.examination import examine
 from hvdtrain.core.run.framework import Framework
-from hvdtrain.core.run.job import PLAN_FILE, SPEC_FILE, open_run
+from hvdtrain.core.run.job import PLAN_FILE, open_run
 from hvdtrain.core.run.run import Run
 from hvdtrain.core.run.streams import set_weights
 from hvdtrain.core.spec.job_spec import JobSpec, parse_spec
@@ -73,7 +74,8 @@ def read_job(directory: Path, data: Sequence[str] = ()) -> tuple[JobSpec, Path]:
         CheckpointError: there is no such job, or no model in it.
         SpecError: the task's data cannot be given so.
     """
-    whole = (directory / SPEC_FILE).is_file()
+    # A checkpoint has the spec as well.
+    whole = (directory / SPEC_FILE).is_file() and not (directory / CONFIG_FILE).is_file()
     job, folder = (directory, directory / _MODEL_DIR) if whole else (directory.parent, directory)
     path = job / SPEC_FILE
     if not path.is_file():

@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import json
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
+from datetime import UTC, datetime
+from functools import partial
 from itertools import chain
 from pathlib import Path
 
 import numpy as np
+from safetensors import numpy as safetensors
 
 from hvdtrain.core.checkpoints.arrays import ArrayStream, Kind
+from hvdtrain.core.checkpoints.manifest import FORMAT, SPEC_FILE, STATE_FILE, FileRecord, Manifest
 from hvdtrain.core.checkpoints.model_folder import UNTRAINED_FILE, WEIGHTS_FILE, save_model
 from hvdtrain.core.checkpoints.state import (
     COMPRESSION_FILE,
+    GENERATORS_FILE,
     OPTIMIZER_FILE,
-    STATE_FILE,
     Arrays,
     StateRecord,
     layout_of,
@@ -25,23 +29,31 @@ from hvdtrain.core.families.weights import initial_weights
 from hvdtrain.core.run.ranks import Ranks
 from hvdtrain.core.run.run import Run
 from hvdtrain.core.run.state import RunState
-from hvdtrain.core.run.streams import moment_kinds, weight_kinds
+from hvdtrain.core.run.streams import moment_kinds, weight_kinds, weights_by_bucket
 
 
-def save(run: Run, directory: Path, state: RunState | None = None) -> None:
+def save(
+    run: Run,
+    directory: Path,
+    state: RunState | None = None,
+    metrics: Mapping[str, float | None] | None = None,
+) -> None:
     """Write the model in Hugging Face layout, atomically; every rank calls it, and rank 0 alone writes.
 
     Args:
         run: on this rank.
         directory: replaced when it exists.
         state: where the run stands, for a checkpoint to go on from; None: the model alone.
+        metrics: the last ones, which the checkpoint's manifest shows.
     """
-    streams, files = _streams(run, state), dict(run.dataset.files)
+    streams, files, manifest = _streams(run, state), dict(run.dataset.files), None
     if state:
         files[STATE_FILE] = _record(run, state).text()
+        files[SPEC_FILE] = run.spec.model_dump_json(indent=2) + "\n"
+        manifest = partial(_manifest, run, state.step, metrics or {})
     if run.ranks.is_chief:
         config = {**run.family.hf_config(run.spec.model), **run.dataset.config}
-        save_model(directory, streams, config, files)
+        save_model(directory, streams, config, files, manifest)
         return
     for stream in streams.values():
         # Goes through them and keeps none, not even until the next one is there.
@@ -66,8 +78,9 @@ def _streams(run: Run, state: RunState | None) -> dict[str, ArrayStream]:
     model, rules = run.spec.model, run.spec.rules
     takes_part = run.ranks.is_chief or rules.sharded
     counts: Arrays = getattr(run.family, "counts", lambda model: {})(model)
-    weights = chain(run.adapter.model.read(), counts.items()) if takes_part else ()
-    streams = {WEIGHTS_FILE: ArrayStream({**weight_kinds(run), **ArrayStream.of(counts).kinds}, weights)}
+    # Counts come first, since they do so in the file.
+    weights = chain(counts.items(), run.adapter.model.read(weights_by_bucket(run))) if takes_part else ()
+    streams = {WEIGHTS_FILE: ArrayStream({**ArrayStream.of(counts).kinds, **weight_kinds(run)}, weights)}
     if untrained := run.family.untrained(model):
         arrays = initial_weights(untrained, run.spec.seed, model.dtype)
         streams[UNTRAINED_FILE] = ArrayStream.of(arrays)
@@ -78,7 +91,24 @@ def _streams(run: Run, state: RunState | None) -> dict[str, ArrayStream]:
         read = _by_rank(run) if local else run.adapter.optimizer.read() if takes_part else ()
         streams[OPTIMIZER_FILE] = ArrayStream(moments, read)
         streams[COMPRESSION_FILE] = _residuals(run)
+        streams[GENERATORS_FILE] = _generators(run)
     return streams
+
+
+def _manifest(
+    run: Run, step: int, metrics: Mapping[str, float | None], files: Mapping[str, FileRecord]
+) -> Manifest:
+    return Manifest(
+        format=FORMAT,
+        step=step,
+        saved_at=datetime.now(UTC).isoformat(timespec="seconds"),
+        framework=run.framework.name,
+        ranks=run.ranks.size,
+        metrics=metrics,
+        spec=files[SPEC_FILE].blake2b,
+        versions=run.framework.versions,
+        files=files,
+    )
 
 
 def _record(run: Run, state: RunState) -> StateRecord:
@@ -112,6 +142,15 @@ def _residuals(run: Run) -> ArrayStream:
     # Read twice, since only the policies know the shapes of their states.
     kinds = {n: Kind((*[ranks.size] * by_rank, *a.shape), a.dtype) for n, a, by_rank in read()}
     return ArrayStream(kinds, ((n, _stack(ranks, a) if by_rank else a) for n, a, by_rank in read()))
+
+
+def _generators(run: Run) -> ArrayStream:
+    """The states of every rank's random generators, as `RANK.NAME`."""
+    every = run.ranks.gather(safetensors.save(run.adapter.generators.read()))
+    states = enumerate(map(safetensors.load, every))
+    # The library reads them in an order of its own.
+    named = {f"{rank}.{name}": array for rank, state in states for name, array in sorted(state.items())}
+    return ArrayStream.of(named)
 
 
 def _stack(ranks: Ranks, array: np.ndarray) -> np.ndarray:

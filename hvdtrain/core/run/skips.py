@@ -14,7 +14,7 @@ import numpy as np
 from hvdtrain.core.data import Window
 from hvdtrain.core.errors import TrainingError
 from hvdtrain.core.families.weights import trained
-from hvdtrain.core.run.buffers import buffers_kept
+from hvdtrain.core.run.buffers import passes_undone
 from hvdtrain.core.run.run import Run
 from hvdtrain.core.run.state import RunState
 from hvdtrain.core.spec.job_spec import JobSpec
@@ -88,7 +88,7 @@ def check_scale(run: Run, state: RunState, window: Window, divisor: float, toget
     if scale.can_fall:
         return
     assert scale.rule is not None
-    with buffers_kept(run):
+    with passes_undone(run):
         own = run.adapter.find_nonfinite(window, divisor, scale.value).astype(np.float64)
     found = run.ranks.sum(own) if together else own
     suspects = ["the loss", *(f"the gradient of {w.name}" for w in reversed(trained(run.weights)))]

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-import hvdtrain
+from hvdtrain.core.checkpoints.manifest import MANIFEST_FILE
 from hvdtrain.core.data import Dataset
 from hvdtrain.core.families.weights import Weight
 from hvdtrain.core.plan.plan import Plan
@@ -40,10 +39,11 @@ def check_command(framework: Framework, ranks: Ranks, spec: JobSpec, resume_from
     Raises:
         TrainingError: on every rank alike, naming what differs, the ranks and their values.
     """
+    versions = framework.versions
     fields: dict[str, Any] = {
-        "framework": ", ".join(map(_version, framework.packages)),
-        "hvdtrain": hvdtrain.__version__,
-        "horovod": _version("horovod"),
+        "framework": ", ".join(f"{name} {versions[name]}" for name in framework.packages),
+        "hvdtrain": versions["hvdtrain"],
+        "horovod": versions["horovod"],
         "Horovod's wire types": sorted(framework.wire_types),
         "reduces over MPI": ranks.world.mpi,
         **spec.model_dump(mode="json", exclude=_OF_ONE_HOST),
@@ -106,7 +106,7 @@ def start(run: Run, resume_from: Path | None) -> RunState:
 
     Args:
         run: on this rank.
-        resume_from: a `checkpoint-N` directory that rank 0 can read.
+        resume_from: a `checkpoint-N` directory that rank 0 can read, or `AUTO`.
 
     Returns:
         Where the run starts.
@@ -114,26 +114,22 @@ def start(run: Run, resume_from: Path | None) -> RunState:
     Raises:
         CheckpointError: the checkpoint is damaged or does not fit the spec.
     """
-    if resume_from is not None:
-        return resume(run, resume_from)
+    if resume_from is not None and (state := resume(run, resume_from)):
+        return state
     set_initial_values(run)
     return RunState(loss_scale=LossScale.of_spec(run.spec))
 
 
-def _version(package: str) -> str:
-    try:
-        return f"{package} {version(package)}"
-    except PackageNotFoundError:
-        return package
-
-
 def _digest(directory: Path) -> str | None:
-    """A hash of all that a checkpoint holds; None where this rank does not see it, as only rank 0 has to."""
+    """A hash of what a checkpoint holds; None where this rank does not see it, as only rank 0 has to."""
     if not directory.is_dir():
         return None
     found = hashlib.blake2b(digest_size=16)
     try:
-        for file in sorted(each for each in directory.rglob("*") if each.is_file()):
+        # A manifest has the hashes of the others, which rank 0 verifies.
+        manifest = directory / MANIFEST_FILE
+        files = [manifest] if manifest.is_file() else [f for f in directory.rglob("*") if f.is_file()]
+        for file in sorted(files):
             found.update(f"{file.relative_to(directory)} {file.stat().st_size} ".encode())
             with file.open("rb") as opened:
                 found.update(hashlib.file_digest(opened, "blake2b").digest())

@@ -14,9 +14,15 @@ from hvdtrain.core.run.ranks import Ranks
 from hvdtrain.core.run.run import Run
 
 
+def weights_by_bucket(run: Run) -> list[Weight]:
+    """All weights and buffers, in the order in which they come where they lie in buckets."""
+    found = {weight.name: weight for bucket in reversed(run.plan.buckets) for weight in bucket.weights}
+    return [*found.values(), *(weight for weight in run.weights if weight.name not in found)]
+
+
 def weight_kinds(run: Run) -> dict[str, Kind]:
-    """Of all weights and buffers, by name."""
-    return {weight.name: _kind(run, weight) for weight in run.weights}
+    """Of all weights and buffers, by name, in the order of `weights_by_bucket`."""
+    return {weight.name: _kind(run, weight) for weight in weights_by_bucket(run)}
 
 
 def moment_kinds(run: Run) -> dict[str, Kind]:

@@ -65,7 +65,7 @@ def train(run: Run, start: RunState) -> TrainingResult:
             if run.evaluation_is_due(state.step):
                 eval_loss = _evaluate_into(log, run, state)
             if run.checkpoint_is_due(state.step):
-                save(run, _checkpoint(run, state), state)
+                _save_checkpoint(run, state, loss, eval_loss)
                 saved = state
         if state.step >= run.plan.max_steps:
             if not run.evaluation_is_due(state.step):
@@ -73,7 +73,7 @@ def train(run: Run, start: RunState) -> TrainingResult:
             save(run, model_dir)
         elif saved is not state:
             average_buffers(run, state.own_samples - averaged)
-            save(run, _checkpoint(run, state), state)
+            _save_checkpoint(run, state, loss, eval_loss)
     if state.step < run.plan.max_steps:
         _leave(run, state)
     return TrainingResult(state, loss, eval_loss, model_dir, time.perf_counter() - started)
@@ -81,6 +81,11 @@ def train(run: Run, start: RunState) -> TrainingResult:
 
 def _checkpoint(run: Run, state: RunState) -> Path:
     return run.output_dir / f"checkpoint-{state.step}"
+
+
+def _save_checkpoint(run: Run, state: RunState, loss: float, eval_loss: float | None) -> None:
+    found = {"loss": loss} | ({"eval_loss": eval_loss} if eval_loss is not None else {})
+    save(run, _checkpoint(run, state), state, found)
 
 
 def _leave(run: Run, state: RunState) -> NoReturn:

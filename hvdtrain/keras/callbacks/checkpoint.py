@@ -13,8 +13,9 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load, load_file, save, save_file
 
+from hvdtrain.core.checkpoints.manifest import STATE_FILE
 from hvdtrain.core.checkpoints.model_folder import WEIGHTS_FILE, replace_directory
-from hvdtrain.core.checkpoints.state import OPTIMIZER_FILE, STATE_FILE, Arrays, layout_of, share_out
+from hvdtrain.core.checkpoints.state import OPTIMIZER_FILE, Arrays, layout_of, share_out
 from hvdtrain.core.errors import CheckpointError, TrainingError
 from hvdtrain.keras.attach import engines_of, shardings_of
 from hvdtrain.keras.callbacks.base import Callback

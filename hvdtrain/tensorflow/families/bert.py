@@ -39,7 +39,8 @@ class Network:
         self._classifies = model.num_labels is not None
         self._head = self._classifier() if self._classifies else self._masked_lm_head()
         self._obey()
-        self.variables = [*self._backbone.variables, *self._head.variables]
+        layers = [self._backbone, self._head, *([self._dropout] if self._classifies else [])]
+        self.variables = [v for layer in layers for v in layer.variables]
         found = {v.path: v.value for v in self.variables}
         self.classes = model.num_labels or model.vocab_size
         self.parameters: Parameters = {

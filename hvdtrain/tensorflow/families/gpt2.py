@@ -41,7 +41,7 @@ class Network:
             )
             self._head.build((None, None, model.n_embd))
             layers.append(self._head)
-        self.variables = [v for layer in layers for v in layer.variables]
+        self.variables = [v for layer in (*layers, self._dropout) for v in layer.variables]
         found = {v.path: v.value for v in self.variables}
         self.classes = model.vocab_size
         self.parameters: Parameters = {

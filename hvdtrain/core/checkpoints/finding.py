@@ -1,0 +1,73 @@
+"""The checkpoints of a run: which there are, and the newest that is whole."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from hvdtrain.core.checkpoints.manifest import Manifest, read_manifest, verify
+from hvdtrain.core.checkpoints.model_folder import load_model
+from hvdtrain.core.checkpoints.state import load_state
+from hvdtrain.core.errors import CheckpointError
+
+_PREFIX = "checkpoint-"
+# In the place of a checkpoint's directory: the newest whole one in the output directory.
+AUTO = Path("auto")
+
+
+def checkpoints_in(output_dir: Path) -> list[Path]:
+    """The `checkpoint-N` directories of a run, by their number.
+
+    Args:
+        output_dir: of the run; it need not exist.
+    """
+    found = {path.name.removeprefix(_PREFIX): path for path in output_dir.glob(f"{_PREFIX}*")}
+    return [found[number] for number in sorted((n for n in found if n.isdecimal()), key=int)]
+
+
+def check_whole(directory: Path) -> Manifest | None:
+    """Read every byte of a checkpoint, and compare it with the manifest.
+
+    Args:
+        directory: a `checkpoint-N`.
+
+    Returns:
+        The manifest; None for format 1, which has none: its files can be opened, and more is not known.
+
+    Raises:
+        CheckpointError: naming the first file that is missing or damaged.
+    """
+    manifest = read_manifest(directory)
+    check_files(directory, manifest)
+    return manifest
+
+
+def check_files(directory: Path, manifest: Manifest | None, sizes_only: bool = False) -> None:
+    """As `check_whole`, with the manifest that has been read; `sizes_only` as in `verify`."""
+    if manifest is None:
+        load_state(directory)
+        load_model(directory)
+    else:
+        verify(directory, manifest, sizes_only)
+
+
+def newest_whole(output_dir: Path, say: Callable[[str], None]) -> tuple[Path, Manifest | None] | None:
+    """The newest whole checkpoint of a run, with its manifest; None where there is none.
+
+    Args:
+        output_dir: of the run.
+        say: is told what was chosen, and which newer ones were skipped for what reason.
+    """
+    skipped, chosen = [], None
+    for directory in reversed(checkpoints_in(output_dir)):
+        try:
+            chosen = directory, check_whole(directory)
+            break
+        except CheckpointError as error:
+            skipped.append((directory.name, error))
+    where = f"going on from {chosen[0]}" if chosen else "starting from the beginning"
+    for name, reason in skipped:
+        say(f"warning: --resume auto: skipped {name}, {where}: {reason}")
+    if not skipped:
+        say(f"--resume auto: {where}" if chosen else f"--resume auto: no checkpoint in {output_dir}, {where}")
+    return chosen
