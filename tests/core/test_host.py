@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-# Prints how many MiB of 20 blocks of 8 MiB each are still resident after they were freed.
+# Prints how many MiB of 6 blocks of 28 MiB each are still resident after they were freed.
 PROGRAM = """
 import sys
 from pathlib import Path
@@ -19,7 +19,7 @@ def resident():
 
 keep_freed_memory(int(sys.argv[1]))
 before = resident()
-blocks = [np.ones(2**20) for _ in range(20)]
+blocks = [np.ones(28 * 2**17) for _ in range(6)]
 assert resident() - before > 150
 del blocks
 print(resident() - before)
