@@ -90,8 +90,8 @@ class Network(Protocol):
 
     What `zero_stage` may ask of it beside this: in PyTorch `module`, the `torch.nn.Module` that has the
     parameters, each of which is used by its own module alone; in TensorFlow `gathered` and `variables` (see
-    `hvdtrain.tensorflow.gathers`). Stage 3 refuses a network without them. In TensorFlow a checkpoint finds the
-    states of the layers' random generators among `variables` too.
+    `hvdtrain.tensorflow.gathers`). Stage 3 refuses a network without them. Checkpoints find the states of
+    random generators among `variables`, too.
     """
 
     parameters: Mapping[str, Any]
