@@ -82,12 +82,12 @@ class Scripted:
     def _happen(self, what: str, mark: Path) -> None:
         if mark.exists():
             return
-        if what == "launcher":
+        if what == "launcher" and self._rank == 0:
             mark.touch()
-            if self._rank == 0:
-                os.kill(int((self._folder / "launcher").read_text()), signal.SIGTERM)
+            os.kill(int((self._folder / "launcher").read_text()), signal.SIGTERM)
+            # The others may be told later, or on other hosts not at all.
             wait_for(told_to_stop)
-        elif self._rank == 1:
+        elif what != "launcher" and self._rank == 1:
             if what == "raise":
                 raise RuntimeError("cursed")
             mark.touch()

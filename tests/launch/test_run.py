@@ -242,3 +242,27 @@ sys.exit(run_command([sys.executable, "-c", {job!r}], os.environ).status)"""
     process.send_signal(signal.Signals[ignored])
     (tmp_path / "sent").touch()
     assert process.wait(HANG_S) == 0
+
+
+def test_a_second_request_to_stop_ends_a_job_that_does_not_heed_the_first() -> None:
+    # A line with a rank's tag: from then on ranks are told, and here is none.
+    job = "import time; print('[0]<stdout>:up', flush=True); time.sleep(1000)"
+    script = f"""import os, sys
+from hvdtrain.launch.run import run_command
+sys.exit(run_command([sys.executable, "-c", {job!r}], os.environ).status)"""
+    process = subprocess.Popen(
+        [sys.executable, "-c", script],
+        env={**os.environ, "PYTHONPATH": _PATHS[0]},
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    assert process.stdout is not None
+    assert process.stderr is not None
+    assert process.stdout.readline() == "up\n"
+    process.send_signal(signal.SIGUSR1)
+    told = "hvdtrain: SIGUSR1: no rank is on this host: send it to one of them\n"
+    assert process.stderr.readline() == told
+    process.send_signal(signal.SIGTERM)
+    assert process.communicate(timeout=HANG_S)[1] == "hvdtrain: stopped by SIGTERM\n"
+    assert process.returncode == 143
