@@ -35,6 +35,10 @@ def run(
     set_: Annotated[list[str] | None, typer.Option("--set", help="Override: FIELD.PATH=VALUE.")] = None,
     output_dir: Annotated[Path | None, typer.Option(help="Where rank 0 writes.")] = None,
     resume: Annotated[Path | None, typer.Option(help="Go on from this checkpoint-N directory.")] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Delete a run that is there.")] = False,
+    allow_change: Annotated[
+        list[str] | None, typer.Option(help="FIELD.PATH that --resume may find changed.")
+    ] = None,
     network_interface: Annotated[str | None, typer.Option(help="Between the hosts, such as eth0.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the launcher's command only.")] = False,
 ) -> None:
@@ -48,6 +52,7 @@ def run(
     """
     # These read the spec's schema and the installed Horovod: not for --help.
     from hvdtrain.core.process.paths import user_path
+    from hvdtrain.core.run.output_dir import default_output_dir
     from hvdtrain.core.spec.job_spec import load_spec
     from hvdtrain.launch.facts import find_facts
     from hvdtrain.launch.preflight import check_job
@@ -58,7 +63,7 @@ def run(
     resume = resume and user_path(resume, "--resume", LaunchError)
     used = take_slots(_read_hosts(hostfile, hosts, np), np)
     request = LaunchRequest(
-        program=_program(framework, spec, set_ or [], output_dir, resume),
+        program=_program(framework, spec, set_ or [], output_dir, resume, overwrite, allow_change or []),
         hosts=used,
         local=is_local(used),
         workdir=str(Path.cwd()),
@@ -71,7 +76,8 @@ def run(
     choice = choose_launch(request, facts)
     command = build_command(request, choice, facts)
     if not dry_run:
-        check_job(job, used, output_dir, resume, network_interface)
+        place = output_dir or default_output_dir(spec, framework)
+        check_job(job, used, place, resume, network_interface, overwrite)
     where = f"{np} rank{'s' if np > 1 else ''} on {format_hosts(used)}"
     print(f"hvdtrain: {where}, {choice.wire} by {choice.launcher} ({choice.why})", file=sys.stderr)
     if dry_run:
@@ -89,9 +95,17 @@ def _read_hosts(hostfile: Path | None, hosts: str | None, np: int) -> tuple[Host
 
 
 def _program(
-    framework: Framework, spec: str, overrides: list[str], output_dir: Path | None, resume: Path | None
+    framework: Framework,
+    spec: str,
+    overrides: list[str],
+    output_dir: Path | None,
+    resume: Path | None,
+    overwrite: bool,
+    allowed: list[str],
 ) -> tuple[str, ...]:
     settings = [part for override in overrides for part in ("--set", override)]
     output = ["--output-dir", str(output_dir)] if output_dir else []
     resumed = ["--resume", str(resume)] if resume else []
+    resumed += [part for field in allowed for part in ("--allow-change", field)]
+    output += ["--overwrite"] * overwrite
     return ("-m", f"hvdtrain.{framework}.job", "--spec", spec, *settings, *output, *resumed)

@@ -99,8 +99,8 @@ def alone(runs: Runs, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Pat
     shutil.copytree(before, root / "plain")
     scenarios = with_corpus(before.parents[1], {"plain": SETTINGS} | AVERAGED)
     averaged = runs["whole"]["averaged"] / "checkpoint-4"
-    places = dict.fromkeys(AVERAGED, averaged) | {"plain": before / "checkpoint-8"}
-    return train_all(root, "torch", 1, scenarios, places)
+    places = dict.fromkeys(AVERAGED, averaged) | {"plain": root / "plain" / "checkpoint-8"}
+    return train_all(root, "torch", 1, scenarios, places, allow=["compression"])
 
 
 def losses(run: Path) -> dict[int, float]:

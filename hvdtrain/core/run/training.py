@@ -13,6 +13,7 @@ from hvdtrain.core.run.evaluation import compression_counters, evaluate
 from hvdtrain.core.run.joint_updates import joint_updates
 from hvdtrain.core.run.local_updates import local_updates
 from hvdtrain.core.run.metrics import Line, MetricLog
+from hvdtrain.core.run.output_dir import MODEL_DIR
 from hvdtrain.core.run.progress import Progress
 from hvdtrain.core.run.results import TrainingResult
 from hvdtrain.core.run.run import Run
@@ -36,7 +37,7 @@ def train(run: Run, start: RunState) -> TrainingResult:
         TrainingError: when too many updates in a row are not finite, or one at the least loss scale.
     """
     started = time.perf_counter()
-    state, loss, eval_loss, model_dir = start, math.nan, None, run.output_dir / "model"
+    state, loss, eval_loss, model_dir = start, math.nan, None, run.output_dir / MODEL_DIR
     averaged = state.own_samples
     with ExitStack() as stack:
         log, progress = _open_log(run, start, stack)
@@ -57,11 +58,14 @@ def train(run: Run, start: RunState) -> TrainingResult:
                 averaged = state.own_samples
             if run.evaluation_is_due(state.step):
                 eval_loss = _evaluate_into(log, run, state)
-            if run.checkpoint_is_due(state.step):
+            if run.checkpoint_is_due(state.step) and state.step < run.plan.max_steps:
                 save(run, run.output_dir / f"checkpoint-{state.step}", state)
         if not run.evaluation_is_due(state.step):
             eval_loss = _evaluate_into(log, run, state)
         save(run, model_dir)
+        if run.checkpoint_is_due(state.step):
+            # Behind the model: who goes on from here has nothing to do, and so makes none.
+            save(run, run.output_dir / f"checkpoint-{state.step}", state)
     return TrainingResult(state, loss, eval_loss, model_dir, time.perf_counter() - started)
 
 
