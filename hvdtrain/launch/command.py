@@ -105,7 +105,7 @@ def _program(
 ) -> tuple[str, ...]:
     settings = [part for override in overrides for part in ("--set", override)]
     output = ["--output-dir", str(output_dir)] if output_dir else []
+    output += ["--overwrite"] * overwrite
     resumed = ["--resume", str(resume)] if resume else []
     resumed += [part for field in allowed for part in ("--allow-change", field)]
-    output += ["--overwrite"] * overwrite
     return ("-m", f"hvdtrain.{framework}.job", "--spec", spec, *settings, *output, *resumed)

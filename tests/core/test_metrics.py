@@ -120,7 +120,7 @@ def test_going_on_from_one_checkpoint_again_and_again_loses_and_repeats_nothing(
 ) -> None:
     write(tmp_path, False, TRAIN)
     replaced: list[Path] = []
-    replace = metrics._replace
+    replace = metrics.write_whole
 
     def killed(path: Path, text: str) -> None:
         if replaced:
@@ -129,7 +129,7 @@ def test_going_on_from_one_checkpoint_again_and_again_loses_and_repeats_nothing(
         replace(path, text)
 
     with monkeypatch.context() as patch:
-        patch.setattr(metrics, "_replace", killed)
+        patch.setattr(metrics, "write_whole", killed)
         with pytest.raises(KeyboardInterrupt):
             MetricLog(tmp_path, False, after_step=1)
     assert read_metrics(tmp_path) == (TRAIN, [])

@@ -42,17 +42,19 @@ with locked(Path(sys.argv[1])):
     print("held", flush=True)
     sys.stdin.readline()
 """
-# Writes the lock where no file may grow.
+# Locks the directory, and begins a run, where no file may grow beyond so many bytes.
 FULL = """
 import resource, signal, sys
 from pathlib import Path
+from types import SimpleNamespace
 from hvdtrain.core.errors import CheckpointError
-from hvdtrain.core.run.output_dir import locked
+from hvdtrain.core.run.output_dir import begin_run, locked
+from hvdtrain.core.spec.job_spec import load_spec
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
+resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[2]), int(sys.argv[2])))
 try:
     with locked(Path(sys.argv[1])):
-        print("held")
+        begin_run(Path(sys.argv[1]), load_spec("bert"), SimpleNamespace(as_dict=dict), False)
 except CheckpointError as error:
     print(error)
 """
@@ -156,8 +158,11 @@ def test_a_directory_that_cannot_be_written_is_told(tmp_path: Path) -> None:
         pass
 
 
-def test_no_space_for_the_lock_is_told_and_leaves_nothing(tmp_path: Path) -> None:
-    command = [sys.executable, "-c", FULL, str(tmp_path)]
+@pytest.mark.parametrize("most", [0, 200])
+def test_no_space_for_the_lock_or_the_spec_is_told_and_changes_nothing(tmp_path: Path, most: int) -> None:
+    fill(tmp_path, "spec.json")
+    command = [sys.executable, "-c", FULL, str(tmp_path), str(most)]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert done.stdout == f"--output-dir {tmp_path}: cannot be written: File too large\n"
-    assert files(tmp_path) == set()
+    assert files(tmp_path) == {"spec.json"}
+    assert (tmp_path / "spec.json").read_text() == "spec.json"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import socket
 import time
 from collections.abc import Iterator, Mapping
@@ -14,6 +13,7 @@ from typing import Any
 
 from hvdtrain.core import strict_json
 from hvdtrain.core.errors import TrainingError
+from hvdtrain.core.process.files import write_whole
 
 METRICS_FILE, TENSORBOARD_DIR = "metrics.jsonl", "tensorboard"
 # What one line of the log holds, by name; None for what is not a number.
@@ -136,17 +136,8 @@ def _keep_until(path: Path, step: int) -> None:
         other = path.with_name(f"{path.stem}.before-resume-{step}{path.suffix}")
         earlier = other.read_text(encoding="utf-8") if other.exists() else ""
         # A run killed after this and before the next has moved them already.
-        _replace(other, earlier if earlier.endswith(moved) else earlier + moved)
-    _replace(path, kept)
-
-
-def _replace(path: Path, text: str) -> None:
-    unfinished = path.with_name(f".{path.name}.unfinished")
-    with unfinished.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    unfinished.replace(path)
+        write_whole(other, earlier if earlier.endswith(moved) else earlier + moved)
+    write_whole(path, kept)
 
 
 class _EventFile:

@@ -16,6 +16,7 @@ from typing import IO
 from hvdtrain.core import strict_json
 from hvdtrain.core.errors import CheckpointError
 from hvdtrain.core.plan.plan import Plan
+from hvdtrain.core.process.files import write_whole
 from hvdtrain.core.run.metrics import METRICS_FILE, TENSORBOARD_DIR
 from hvdtrain.core.spec.job_spec import JobSpec
 
@@ -92,9 +93,8 @@ def begin_run(directory: Path, spec: JobSpec, plan: Plan, overwrite: bool) -> No
         for left in _left_by_a_run(directory) if overwrite else ():
             shutil.rmtree(left) if left.is_dir() and not left.is_symlink() else left.unlink()
         directory.mkdir(parents=True, exist_ok=True)
-        (directory / SPEC_FILE).write_text(spec.model_dump_json(indent=2) + "\n", encoding="utf-8")
-        text = strict_json.dumps(plan.as_dict(), indent=2) + "\n"
-        (directory / PLAN_FILE).write_text(text, encoding="utf-8")
+        write_whole(directory / SPEC_FILE, spec.model_dump_json(indent=2) + "\n")
+        write_whole(directory / PLAN_FILE, strict_json.dumps(plan.as_dict(), indent=2) + "\n")
     except OSError as error:
         raise _unwritable(directory, error) from None
 
