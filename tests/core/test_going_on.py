@@ -23,6 +23,7 @@ from hvdtrain.core.run.ranks import Ranks
 from hvdtrain.core.run.results import TrainingResult, UpdateResult
 from hvdtrain.core.run.world import World
 from hvdtrain.core.spec.job_spec import JobSpec, load_spec
+from tests.core.test_output_dir import hold
 from tests.jobs.runs import TINY, small_corpus
 
 SETS = (
@@ -232,6 +233,18 @@ def test_weights_that_are_refused_after_the_data_is_prepared_leave_nothing(
     with pytest.raises(CheckpointError, match=r"model.init_from .*: cannot be read"):
         job(whole, [*sets, f"model.init_from={folder}"], overwrite=True)
     assert content(whole) == before
+
+
+def test_a_job_beside_another_changes_nothing(whole: Path, sets: list[str], tmp_path: Path) -> None:
+    with hold(whole) as other:
+        before = content(whole)
+        for arguments in ({}, {"overwrite": True}, {"resume": whole / "checkpoint-4"}):
+            with pytest.raises(
+                CheckpointError, match=f"another job is writing there .process {other.pid} on"
+            ):
+                job(whole, sets, **arguments)
+        assert content(whole) == before
+        other.communicate("\n")
 
 
 def test_a_run_replaces_another_only_when_told_to(whole: Path, sets: list[str], tmp_path: Path) -> None:

@@ -130,9 +130,9 @@ def train_spec(
         CheckpointError: the output directory holds another run or is in use, or the checkpoint does not fit.
         TrainingError: ranks differ in what they were started with, or in what they have made of it.
     """
-    if ranks.is_chief:
-        check_output_dir(output_dir, resume_from, overwrite)
     with locked(output_dir) if ranks.is_chief else nullcontext():
+        if ranks.is_chief:
+            check_output_dir(output_dir, resume_from, overwrite)
         run = open_run(framework, ranks, spec, output_dir, resume_from)
         state = start(run, resume_from, allow_changes)
         examine(run)
