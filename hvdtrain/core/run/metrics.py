@@ -6,7 +6,7 @@ import json
 import socket
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -57,8 +57,8 @@ class MetricLog:
     ) -> None:
         self._file.close()
         if self._events is not None:
-            # What has gone wrong first is what the user is told.
-            with suppress(OSError) if error else _told(self._events.path):
+            # Holds something yet where writing it has failed before, and been told.
+            with _told(self._events.path):
                 self._events.close()
 
     def write(self, line: Mapping[str, float | None]) -> None:
