@@ -20,7 +20,7 @@ import psutil
 import typer
 from rich.console import Console
 
-from hvdtrain.core.run.job import PLAN_FILE
+from hvdtrain.core.run.output_dir import PLAN_FILE
 from hvdtrain.core.tables import Kind, make_table, print_table
 
 _POLL_S = 0.02

@@ -5,7 +5,7 @@ from __future__ import annotations
 # Not of typing, whose import takes longer than all else here; type checkers know the name.
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Collection, Mapping, Sequence
     from pathlib import Path
     from typing import Any, Literal
 
@@ -24,6 +24,8 @@ def train(
     metrics: Sequence[str | Callable[..., Any]] | None = None,
     output_dir: str | Path | None = None,
     resume_from_checkpoint: str | Path | None = None,
+    overwrite: bool = False,
+    allow_changes: Collection[str] = (),
 ) -> TrainingResult:
     """Train on this rank; the same program runs under `python`, `horovodrun`, `mpirun` and `srun`.
 
@@ -40,9 +42,13 @@ def train(
         collate_fn: makes a list of samples a batch (`data.collate_fn`).
         loss: a name, or a function of the model's outputs and the batch (`task.loss`).
         metrics: names or such functions (`task.metrics`).
-        output_dir: where rank 0 writes; default: `outputs/SPEC-FRAMEWORK`.
+        output_dir: where rank 0 writes; default: `outputs/SPEC-FRAMEWORK`. One that holds another run is
+            refused.
         resume_from_checkpoint: a `checkpoint-N` directory to go on from; `auto`: the newest whole one in
             `output_dir`, if there is one.
+        overwrite: delete the run that `output_dir` holds.
+        allow_changes: fields, as `optimizer.learning_rate`, in which the spec may differ from that of the run
+            that goes on, although losses change with them.
 
     Returns:
         What was produced.
@@ -56,4 +62,12 @@ def train(
     from hvdtrain.core.run.own_job import OwnCode, train_own
 
     code = OwnCode(model, train_dataset, eval_dataset, collate_fn, loss, metrics)
-    return train_own(spec, framework, code, output_dir, resume_from_checkpoint)
+    return train_own(
+        spec,
+        framework,
+        code,
+        output_dir,
+        resume_from_checkpoint,
+        overwrite=overwrite,
+        allow_changes=allow_changes,
+    )

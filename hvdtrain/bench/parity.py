@@ -9,7 +9,7 @@ from typing import Literal
 
 from hvdtrain.core.errors import SpecError
 from hvdtrain.core.families import custom, family_of
-from hvdtrain.core.run.initial import INITIAL_DIR
+from hvdtrain.core.run.output_dir import INITIAL_DIR
 from hvdtrain.core.run.report import CurveDifference, compare_runs
 from hvdtrain.core.spec.job_spec import load_spec
 from hvdtrain.launch.command import Framework, run
@@ -32,7 +32,7 @@ def run_both(
         spec: a file or a packaged spec's name.
         np: ranks.
         overrides: `field.path=value` texts.
-        output_dir: each framework writes into a folder of its own in it.
+        output_dir: each framework writes into a folder of its own in it, in place of an earlier run.
         launcher: what starts the ranks.
 
     Returns:
@@ -54,6 +54,7 @@ def run_both(
             set_=settings,
             output_dir=outputs[framework.value],
             launcher=launcher,
+            overwrite=True,
         )
     return outputs
 

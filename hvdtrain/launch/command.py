@@ -42,6 +42,10 @@ def run(
         Path | None,
         typer.Option(help="Go on from this checkpoint-N directory; auto: from the newest whole one."),
     ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Delete a run that is there.")] = False,
+    allow_change: Annotated[
+        list[str] | None, typer.Option(help="FIELD.PATH that --resume may find changed.")
+    ] = None,
     network_interface: Annotated[str | None, typer.Option(help="Between the hosts, such as eth0.")] = None,
     max_restarts: Annotated[
         int, typer.Option(min=0, help="Start it again so often after a crash, from its last checkpoint.")
@@ -69,8 +73,12 @@ def run(
     output_dir = output_dir and user_path(output_dir, "--output-dir", LaunchError)
     resume = resume and user_path(resume, "--resume", LaunchError)
     used = take_slots(_read_hosts(hostfile, hosts, np), np)
+
+    def program(resume: Path | None, overwrite: bool) -> tuple[str, ...]:
+        return _program(framework, spec, set_ or [], output_dir, resume, overwrite, allow_change or [])
+
     request = LaunchRequest(
-        program=_program(framework, spec, set_ or [], output_dir, resume),
+        program=program(resume, overwrite),
         hosts=used,
         local=is_local(used),
         workdir=str(Path.cwd()),
@@ -82,20 +90,20 @@ def run(
     facts = find_facts(framework)
     choice = choose_launch(request, facts)
     command = build_command(request, choice, facts)
+    place = output_dir or default_output_dir(spec, framework)
     if not dry_run:
-        check_job(job, used, output_dir, resume, network_interface)
+        check_job(job, used, place, resume, network_interface, overwrite)
     where = f"{np} rank{'s' if np > 1 else ''} on {format_hosts(used)}"
     print(f"hvdtrain: {where}, {choice.wire} by {choice.launcher} ({choice.why})", file=sys.stderr)
     if dry_run:
         typer.echo(shlex.join(command))
         return
 
-    def start(resume: Path | None) -> Ending:
-        again = replace(request, program=_program(framework, spec, set_ or [], output_dir, resume))
+    def start(resume: Path | None, overwrite: bool) -> Ending:
+        again = replace(request, program=program(resume, overwrite))
         return run_command(build_command(again, choice, facts), os.environ)
 
-    place = output_dir or default_output_dir(spec, framework)
-    if status := run_with_restarts(start, place, resume, max_restarts):
+    if status := run_with_restarts(start, place, resume, overwrite, max_restarts):
         raise typer.Exit(status)
 
 
@@ -108,9 +116,17 @@ def _read_hosts(hostfile: Path | None, hosts: str | None, np: int) -> tuple[Host
 
 
 def _program(
-    framework: Framework, spec: str, overrides: list[str], output_dir: Path | None, resume: Path | None
+    framework: Framework,
+    spec: str,
+    overrides: list[str],
+    output_dir: Path | None,
+    resume: Path | None,
+    overwrite: bool,
+    allowed: list[str],
 ) -> tuple[str, ...]:
     settings = [part for override in overrides for part in ("--set", override)]
     output = ["--output-dir", str(output_dir)] if output_dir else []
+    output += ["--overwrite"] * overwrite
     resumed = ["--resume", str(resume)] if resume else []
+    resumed += [part for field in allowed for part in ("--allow-change", field)]
     return ("-m", f"hvdtrain.{framework}.job", "--spec", spec, *settings, *output, *resumed)

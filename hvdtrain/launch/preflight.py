@@ -22,13 +22,19 @@ from hvdtrain.core.families import custom, family_of
 from hvdtrain.core.process.host import usable_cores
 from hvdtrain.core.process.paths import user_path
 from hvdtrain.core.run.job import plan_job, prepare_data
+from hvdtrain.core.run.output_dir import check_output_dir
 from hvdtrain.core.run.world import World
 from hvdtrain.core.spec.job_spec import JobSpec
 from hvdtrain.launch.hosts import Host, is_local
 
 
 def check_job(
-    spec: JobSpec, hosts: Sequence[Host], output_dir: Path | None, resume: Path | None, interface: str | None
+    spec: JobSpec,
+    hosts: Sequence[Host],
+    output_dir: Path,
+    resume: Path | None,
+    interface: str | None,
+    overwrite: bool = False,
 ) -> None:
     """Refuse what ranks would refuse later, as far as it can be seen from here.
 
@@ -38,13 +44,14 @@ def check_job(
     Args:
         spec: the job.
         hosts: where its ranks will run, rank 0 on the first.
-        output_dir: where rank 0 writes; None: in `outputs`.
+        output_dir: where rank 0 writes.
         resume: the checkpoint that rank 0 reads, or `AUTO`.
         interface: names of the interfaces between the hosts, with commas.
+        overwrite: whether a run that the output directory holds is deleted.
 
     Raises:
         LaunchError: a host, an interface or the output directory cannot be used.
-        CheckpointError: it is no checkpoint.
+        CheckpointError: it is no checkpoint, or the output directory holds another run.
         DataError: a file of the data is missing or, with all ranks here, holds what cannot be used.
         SpecError: with all ranks here, no plan can be made for so many.
     """
@@ -60,9 +67,10 @@ def check_job(
             file=sys.stderr,
         )
     if here[0]:
-        _check_output(output_dir or Path("outputs"))
+        _check_output(output_dir)
         if resume is not None and resume != AUTO:
             check_checkpoint(resume)
+        check_output_dir(output_dir, resume, overwrite)
     if isinstance(spec.model, custom.ModelSpec):
         # The user's code runs on the ranks alone: it may take its time, and it may start what it needs.
         return

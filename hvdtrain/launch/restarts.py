@@ -9,8 +9,10 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from hvdtrain.core.checkpoints.state import STATE_FILE, check_checkpoint
+from hvdtrain.core.checkpoints.manifest import SPEC_FILE, STATE_FILE
+from hvdtrain.core.checkpoints.state import check_checkpoint
 from hvdtrain.core.errors import CheckpointError
+from hvdtrain.core.run.output_dir import goes_on_in
 from hvdtrain.launch.endings import Ending
 
 RESTARTS_FILE = "restarts.jsonl"
@@ -39,7 +41,11 @@ class _Restart:
 
 
 def run_with_restarts(
-    start: Callable[[Path | None], Ending], output_dir: Path, resume: Path | None, max_restarts: int
+    start: Callable[[Path | None, bool], Ending],
+    output_dir: Path,
+    resume: Path | None,
+    overwrite: bool,
+    max_restarts: int,
 ) -> int:
     """Run a job, and run it again when it has crashed, until it ends well or restarting is of no use.
 
@@ -47,9 +53,11 @@ def run_with_restarts(
     error and without a new checkpoint. Each restart is a line of `restarts.jsonl` in the output directory.
 
     Args:
-        start: runs the job once, from a checkpoint or from the start.
+        start: runs the job once, from a checkpoint or from the start; and whether it is to delete the run
+            that its output directory holds.
         output_dir: where rank 0 writes; must be seen from here.
         resume: the checkpoint to go on from at first.
+        overwrite: whether the run that is there at first is deleted.
         max_restarts: how often it is started again at most.
 
     Returns:
@@ -58,10 +66,10 @@ def run_with_restarts(
     restarts: list[_Restart] = []
     vain: str | None = None
     # Another run may have left its own.
-    older = _written(output_dir)
+    older, others = _written(output_dir), _begun(output_dir)
     while True:
         before = _written(output_dir)
-        ending = start(resume)
+        ending = start(resume, overwrite)
         if not ending.crashed or len(restarts) == max_restarts:
             break
         cause = None if _written(output_dir) - before else ending.cause
@@ -69,7 +77,11 @@ def run_with_restarts(
             _tell("it has failed twice with the same error and without a new checkpoint: not restarted again")
             break
         vain = cause
-        resume = newest_checkpoint(output_dir, older) or resume
+        if newest := newest_checkpoint(output_dir, older):
+            resume, overwrite = newest, False
+        elif _begun(output_dir) != others:
+            # What is there is of the job itself, and nothing that it could go on from.
+            overwrite = not goes_on_in(output_dir, resume)
         found = str(resume) if resume else None
         restarts.append(_Restart(len(restarts) + 1, ending.status, ending.reason, found))
         _tell(f"restart {len(restarts)} of at most {max_restarts}, from {found or 'the start'}")
@@ -104,6 +116,14 @@ def _written(output_dir: Path) -> frozenset[tuple[Path, int]]:
         for state in states
         if state.parent.name.partition("-")[2].isdigit() and state.is_file()
     )
+
+
+def _begun(output_dir: Path) -> int | None:
+    """When the run in an output directory began or went on; None where there is none."""
+    try:
+        return (output_dir / SPEC_FILE).stat().st_mtime_ns
+    except OSError:
+        return None
 
 
 def _note(output_dir: Path, restart: _Restart) -> None:

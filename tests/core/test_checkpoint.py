@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import stat
 import subprocess
 import sys
@@ -17,6 +18,7 @@ from tokenizers.models import WordPiece
 from tokenizers.pre_tokenizers import BertPreTokenizer
 from transformers import AutoModelForMaskedLM, AutoTokenizer
 
+from hvdtrain.core.checkpoints import model_folder
 from hvdtrain.core.checkpoints.arrays import ArrayStream
 from hvdtrain.core.checkpoints.model_folder import WEIGHTS_FILE, load_model, save_model
 from hvdtrain.core.data.text import TokenIds
@@ -152,6 +154,7 @@ FULL_DISK = """
 import resource, signal, sys
 from pathlib import Path
 import numpy as np
+from hvdtrain.core.checkpoints import model_folder
 from hvdtrain.core.checkpoints.arrays import ArrayStream
 from hvdtrain.core.checkpoints.model_folder import save_model
 from hvdtrain.core.errors import CheckpointError
@@ -190,6 +193,7 @@ KILLED = """
 import os, signal, sys
 from pathlib import Path
 import numpy as np
+from hvdtrain.core.checkpoints import model_folder
 from hvdtrain.core.checkpoints.arrays import ArrayStream
 from hvdtrain.core.checkpoints.model_folder import save_model
 
@@ -240,3 +244,27 @@ def test_the_configuration_is_json_that_transformers_names_its_own(tmp_path: Pat
     save(tmp_path / "model", tokenizer, arrays())
     config = json.loads((tmp_path / "model" / "config.json").read_text())
     assert (config["model_type"], config["architectures"]) == ("bert", ["BertForMaskedLM"])
+
+
+@pytest.mark.parametrize("deletable", [True, False])
+def test_what_a_kill_between_two_renames_leaves_hinders_no_later_save(
+    tmp_path: Path, tokenizer: Path, monkeypatch: pytest.MonkeyPatch, deletable: bool
+) -> None:
+    """As on NFS, which cannot exchange two names, and where what others have open does not go away."""
+    monkeypatch.setattr(model_folder, "_exchange", lambda first, second: False)
+    for name in (".model.before", ".model.before-1"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "model.safetensors").write_bytes(b"older")
+    if not deletable:
+        delete = shutil.rmtree
+
+        def refusing(path: Path, ignore_errors: bool = False) -> None:
+            if ".before" not in Path(path).name:
+                delete(path, ignore_errors)
+
+        monkeypatch.setattr(model_folder.shutil, "rmtree", refusing)
+    for seed in range(3):
+        save(tmp_path / "model", tokenizer, arrays(seed))
+        assert_holds(tmp_path / "model", arrays(seed))
+    if deletable:
+        assert {path.name for path in tmp_path.iterdir()} == {"model", "made"}

@@ -157,6 +157,10 @@ def test_nothing_of_a_damaged_checkpoint_is_used(
     shutil.copytree(run_dir / "checkpoint-4", tmp_path / "checkpoint-4")
     flip(tmp_path / "checkpoint-4" / "model.safetensors", 0.9, 3)
     if given_as == "auto":
+        # What it cannot go on from is of another run, unless that had the same spec.
+        with pytest.raises(CheckpointError, match=r"holds another run .checkpoint-4 is there"):
+            train(tmp_path, *job, AUTO)
+        shutil.copy(run_dir / "checkpoint-4" / SPEC_FILE, tmp_path)
         state, numbers = train(tmp_path, *job, AUTO)
         assert (state.step, numbers[0]) == (8, 1)
         assert "skipped checkpoint-4, starting from the beginning" in capsys.readouterr().out

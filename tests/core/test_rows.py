@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from hvdtrain.core.checkpoints.state import layout_of
 from hvdtrain.core.compression import NoCompression, Sign
 from hvdtrain.core.compression.rows import SparseRows, pays
 from hvdtrain.core.compression.rules import Rules
@@ -15,6 +16,7 @@ from hvdtrain.core.families import bert
 from hvdtrain.core.families.initializers import ZEROS
 from hvdtrain.core.families.weights import Weight
 from hvdtrain.core.plan.plan import Plan, make_plan
+from hvdtrain.core.run.resume import _with_state
 from hvdtrain.core.spec.job_spec import load_spec
 from hvdtrain.core.update.buckets import Bucket
 
@@ -95,3 +97,28 @@ def test_the_plan_decides_by_counting() -> None:
         plan(2, "model.vocab_size=1000"),
     ):
         assert rows_of(whole) == []
+
+
+@pytest.mark.parametrize(
+    "compression",
+    [
+        "{type: topk, ratio: 0.01}",
+        "[{match: '*embeddings*', type: none}, {match: '*', type: topk, ratio: 0.1}]",
+    ],
+)
+def test_residuals_of_any_number_of_ranks_fit_the_buckets_of_another(compression: str) -> None:
+    sets = [f"compression={compression}", "batch.per_device_train_batch_size=null"]
+    sets += ["batch.gradient_accumulation_steps=1", "batch.global_batch_size=64"]
+    plans = [plan(size, *sets) for size in (1, 2, 8, 64)]
+    chosen = {c for found in plans for c in found.bucket_compression}
+    assert ("rows" in chosen) == ("embeddings" in compression)
+    layouts = []
+    for found in plans:
+        rules = load_spec("bert", sets).rules
+        layouts.append(_with_state(layout_of(found.buckets, rules)))
+    assert layouts == [layouts[0]] * len(plans)
+    names = [[weight.name for weight in bucket.weights] for bucket in plans[0].buckets]
+    assert [WORDS] in names
+    # Those of other buckets do not.
+    other = plan(2, *sets, "communication.bucket_cap_mb=1")
+    assert _with_state(layout_of(other.buckets, rules)) != layouts[0]

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from pydoc_data.topics import topics
@@ -197,12 +198,17 @@ def train_all(
     resume: dict[str, Path] | None = None,
     wire: str = "mpirun",
     spec: str = "bert",
+    allow: Sequence[str] = (),
 ) -> dict[str, Path]:
-    """Train each scenario (overrides by name) on np ranks in one launch; returns the output directories."""
+    """Train each scenario (overrides by name) on np ranks in one launch; returns the output directories.
+
+    Those that go on from a checkpoint may differ from its run in the fields that are allowed.
+    """
     directory.mkdir(parents=True, exist_ok=True)
     listing = directory / "scenarios.json"
     places = {name: str(path) for name, path in (resume or {}).items()}
-    found = [{"name": n, "set": sets, "resume": places.get(n), "spec": spec} for n, sets in scenarios.items()]
+    common = {"spec": spec, "allow": list(allow)}
+    found = [{"name": n, "set": sets, "resume": places.get(n), **common} for n, sets in scenarios.items()]
     listing.write_text(json.dumps(found))
     done = launch(np, [str(WORKER), framework, str(listing)], wire)
     assert done.returncode == 0, done.stdout[-5000:]

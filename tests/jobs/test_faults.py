@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.jobs.runs import TINY, launch, train_all
+from tests.jobs.runs import TINY, launch, small_corpus, train_all
 
 # Who fails and what is said is the core's doing: one framework shows it in the quick suite.
 SLOW = pytest.mark.slow
@@ -53,10 +53,30 @@ def test_a_rank_killed_in_a_sharded_save_leaves_the_checkpoints_before_it(tmp_pa
     assert "signal 9" in done.stdout, done.stdout[-2000:]
     # A name that begins with a dot is of what is not whole.
     assert checkpoints(tmp_path / "out") == {"checkpoint-1", "checkpoint-2"}
-    last = {"out": tmp_path / "out" / "checkpoint-2"}
-    train_all(tmp_path, "torch", 1, {"out": [*TINY, "max_steps=4", *sets]}, last)
+    last, fewer = tmp_path / "out" / "checkpoint-2", [*TINY, *sets, "max_steps=4"]
+    allowed = ["max_steps", "batch.global_batch_size"]
+    train_all(tmp_path, "torch", 1, {"out": fewer}, {"out": last}, allow=allowed)
     assert checkpoints(tmp_path / "out") == {f"checkpoint-{step}" for step in (1, 2, 3, 4)}
     assert not [*(tmp_path / "out").glob(".*")]
+
+
+def test_a_directory_with_another_run_ends_every_rank_with_one_message(tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "metrics.jsonl").write_text('{"step": 1, "loss": 2.5}\n')
+    settings = [part for each in [*TINY, *small_corpus(tmp_path)] for part in ("--set", each)]
+    output = ["--output-dir", str(tmp_path / "out")]
+    done = launch(2, ["-m", "hvdtrain.torch.job", *settings, *output], timeout=TIMEOUT)
+    assert done.returncode != 0
+    told = [line for line in done.stdout.splitlines() if "error" in line.lower()]
+    assert "[rank 0] error: --output-dir" in told[0]
+    assert "holds another run (metrics.jsonl is there)" in told[0]
+    assert not any("Traceback" in line for line in told)
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"metrics.jsonl"}
+    # The launcher sees it before there is a rank; so it does where two specs share the default directory.
+    run = ["-m", "hvdtrain.cli", "run", "bert", "--framework", "torch", "-np", "2", *settings]
+    done = run_python(*run, *output)
+    assert done.stderr.startswith(f"error: --output-dir {tmp_path / 'out'}: holds another run")
+    assert done.stderr.count("\n") == 1
 
 
 def checkpoints(run: Path) -> set[str]:

@@ -133,7 +133,7 @@ def alone(runs: Runs, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Pat
     scenarios = with_corpus(before.parents[1], {"plain": SETTINGS} | AVERAGED)
     averaged = runs["whole"]["averaged"] / "checkpoint-4"
     places = dict.fromkeys(AVERAGED, averaged) | {"plain": AUTO}
-    return train_all(root, "torch", 1, scenarios, places)
+    return train_all(root, "torch", 1, scenarios, places, allow=["compression"])
 
 
 def losses(run: Path) -> dict[int, float]:

@@ -1,8 +1,8 @@
 """worker.py FRAMEWORK SCENARIOS.json: trains several specs in one launch, so that tests pay start-up once.
 
-A scenario is {"name", "set": [overrides], "resume": a checkpoint, if any, "spec": BERT's by default}; rank 0
-leaves each run in a folder of its name beside the file. With HOROVOD_TIMELINE=DYNAMIC it leaves Horovod's
-timeline there too, NAME.json.
+A scenario is {"name", "set": [overrides], "resume": a checkpoint, if any, "allow": [fields that it may find
+changed], "spec": BERT's by default}; rank 0 leaves each run in a folder of its name beside the file. With
+HOROVOD_TIMELINE=DYNAMIC it leaves Horovod's timeline there too, NAME.json.
 """
 
 from __future__ import annotations
@@ -30,7 +30,8 @@ def main() -> None:
         resume = Path(scenario["resume"]) if scenario.get("resume") else None
         if timelines:
             hvd.start_timeline(str(scenarios.parent / f"{scenario['name']}.json"))
-        train_spec(framework, ranks, spec, scenarios.parent / scenario["name"], resume)
+        place, allowed = scenarios.parent / scenario["name"], scenario.get("allow", ())
+        train_spec(framework, ranks, spec, place, resume, allow_changes=allowed)
         if timelines:
             hvd.stop_timeline()
     framework.shutdown()

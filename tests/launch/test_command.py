@@ -57,6 +57,12 @@ def test_dry_run_output_runs_as_printed(tmp_path: Path) -> None:
     assert (tmp_path / "out put" / "metrics.jsonl").exists()
 
 
+def test_what_is_about_the_output_directory_reaches_the_ranks() -> None:
+    resumed = ("--resume", "out/checkpoint-4", "--allow-change", "max_steps", "--allow-change", "seed")
+    _, out, _ = invoke("-np", "2", *resumed, "--overwrite", "--output-dir", "else", "--dry-run")
+    assert out.strip().endswith(f"--output-dir else --overwrite {' '.join(resumed)}")
+
+
 def test_hostfile(tmp_path: Path) -> None:
     file = tmp_path / "hosts"
     file.write_text("192.0.2.1 slots=4\n192.0.2.2 slots=4\n")

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
 
+from hvdtrain.core.checkpoints.manifest import SPEC_FILE
 from hvdtrain.core.checkpoints.model_folder import WEIGHTS_FILE
 from hvdtrain.core.checkpoints.state import COMPRESSION_FILE, OPTIMIZER_FILE, STATE_FILE
 from hvdtrain.core.process.preemption import BEFORE_FIRST_UPDATE
@@ -70,10 +72,12 @@ class Jobs:
 
     def __init__(self, folder: Path, *runs: tuple[int | None, Ending]) -> None:
         self.resumed: list[str | None] = []
+        self.overwrote: list[bool] = []
         self._folder, self._runs = folder, iter(runs)
 
-    def __call__(self, resume: Path | None) -> Ending:
+    def __call__(self, resume: Path | None, overwrite: bool) -> Ending:
         self.resumed.append(resume.name if resume else None)
+        self.overwrote.append(overwrite)
         step, ending = next(self._runs)
         if step is not None:
             write_checkpoint(self._folder, step)
@@ -117,7 +121,7 @@ def test_what_is_started_again_and_from_where(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     jobs = Jobs(tmp_path, *runs)
-    assert run_with_restarts(jobs, tmp_path, None, most) == status
+    assert run_with_restarts(jobs, tmp_path, None, False, most) == status
     assert jobs.resumed == resumed
     file = tmp_path / RESTARTS_FILE
     noted = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
@@ -131,11 +135,42 @@ def test_what_is_started_again_and_from_where(
 def test_checkpoints_of_an_older_run_are_left_alone(tmp_path: Path) -> None:
     older = write_checkpoint(tmp_path, 100)
     jobs = Jobs(tmp_path, (None, crash("x")), (4, crash("y")), (None, DONE))
-    assert run_with_restarts(jobs, tmp_path, None, 3) == 0
+    assert run_with_restarts(jobs, tmp_path, None, False, 3) == 0
     assert jobs.resumed == [None, None, "checkpoint-4"]
     again = Jobs(tmp_path, (None, crash("x")), (None, DONE))
-    assert run_with_restarts(again, tmp_path, older, 3) == 0
+    assert run_with_restarts(again, tmp_path, older, False, 3) == 0
     assert again.resumed == ["checkpoint-100", "checkpoint-100"]
+    # Nothing tells that the run which is there is that of the job.
+    assert not any(jobs.overwrote + again.overwrote)
+
+
+@pytest.mark.parametrize("given", [None, "auto", "OUT/checkpoint-100", "ELSE/checkpoint-4"])
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_a_restart_takes_the_place_of_what_its_own_run_has_left(
+    given: str | None, overwrite: bool, tmp_path: Path
+) -> None:
+    out = tmp_path / "OUT"
+    write_checkpoint(out, 100)
+    (out / SPEC_FILE).touch()
+    told: list[tuple[str, bool]] = []
+
+    def start(resume: Path | None, replaces: bool) -> Ending:
+        told.append((str(resume), replaces))
+        number = len(told) - 1
+        if number:
+            # The system's clock may stand still between two runs that do nothing.
+            os.utime(out / SPEC_FILE, ns=(number, number))
+        if number == 3:
+            write_checkpoint(out, 8)
+        return DONE if number == 4 else crash(str(number))
+
+    resume = given and Path(given.replace("OUT", str(out)).replace("ELSE", str(tmp_path)))
+    assert run_with_restarts(start, out, resume or None, overwrite, 9) == 0
+    own = given in ("auto", "OUT/checkpoint-100")
+    # The first has come to nothing: what is there is still of another run.
+    assert told[:2] == [(str(resume), overwrite)] * 2
+    assert told[2:4] == [(str(resume), not own)] * 2
+    assert told[4] == (str(out / "checkpoint-8"), False)
 
 
 def test_the_newest_whole_checkpoint_is_taken(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import ctypes
 import json
 import os
 import shutil
+import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -114,11 +115,13 @@ def _take_its_place(fresh: Path, directory: Path) -> None:
     if not directory.exists():
         fresh.rename(directory)
     elif not _exchange(fresh, directory):
-        # NFS cannot exchange names: a kill between these two renames leaves `before` alone.
-        before = directory.with_name(f".{directory.name}.before")
+        # NFS cannot exchange names: a kill between these two renames leaves `before` alone. Its name is new:
+        # another that was left so may not let itself be deleted.
+        before = tempfile.mkdtemp(prefix=f".{directory.name}.before-", dir=directory.parent)
         directory.rename(before)
         fresh.rename(directory)
-        shutil.rmtree(before, ignore_errors=True)
+    for left in directory.parent.glob(f".{directory.name}.before*"):
+        shutil.rmtree(left, ignore_errors=True)
 
 
 def _exchange(first: Path, second: Path) -> bool:

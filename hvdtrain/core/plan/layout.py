@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 
 import numpy as np
 
@@ -35,8 +35,13 @@ def lay_out_buckets(
         rows, columns = weight.shape
         return most if pays((rows, columns), most, itemsize, accumulation.size) else None
 
+    def group(weight: Weight) -> Hashable:
+        # A table that travels by rows on some numbers of ranks lies alone on all of them: a checkpoint's
+        # residuals belong to buckets.
+        return rules.apart(weight), weight.lookup and not rules.sharded
+
     cap_bytes = spec.communication.bucket_cap_mb * _MIB
-    return plan_buckets(weights, itemsize, cap_bytes, rules.apart, touched_rows, rules.shards_weights)
+    return plan_buckets(weights, itemsize, cap_bytes, group, touched_rows, rules.shards_weights)
 
 
 def _most_tokens(accumulation: Accumulation, max_seq_length: int) -> int:

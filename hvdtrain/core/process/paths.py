@@ -28,7 +28,7 @@ def user_path(text: str | Path, where: str, error: type[HvdtrainError]) -> Path:
         raise error(f"{where} {text}: {missing} no home directory; write the path in full") from None
 
 
-def default_output_dir(spec: str, framework: str) -> Path:
+def default_output_dir(spec: str | Path, framework: str) -> Path:
     """Where rank 0 writes unless told otherwise: `outputs/SPEC-FRAMEWORK`.
 
     Args:

@@ -12,13 +12,11 @@ from hvdtrain.core.errors import CheckpointError
 from hvdtrain.core.families.custom import ModelSpec
 from hvdtrain.core.families.weights import Weight, initial_weights
 from hvdtrain.core.process.paths import user_path
+from hvdtrain.core.run.output_dir import INITIAL_DIR
 from hvdtrain.core.run.run import Run
 from hvdtrain.core.run.saving import save
 from hvdtrain.core.run.streams import set_weights
 from hvdtrain.core.spec.pretrained import other_head
-
-# What a run of a user's model started from: its spec alone does not give it back.
-INITIAL_DIR = "initial"
 
 
 def set_initial_values(run: Run) -> None:
@@ -49,7 +47,18 @@ def set_initial_values(run: Run) -> None:
     # Ranks that hold shards alone took them of rank 0's model; it has no others.
     shared = own and run.spec.rules.shards_weights and model.init_from is None
     set_weights(run, find, [weight for weight in run.weights if weight.buffer or not shared])
-    if own:
+
+
+def save_initial_values(run: Run) -> None:
+    """Save what a user's model starts from, which its spec alone does not give back; every rank calls it.
+
+    Args:
+        run: on this rank, which has taken no update.
+
+    Raises:
+        CheckpointError: the disk is full or the directory cannot be written.
+    """
+    if isinstance(run.spec.model, ModelSpec):
         save(run, run.output_dir / INITIAL_DIR)
 
 

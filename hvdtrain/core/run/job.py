@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import argparse
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from hvdtrain.core import strict_json
-from hvdtrain.core.checkpoints.manifest import SPEC_FILE
 from hvdtrain.core.data import Dataset
 from hvdtrain.core.errors import CheckpointError
 from hvdtrain.core.families import custom, family_of
@@ -25,19 +24,20 @@ from hvdtrain.core.process.host import cpu_flags
 from hvdtrain.core.process.orphans import end_with_launcher
 from hvdtrain.core.process.outputs import outlast_readers
 from hvdtrain.core.process.paths import default_output_dir, user_path
-from hvdtrain.core.process.preemption import Preempted, heed_preemption
+from hvdtrain.core.process.preemption import Preempted, heed_preemption, requests_wait
 from hvdtrain.core.run.examination import examine
 from hvdtrain.core.run.framework import Framework
+from hvdtrain.core.run.initial import save_initial_values
 from hvdtrain.core.run.metrics import METRICS_FILE
+from hvdtrain.core.run.output_dir import MODEL_DIR, begin_run, check_output_dir, locked
 from hvdtrain.core.run.ranks import Ranks
-from hvdtrain.core.run.results import TrainingResult, describe_skips
+from hvdtrain.core.run.results import TrainingResult, describe_result
 from hvdtrain.core.run.run import Run
 from hvdtrain.core.run.start import check_command, check_data, check_model, check_plan, start
+from hvdtrain.core.run.state import RunState
 from hvdtrain.core.run.training import train
 from hvdtrain.core.spec.job_spec import JobSpec, load_spec
 from hvdtrain.core.tasks import task_of
-
-PLAN_FILE = "plan.json"
 
 
 def run_job(load: Callable[[], Framework], default_spec: str, arguments: Sequence[str] | None = None) -> None:
@@ -96,9 +96,18 @@ def plan_job(spec: JobSpec, family: Family, dataset: Dataset, size: int, threads
 
 
 def train_spec(
-    framework: Framework, ranks: Ranks, spec: JobSpec, output_dir: Path, resume_from: Path | None = None
+    framework: Framework,
+    ranks: Ranks,
+    spec: JobSpec,
+    output_dir: Path,
+    resume_from: Path | None = None,
+    *,
+    overwrite: bool = False,
+    allow_changes: Collection[str] = (),
 ) -> TrainingResult:
     """Train a spec on this rank of a job that has been joined.
+
+    Nothing in the output directory is changed before all that could be refused has been accepted.
 
     Args:
         framework: of this rank.
@@ -107,24 +116,36 @@ def train_spec(
         output_dir: where rank 0 writes.
         resume_from: a `checkpoint-N` directory to go on from, of either framework; `AUTO`: the newest whole
             one of the output directory, if there is one.
+        overwrite: whether a run that the output directory holds is deleted.
+        allow_changes: fields of the spec in which it may differ from that of the run that goes on.
 
     Returns:
         What was produced; rank 0 has said it too.
 
     Raises:
+        CheckpointError: the output directory holds another run or is in use, or the checkpoint does not fit.
         TrainingError: ranks differ in what they were started with, or in what they have made of it.
+        Preempted: ranks were told to stop before the last update; the checkpoint is there.
     """
-    run = open_run(framework, ranks, spec, output_dir, resume_from)
-    if ranks.is_chief:
-        _write_records(output_dir, spec, run.plan)
-    state = start(run, resume_from)
-    examine(run)
-    if ranks.is_chief:
-        print_plan(run.plan, f"{framework.name}: what this run will do")
-    result = train(run, state)
+    with locked(output_dir) if ranks.is_chief else nullcontext():
+        if ranks.is_chief:
+            check_output_dir(output_dir, resume_from, overwrite)
+        run = open_run(framework, ranks, spec, output_dir, resume_from)
+        state = start(run, resume_from, allow_changes)
+        examine(run)
+        if state.step >= run.plan.max_steps:
+            return _nothing_to_do(run, state)
+        # Who is told to stop behind this point leaves a run that can go on, not a directory that is refused.
+        with requests_wait():
+            if ranks.is_chief:
+                begin_run(output_dir, spec, run.plan, overwrite)
+                print_plan(run.plan, f"{framework.name}: what this run will do")
+            if not state.windows:
+                save_initial_values(run)
+            result = train(run, state)
     if ranks.is_chief:
         where = f"model in {result.model_dir}, metrics in {output_dir / METRICS_FILE}"
-        _say(f"done: {_closing(result, run.plan)}; {where}")
+        _say(f"done: {describe_result(result, run.plan)}; {where}")
     return result
 
 
@@ -162,13 +183,21 @@ def open_run(
 
 
 def join_and_train(
-    framework: Framework, spec: JobSpec, output_dir: Path, resume_from: Path | None
+    framework: Framework,
+    spec: JobSpec,
+    output_dir: Path,
+    resume_from: Path | None,
+    *,
+    overwrite: bool = False,
+    allow_changes: Collection[str] = (),
 ) -> TrainingResult:
     """Join the job with the other ranks and train; arguments, result and errors as `train_spec`."""
     spec.rules.check_wire(framework.wire_types)
     ranks = framework.init(spec)
     try:
-        return train_spec(framework, ranks, spec, output_dir, resume_from)
+        return train_spec(
+            framework, ranks, spec, output_dir, resume_from, overwrite=overwrite, allow_changes=allow_changes
+        )
     except Preempted:
         framework.shutdown()
         raise
@@ -181,7 +210,14 @@ def _run(load: Callable[[], Framework], default_spec: str, arguments: Sequence[s
     framework = load()
     output_dir = options.output_dir or default_output_dir(options.spec, framework.name)
     output_dir = user_path(output_dir, "--output-dir", CheckpointError)
-    join_and_train(framework, spec, output_dir, resume_from or None)
+    join_and_train(
+        framework,
+        spec,
+        output_dir,
+        resume_from or None,
+        overwrite=options.overwrite,
+        allow_changes=options.allow_change,
+    )
     framework.shutdown()
 
 
@@ -198,32 +234,24 @@ def _parse(arguments: Sequence[str] | None, default_spec: str) -> argparse.Names
     parser.add_argument("--output-dir", help="where rank 0 writes (default: outputs/SPEC-FRAMEWORK)")
     go_on = "go on from a checkpoint-N directory of either framework; auto: from the newest whole one"
     parser.add_argument("--resume", metavar="CHECKPOINT", help=go_on)
+    parser.add_argument("--overwrite", action="store_true", help="delete a run that --output-dir holds")
+    parser.add_argument(
+        "--allow-change",
+        action="append",
+        default=[],
+        metavar="FIELD.PATH",
+        help="with --resume: go on with another value of this field than the run had",
+    )
     return parser.parse_args(arguments)
 
 
-def _write_records(output_dir: Path, spec: JobSpec, plan: Plan) -> None:
-    try:
-        output_dir.mkdir(parents=True, exist_ok=True)
-        (output_dir / SPEC_FILE).write_text(spec.model_dump_json(indent=2) + "\n", encoding="utf-8")
-        (output_dir / PLAN_FILE).write_text(
-            strict_json.dumps(plan.as_dict(), indent=2) + "\n", encoding="utf-8"
+def _nothing_to_do(run: Run, state: RunState) -> TrainingResult:
+    if run.ranks.is_chief:
+        _say(
+            f"nothing to do: the checkpoint is of update {state.step}, and max_steps is {run.plan.max_steps}"
+            "; everything is left as it is. Give more max_steps to train on"
         )
-    except OSError as error:
-        raise CheckpointError(f"--output-dir {output_dir}: cannot be written: {error.strerror}") from None
-
-
-def _closing(result: TrainingResult, plan: Plan) -> str:
-    state = result.state
-    told = [f"{state.step} updates in {result.seconds:.1f} s"]
-    if state.skipped_updates:
-        told.append(describe_skips(state.skipped_updates, state.empty_updates))
-    if not math.isnan(result.loss):
-        told.append(f"loss {result.loss:.4f}")
-    if result.eval_loss is not None:
-        told.append(f"validation loss {result.eval_loss:.4f}")
-    elif plan.validation_samples:
-        told.append("no validation loss, for that split has nothing to predict")
-    return ", ".join(told)
+    return TrainingResult(state, math.nan, None, run.output_dir / MODEL_DIR, 0.0)
 
 
 def _say(text: str) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -84,17 +84,22 @@ def train_own(
     code: OwnCode,
     output_dir: str | Path | None = None,
     resume_from: str | Path | None = None,
+    *,
+    overwrite: bool = False,
+    allow_changes: Collection[str] = (),
 ) -> TrainingResult:
     """As `hvdtrain.train`."""
     with heed_preemption(), ends_the_job(raises=launched_rank() is None):
         if framework not in FRAMEWORKS:
             raise SpecError(f"framework: expected 'torch' or 'tensorflow', found {framework!r}")
         job = own_spec(spec, framework, code)
-        name = str(spec) if isinstance(spec, str | Path) else "own"
-        place = user_path(output_dir or default_output_dir(name, framework), "output_dir", CheckpointError)
+        named = spec if isinstance(spec, str | Path) else "own"
+        place = user_path(output_dir or default_output_dir(named, framework), "output_dir", CheckpointError)
         checkpoint = resume_from and user_path(resume_from, "resume_from_checkpoint", CheckpointError)
         loaded: Framework = importlib.import_module(f"hvdtrain.{framework}.job").load()
-        return join_and_train(loaded, job, place, checkpoint or None)
+        return join_and_train(
+            loaded, job, place, checkpoint or None, overwrite=overwrite, allow_changes=allow_changes
+        )
     raise AssertionError("unreachable")
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
+from hvdtrain.core.plan.plan import Plan
 from hvdtrain.core.run.state import RunState
 
 
@@ -57,3 +59,18 @@ def describe_skips(skipped: int, empty: int) -> str:
     if not skipped:
         return ""
     return f"{skipped} skipped" + (f", {empty} of them with nothing to predict" if empty else "")
+
+
+def describe_result(result: TrainingResult, plan: Plan) -> str:
+    """What a run produced, in words."""
+    state = result.state
+    told = [f"{state.step} updates in {result.seconds:.1f} s"]
+    if state.skipped_updates:
+        told.append(describe_skips(state.skipped_updates, state.empty_updates))
+    if not math.isnan(result.loss):
+        told.append(f"loss {result.loss:.4f}")
+    if result.eval_loss is not None:
+        told.append(f"validation loss {result.eval_loss:.4f}")
+    elif plan.validation_samples:
+        told.append("no validation loss, for that split has nothing to predict")
+    return ", ".join(told)

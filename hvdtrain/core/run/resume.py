@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import json
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -24,26 +26,30 @@ from hvdtrain.core.checkpoints.state import (
 )
 from hvdtrain.core.errors import CheckpointError
 from hvdtrain.core.random import framework_seed
+from hvdtrain.core.run.output_dir import check_begins_anew
 from hvdtrain.core.run.run import Run
 from hvdtrain.core.run.saving import order_of
+from hvdtrain.core.run.spec_changes import check_changes
 from hvdtrain.core.run.state import RunState
 from hvdtrain.core.run.streams import from_chief, moment_kinds, set_weights
 from hvdtrain.core.update.buckets import Bucket
 from hvdtrain.core.update.precision import LossScale
 
 
-def resume(run: Run, directory: Path) -> RunState | None:
+def resume(run: Run, directory: Path, allow_changes: Collection[str] = ()) -> RunState | None:
     """Give every rank what a checkpoint holds; every rank calls it, and only rank 0 reads the directory.
 
     Args:
         run: on this rank; its adapter may hold any weights, and has those of the checkpoint afterwards.
         directory: a `checkpoint-N`, or `AUTO`.
+        allow_changes: fields in which the spec may differ from that of the checkpoint's run.
 
     Returns:
         Where the run goes on; None with `AUTO` where there is nothing to go on from.
 
     Raises:
-        CheckpointError: it is damaged, or belongs to another model, data set or compression.
+        CheckpointError: it is damaged, or belongs to another model, data set, compression or spec; or `AUTO`
+            finds none in the output directory of another run.
     """
     ranks, training = run.ranks, None
     weights: Mapping[str, np.ndarray] = {}
@@ -55,6 +61,7 @@ def resume(run: Run, directory: Path) -> RunState | None:
     if ranks.is_chief:
         training, weights = load_state(directory), load_model(directory)
         _check(run, directory, training, weights.shapes)
+        check_changes(run, directory, allow_changes)
     set_weights(run, lambda weight: weights[weight.name])
     position = ranks.broadcast(_numbers(training.record.run if training else RunState()))
     state = _state(position, LossScale.of_spec(run.spec))
@@ -70,6 +77,8 @@ def _find(run: Run, directory: Path) -> tuple[Path, Manifest | None] | None:
     """The checkpoint to go on from, of which every byte has been verified, and its manifest."""
     if directory == AUTO:
         found = newest_whole(run.output_dir, _say)
+        if found is None:
+            check_begins_anew(run.output_dir, run.spec)
     else:
         try:
             found = directory, check_whole(directory)
@@ -175,18 +184,29 @@ def _check(run: Run, directory: Path, training: TrainingState, shapes: Mapping[s
                 f"--resume {directory}: {weight.name} has shape {shapes[weight.name]} there and "
                 f"{weight.shape} in the spec: resume with the model section it was trained with"
             )
+    counts: Arrays = getattr(run.family, "counts", lambda model: {})(run.spec.model)
+    if more := sorted(shapes.keys() - counts.keys() - {weight.name for weight in run.weights}):
+        raise CheckpointError(
+            f"--resume {directory}: it has {more[0]}, which the model has not: resume with the model section "
+            "it was trained with"
+        )
     _check_moments(run, directory, training)
     if training.record.order != order_of(run) and not _same_tokens(run, directory, training):
         raise CheckpointError(
             f"--resume {directory}: its run had another seed or other data ({training.record.order}; now "
             f"{order_of(run)}): samples would be repeated or left out; take its spec.json"
         )
-    rules, buckets = run.spec.rules, run.plan.buckets
-    if training.residuals and training.record.layout != layout_of(buckets, rules):
+    layout = layout_of(run.plan.buckets, run.spec.rules)
+    if training.residuals and _with_state(training.record.layout) != _with_state(layout):
         raise CheckpointError(
             f"--resume {directory}: its residuals belong to another compression or other buckets: keep "
-            "compression, communication.bucket_cap_mb and model.dtype as in its run's spec.json"
+            "compression, communication.bucket_cap_mb, zero_stage and model.dtype as in its run's spec.json"
         )
+
+
+def _with_state(layout: str) -> list[Any]:
+    """A layout in which buckets without residuals are alike: `rows` goes by the number of ranks."""
+    return [[p if p["type"] not in ("none", "rows") else None, names] for p, names in json.loads(layout)]
 
 
 def _check_moments(run: Run, directory: Path, training: TrainingState) -> None:

@@ -58,8 +58,9 @@ class Run:
         return _due(step, self.spec.evaluation.eval_steps)
 
     def checkpoint_is_due(self, step: int) -> bool:
-        """Whether a checkpoint is saved after this step."""
-        return _due(step, self.spec.checkpointing.save_steps)
+        """Whether a checkpoint is saved after this step; where any are, one is saved at the end as well."""
+        every = self.spec.checkpointing.save_steps
+        return _due(step, every) or (every is not None and step == self.plan.max_steps)
 
     def weights_are_due(self, step: int) -> bool:
         """Whether the weights are evaluated or saved after this step."""

@@ -19,13 +19,13 @@ from hvdtrain.core.families.weights import Weight
 from hvdtrain.core.run.evaluation import count, measures_of, report
 from hvdtrain.core.run.examination import examine
 from hvdtrain.core.run.framework import Framework
-from hvdtrain.core.run.job import PLAN_FILE, open_run
+from hvdtrain.core.run.job import open_run
+from hvdtrain.core.run.output_dir import MODEL_DIR, PLAN_FILE
 from hvdtrain.core.run.run import Run
 from hvdtrain.core.run.streams import set_weights
 from hvdtrain.core.spec.job_spec import JobSpec, parse_spec
 from hvdtrain.core.tasks.classification import ClassMeasures
 
-_MODEL_DIR = "model"
 # Of a batch, where the job has left them to the number of its ranks.
 _ROWS = 8
 # Sections and fields of a spec that an evaluation does without: ranks may be others than those of the job.
@@ -76,13 +76,13 @@ def read_job(directory: Path, data: Sequence[str] = ()) -> tuple[JobSpec, Path]:
     """
     # A checkpoint has the spec as well.
     whole = (directory / SPEC_FILE).is_file() and not (directory / CONFIG_FILE).is_file()
-    job, folder = (directory, directory / _MODEL_DIR) if whole else (directory.parent, directory)
+    job, folder = (directory, directory / MODEL_DIR) if whole else (directory.parent, directory)
     path = job / SPEC_FILE
     if not path.is_file():
         nothing = f"neither it nor the folder above holds {SPEC_FILE}"
         raise CheckpointError(
             f"OUTPUT_DIR {directory}: {nothing if directory.is_dir() else 'no such folder'}; give a job's "
-            f"output directory, its {_MODEL_DIR}/ or a checkpoint-N/"
+            f"output directory, its {MODEL_DIR}/ or a checkpoint-N/"
         )
     if not folder.is_dir():
         raise CheckpointError(f"OUTPUT_DIR {directory}: {_without_model(directory)}")
@@ -130,13 +130,13 @@ def evaluate_saved(
 
 def _without_model(directory: Path) -> str:
     if directory.is_file():
-        return f"is a file; give a job's output directory, its {_MODEL_DIR}/ or a checkpoint-N/"
+        return f"is a file; give a job's output directory, its {MODEL_DIR}/ or a checkpoint-N/"
     found = [path.name for path in directory.glob("checkpoint-*") if path.name.partition("-")[2].isdigit()]
     if not found:
-        return f"holds no {_MODEL_DIR}/: the job has not ended, and has saved no checkpoint"
+        return f"holds no {MODEL_DIR}/: the job has not ended, and has saved no checkpoint"
     newest = max(found, key=lambda name: int(name.partition("-")[2]))
     return (
-        f"holds no {_MODEL_DIR}/, since the job has not ended; its newest checkpoint is {directory / newest}"
+        f"holds no {MODEL_DIR}/, since the job has not ended; its newest checkpoint is {directory / newest}"
     )
 
 

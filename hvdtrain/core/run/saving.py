@@ -26,6 +26,7 @@ from hvdtrain.core.checkpoints.state import (
     layout_of,
 )
 from hvdtrain.core.families.weights import initial_weights
+from hvdtrain.core.run.output_dir import spec_text
 from hvdtrain.core.run.ranks import Ranks
 from hvdtrain.core.run.run import Run
 from hvdtrain.core.run.state import RunState
@@ -49,7 +50,7 @@ def save(
     streams, files, manifest = _streams(run, state), dict(run.dataset.files), None
     if state:
         files[STATE_FILE] = _record(run, state).text()
-        files[SPEC_FILE] = run.spec.model_dump_json(indent=2) + "\n"
+        files[SPEC_FILE] = spec_text(run.spec)
         manifest = partial(_manifest, run, state.step, metrics or {})
     if run.ranks.is_chief:
         config = {**run.family.hf_config(run.spec.model), **run.dataset.config}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -101,12 +101,13 @@ def check_plan(plan: Plan, ranks: Ranks) -> None:
     )
 
 
-def start(run: Run, resume_from: Path | None) -> RunState:
+def start(run: Run, resume_from: Path | None, allow_changes: Collection[str] = ()) -> RunState:
     """Give every rank the same weights: rank 0's initial ones, or those of a checkpoint.
 
     Args:
         run: on this rank.
         resume_from: a `checkpoint-N` directory that rank 0 can read, or `AUTO`.
+        allow_changes: fields in which the spec may differ from that of the checkpoint's run.
 
     Returns:
         Where the run starts.
@@ -114,7 +115,7 @@ def start(run: Run, resume_from: Path | None) -> RunState:
     Raises:
         CheckpointError: the checkpoint is damaged or does not fit the spec.
     """
-    if resume_from is not None and (state := resume(run, resume_from)):
+    if resume_from is not None and (state := resume(run, resume_from, allow_changes)):
         return state
     set_initial_values(run)
     return RunState(loss_scale=LossScale.of_spec(run.spec))

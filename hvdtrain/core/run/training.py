@@ -12,12 +12,13 @@ from typing import NoReturn
 import numpy as np
 
 from hvdtrain.core.data import Prefetcher, Window, train_windows
-from hvdtrain.core.process.preemption import Preempted, requests_wait
+from hvdtrain.core.process.preemption import Preempted
 from hvdtrain.core.run.buffers import average_buffers
 from hvdtrain.core.run.evaluation import compression_counters, evaluate
 from hvdtrain.core.run.joint_updates import joint_updates
 from hvdtrain.core.run.local_updates import local_updates
 from hvdtrain.core.run.metrics import Line, MetricLog
+from hvdtrain.core.run.output_dir import MODEL_DIR
 from hvdtrain.core.run.progress import Progress
 from hvdtrain.core.run.results import TrainingResult
 from hvdtrain.core.run.run import Run
@@ -42,21 +43,19 @@ def train(run: Run, start: RunState) -> TrainingResult:
         Preempted: ranks were told to stop before the last update; the checkpoint is there.
     """
     started = time.perf_counter()
-    state, loss, eval_loss, model_dir = start, math.nan, None, run.output_dir / "model"
+    state, loss, eval_loss, model_dir = start, math.nan, None, run.output_dir / MODEL_DIR
     averaged, saved = state.own_samples, None
     with ExitStack() as stack:
-        stack.enter_context(requests_wait())
         log, progress = _open_log(run, start, stack)
         windows = stack.enter_context(Prefetcher(_windows(run, start), depth=run.spec.data.prefetch))
         for line, state in _updates(run, start, windows):
-            if "loss" not in line:
-                # Of an update that was not applied, however seldom lines are asked for.
-                if log:
-                    log.write(line)
+            applied = "loss" in line
+            # An update that was not applied is logged however seldom lines are asked for.
+            if log and not (applied and state.step % run.spec.logging.logging_steps):
+                log.write(line)
+            if not applied:
                 continue
             loss = loss if line["loss"] is None else line["loss"]
-            if log and state.step % run.spec.logging.logging_steps == 0:
-                log.write(line)
             if progress:
                 progress.update(state.step, line)
             if run.weights_are_due(state.step):
@@ -64,13 +63,16 @@ def train(run: Run, start: RunState) -> TrainingResult:
                 averaged = state.own_samples
             if run.evaluation_is_due(state.step):
                 eval_loss = _evaluate_into(log, run, state)
-            if run.checkpoint_is_due(state.step):
+            if run.checkpoint_is_due(state.step) and state.step < run.plan.max_steps:
                 _save_checkpoint(run, state, loss, eval_loss)
                 saved = state
         if state.step >= run.plan.max_steps:
             if not run.evaluation_is_due(state.step):
                 eval_loss = _evaluate_into(log, run, state)
             save(run, model_dir)
+            if run.checkpoint_is_due(state.step):
+                # Behind the model: who goes on from here has nothing to do, and so makes none.
+                _save_checkpoint(run, state, loss, eval_loss)
         elif saved is not state:
             average_buffers(run, state.own_samples - averaged)
             _save_checkpoint(run, state, loss, eval_loss)

@@ -1,0 +1,208 @@
+"""The directory that a run writes into: it holds one run, and one job at a time writes there."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import shutil
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from datetime import datetime
+from pathlib import Path
+from typing import IO
+
+from hvdtrain.core import strict_json
+from hvdtrain.core.checkpoints.finding import AUTO
+from hvdtrain.core.checkpoints.manifest import SPEC_FILE
+from hvdtrain.core.errors import CheckpointError
+from hvdtrain.core.plan.plan import Plan
+from hvdtrain.core.process.files import write_whole
+from hvdtrain.core.run.metrics import METRICS_FILE, TENSORBOARD_DIR
+from hvdtrain.core.spec.job_spec import JobSpec
+
+PLAN_FILE, MODEL_DIR, INITIAL_DIR = "plan.json", "model", "initial"
+LOCK_FILE = ".lock"
+# Shell patterns of all that a run leaves.
+_OF_A_RUN = (
+    SPEC_FILE,
+    PLAN_FILE,
+    METRICS_FILE,
+    "metrics.before-resume-*.jsonl",
+    MODEL_DIR,
+    INITIAL_DIR,
+    "checkpoint-[0-9]*",
+    TENSORBOARD_DIR,
+)
+
+
+def check_output_dir(directory: Path, resume_from: Path | None, overwrite: bool) -> None:
+    """Refuse a directory that holds another run, unless it is to be replaced.
+
+    Args:
+        directory: where rank 0 is to write.
+        resume_from: the checkpoint to go on from; a run goes on in its own directory. `AUTO`: what is there
+            decides (`check_begins_anew`).
+        overwrite: whether the other run is deleted.
+
+    Raises:
+        CheckpointError: the directory holds another run, or the checkpoint would be deleted with it.
+    """
+    own = goes_on_in(directory, resume_from)
+    if own and overwrite:
+        raise CheckpointError(
+            f"--output-dir {directory}: --overwrite would delete --resume {resume_from}: give one of the two"
+        )
+    found = next(iter(_left_by_a_run(directory)), None)
+    if own or overwrite or found is None:
+        return
+    what = f"--output-dir {directory}: holds another run ({found.name} is there)"
+    if resume_from is not None:
+        raise CheckpointError(
+            f"{what} than that of --resume {resume_from}: give that run's own directory, one that holds no "
+            "run, or --overwrite to delete the run that is there"
+        )
+    raise CheckpointError(
+        f"{what}: give another --output-dir, --resume to go on from one of its checkpoint-N, or --overwrite "
+        "to delete it"
+    )
+
+
+def check_begins_anew(directory: Path, spec: JobSpec) -> None:
+    """Refuse a directory in which `AUTO` has found no checkpoint, unless it holds no run or one of this spec.
+
+    Args:
+        directory: where rank 0 is to write.
+        spec: of the job.
+
+    Raises:
+        CheckpointError: the directory holds another run.
+    """
+    try:
+        own = (directory / SPEC_FILE).read_bytes() == spec_text(spec).encode()
+    except OSError:
+        own = False
+    if not own:
+        check_output_dir(directory, None, overwrite=False)
+
+
+def goes_on_in(directory: Path, resume_from: Path | None) -> bool:
+    """Whether what a job goes on from lies in this output directory.
+
+    Args:
+        directory: where rank 0 is to write.
+        resume_from: a `checkpoint-N`, `AUTO` or None.
+    """
+    if resume_from is None or resume_from == AUTO:
+        return resume_from is not None
+    return resume_from.resolve().parent == directory.resolve()
+
+
+def spec_text(spec: JobSpec) -> str:
+    """What `spec.json` holds."""
+    return spec.model_dump_json(indent=2) + "\n"
+
+
+def begin_run(directory: Path, spec: JobSpec, plan: Plan, overwrite: bool) -> None:
+    """Write down what a run is about to do; called by rank 0 when nothing can be refused any more.
+
+    Args:
+        directory: made when it is missing.
+        spec: the job.
+        plan: made from it.
+        overwrite: whether an older run is deleted first.
+
+    Raises:
+        CheckpointError: the directory cannot be written.
+    """
+    try:
+        for left in _left_by_a_run(directory) if overwrite else ():
+            shutil.rmtree(left) if left.is_dir() and not left.is_symlink() else left.unlink()
+        directory.mkdir(parents=True, exist_ok=True)
+        write_whole(directory / SPEC_FILE, spec_text(spec))
+        write_whole(directory / PLAN_FILE, strict_json.dumps(plan.as_dict(), indent=2) + "\n")
+    except OSError as error:
+        raise _unwritable(directory, error) from None
+
+
+@contextmanager
+def locked(directory: Path) -> Iterator[None]:
+    """Keep other jobs out of a directory; the kernel frees the lock when this process ends, however it ends.
+
+    The file names the process that holds it. Nothing else is left of a job that ends before it writes.
+
+    Args:
+        directory: made when it is missing.
+
+    Raises:
+        CheckpointError: another job writes there, or the directory cannot be written.
+    """
+    new = not directory.exists()
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        file = _lock(directory)
+    except OSError as error:
+        raise _unwritable(directory, error) from None
+    try:
+        yield
+    finally:
+        with suppress(OSError):
+            # Left where nothing can be written any more: the next holder takes it as it is.
+            (directory / LOCK_FILE).unlink()
+        file.close()
+        if new:
+            # It holds something where the job has come so far.
+            with suppress(OSError):
+                directory.rmdir()
+
+
+def _lock(directory: Path) -> IO[bytes]:
+    path = directory / LOCK_FILE
+    while True:
+        file = path.open("ab+", buffering=0)
+        try:
+            # Of this process alone: one by flock would live on in the workers it forks.
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError):
+            with file:
+                file.seek(0)
+                raise CheckpointError(
+                    f"--output-dir {directory}: another job is writing there ({_holder(file.read())}): wait "
+                    "for its end, or give another --output-dir"
+                ) from None
+        except OSError:
+            # A file system without locks cannot keep two jobs apart; one alone needs none.
+            break
+        with suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(file.fileno()), path.stat()):
+                break
+        # Its last holder has deleted it meanwhile.
+        file.close()
+    started = datetime.now().astimezone().isoformat(timespec="seconds")
+    holder = {"host": socket.gethostname(), "pid": os.getpid(), "started": started}
+    try:
+        # What a killed job has left there says nothing any more.
+        file.truncate(0)
+        file.write(json.dumps(holder).encode())
+    except OSError:
+        path.unlink()
+        file.close()
+        raise
+    return file
+
+
+def _holder(content: bytes) -> str:
+    try:
+        found = json.loads(content)
+        return f"process {found['pid']} on host {found['host']}, since {found['started']}"
+    except (ValueError, KeyError, TypeError):
+        return "it has just begun"
+
+
+def _left_by_a_run(directory: Path) -> list[Path]:
+    return [path for pattern in _OF_A_RUN for path in sorted(directory.glob(pattern))]
+
+
+def _unwritable(directory: Path, error: OSError) -> CheckpointError:
+    return CheckpointError(f"--output-dir {directory}: cannot be written: {error.strerror}")
