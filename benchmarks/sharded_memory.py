@@ -62,15 +62,21 @@ def _run(
     """The largest rank's peak of resident memory, and what the plan says, in bytes."""
     with tempfile.TemporaryDirectory() as folder:
         layers, width, vocabulary = model
-        settings = (f"model.n_layer={layers}", f"model.n_embd={width}", f"model.n_head={width // 64}")
-        settings += (
+        settings = (
+            f"model.n_layer={layers}",
+            f"model.n_embd={width}",
+            f"model.n_head={width // 64}",
             f"model.vocab_size={vocabulary}",
             f"zero_stage={stage}",
             f"max_steps={updates}",
             "schedule.warmup_ratio=null",
+            "schedule.warmup_steps=1",
+            "evaluation.eval_steps=null",
+            "logging.tensorboard=false",
+            "batch.per_device_train_batch_size=1",
+            "num_threads=1",
+            "data.validation_split=0.01",
         )
-        settings += ("schedule.warmup_steps=1", "evaluation.eval_steps=null", "logging.tensorboard=false")
-        settings += ("batch.per_device_train_batch_size=1", "num_threads=1", "data.validation_split=0.01")
         command = [sys.executable, "-m", "hvdtrain.cli", "run", "gpt2", "--framework", framework]
         command += ["-np", str(ranks), "--output-dir", folder, *(f"--set={each}" for each in settings)]
         with open(Path(folder) / "log.txt", "wb") as log:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
+from hvdtrain.core.checkpoints.finding import checkpoints_in
 from hvdtrain.core.checkpoints.manifest import SPEC_FILE, STATE_FILE
 from hvdtrain.core.checkpoints.state import check_checkpoint
 from hvdtrain.core.errors import CheckpointError
@@ -98,8 +99,10 @@ def newest_checkpoint(output_dir: Path, but: frozenset[tuple[Path, int]] = froze
         output_dir: of a run.
         but: what `_written` found there of an older run.
     """
-    found = [path for path, _ in _written(output_dir) - but]
-    for path in sorted(found, key=lambda path: int(path.name.partition("-")[2]), reverse=True):
+    fresh = {path for path, _ in _written(output_dir) - but}
+    for path in reversed(checkpoints_in(output_dir)):
+        if path not in fresh:
+            continue
         try:
             check_checkpoint(path)
         except CheckpointError:
@@ -110,12 +113,8 @@ def newest_checkpoint(output_dir: Path, but: frozenset[tuple[Path, int]] = froze
 
 def _written(output_dir: Path) -> frozenset[tuple[Path, int]]:
     """The checkpoints in an output directory, and when each was written."""
-    states = [path / STATE_FILE for path in output_dir.glob("checkpoint-*")]
-    return frozenset(
-        (state.parent, state.stat().st_mtime_ns)
-        for state in states
-        if state.parent.name.partition("-")[2].isdigit() and state.is_file()
-    )
+    states = [path / STATE_FILE for path in checkpoints_in(output_dir)]
+    return frozenset((state.parent, state.stat().st_mtime_ns) for state in states if state.is_file())
 
 
 def _begun(output_dir: Path) -> int | None:

@@ -139,7 +139,7 @@ class FlatWeights(HeldWeights):
 
     def write(self, weight: Weight, array: np.ndarray) -> None:
         """See `HeldWeights.write`."""
-        self._receive([*self._coming])
+        self.settle()
         write(weight, self._parameters[weight.name], array)
 
     def replace(self, weights: Sequence[torch.Tensor]) -> None:

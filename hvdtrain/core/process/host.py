@@ -9,8 +9,6 @@ from pathlib import Path
 _MIB = 2**20
 # Of glibc's malloc.h.
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8
-# The largest block that is kept, and how much in all.
-_KEPT, _GIVEN_BACK = (32 * _MIB, 1024 * _MIB), (20 * _MIB, 1024 * _MIB)
 
 
 def usable_cores() -> int:
@@ -30,16 +28,15 @@ def cpu_flags() -> frozenset[str]:
 def keep_freed_memory(zero_stage: int) -> None:
     """Have the C library keep what it is given back, for the next update needs as much again.
 
-    Where ranks hold gradients or weights of a few layers at a time (`zero_stage` 2 and 3), large blocks go
-    back to the system at once, or a process would keep what sharding saves. Where the library is not glibc,
-    nothing is done.
+    Blocks of 32 MiB and more go back to the system at once. Where ranks hold gradients or weights of a few
+    layers at a time (`zero_stage` 2 and 3), blocks of 20 MiB do so, or a process would keep what sharding
+    saves. Where the library is not glibc, nothing is done.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
         # Without these, the system maps and clears the memory of the activations again in each update.
-        kept, trim = _GIVEN_BACK if zero_stage >= 2 else _KEPT
-        mallopt(_M_MMAP_THRESHOLD, kept)
-        mallopt(_M_TRIM_THRESHOLD, trim)
+        mallopt(_M_MMAP_THRESHOLD, (20 if zero_stage >= 2 else 32) * _MIB)
+        mallopt(_M_TRIM_THRESHOLD, 1024 * _MIB)
         # A thread's own arena gives blocks of tens of MiB back whatever the threshold: an update of 28
         # million weights took TensorFlow an eighth longer.
         mallopt(_M_ARENA_MAX, 1)
