@@ -370,6 +370,12 @@ def test_sections_that_contradict_themselves_are_refused(section: str, expected:
     assert expected in str(found.value)
 
 
+def test_the_best_checkpoint_needs_something_to_evaluate(sets: list[str], tmp_path: Path) -> None:
+    best = "checkpointing={save_strategy: epoch, save_best: true}"
+    with pytest.raises(SpecError, match="is found by the validation split, which is empty"):
+        job(tmp_path / "out", [*sets, best, "data.validation_split=0.0"])
+
+
 def test_the_best_model_of_a_classifier_may_be_that_of_any_metric() -> None:
     sets = ["evaluation.eval_steps=4", "checkpointing={save_steps: 8, save_best: true}"]
     for metric, greater in (("accuracy", True), ("eval_macro_f1", True), ("loss", False)):
