@@ -22,6 +22,7 @@ MODULES = (
     "torch_names",
     "torch_misuse",
     "torch_sharding",
+    "torch_loader",
 )
 
 

@@ -81,6 +81,10 @@ BY_NATURE = {
         "Gradients": _HOOKS,
         "gradients_in_use": "PyTorch's are their optimizers' (dropin/optimizer.py), a tape's nobody's",
     },
+    "dropin/loader.py": dict.fromkeys(
+        ("DataLoader", "dataset", "Dataset"),
+        "PyTorch's loader is a class, a tf.data.Dataset is made by functions",
+    ),
     "dropin/sync_batch_norm.py": dict.fromkeys(
         ("SyncBatchNorm", "SyncBatchNormalization"), "each framework's own name for the layer"
     ),
