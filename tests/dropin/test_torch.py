@@ -23,6 +23,7 @@ MODULES = (
     "torch_misuse",
     "torch_sharding",
     "torch_loader",
+    "torch_checkpoint",
 )
 
 

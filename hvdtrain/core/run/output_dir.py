@@ -131,13 +131,14 @@ def begin_run(directory: Path, spec: JobSpec, plan: Plan, overwrite: bool) -> No
 
 
 @contextmanager
-def locked(directory: Path) -> Iterator[None]:
+def locked(directory: Path, option: str = "--output-dir") -> Iterator[None]:
     """Keep other jobs out of a directory; the kernel frees the lock when this process ends, however it ends.
 
     The file names the process that holds it. Nothing else is left of a job that ends before it writes.
 
     Args:
         directory: made when it is missing.
+        option: what it was given by, for errors.
 
     Raises:
         CheckpointError: another job writes there, or the directory cannot be written.
@@ -145,9 +146,9 @@ def locked(directory: Path) -> Iterator[None]:
     new = not directory.exists()
     try:
         directory.mkdir(parents=True, exist_ok=True)
-        file = _lock(directory)
+        file = _lock(directory, option)
     except OSError as error:
-        raise _unwritable(directory, error) from None
+        raise _unwritable(directory, error, option) from None
     try:
         yield
     finally:
@@ -161,7 +162,7 @@ def locked(directory: Path) -> Iterator[None]:
                 directory.rmdir()
 
 
-def _lock(directory: Path) -> IO[bytes]:
+def _lock(directory: Path, option: str) -> IO[bytes]:
     path = directory / LOCK_FILE
     while True:
         file = path.open("ab+", buffering=0)
@@ -172,8 +173,8 @@ def _lock(directory: Path) -> IO[bytes]:
             with file:
                 file.seek(0)
                 raise CheckpointError(
-                    f"--output-dir {directory}: another job is writing there ({_holder(file.read())}): wait "
-                    "for its end, or give another --output-dir"
+                    f"{option} {directory}: another job is writing there ({_holder(file.read())}): wait for "
+                    "its end, or give another directory"
                 ) from None
         except OSError:
             # A file system without locks cannot keep two jobs apart; one alone needs none.
@@ -208,5 +209,5 @@ def _left_by_a_run(directory: Path) -> list[Path]:
     return [path for pattern in _OF_A_RUN for path in sorted(directory.glob(pattern))]
 
 
-def _unwritable(directory: Path, error: OSError) -> CheckpointError:
-    return CheckpointError(f"--output-dir {directory}: cannot be written: {error.strerror}")
+def _unwritable(directory: Path, error: OSError, option: str = "--output-dir") -> CheckpointError:
+    return CheckpointError(f"{option} {directory}: cannot be written: {error.strerror}")
