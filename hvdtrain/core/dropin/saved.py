@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ import numpy as np
 from safetensors import SafetensorError
 
 from hvdtrain.core.checkpoints.arrays import SavedArrays
-from hvdtrain.core.checkpoints.finding import AUTO, check_whole, newest_whole
+from hvdtrain.core.checkpoints.finding import AUTO, check_whole, checkpoints_in, newest_whole
 from hvdtrain.core.checkpoints.manifest import STATE_FILE, Manifest
 from hvdtrain.core.checkpoints.model_folder import WEIGHTS_FILE
 from hvdtrain.core.checkpoints.state import OPTIMIZER_FILE
@@ -23,6 +23,37 @@ from hvdtrain.core.errors import CheckpointError
 from hvdtrain.core.run.ranks import Ranks
 
 _ADVICE = "give another checkpoint, or 'auto', which takes the newest whole one"
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A checkpoint's files, on rank 0.
+
+    Attributes:
+        directory: of it.
+        record: what its `state.json` says.
+        ranks: how many saved it.
+        files: `SavedArrays`, or what is read like them, by the file's name.
+    """
+
+    directory: Path
+    record: Mapping[str, Any]
+    ranks: int
+    files: Mapping[str, Any]
+
+    def told(self) -> dict[str, Any]:
+        """What every rank is to know, JSON-ready."""
+        names = (WEIGHTS_FILE, OPTIMIZER_FILE, rank_file(0))
+        shapes = {name: self.files[name].shapes for name in names}
+        return {
+            "directory": str(self.directory),
+            "record": self.record,
+            "ranks": self.ranks,
+            "shapes": shapes,
+        }
+
+
+OpenOld = Callable[[Path], Opened | None]
 
 
 @dataclass(frozen=True)
@@ -43,7 +74,7 @@ class LoopCheckpoint:
     saved_ranks: int
     ranks: Ranks
     shapes: Mapping[str, Mapping[str, tuple[int, ...]]]
-    files: Mapping[str, SavedArrays]
+    files: Mapping[str, Any]
 
     @property
     def same_ranks(self) -> bool:
@@ -75,7 +106,9 @@ class LoopCheckpoint:
         return total
 
 
-def find_checkpoint(ranks: Ranks, directory: Path, which: str | Path, kind: str) -> LoopCheckpoint | None:
+def find_checkpoint(
+    ranks: Ranks, directory: Path, which: str | Path, kind: str, old: OpenOld | None = None
+) -> LoopCheckpoint | None:
     """Find and verify a checkpoint; every rank calls it.
 
     Args:
@@ -83,6 +116,7 @@ def find_checkpoint(ranks: Ranks, directory: Path, which: str | Path, kind: str)
         directory: of the job's checkpoints.
         which: a `checkpoint-N`, or `"auto"`: the newest whole one, where there is one.
         kind: whose checkpoints they are: `torch` or `keras`.
+        old: opens what an earlier version saved in a directory, where there is such.
 
     Returns:
         It; None with `"auto"` where there is none.
@@ -90,22 +124,31 @@ def find_checkpoint(ranks: Ranks, directory: Path, which: str | Path, kind: str)
     Raises:
         CheckpointError: it is missing or damaged, or no checkpoint of such a loop.
     """
-    opened: Mapping[str, SavedArrays] = {}
-    told: dict[str, Any] = {}
+    opened, told = None, {}
     if ranks.is_chief:
         try:
-            if found := _find(directory, Path(which)):
-                told, opened = _open(*found, kind)
+            opened = _look(directory, Path(which), kind, old)
         except CheckpointError as error:
             told = {"problem": str(error)}
+    if opened is not None:
+        told = opened.told()
     told = tell(ranks, told)
     if "problem" in told:
         raise CheckpointError(told["problem"])
     if not told:
         return None
+    files = opened.files if opened is not None else {}
     return LoopCheckpoint(
-        Path(told["directory"]), told["record"], told["ranks"], ranks, told["shapes"], opened
+        Path(told["directory"]), told["record"], told["ranks"], ranks, told["shapes"], files
     )
+
+
+def _look(directory: Path, which: Path, kind: str, old: OpenOld | None) -> Opened | None:
+    place = directory if which == AUTO else which
+    if old is not None and not checkpoints_in(place) and (opened := old(place)):
+        return opened
+    found = _find(directory, which)
+    return found and _open(*found, kind)
 
 
 def _find(directory: Path, which: Path) -> tuple[Path, Manifest | None] | None:
@@ -119,9 +162,7 @@ def _find(directory: Path, which: Path) -> tuple[Path, Manifest | None] | None:
         raise CheckpointError(f"{error}; {_ADVICE}") from None
 
 
-def _open(
-    directory: Path, manifest: Manifest | None, kind: str
-) -> tuple[dict[str, Any], dict[str, SavedArrays]]:
+def _open(directory: Path, manifest: Manifest | None, kind: str) -> Opened:
     try:
         record = json.loads((directory / STATE_FILE).read_text(encoding="utf-8"))
         saved_by = record.get("loop")
@@ -134,11 +175,10 @@ def _open(
                 f"{directory}: was saved by hvdtrain.{saved_by}, and hvdtrain.{kind} cannot read it"
             )
         names = [WEIGHTS_FILE, OPTIMIZER_FILE, *map(rank_file, range(manifest.ranks))]
-        opened = {name: SavedArrays(directory / name) for name in names}
+        files = {name: SavedArrays(directory / name) for name in names}
     except (OSError, ValueError, SafetensorError, AttributeError) as error:
         raise CheckpointError(f"{directory}: cannot be read: {error}; {_ADVICE}") from None
-    shapes = {name: file.shapes for name, file in opened.items() if name in (*names[:3],)}
-    return {"directory": str(directory), "record": record, "ranks": manifest.ranks, "shapes": shapes}, opened
+    return Opened(directory, record, manifest.ranks, files)
 
 
 def say(text: str) -> None:
