@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from hvdtrain.core.checkpoints.finding import AUTO
 from hvdtrain.core.data import Dataset
 from hvdtrain.core.errors import CheckpointError
 from hvdtrain.core.families import custom, family_of
@@ -29,7 +30,7 @@ from hvdtrain.core.run.examination import examine
 from hvdtrain.core.run.framework import Framework
 from hvdtrain.core.run.initial import save_initial_values
 from hvdtrain.core.run.metrics import METRICS_FILE
-from hvdtrain.core.run.output_dir import MODEL_DIR, begin_run, check_output_dir, locked
+from hvdtrain.core.run.output_dir import MODEL_DIR, begin_run, check_output_dir, goes_on_in, locked
 from hvdtrain.core.run.ranks import Ranks
 from hvdtrain.core.run.results import TrainingResult, describe_result
 from hvdtrain.core.run.run import Run
@@ -138,7 +139,8 @@ def train_spec(
         # Who is told to stop behind this point leaves a run that can go on, not a directory that is refused.
         with requests_wait():
             if ranks.is_chief:
-                begin_run(output_dir, spec, run.plan, overwrite)
+                chosen = resume_from not in (None, AUTO) and goes_on_in(output_dir, resume_from)
+                begin_run(output_dir, spec, run.plan, overwrite, state.step if chosen else None)
                 print_plan(run.plan, f"{framework.name}: what this run will do")
             if not state.windows:
                 save_initial_values(run)
