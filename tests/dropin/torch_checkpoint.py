@@ -223,6 +223,11 @@ def check_auto_skips_what_is_damaged_and_old_ones_are_deleted() -> None:
         assert len(Loop(directory).restored().losses) == 4
         _flip(file)
     assert len(Loop(directory).restored().losses) == 6
+    _flip(file)
+    # Later than what it goes on with, the damaged one is in nobody's way.
+    Loop(directory).restored().run(5).save().checkpoint.wait()
+    hvd.allgather_object(None)
+    assert len(Loop(directory).restored().losses) == 5
 
 
 def _flip(file: Path) -> None:

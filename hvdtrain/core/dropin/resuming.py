@@ -10,8 +10,8 @@ from hvdtrain.core.checkpoints.model_folder import WEIGHTS_FILE
 from hvdtrain.core.checkpoints.state import Arrays, share_out
 from hvdtrain.core.compression.protocol import Policy
 from hvdtrain.core.data.seeding import read_generators, seed_generators, write_generators
+from hvdtrain.core.dropin.own_files import rank_file
 from hvdtrain.core.dropin.saved import LoopCheckpoint, say
-from hvdtrain.core.dropin.saving import rank_file
 from hvdtrain.core.errors import CheckpointError
 from hvdtrain.core.random import framework_seed
 from hvdtrain.core.run.adapter import GeneratorState

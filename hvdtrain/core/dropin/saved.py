@@ -18,7 +18,7 @@ from hvdtrain.core.checkpoints.finding import AUTO, check_whole, checkpoints_in,
 from hvdtrain.core.checkpoints.manifest import STATE_FILE, Manifest
 from hvdtrain.core.checkpoints.model_folder import WEIGHTS_FILE
 from hvdtrain.core.checkpoints.state import OPTIMIZER_FILE
-from hvdtrain.core.dropin.saving import rank_file, tell
+from hvdtrain.core.dropin.own_files import rank_file, tell
 from hvdtrain.core.errors import CheckpointError
 from hvdtrain.core.run.ranks import Ranks
 

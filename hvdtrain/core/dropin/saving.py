@@ -7,8 +7,7 @@ import shutil
 import sys
 import tempfile
 import weakref
-from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -16,33 +15,22 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from safetensors import SafetensorError
 
-from hvdtrain.core.checkpoints.arrays import ArrayStream, write_arrays
+from hvdtrain.core.checkpoints.arrays import ArrayStream
 from hvdtrain.core.checkpoints.background import BackgroundWriter
 from hvdtrain.core.checkpoints.finding import checkpoint_dir, checkpoints_in, point_to, step_of
-from hvdtrain.core.checkpoints.manifest import FORMAT, MANIFEST_FILE, STATE_FILE, FileRecord, Manifest
-from hvdtrain.core.checkpoints.model_folder import replace_directory
+from hvdtrain.core.checkpoints.manifest import FORMAT, STATE_FILE, FileRecord, Manifest
+from hvdtrain.core.checkpoints.model_folder import replace_directory, write_files
 from hvdtrain.core.checkpoints.retention import Retention, delete, rotate
 from hvdtrain.core.checkpoints.state import Arrays
+from hvdtrain.core.dropin.own_files import tell, write_own
 from hvdtrain.core.errors import CheckpointError
-from hvdtrain.core.run.output_dir import locked
+from hvdtrain.core.run.output_dir import locked, set_later_aside
 from hvdtrain.core.run.ranks import Ranks
 
-_Files = dict[str, FileRecord]
+_Files = Mapping[str, FileRecord]
 _PARTS = ".parts-"
-
-
-def rank_file(rank: int) -> str:
-    """The file of a rank's own state: residuals, random generators, and a window under way."""
-    return f"rank-{rank}.safetensors"
-
-
-def tell(ranks: Ranks, value: Any) -> Any:
-    """Rank 0's value, which is JSON-ready, on every rank; every rank calls it."""
-    message = np.frombuffer(json.dumps(value).encode(), np.uint8) if ranks.is_chief else np.zeros(0, np.uint8)
-    return json.loads(ranks.broadcast_arrays({"json": message})["json"].tobytes())
 
 
 @dataclass
@@ -55,7 +43,8 @@ class LoopWriter:
         framework: `torch` or `keras`.
         versions: of the packages that compute, by name.
         save_total_limit: how many checkpoints are kept, the newest ones; None: all.
-        overwrite: whether the first save takes the place of all checkpoints that are there.
+        overwrite: whether the next save takes the place of all checkpoints that are there.
+        goes_on_from: the step of what was restored, until the next save; later checkpoints are set aside.
     """
 
     directory: Path
@@ -64,6 +53,7 @@ class LoopWriter:
     versions: Mapping[str, str]
     save_total_limit: int | None
     overwrite: bool = False
+    goes_on_from: int | None = None
     _background: BackgroundWriter = field(default_factory=BackgroundWriter)
     _lock: ExitStack = field(default_factory=ExitStack)
 
@@ -102,7 +92,11 @@ class LoopWriter:
         self.wait()
         directory = checkpoint_dir(self.directory, step)
         parts = self.directory / self._together(partial(self._make_parts, directory))
-        files = self._write_own(parts, own)
+        try:
+            files = write_own(self.ranks, parts, own)
+        except CheckpointError as error:
+            shutil.rmtree(parts, ignore_errors=True)
+            raise _failed(directory, str(error)) from None
         if not self.ranks.is_chief:
             return
         texts = {STATE_FILE: json.dumps({"format": FORMAT, "step": step, **record}, indent=2) + "\n"}
@@ -123,6 +117,9 @@ class LoopWriter:
 
     def _make_parts(self, directory: Path) -> str:
         """Where ranks put what is their own, until the checkpoint is complete."""
+        if self.goes_on_from is not None:
+            set_later_aside(self.directory, self.goes_on_from)
+            self.goes_on_from = None
         newest = max([directory, *checkpoints_in(self.directory)], key=step_of)
         if newest != directory and not self.overwrite:
             raise CheckpointError(
@@ -135,42 +132,6 @@ class LoopWriter:
             shutil.rmtree(left, ignore_errors=True)
         return Path(tempfile.mkdtemp(prefix=f".{directory.name}{_PARTS}", dir=self.directory)).name
 
-    def _write_own(self, parts: Path, own: Arrays) -> _Files:
-        """The files of all ranks' own state, on every rank."""
-        ranks, problem = self.ranks, ""
-        stream = ArrayStream.of(own)
-        all_see = ranks.sum(np.array([float(parts.is_dir())]))[0] == ranks.size
-        writers = [ranks.rank] if all_see else range(ranks.size)
-        written: dict[str, FileRecord] = {}
-        for rank in writers:
-            if not all_see:
-                stream = ArrayStream(stream.kinds, self._arrays_of(rank, own))
-            try:
-                if all_see or ranks.is_chief:
-                    written[rank_file(rank)] = write_arrays(parts / rank_file(rank), stream)
-            except (OSError, SafetensorError) as error:
-                problem = f"rank {ranks.rank}: {error}"
-            if not all_see:
-                # Goes through what is left, which the other ranks send.
-                deque(stream.arrays, maxlen=0)
-        every = [json.loads(each) for each in ranks.gather(json.dumps([written, problem]).encode())]
-        if problems := [each for _, each in every if each]:
-            if ranks.is_chief:
-                shutil.rmtree(parts, ignore_errors=True)
-            raise _failed(self.directory, problems[0])
-        return {name: FileRecord(*record) for files, _ in every for name, record in files.items()}
-
-    def _arrays_of(self, rank: int, own: Arrays) -> Iterator[tuple[str, np.ndarray]]:
-        """One rank's arrays, on every rank; other ranks do not keep them."""
-        for name, array in own.items():
-            # In words, added to zeros: Horovod cannot sum every dtype.
-            words = np.zeros(-(-array.nbytes // 4), np.int32)
-            content = words.view(np.uint8)[: array.nbytes]
-            if rank == self.ranks.rank:
-                content[:] = array.reshape(-1).view(np.uint8)
-            found = self.ranks.sum(words) if words.size else words
-            yield name, found.view(np.uint8)[: array.nbytes].view(array.dtype).reshape(array.shape)
-
     def _write(
         self,
         directory: Path,
@@ -181,15 +142,9 @@ class LoopWriter:
         manifest: Callable[[_Files], Manifest],
     ) -> None:
         def write(into: Path) -> None:
-            written = dict(files)
             for name in files:
                 (parts / name).rename(into / name)
-            for name, stream in streams.items():
-                written[name] = write_arrays(into / name, stream)
-            for name, text in texts.items():
-                (into / name).write_bytes(text.encode())
-                written[name] = FileRecord.of(text.encode())
-            (into / MANIFEST_FILE).write_text(manifest(written).text(), encoding="utf-8")
+            write_files(into, streams, texts, manifest, files)
 
         try:
             replace_directory(directory, write)

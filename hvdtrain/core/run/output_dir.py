@@ -127,14 +127,29 @@ def begin_run(
             with suppress(OSError):
                 # In the way of nobody, where it cannot be deleted.
                 remove(left)
-        for later in checkpoints_in(directory) if after_step is not None else ():
-            if step_of(later) > after_step:
-                _set_aside(later, f"{later.name}.before-resume-{after_step}")
+        if after_step is not None:
+            set_later_aside(directory, after_step)
         directory.mkdir(parents=True, exist_ok=True)
         write_whole(directory / SPEC_FILE, spec_text(spec))
         write_whole(directory / PLAN_FILE, strict_json.dumps(plan.as_dict(), indent=2) + "\n")
     except OSError as error:
         raise _unwritable(directory, error) from None
+
+
+def set_later_aside(directory: Path, after_step: int) -> None:
+    """Give checkpoints of later steps other names, or they would be taken for those of a run that goes on.
+
+    Args:
+        directory: of the run.
+        after_step: where it goes on.
+    """
+    for later in checkpoints_in(directory):
+        if step_of(later) > after_step:
+            place = later.with_name(f"{later.name}.before-resume-{after_step}")
+            if place.exists():
+                # Of a run that went on from there before.
+                remove(place)
+            later.rename(place)
 
 
 @contextmanager
@@ -210,14 +225,6 @@ def _holder(content: bytes) -> str:
         return f"process {found['pid']} on host {found['host']}, since {found['started']}"
     except (ValueError, KeyError, TypeError):
         return "it has just begun"
-
-
-def _set_aside(checkpoint: Path, name: str) -> None:
-    place = checkpoint.with_name(name)
-    if place.exists():
-        # Of a run that went on from there before.
-        remove(place)
-    checkpoint.rename(place)
 
 
 def _left_by_a_run(directory: Path) -> list[Path]:

@@ -206,7 +206,7 @@ class Checkpoint(Callback):
         gradients.driver.write(own_compression(found, gradients.driver.states))
         gradients.accumulation.write(own_window(found, gradients))
         restore_generators(found, Generators(self.model), (order or {}).get("seed", 0))
-        self._saved = gradients.applied
+        self._saved = self._open_writer().goes_on_from = gradients.applied
 
 
 def _metrics(logs: Mapping[str, Any] | None) -> dict[str, float | None]:

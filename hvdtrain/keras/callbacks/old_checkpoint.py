@@ -14,9 +14,9 @@ from hvdtrain.core.checkpoints.arrays import SavedArrays
 from hvdtrain.core.checkpoints.manifest import STATE_FILE
 from hvdtrain.core.checkpoints.model_folder import WEIGHTS_FILE
 from hvdtrain.core.checkpoints.state import OPTIMIZER_FILE
+from hvdtrain.core.dropin.own_files import rank_file
 from hvdtrain.core.dropin.resuming import compression_name
 from hvdtrain.core.dropin.saved import Opened, say
-from hvdtrain.core.dropin.saving import rank_file
 from hvdtrain.core.errors import CheckpointError
 from hvdtrain.tensorflow.dropin.agreement import shared_name
 

@@ -8,9 +8,9 @@ import keras
 import numpy as np
 
 from hvdtrain.core.checkpoints.state import Arrays, layout_of
+from hvdtrain.core.dropin.own_files import rank_file
 from hvdtrain.core.dropin.resuming import compression_name, own_generators
 from hvdtrain.core.dropin.saved import LoopCheckpoint
-from hvdtrain.core.dropin.saving import rank_file
 from hvdtrain.core.errors import CheckpointError, TrainingError
 from hvdtrain.keras.attach import engines_of
 from hvdtrain.keras.callbacks.old_checkpoint import WINDOW, shared_layout

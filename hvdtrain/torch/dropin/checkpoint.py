@@ -167,6 +167,7 @@ class Checkpoint:
             self._gradients.driver.write(own_compression(found, self._gradients.driver.states))
             self._gradients.applied = record["applied"] or record["step"]
         restore_generators(found, Generators(self._model), (order or {}).get("seed", 0))
+        self._writer.goes_on_from = record["step"]
         return Restored(record["step"], put_together(record["extra"], read))
 
     def wait(self) -> None:

@@ -16,9 +16,10 @@ from hvdtrain.core.checkpoints.model_folder import WEIGHTS_FILE
 from hvdtrain.core.checkpoints.state import OPTIMIZER_FILE
 from hvdtrain.core.compression import TopK
 from hvdtrain.core.data.seeding import read_generators, write_generators
+from hvdtrain.core.dropin.own_files import rank_file
 from hvdtrain.core.dropin.resuming import compression_name, own_compression
 from hvdtrain.core.dropin.saved import LoopCheckpoint, find_checkpoint
-from hvdtrain.core.dropin.saving import LoopWriter, rank_file
+from hvdtrain.core.dropin.saving import LoopWriter
 from hvdtrain.core.errors import CheckpointError
 from hvdtrain.core.run.ranks import Ranks
 from hvdtrain.core.run.world import World
@@ -91,6 +92,13 @@ def test_a_later_checkpoint_that_is_there_is_not_passed_over(tmp_path: Path) -> 
     into.wait()
     with pytest.raises(CheckpointError, match="checkpoint-6: checkpoint-9 is there already"):
         save(writer(tmp_path), 6)
+    # What goes on from an earlier one sets it aside.
+    again = writer(tmp_path, goes_on_from=5)
+    for step in (6, 9):
+        save(again, step)
+    again.wait()
+    assert [each.step for each in list_checkpoints(tmp_path, every_byte=True)] == [5, 6, 9]
+    assert (tmp_path / "checkpoint-9.before-resume-5").is_dir()
     # A checkpoint of the same step is replaced.
     save(into, 9)
     into.wait()
