@@ -27,7 +27,7 @@ def init(spec: JobSpec) -> Ranks:
     Returns:
         All ranks of the job, as this one sees them.
     """
-    horovod_environment(spec.communication)
+    horovod_environment(spec.communication, spec.zero_stage)
     keep_freed_memory(spec.zero_stage)
     hvd.init()
     ranks = all_ranks()

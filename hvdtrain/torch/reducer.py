@@ -10,6 +10,7 @@ import torch
 from hvdtrain.core.compression.protocol import Policy, State
 from hvdtrain.core.compression.rules import Rules
 from hvdtrain.core.update.buckets import Bucket
+from hvdtrain.core.update.shards import UNDER_WAY
 from hvdtrain.torch.buckets import GradBucket
 from hvdtrain.torch.driver import Driver, Work
 
@@ -28,6 +29,7 @@ class Reducer:
         seed: int,
         scaled: bool = False,
         prefix: str = "",
+        waits: bool = True,
     ) -> None:
         """Lay out the buckets.
 
@@ -38,7 +40,10 @@ class Reducer:
             seed: of the policy's random numbers.
             scaled: whether windows have a loss scale.
             prefix: of the names of collectives: two reducers of one program need different ones.
+            waits: whether backward may wait for other ranks, so that few whole buckets of sharded gradients
+                are in memory. False where a rank may leave out what the others wait for at this point.
         """
+        self._waits = waits and rules.shards_gradients
         self._scaled, self._loss_scale = scaled, 1.0
         self._rules, self._now, self._update = rules, rules, 0
         self._driver = Driver(rules, seed, prefix)
@@ -165,6 +170,22 @@ class Reducer:
         self._absorb()
         self._works = {}
 
+    def _wait(self) -> None:
+        """Let the other ranks catch up where too many buckets are under way.
+
+        Every rank waits for buckets in the same order, and for none that it has not started: another rank may
+        have to start it first.
+        """
+        under_way = sum(work.request is not None for work in self._works.values())
+        for bucket in self._buckets:
+            work = self._works.get(bucket.layout.index)
+            if work is None or under_way <= UNDER_WAY:
+                break
+            if work.request is not None:
+                self._driver.finish([work])
+                under_way -= 1
+        self._absorb()
+
     def _absorb(self) -> None:
         """Add finished sums to the shards, and give the memory of their buckets back."""
         for index, work in self._works.items():
@@ -203,6 +224,8 @@ class Reducer:
                     self._absorb()
                 if bucket.pending == 0:
                     self._start(bucket)
+                    if self._waits:
+                        self._wait()
 
         parameter.register_post_accumulate_grad_hook(ready)
 

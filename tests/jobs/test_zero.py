@@ -162,7 +162,7 @@ def test_what_a_skipped_update_could_not_give_back_is_refused() -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("framework", ["torch", "tensorflow"])
-@pytest.mark.parametrize("ranks", [1, 2, 4])
+@pytest.mark.parametrize("ranks", [1, 2, 3, 4])
 def test_every_number_of_ranks(framework: str, ranks: int, tmp_path: Path) -> None:
     """Fifty updates of four families with ragged epochs, accumulation, clipping, groups and batch norm."""
     rows = ["batch.per_device_train_batch_size=2", "batch.global_batch_size=16", "max_grad_norm=0.05"]
