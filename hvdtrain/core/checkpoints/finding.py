@@ -21,6 +21,7 @@ _FOLDERS, _FILES = (f"{_PREFIX}[0-9]*", "model", "initial"), (LATEST_FILE, "*.js
 _UNFINISHED = (
     *(f".{name}.tmp-*" for name in _FOLDERS),
     *(f".{name}.before*" for name in _FOLDERS),
+    *(f".{name}.parts-*" for name in _FOLDERS),
     *(f".{name}.unfinished" for name in _FILES),
 )
 

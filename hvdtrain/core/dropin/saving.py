@@ -19,18 +19,24 @@ from safetensors import SafetensorError
 
 from hvdtrain.core.checkpoints.arrays import ArrayStream
 from hvdtrain.core.checkpoints.background import BackgroundWriter
-from hvdtrain.core.checkpoints.finding import checkpoint_dir, checkpoints_in, point_to, step_of
+from hvdtrain.core.checkpoints.finding import (
+    checkpoint_dir,
+    checkpoints_in,
+    left_behind,
+    point_to,
+    step_of,
+)
 from hvdtrain.core.checkpoints.manifest import FORMAT, STATE_FILE, FileRecord, Manifest
 from hvdtrain.core.checkpoints.model_folder import replace_directory, write_files
 from hvdtrain.core.checkpoints.retention import Retention, delete, rotate
 from hvdtrain.core.checkpoints.state import Arrays
 from hvdtrain.core.dropin.own_files import tell, write_own
 from hvdtrain.core.errors import CheckpointError
+from hvdtrain.core.process.files import remove
 from hvdtrain.core.run.output_dir import locked, set_later_aside
 from hvdtrain.core.run.ranks import Ranks
 
 _Files = Mapping[str, FileRecord]
-_PARTS = ".parts-"
 
 
 @dataclass
@@ -128,9 +134,9 @@ class LoopWriter:
             )
         self.directory.mkdir(parents=True, exist_ok=True)
         # What a killed job left.
-        for left in self.directory.glob(f".checkpoint-*{_PARTS}*"):
-            shutil.rmtree(left, ignore_errors=True)
-        return Path(tempfile.mkdtemp(prefix=f".{directory.name}{_PARTS}", dir=self.directory)).name
+        for left in left_behind(self.directory):
+            remove(left)
+        return Path(tempfile.mkdtemp(prefix=f".{directory.name}.parts-", dir=self.directory)).name
 
     def _write(
         self,

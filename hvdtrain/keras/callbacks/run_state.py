@@ -23,13 +23,18 @@ def gradients_of(model: keras.Model) -> Gradients:
     """Those of the model's one optimizer.
 
     Raises:
-        TrainingError: it has none or several.
+        TrainingError: it has none or several, or layers that are each rank's own.
     """
     engines = engines_of(model)
     if len(engines) != 1 or model.optimizer is None:
         raise TrainingError(
             "callbacks.Checkpoint: expected a model compiled with one DistributedOptimizer (found "
             f"{len(engines)})"
+        )
+    if engines[0].local_layers:
+        raise TrainingError(
+            "callbacks.Checkpoint: local_layers differ by rank, and a checkpoint has one rank's weights: "
+            "save those layers yourself"
         )
     return engines[0].prepare(model.trainable_variables)
 

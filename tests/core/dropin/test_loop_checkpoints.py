@@ -21,6 +21,7 @@ from hvdtrain.core.dropin.resuming import compression_name, own_compression
 from hvdtrain.core.dropin.saved import LoopCheckpoint, find_checkpoint
 from hvdtrain.core.dropin.saving import LoopWriter
 from hvdtrain.core.errors import CheckpointError
+from hvdtrain.core.run.pruning import prune
 from hvdtrain.core.run.ranks import Ranks
 from hvdtrain.core.run.world import World
 
@@ -117,6 +118,19 @@ def test_what_a_killed_job_left_is_deleted(tmp_path: Path) -> None:
     save(into, 4)
     into.wait()
     assert not left.exists()
+
+
+def test_prune_knows_them(tmp_path: Path) -> None:
+    into = writer(tmp_path)
+    for step in (1, 2, 3):
+        save(into, step)
+    into.wait()
+    (tmp_path / ".checkpoint-3.parts-abc").mkdir()
+    (tmp_path / "checkpoint-2" / WEIGHTS_FILE).unlink()
+    prune(tmp_path, None, print)
+    assert [each.step for each in list_checkpoints(tmp_path, every_byte=True)] == [1, 3]
+    prune(tmp_path, 1, print)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint-3", "latest"]
 
 
 def test_two_jobs_cannot_write_into_one_directory(tmp_path: Path) -> None:
