@@ -127,9 +127,8 @@ def begin_run(
             with suppress(OSError):
                 # In the way of nobody, where it cannot be deleted.
                 remove(left)
-        for found in checkpoints_in(directory):
-            if after_step is not None and step_of(found) > after_step:
-                _set_aside(found, f"{found.name}.before-resume-{after_step}")
+        if after_step is not None:
+            set_later_aside(directory, after_step)
         directory.mkdir(parents=True, exist_ok=True)
         write_whole(directory / SPEC_FILE, spec_text(spec))
         write_whole(directory / PLAN_FILE, strict_json.dumps(plan.as_dict(), indent=2) + "\n")
@@ -137,14 +136,31 @@ def begin_run(
         raise _unwritable(directory, error) from None
 
 
+def set_later_aside(directory: Path, after_step: int) -> None:
+    """Give checkpoints of later steps other names, or they would be taken for those of a run that goes on.
+
+    Args:
+        directory: of the run.
+        after_step: where it goes on.
+    """
+    for later in checkpoints_in(directory):
+        if step_of(later) > after_step:
+            place = later.with_name(f"{later.name}.before-resume-{after_step}")
+            if place.exists():
+                # Of a run that went on from there before.
+                remove(place)
+            later.rename(place)
+
+
 @contextmanager
-def locked(directory: Path) -> Iterator[None]:
+def locked(directory: Path, option: str = "--output-dir") -> Iterator[None]:
     """Keep other jobs out of a directory; the kernel frees the lock when this process ends, however it ends.
 
     The file names the process that holds it. Nothing else is left of a job that ends before it writes.
 
     Args:
         directory: made when it is missing.
+        option: what it was given by, for errors.
 
     Raises:
         CheckpointError: another job writes there, or the directory cannot be written.
@@ -152,9 +168,9 @@ def locked(directory: Path) -> Iterator[None]:
     new = not directory.exists()
     try:
         directory.mkdir(parents=True, exist_ok=True)
-        file = _lock(directory)
+        file = _lock(directory, option)
     except OSError as error:
-        raise _unwritable(directory, error) from None
+        raise _unwritable(directory, error, option) from None
     try:
         yield
     finally:
@@ -168,7 +184,7 @@ def locked(directory: Path) -> Iterator[None]:
                 directory.rmdir()
 
 
-def _lock(directory: Path) -> IO[bytes]:
+def _lock(directory: Path, option: str) -> IO[bytes]:
     path = directory / LOCK_FILE
     while True:
         file = path.open("ab+", buffering=0)
@@ -179,8 +195,8 @@ def _lock(directory: Path) -> IO[bytes]:
             with file:
                 file.seek(0)
                 raise CheckpointError(
-                    f"--output-dir {directory}: another job is writing there ({_holder(file.read())}): wait "
-                    "for its end, or give another --output-dir"
+                    f"{option} {directory}: another job is writing there ({_holder(file.read())}): wait for "
+                    "its end, or give another directory"
                 ) from None
         except OSError:
             # A file system without locks cannot keep two jobs apart; one alone needs none.
@@ -211,17 +227,9 @@ def _holder(content: bytes) -> str:
         return "it has just begun"
 
 
-def _set_aside(checkpoint: Path, name: str) -> None:
-    place = checkpoint.with_name(name)
-    if place.exists():
-        # Of a run that went on from there before.
-        remove(place)
-    checkpoint.rename(place)
-
-
 def _left_by_a_run(directory: Path) -> list[Path]:
     return [path for pattern in _OF_A_RUN for path in sorted(directory.glob(pattern))]
 
 
-def _unwritable(directory: Path, error: OSError) -> CheckpointError:
-    return CheckpointError(f"--output-dir {directory}: cannot be written: {error.strerror}")
+def _unwritable(directory: Path, error: OSError, option: str = "--output-dir") -> CheckpointError:
+    return CheckpointError(f"{option} {directory}: cannot be written: {error.strerror}")
