@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -88,10 +89,13 @@ def test_preempted_then_killed_it_ends_as_if_nothing_had_been(whole: Path, tmp_p
     assert done.returncode == 0, done.stderr[-3000:]
     check_unbroken(whole, tmp_path / "out")
     place = tmp_path / "out" / "checkpoint-7"
-    told = f"rank 1 failed first (killed by SIGKILL); restart 1 goes on from {place}"
-    assert done.stderr.splitlines()[-1] == f"hvdtrain: {told}"
+    told = "rank 1 failed first (killed by SIGKILL); restart 1 on localhost:2 went on from update 7, after"
+    assert re.fullmatch(rf"{re.escape(f'hvdtrain: {told}')} \d+ s", done.stderr.splitlines()[-1])
+    assert "\x16" not in done.stdout + done.stderr
     (line,) = map(json.loads, (tmp_path / "out" / "restarts.jsonl").read_text().splitlines())
-    assert (line["number"], line["status"], line["resume"]) == (1, 137, str(place))
+    assert (line["number"], line["status"], line["resume"], line["step"]) == (1, 137, str(place), 7)
+    assert (line["hosts"], line["ranks"]) == ("localhost:2", 2)
+    assert line["recovery_s"] > 0
     assert line["reason"] == "rank 1 failed first (killed by SIGKILL)"
 
 

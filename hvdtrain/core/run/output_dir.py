@@ -23,7 +23,7 @@ from hvdtrain.core.run.metrics import METRICS_FILE, TENSORBOARD_DIR
 from hvdtrain.core.spec.job_spec import JobSpec
 
 PLAN_FILE, MODEL_DIR, INITIAL_DIR = "plan.json", "model", "initial"
-LOCK_FILE = ".lock"
+LOCK_FILE, RESTARTS_FILE = ".lock", "restarts.jsonl"
 # Shell patterns of all that a run leaves.
 _OF_A_RUN = (
     SPEC_FILE,
@@ -117,7 +117,8 @@ def begin_run(directory: Path, spec: JobSpec, plan: Plan, overwrite: bool) -> No
         CheckpointError: the directory cannot be written.
     """
     try:
-        for left in _left_by_a_run(directory) if overwrite else ():
+        # What `hvdtrain run` notes there may stand alone, for a job that has not come so far.
+        for left in (*_left_by_a_run(directory), *directory.glob(RESTARTS_FILE)) if overwrite else ():
             shutil.rmtree(left) if left.is_dir() and not left.is_symlink() else left.unlink()
         directory.mkdir(parents=True, exist_ok=True)
         write_whole(directory / SPEC_FILE, spec_text(spec))
@@ -127,13 +128,15 @@ def begin_run(directory: Path, spec: JobSpec, plan: Plan, overwrite: bool) -> No
 
 
 @contextmanager
-def locked(directory: Path) -> Iterator[None]:
+def locked(directory: Path, job: str | None = None) -> Iterator[None]:
     """Keep other jobs out of a directory; the kernel frees the lock when this process ends, however it ends.
 
     The file names the process that holds it. Nothing else is left of a job that ends before it writes.
 
     Args:
         directory: made when it is missing.
+        job: its name, where its ranks may be started again: then rank 0 takes the lock from one that was
+            there before, and is frozen or on a host that nobody can reach any more.
 
     Raises:
         CheckpointError: another job writes there, or the directory cannot be written.
@@ -141,7 +144,7 @@ def locked(directory: Path) -> Iterator[None]:
     new = not directory.exists()
     try:
         directory.mkdir(parents=True, exist_ok=True)
-        file = _lock(directory)
+        file = _lock(directory, job)
     except OSError as error:
         raise _unwritable(directory, error) from None
     try:
@@ -149,7 +152,8 @@ def locked(directory: Path) -> Iterator[None]:
     finally:
         with suppress(OSError):
             # Left where nothing can be written any more: the next holder takes it as it is.
-            (directory / LOCK_FILE).unlink()
+            if _is_at(file, directory / LOCK_FILE):
+                (directory / LOCK_FILE).unlink()
         file.close()
         if new:
             # It holds something where the job has come so far.
@@ -157,7 +161,7 @@ def locked(directory: Path) -> Iterator[None]:
                 directory.rmdir()
 
 
-def _lock(directory: Path) -> IO[bytes]:
+def _lock(directory: Path, job: str | None) -> IO[bytes]:
     path = directory / LOCK_FILE
     while True:
         file = path.open("ab+", buffering=0)
@@ -167,20 +171,24 @@ def _lock(directory: Path) -> IO[bytes]:
         except (BlockingIOError, PermissionError):
             with file:
                 file.seek(0)
-                raise CheckpointError(
-                    f"--output-dir {directory}: another job is writing there ({_holder(file.read())}): wait "
-                    "for its end, or give another --output-dir"
-                ) from None
+                holder = _read_holder(file.read())
+            if job is not None and holder.get("job") == job:
+                path.unlink(missing_ok=True)
+                continue
+            raise CheckpointError(
+                f"--output-dir {directory}: another job is writing there ({_describe(holder)}): wait for its "
+                "end, or give another --output-dir"
+            ) from None
         except OSError:
             # A file system without locks cannot keep two jobs apart; one alone needs none.
             break
         with suppress(FileNotFoundError):
-            if os.path.samestat(os.fstat(file.fileno()), path.stat()):
+            if _is_at(file, path):
                 break
         # Its last holder has deleted it meanwhile.
         file.close()
     started = datetime.now().astimezone().isoformat(timespec="seconds")
-    holder = {"host": socket.gethostname(), "pid": os.getpid(), "started": started}
+    holder = {"host": socket.gethostname(), "pid": os.getpid(), "started": started, "job": job}
     try:
         # What a killed job has left there says nothing any more.
         file.truncate(0)
@@ -192,12 +200,22 @@ def _lock(directory: Path) -> IO[bytes]:
     return file
 
 
-def _holder(content: bytes) -> str:
+def _is_at(file: IO[bytes], path: Path) -> bool:
+    return os.path.samestat(os.fstat(file.fileno()), path.stat())
+
+
+def _read_holder(content: bytes) -> dict[str, object]:
     try:
         found = json.loads(content)
-        return f"process {found['pid']} on host {found['host']}, since {found['started']}"
-    except (ValueError, KeyError, TypeError):
-        return "it has just begun"
+    except ValueError:
+        found = None
+    return found if isinstance(found, dict) else {}
+
+
+def _describe(holder: dict[str, object]) -> str:
+    if {"pid", "host", "started"} <= holder.keys():
+        return f"process {holder['pid']} on host {holder['host']}, since {holder['started']}"
+    return "it has just begun"
 
 
 def _left_by_a_run(directory: Path) -> list[Path]:

@@ -12,6 +12,7 @@ from typing import NoReturn
 import numpy as np
 
 from hvdtrain.core.data import Prefetcher, Window, train_windows
+from hvdtrain.core.process.heartbeat import report_step
 from hvdtrain.core.process.preemption import Preempted
 from hvdtrain.core.run.buffers import average_buffers
 from hvdtrain.core.run.evaluation import compression_counters, evaluate
@@ -48,7 +49,9 @@ def train(run: Run, start: RunState) -> TrainingResult:
     with ExitStack() as stack:
         log, progress = _open_log(run, start, stack)
         windows = stack.enter_context(Prefetcher(_windows(run, start), depth=run.spec.data.prefetch))
+        report_step(start.step)
         for line, state in _updates(run, start, windows):
+            report_step(state.step)
             applied = "loss" in line
             # An update that was not applied is logged however seldom lines are asked for.
             if log and not (applied and state.step % run.spec.logging.logging_steps):
