@@ -74,6 +74,10 @@ class ArrayStream:
         """Arrays that are there already."""
         return cls({name: Kind.of(array) for name, array in arrays.items()}, arrays.items())
 
+    def snapshot(self) -> ArrayStream:
+        """The same arrays, all made now: they stay as they are while training goes on."""
+        return ArrayStream(self.kinds, [*self.arrays])
+
 
 def write_arrays(path: Path, stream: ArrayStream) -> FileRecord:
     """Write a safetensors file from arrays that come one at a time.

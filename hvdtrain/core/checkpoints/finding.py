@@ -9,10 +9,20 @@ from hvdtrain.core.checkpoints.manifest import Manifest, read_manifest, verify
 from hvdtrain.core.checkpoints.model_folder import load_model
 from hvdtrain.core.checkpoints.state import load_state
 from hvdtrain.core.errors import CheckpointError
+from hvdtrain.core.process.files import write_whole
 
 _PREFIX = "checkpoint-"
 # In the place of a checkpoint's directory: the newest whole one in the output directory.
 AUTO = Path("auto")
+# A text file with the name of the checkpoint that was saved last.
+LATEST_FILE = "latest"
+# Shell patterns of what is being written, and of what it replaces: nothing else in a user's directory.
+_FOLDERS, _FILES = (f"{_PREFIX}[0-9]*", "model", "initial"), (LATEST_FILE, "*.json", "metrics*.jsonl")
+_UNFINISHED = (
+    *(f".{name}.tmp-*" for name in _FOLDERS),
+    *(f".{name}.before*" for name in _FOLDERS),
+    *(f".{name}.unfinished" for name in _FILES),
+)
 
 
 def checkpoints_in(output_dir: Path) -> list[Path]:
@@ -23,6 +33,36 @@ def checkpoints_in(output_dir: Path) -> list[Path]:
     """
     found = {path.name.removeprefix(_PREFIX): path for path in output_dir.glob(f"{_PREFIX}*")}
     return [found[number] for number in sorted((n for n in found if n.isdecimal()), key=int)]
+
+
+def checkpoint_dir(output_dir: Path, step: int) -> Path:
+    """Where a run keeps the checkpoint of this step."""
+    return output_dir / f"{_PREFIX}{step}"
+
+
+def step_of(checkpoint: Path) -> int:
+    """The number in the name of a `checkpoint-N`."""
+    return int(checkpoint.name.removeprefix(_PREFIX))
+
+
+def point_to(checkpoint: Path) -> None:
+    """Say in the run's directory that this is the checkpoint that was saved last.
+
+    Raises:
+        CheckpointError: the disk is full or the directory cannot be written.
+    """
+    path = checkpoint.with_name(LATEST_FILE)
+    try:
+        write_whole(path, f"{checkpoint.name}\n")
+    except OSError as error:
+        raise CheckpointError(
+            f"{path}: cannot be written: {error.strerror}; free some space, or choose another --output-dir"
+        ) from None
+
+
+def left_behind(output_dir: Path) -> list[Path]:
+    """What processes that were killed while they wrote have left in a run's directory."""
+    return [path for pattern in _UNFINISHED for path in sorted(output_dir.glob(pattern))]
 
 
 def check_whole(directory: Path) -> Manifest | None:

@@ -7,7 +7,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -74,6 +74,24 @@ def load_model(directory: Path, name: str = WEIGHTS_FILE) -> SavedArrays:
         return SavedArrays(directory / name)
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"{directory / name}: cannot be read: {error}") from None
+
+
+def copy_model(checkpoint: Path, directory: Path, others: Collection[str]) -> None:
+    """Make the model of a checkpoint a directory of its own; as `save_model`.
+
+    Args:
+        checkpoint: a whole one.
+        directory: as in `save_model`.
+        others: names of the files that do not belong to the model.
+    """
+
+    def write(into: Path) -> None:
+        for file in checkpoint.iterdir():
+            if file.name not in others:
+                shutil.copyfile(file, into / file.name)
+
+    with _told(directory):
+        replace_directory(directory, write)
 
 
 @contextmanager

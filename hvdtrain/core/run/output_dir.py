@@ -5,7 +5,6 @@ from __future__ import annotations
 import fcntl
 import json
 import os
-import shutil
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -14,11 +13,11 @@ from pathlib import Path
 from typing import IO
 
 from hvdtrain.core import strict_json
-from hvdtrain.core.checkpoints.finding import AUTO
+from hvdtrain.core.checkpoints.finding import AUTO, LATEST_FILE, left_behind
 from hvdtrain.core.checkpoints.manifest import SPEC_FILE
 from hvdtrain.core.errors import CheckpointError
 from hvdtrain.core.plan.plan import Plan
-from hvdtrain.core.process.files import write_whole
+from hvdtrain.core.process.files import remove, write_whole
 from hvdtrain.core.run.metrics import METRICS_FILE, TENSORBOARD_DIR
 from hvdtrain.core.spec.job_spec import JobSpec
 
@@ -34,6 +33,7 @@ _OF_A_RUN = (
     INITIAL_DIR,
     "checkpoint-[0-9]*",
     TENSORBOARD_DIR,
+    LATEST_FILE,
 )
 
 
@@ -119,7 +119,11 @@ def begin_run(directory: Path, spec: JobSpec, plan: Plan, overwrite: bool) -> No
     try:
         # What `hvdtrain run` notes there may stand alone, for a job that has not come so far.
         for left in (*_left_by_a_run(directory), *directory.glob(RESTARTS_FILE)) if overwrite else ():
-            shutil.rmtree(left) if left.is_dir() and not left.is_symlink() else left.unlink()
+            remove(left)
+        for left in left_behind(directory):
+            with suppress(OSError):
+                # In the way of nobody, where it cannot be deleted.
+                remove(left)
         directory.mkdir(parents=True, exist_ok=True)
         write_whole(directory / SPEC_FILE, spec_text(spec))
         write_whole(directory / PLAN_FILE, strict_json.dumps(plan.as_dict(), indent=2) + "\n")

@@ -58,9 +58,23 @@ class Run:
         return _due(step, self.spec.evaluation.eval_steps)
 
     def checkpoint_is_due(self, step: int) -> bool:
-        """Whether a checkpoint is saved after this step; where any are, one is saved at the end as well."""
-        every = self.spec.checkpointing.save_steps
-        return _due(step, every) or (every is not None and step == self.plan.max_steps)
+        """Whether a checkpoint is saved after this step; where any are, one is saved at the end as well.
+
+        By epochs and by time, `RunState.saving` says it.
+        """
+        saving = self.spec.checkpointing
+        return _due(step, saving.save_steps) or (saving.saves and step == self.plan.max_steps)
+
+    def epoch_ends(self, before: int, after: int) -> bool:
+        """Whether checkpoints are saved by epochs, and one ends on the way.
+
+        Args:
+            before: samples consumed over all ranks.
+            after: those a while later.
+        """
+        samples = self.plan.train_samples
+        by_epoch = self.spec.checkpointing.save_strategy == "epoch"
+        return by_epoch and after // samples > before // samples
 
     def weights_are_due(self, step: int) -> bool:
         """Whether the weights are evaluated or saved after this step."""
