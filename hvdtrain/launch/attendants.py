@@ -77,7 +77,9 @@ class ElasticWatch(Watch):
         super().look(stop)
         if silent := self.heartbeats.silent(self._timeout):
             return self._lost(silent)
-        if self.regrouping is None and (why := self._better()):
+        # At least one update comes of each start, however often hosts come and go.
+        moved = self.heartbeats.first_update_at is not None
+        if moved and self.regrouping is None and (why := self._better()):
             self.regrouping = why
             stop()
         return None

@@ -121,7 +121,7 @@ class ElasticJob:
                 break
             hosts = found
             self._restarts.go_on(ending, reason, hosts)
-            say(f"reset {len(self._restarts.done)}: {reason}; goes on on {format_hosts(hosts)}")
+            say(f"reset {len(self._restarts.done)}: {reason}; it goes on with {format_hosts(hosts)}")
         self._restarts.finish()
         return ending.status
 

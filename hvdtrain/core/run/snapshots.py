@@ -136,6 +136,7 @@ class Snapshots:
 
     def delete(self) -> None:
         """Delete this job's snapshots on every host: the run has ended."""
+        self._writer.wait()
         if self._is_first_here:
             for root in _roots():
                 shutil.rmtree(root / self._job, ignore_errors=True)

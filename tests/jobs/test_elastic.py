@@ -1,0 +1,112 @@
+"""Elastic jobs end as if nothing had been, whatever becomes of their hosts on the way."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from hvdtrain.core.run.metrics import read_metrics
+from tests.jobs.runs import TINY, small_corpus, train_all
+from tests.jobs.test_preemption import ENV, scripted
+from tests.launch.cluster import Cluster, emulated_hosts
+
+PATIENCE_S = 240.0
+# Three ranks, two and one share a global batch of 12.
+SETTINGS = [
+    *TINY,
+    "model.hidden_dropout_prob=0.0",
+    "model.attention_probs_dropout_prob=0.0",
+    "batch={per_device_train_batch_size: 2, global_batch_size: 12}",
+    "max_steps=400",
+    "logging.progress_bar=false",
+]
+COOLDOWN = ("--blacklist-cooldown-range", "1", "2", "--heartbeat-timeout", "8")
+Step = Callable[[], None]
+
+
+def wait_until(condition: Callable[[], bool], what: str, job: subprocess.Popen[str]) -> None:
+    deadline = time.monotonic() + PATIENCE_S
+    while not condition():
+        assert job.poll() is None, f"the job has ended before {what}"
+        assert time.monotonic() < deadline, f"waited in vain for {what}"
+        time.sleep(0.2)
+
+
+def restarts(out: Path) -> list[dict[str, Any]]:
+    file = out / "restarts.jsonl"
+    return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+
+
+def goes_on_with(ranks: int, after: int, out: Path) -> Callable[[], bool]:
+    """Whether a restart after so many has come to updates on so many ranks."""
+    return lambda: any(r["recovery_s"] is not None and r["ranks"] == ranks for r in restarts(out)[after:])
+
+
+def start(cluster: Cluster, root: Path, framework: str, *options: str) -> subprocess.Popen[str]:
+    sets = [*SETTINGS, *small_corpus(root / "corpus")]
+    elastic = ("--min-np", "1", "--max-np", "3", "--snapshot-steps", "5", "--network-interface", "eth0")
+    command = scripted(root, framework, {"pace": 0.25}, sets, *elastic, *COOLDOWN, *options)
+    # Another -np than that of `scripted` counts.
+    log = (root / "log").open("w")
+    return subprocess.Popen(
+        cluster.inside("nodea", command, root),
+        env=ENV,
+        stdin=subprocess.DEVNULL,
+        stdout=log,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def check_ends_as(expected: Path, root: Path, job: subprocess.Popen[str]) -> None:
+    try:
+        status = job.wait(PATIENCE_S)
+    finally:
+        job.kill()
+    assert status == 0, (root / "log").read_text()[-5000:]
+    whole, found = ({x["step"]: x["loss"] for x in read_metrics(out)[0]} for out in (expected, root / "out"))
+    assert list(found) == list(whole)
+    assert found == pytest.approx(whole, rel=1e-6)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("framework", ["torch", "tensorflow"])
+def test_a_host_is_lost_in_three_ways_and_comes_back(framework: str, tmp_path: Path) -> None:
+    out, sets = tmp_path / "out", [*SETTINGS, *small_corpus(tmp_path / "corpus")]
+    whole = train_all(tmp_path / "whole", framework, 3, {"whole": sets})["whole"]
+    with emulated_hosts(3) as cluster:
+        job = start(cluster, tmp_path, framework, "-np", "3", "-H", "nodea:1,nodeb:1,nodec:1")
+        ways: list[tuple[str, str, Step, Step]] = [
+            ("killed", "nodec", lambda: cluster.signal("nodec", signal.SIGKILL), lambda: None),
+            ("cut off", "nodec", lambda: cluster.cut("nodec"), lambda: cluster.cut("nodec", back=True)),
+            (
+                "frozen",
+                "nodeb",
+                lambda: cluster.signal("nodeb", signal.SIGSTOP, ssh_server=True),
+                lambda: cluster.signal("nodeb", signal.SIGCONT, ssh_server=True),
+            ),
+        ]
+        wait_until(lambda: len(losses(out)) >= 8, "the first updates", job)
+        for what, name, lose, bring_back in ways:
+            before = len(restarts(out))
+            lose()
+            wait_until(goes_on_with(2, before, out), f"two ranks after one was {what}", job)
+            (note,) = [r for r in restarts(out)[before:] if r["ranks"] == 2]
+            assert name not in note["hosts"]
+            bring_back()
+            wait_until(goes_on_with(3, before, out), f"three ranks after one was {what}", job)
+            print(
+                what, [(r["ranks"], r["step"], r["recovery_s"], r["reason"]) for r in restarts(out)[before:]]
+            )
+        check_ends_as(whole, tmp_path, job)
+
+
+def losses(out: Path) -> list[dict[str, Any]]:
+    return read_metrics(out)[0] if (out / "metrics.jsonl").exists() else []
