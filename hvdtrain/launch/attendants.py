@@ -90,4 +90,4 @@ class ElasticWatch(Watch):
             f"nothing was heard from {names} ({name_ranks(silent)}) for {self._timeout:g} s: frozen, or cut "
             "off from this host"
         )
-        return Ending(_LOST, told, "silence", tuple(silent))
+        return Ending(_LOST, told, "nothing was heard", tuple(silent))

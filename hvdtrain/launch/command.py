@@ -101,7 +101,17 @@ def run(
     found = load_spec(spec, overrides)
     output_dir = output_dir and user_path(output_dir, "--output-dir", LaunchError)
     resume = resume and user_path(resume, "--resume", LaunchError)
-    if elastic := (min_np, max_np, host_discovery_script) != (None, None, None):
+    elastic = (min_np, max_np, host_discovery_script) != (None, None, None)
+    if elastic and max_restarts:
+        raise LaunchError("--max-restarts: an elastic job has --reset-limit in its place")
+    if not elastic and (reset_limit, blacklist_cooldown_range) != (None, None):
+        raise LaunchError(
+            "--reset-limit and --blacklist-cooldown-range are for elastic jobs: give --min-np, --max-np or "
+            "--host-discovery-script as well"
+        )
+    if host_discovery_script is not None and (hostfile, hosts) != (None, None):
+        raise LaunchError("give --host-discovery-script, or --hostfile or -H, not both")
+    if elastic:
         overrides = [*overrides, *keep_global_batch(found, np)]
         found = load_spec(spec, overrides)
         # By the name ranks know which snapshots are theirs.

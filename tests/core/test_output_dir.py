@@ -43,7 +43,7 @@ HOLDER = """
 import os, sys
 from pathlib import Path
 from hvdtrain.core.run.output_dir import locked
-with locked(Path(sys.argv[1])):
+with locked(Path(sys.argv[1]), job=sys.argv[2]):
     if sys.argv[2] == "forks" and os.fork() == 0:
         os.close(1)
         sys.stdin.read()
@@ -163,6 +163,19 @@ def test_the_lock_of_a_killed_job_is_free_though_a_worker_of_it_lives(tmp_path: 
         holder.wait()
         assert files(tmp_path) == {LOCK_FILE}
         with locked(tmp_path):
+            assert json.loads((tmp_path / LOCK_FILE).read_text())["pid"] == os.getpid()
+    assert files(tmp_path) == set()
+
+
+def test_rank_0_of_a_job_that_was_started_again_takes_the_lock_from_a_frozen_one(tmp_path: Path) -> None:
+    with hold(tmp_path, "elastic") as frozen:
+        frozen.send_signal(signal.SIGSTOP)
+        with pytest.raises(CheckpointError, match="another job is writing there"), locked(tmp_path, "other"):
+            pass
+        with locked(tmp_path, "elastic"):
+            frozen.send_signal(signal.SIGCONT)
+            frozen.communicate("\n")
+            # That one has given back a lock which was its own no longer.
             assert json.loads((tmp_path / LOCK_FILE).read_text())["pid"] == os.getpid()
     assert files(tmp_path) == set()
 

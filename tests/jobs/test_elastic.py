@@ -24,11 +24,11 @@ SETTINGS = [
     "model.hidden_dropout_prob=0.0",
     "model.attention_probs_dropout_prob=0.0",
     "batch={per_device_train_batch_size: 2, global_batch_size: 12}",
-    "max_steps=400",
+    "max_steps=160",
     "logging.progress_bar=false",
 ]
 COOLDOWN = ("--blacklist-cooldown-range", "1", "2", "--heartbeat-timeout", "8")
-Step = Callable[[], None]
+Step = Callable[[Cluster], None]
 
 
 def wait_until(condition: Callable[[], bool], what: str, job: subprocess.Popen[str]) -> None:
@@ -79,33 +79,57 @@ def check_ends_as(expected: Path, root: Path, job: subprocess.Popen[str]) -> Non
 @pytest.mark.slow
 @pytest.mark.parametrize("framework", ["torch", "tensorflow"])
 def test_a_host_is_lost_in_three_ways_and_comes_back(framework: str, tmp_path: Path) -> None:
-    out, sets = tmp_path / "out", [*SETTINGS, *small_corpus(tmp_path / "corpus")]
-    whole = train_all(tmp_path / "whole", framework, 3, {"whole": sets})["whole"]
+    out, whole = tmp_path / "out", undisturbed(tmp_path, framework)
+    ways: list[tuple[str, str, Step, Step]] = [
+        ("killed", "nodec", lambda c: c.signal("nodec", signal.SIGKILL), lambda c: None),
+        ("cut off", "nodec", lambda c: c.cut("nodec"), lambda c: c.cut("nodec", back=True)),
+        # Rank 0's neighbour.
+        (
+            "frozen",
+            "nodeb",
+            lambda c: c.signal("nodeb", signal.SIGSTOP, ssh_server=True),
+            lambda c: c.signal("nodeb", signal.SIGCONT, ssh_server=True),
+        ),
+    ]
     with emulated_hosts(3) as cluster:
         job = start(cluster, tmp_path, framework, "-np", "3", "-H", "nodea:1,nodeb:1,nodec:1")
-        ways: list[tuple[str, str, Step, Step]] = [
-            ("killed", "nodec", lambda: cluster.signal("nodec", signal.SIGKILL), lambda: None),
-            ("cut off", "nodec", lambda: cluster.cut("nodec"), lambda: cluster.cut("nodec", back=True)),
-            (
-                "frozen",
-                "nodeb",
-                lambda: cluster.signal("nodeb", signal.SIGSTOP, ssh_server=True),
-                lambda: cluster.signal("nodeb", signal.SIGCONT, ssh_server=True),
-            ),
-        ]
         wait_until(lambda: len(losses(out)) >= 8, "the first updates", job)
         for what, name, lose, bring_back in ways:
             before = len(restarts(out))
-            lose()
+            lose(cluster)
             wait_until(goes_on_with(2, before, out), f"two ranks after one was {what}", job)
             (note,) = [r for r in restarts(out)[before:] if r["ranks"] == 2]
             assert name not in note["hosts"]
-            bring_back()
+            bring_back(cluster)
             wait_until(goes_on_with(3, before, out), f"three ranks after one was {what}", job)
-            print(
-                what, [(r["ranks"], r["step"], r["recovery_s"], r["reason"]) for r in restarts(out)[before:]]
-            )
         check_ends_as(whole, tmp_path, job)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("framework", ["torch", "tensorflow"])
+def test_it_grows_with_the_hosts_and_outlives_rank_0s(framework: str, tmp_path: Path) -> None:
+    out, whole, hosts = tmp_path / "out", undisturbed(tmp_path, framework), tmp_path / "hosts"
+    hosts.write_text("nodeb\n")
+    with emulated_hosts(3) as cluster:
+        # The launcher's own host is none of its ranks'.
+        job = start(cluster, tmp_path, framework, "--host-discovery-script", f"cat {hosts}", "-np", "1")
+        wait_until(lambda: len(losses(out)) >= 8, "the first updates", job)
+        hosts.write_text("nodec:1\nnodeb:1\nnodea:1\n")
+        wait_until(goes_on_with(3, 0, out), "three ranks", job)
+        assert restarts(out)[-1]["hosts"].startswith("nodeb:1,")
+        before, reached = len(restarts(out)), len(losses(out))
+        wait_until(lambda: len(losses(out)) > reached + 6, "a snapshot on three ranks", job)
+        cluster.signal("nodeb", signal.SIGSTOP, ssh_server=True)
+        wait_until(goes_on_with(2, before, out), "two ranks without that of rank 0", job)
+        assert "nodeb" not in restarts(out)[before]["hosts"]
+        # From the neighbour's snapshot, of which nothing older would do.
+        assert restarts(out)[before]["step"] >= reached
+        check_ends_as(whole, tmp_path, job)
+
+
+def undisturbed(root: Path, framework: str) -> Path:
+    sets = [*SETTINGS, *small_corpus(root / "corpus")]
+    return train_all(root / "whole", framework, 3, {"whole": sets})["whole"]
 
 
 def losses(out: Path) -> list[dict[str, Any]]:
