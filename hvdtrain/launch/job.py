@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
+from hvdtrain.core.process.heartbeat import HEARTBEAT
 from hvdtrain.core.spec.job_spec import JobSpec
 from hvdtrain.launch.commands import Launcher, LaunchRequest, Wire, build_command, choose_launch
 from hvdtrain.launch.endings import Ending
@@ -44,8 +45,20 @@ class Job:
         """As `check_job`."""
         check_job(self.spec, hosts, self.output_dir, resume, self.network_interface, overwrite)
 
-    def command(self, hosts: Sequence[Host], resume: Path | None, overwrite: bool) -> list[str]:
+    def command(
+        self,
+        hosts: Sequence[Host],
+        resume: Path | None,
+        overwrite: bool,
+        env: Mapping[str, str] = os.environ,
+    ) -> list[str]:
         """The launcher's command line; a line on standard error says what was chosen and why.
+
+        Args:
+            hosts: that it runs on.
+            resume: the checkpoint to go on from.
+            overwrite: whether an older run is deleted.
+            env: what the launcher will run in.
 
         Raises:
             LaunchError: nothing that was asked for works here.
@@ -58,7 +71,7 @@ class Job:
             launcher=self.launcher,
             wire=self.wire,
             network_interface=self.network_interface,
-            env=dict(os.environ),
+            env=env,
         )
         choice = choose_launch(request, self._facts)
         count = sum(host.slots for host in hosts)
@@ -70,7 +83,9 @@ class Job:
         self, hosts: Sequence[Host], resume: Path | None, overwrite: bool, watch: Attendant | None
     ) -> Ending:
         """Run it once, to its end."""
-        return run_command(self.command(hosts, resume, overwrite), os.environ, watch)
+        # Part of the command, for launchers that pass on what they are told to.
+        env = {**os.environ, HEARTBEAT: "1"} if watch else os.environ
+        return run_command(self.command(hosts, resume, overwrite, env), env, watch)
 
     @cached_property
     def _facts(self) -> Facts:

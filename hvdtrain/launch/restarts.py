@@ -77,8 +77,7 @@ class Restarts:
         self.done: list[Restart] = []
         self._output_dir, self._text = output_dir, ""
         # Another run may have left its own.
-        self._older, self._others = _written(output_dir), _begun(output_dir)
-        self._before = self._older
+        self._before, self._others = _written(output_dir), _begun(output_dir)
         self._vain: str | None = None
 
     def is_vain(self, ending: Ending, advanced: bool = False) -> bool:
@@ -101,10 +100,10 @@ class Restarts:
             reason: why it has ended.
             hosts: that it is started on.
         """
-        if newest := newest_checkpoint(self._output_dir, self._older):
-            self.resume, self.overwrite = newest, False
-        elif _begun(self._output_dir) != self._others:
-            # What is there is of the job itself, and nothing that it could go on from.
+        if _begun(self._output_dir) != self._others:
+            # What is there is of the job itself: it has deleted other runs, and set later checkpoints aside.
+            if newest := newest_checkpoint(self._output_dir):
+                self.resume = newest
             self.overwrite = not goes_on_in(self._output_dir, self.resume)
         self.done.append(
             Restart(
@@ -205,15 +204,13 @@ class FixedJob:
 VAIN = "it has failed twice with the same error, and has come no further: not restarted again"
 
 
-def newest_checkpoint(output_dir: Path, but: frozenset[tuple[Path, int]] = frozenset()) -> Path | None:
+def newest_checkpoint(output_dir: Path) -> Path | None:
     """The whole checkpoint of most updates in an output directory; None where there is none.
 
     Args:
         output_dir: of a run.
-        but: what `_written` found there of an older run.
     """
-    fresh = {path for path, _ in _written(output_dir) - but}
-    newest_first = [path for path in reversed(checkpoints_in(output_dir)) if path in fresh]
+    newest_first = reversed(checkpoints_in(output_dir))
     found = first_whole(newest_first, lambda path, error: say(f"{path.name} is skipped: {error}"))
     return found[0] if found else None
 

@@ -17,7 +17,6 @@ from typing import Protocol
 import psutil
 
 from hvdtrain.core.errors import LaunchError
-from hvdtrain.core.process.heartbeat import HEARTBEAT
 from hvdtrain.core.process.outputs import outlast_readers
 from hvdtrain.core.process.preemption import BEFORE_FIRST_UPDATE, PREEMPTION_SIGNALS, RESUMABLE_STATUS
 from hvdtrain.launch.endings import Ending, ending_of
@@ -76,7 +75,7 @@ def run_command(command: Sequence[str], env: Mapping[str, str], attendant: Atten
     Args:
         command: the launcher and its arguments, as made by `build_command`.
         env: the whole environment of the launcher.
-        attendant: watches over the job.
+        attendant: watches over the job; ranks are heard where `HEARTBEAT` is set in the environment.
 
     Raises:
         LaunchError: the launcher cannot be started.
@@ -139,7 +138,7 @@ def _run(
     requests: _Requests,
     attendant: Attendant | None,
 ) -> int:
-    job = _start(command, {**env, HEARTBEAT: "1"} if attendant else env)
+    job = _start(command, env)
     requests.job = job.pid
     assert job.stdout is not None
     assert job.stderr is not None

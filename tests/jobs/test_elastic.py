@@ -12,8 +12,9 @@ from typing import Any
 
 import pytest
 
+from hvdtrain.core.checkpoints.finding import check_whole, checkpoints_in
 from hvdtrain.core.run.metrics import read_metrics
-from tests.jobs.runs import TINY, small_corpus, train_all
+from tests.jobs.runs import TINY, launch, small_corpus, train_all
 from tests.jobs.test_preemption import ENV, scripted
 from tests.launch.cluster import Cluster, emulated_hosts
 
@@ -125,6 +126,39 @@ def test_it_grows_with_the_hosts_and_outlives_rank_0s(framework: str, tmp_path: 
         # From the neighbour's snapshot, of which nothing older would do.
         assert restarts(out)[before]["step"] >= reached
         check_ends_as(whole, tmp_path, job)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("framework", ["torch", "tensorflow"])
+def test_rank_0_and_its_neighbour_write_the_same(
+    framework: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = [
+        *TINY,
+        "batch={per_device_train_batch_size: 2, global_batch_size: 12}",
+        "max_steps=9",
+        *small_corpus(tmp_path / "corpus"),
+    ]
+    # What only some ranks hold, in each way.
+    scenarios = {
+        "plain": [],
+        **{f"zero{stage}": [f"zero_stage={stage}"] for stage in (1, 2, 3)},
+        "residuals": ["compression={type: powersgd, start_powerSGD_iter: 2}"],
+        "local": ["compression={type: local_sgd, sync_every: 4}"],
+    }
+    listing = tmp_path / "scenarios.json"
+    listing.write_text(json.dumps([{"name": n, "set": [*plain, *sets]} for n, sets in scenarios.items()]))
+    monkeypatch.setenv("HVDTRAIN_SNAPSHOT_DIR", str(tmp_path / "memory"))
+    done = launch(2, [str(Path(__file__).with_name("snapshotting.py")), framework, str(listing)])
+    assert done.returncode == 0, done.stdout[-5000:]
+    for name in scenarios:
+        mine, other = (tmp_path / "memory" / name / host for host in ("host0", "host1"))
+        assert [path.name for path in checkpoints_in(mine)] == ["checkpoint-4", "checkpoint-8"]
+        for place in checkpoints_in(mine):
+            ours, theirs = (check_whole(folder / place.name) for folder in (mine, other))
+            assert ours is not None
+            assert theirs is not None
+            assert ours.files == theirs.files, name
 
 
 def undisturbed(root: Path, framework: str) -> Path:

@@ -99,6 +99,17 @@ def test_preempted_then_killed_it_ends_as_if_nothing_had_been(whole: Path, tmp_p
     assert line["reason"] == "rank 1 failed first (killed by SIGKILL)"
 
 
+def test_an_elastic_job_goes_on_with_the_ranks_that_are_left(whole: Path, tmp_path: Path) -> None:
+    hosts = ("-H", "localhost:1,127.0.0.1:1", "--min-np", "1", "--snapshot-steps", "4")
+    done = run(tmp_path, "torch", {7: "kill"}, settings(tmp_path), *hosts)
+    assert done.returncode == 0, done.stderr[-3000:]
+    (line,) = map(json.loads, (tmp_path / "out" / "restarts.jsonl").read_text().splitlines())
+    assert (line["ranks"], line["hosts"], line["step"]) == (1, "localhost:1", 4)
+    assert "127.0.0.1 is on the blacklist" in done.stderr
+    ours, theirs = ({x["step"]: x["loss"] for x in read_metrics(out)[0]} for out in (whole, tmp_path / "out"))
+    assert ours == pytest.approx(theirs, rel=1e-9)
+
+
 def test_one_rank_that_is_told_takes_the_others_along(tmp_path: Path) -> None:
     preempted(tmp_path, run(tmp_path, "tensorflow", {3: "rank"}, settings(tmp_path)))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -93,6 +94,7 @@ class Jobs:
         self.overwrote.append(overwrite)
         step, ending = next(self._runs)
         if step is not None:
+            (self._folder / SPEC_FILE).touch()
             write_checkpoint(self._folder, step)
         return ending
 
@@ -152,14 +154,12 @@ def test_what_is_started_again_and_from_where(
 
 def test_checkpoints_of_an_older_run_are_left_alone(tmp_path: Path) -> None:
     older = write_checkpoint(tmp_path, 100)
-    jobs = Jobs(tmp_path, (None, crash("x")), (4, crash("y")), (None, DONE))
-    assert run(jobs, tmp_path, None, False, 3) == 0
-    assert jobs.resumed == [None, None, "checkpoint-4"]
-    again = Jobs(tmp_path, (None, crash("x")), (None, DONE))
-    assert run(again, tmp_path, older, False, 3) == 0
-    assert again.resumed == ["checkpoint-100", "checkpoint-100"]
-    # Nothing tells that the run which is there is that of the job.
-    assert not any(jobs.overwrote + again.overwrote)
+    for given in (None, older):
+        jobs = Jobs(tmp_path, (None, crash("x")), (None, DONE))
+        assert run(jobs, tmp_path, given, False, 3) == 0
+        # Nothing tells that the run which is there is that of the job.
+        assert jobs.resumed == [given and given.name] * 2
+        assert not any(jobs.overwrote)
 
 
 @pytest.mark.parametrize("given", [None, "auto", "OUT/checkpoint-100", "ELSE/checkpoint-4"])
@@ -168,7 +168,7 @@ def test_a_restart_takes_the_place_of_what_its_own_run_has_left(
     given: str | None, overwrite: bool, tmp_path: Path
 ) -> None:
     out = tmp_path / "OUT"
-    write_checkpoint(out, 100)
+    older = write_checkpoint(out, 100)
     (out / SPEC_FILE).touch()
     told: list[tuple[str, bool]] = []
 
@@ -179,20 +179,23 @@ def test_a_restart_takes_the_place_of_what_its_own_run_has_left(
         def start(self, hosts: Any, resume: Path | None, overwrite: bool, watch: Any) -> Ending:
             told.append((str(resume), overwrite))
             number = len(told) - 1
+            if number == 1 and not own:
+                # As the run does that begins there.
+                shutil.rmtree(older)
             if number:
                 # The system's clock may stand still between two runs that do nothing.
                 os.utime(out / SPEC_FILE, ns=(number, number))
             if number == 3:
-                write_checkpoint(out, 8)
+                write_checkpoint(out, 108)
             return DONE if number == 4 else crash(str(number))
 
+    own = given in ("auto", "OUT/checkpoint-100")
     resume = given and Path(given.replace("OUT", str(out)).replace("ELSE", str(tmp_path)))
     assert run(Told(), out, resume or None, overwrite, 9) == 0
-    own = given in ("auto", "OUT/checkpoint-100")
     # The first has come to nothing: what is there is still of another run.
     assert told[:2] == [(str(resume), overwrite)] * 2
-    assert told[2:4] == [(str(resume), not own)] * 2
-    assert told[4] == (str(out / "checkpoint-8"), False)
+    assert told[2:4] == [(str(older) if own else str(resume), not own)] * 2
+    assert told[4] == (str(out / "checkpoint-108"), False)
 
 
 def test_the_newest_whole_checkpoint_is_taken(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
