@@ -16,6 +16,7 @@ from typer.testing import CliRunner
 
 from hvdtrain.cli import app
 from hvdtrain.core.checkpoints import model_folder
+from hvdtrain.core.checkpoints.finding import AUTO
 from hvdtrain.core.checkpoints.manifest import read_manifest
 from hvdtrain.core.checkpoints.model_folder import load_model
 from hvdtrain.core.errors import CheckpointError, SpecError
@@ -64,7 +65,8 @@ def losses(monkeypatch: pytest.MonkeyPatch) -> dict[int, float]:
 
 
 def kept(run: Path) -> set[int]:
-    return {int(path.name.partition("-")[2]) for path in run.glob("checkpoint-*")}
+    names = (path.name.partition("-")[2] for path in run.glob("checkpoint-*"))
+    return {int(name) for name in names if name.isdecimal()}
 
 
 def steps(model: Path, start: Path) -> float:
@@ -266,6 +268,23 @@ def test_the_next_run_removes_what_a_killed_one_has_left(sets: list[str], tmp_pa
     job(out, [*sets, "checkpointing.save_steps=3"], out / "checkpoint-6")
     assert {path.name for path in out.glob(".*")} == others
     assert kept(out) == {3, 6, 8}
+
+
+def test_checkpoints_of_a_history_that_was_left_are_set_aside(sets: list[str], tmp_path: Path) -> None:
+    out, every = tmp_path / "out", [*sets, "checkpointing.save_steps=2", "evaluation.eval_steps=2"]
+    job(out, every)
+    old = content(out / "checkpoint-6")
+    for _ in range(2):
+        job(out, [*every, "checkpointing.save_steps=3", "evaluation.eval_steps=3"], out / "checkpoint-4")
+    assert kept(out) == {2, 4, 6, 8}
+    later = {f"checkpoint-{step}.before-resume-4" for step in (6, 8)}
+    assert {path.name for path in out.glob("checkpoint-*.*")} == later
+    assert content(out / "checkpoint-6") != old
+    # What is torn is not history: it is replaced in its turn.
+    (out / "checkpoint-8" / "manifest.json").unlink()
+    job(out, every, AUTO)
+    assert {path.name for path in out.glob("checkpoint-*.*")} == later
+    assert (out / "latest").read_text() == "checkpoint-8\n"
 
 
 def prune(*arguments: str) -> tuple[int, str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from types import TracebackType
 
 # The lowest: training has the processor first.
@@ -63,8 +64,9 @@ class BackgroundWriter:
             self._thread = None
 
     def _run(self, write: Callable[[], None]) -> None:
-        # On Linux it is of this thread alone.
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICENESS)
+        with suppress(OSError):
+            # On Linux it is of this thread alone; others may have no such thing.
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICENESS)
         try:
             write()
         except BaseException as error:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import platform
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
@@ -40,7 +41,7 @@ class Framework:
     packages: tuple[str, ...]
     wire_types: frozenset[str]
 
-    @property
+    @cached_property
     def versions(self) -> dict[str, str]:
         """Of Python, this package, Horovod and the framework's packages, by name."""
         packages = {name: _version(name) for name in ("horovod", *self.packages)}

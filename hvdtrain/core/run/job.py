@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from hvdtrain.core.checkpoints.finding import AUTO
 from hvdtrain.core.data import Dataset
 from hvdtrain.core.errors import CheckpointError
 from hvdtrain.core.families import custom, family_of
@@ -34,6 +35,7 @@ from hvdtrain.core.run.output_dir import (
     begin_run,
     check_begins_anew,
     check_output_dir,
+    goes_on_in,
     locked,
 )
 from hvdtrain.core.run.ranks import Ranks
@@ -159,7 +161,9 @@ def train_spec(
             # Nor does anyone come here whom another rank does not follow.
             ranks.sum(np.zeros(1))
             if ranks.is_chief:
-                begin_run(output_dir, spec, run.plan, overwrite and not snapshot)
+                chosen = snapshot or (resume_from not in (None, AUTO) and goes_on_in(output_dir, resume_from))
+                after = state.step if chosen else None
+                begin_run(output_dir, spec, run.plan, overwrite and not snapshot, after)
                 print_plan(run.plan, f"{framework.name}: what this run will do")
             if not state.windows:
                 save_initial_values(run)

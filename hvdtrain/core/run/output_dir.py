@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import IO
 
 from hvdtrain.core import strict_json
-from hvdtrain.core.checkpoints.finding import AUTO, LATEST_FILE, left_behind
+from hvdtrain.core.checkpoints.finding import AUTO, LATEST_FILE, checkpoints_in, left_behind, step_of
 from hvdtrain.core.checkpoints.manifest import SPEC_FILE
 from hvdtrain.core.errors import CheckpointError
 from hvdtrain.core.plan.plan import Plan
@@ -104,7 +104,9 @@ def spec_text(spec: JobSpec) -> str:
     return spec.model_dump_json(indent=2) + "\n"
 
 
-def begin_run(directory: Path, spec: JobSpec, plan: Plan, overwrite: bool) -> None:
+def begin_run(
+    directory: Path, spec: JobSpec, plan: Plan, overwrite: bool, after_step: int | None = None
+) -> None:
     """Write down what a run is about to do; called by rank 0 when nothing can be refused any more.
 
     Args:
@@ -112,6 +114,8 @@ def begin_run(directory: Path, spec: JobSpec, plan: Plan, overwrite: bool) -> No
         spec: the job.
         plan: made from it.
         overwrite: whether an older run is deleted first.
+        after_step: of the run that is there, where this one goes on; checkpoints of later steps get other
+            names, or they would be taken for those of this run.
 
     Raises:
         CheckpointError: the directory cannot be written.
@@ -124,6 +128,9 @@ def begin_run(directory: Path, spec: JobSpec, plan: Plan, overwrite: bool) -> No
             with suppress(OSError):
                 # In the way of nobody, where it cannot be deleted.
                 remove(left)
+        for later in checkpoints_in(directory) if after_step is not None else ():
+            if step_of(later) > after_step:
+                _set_aside(later, f"{later.name}.before-resume-{after_step}")
         directory.mkdir(parents=True, exist_ok=True)
         write_whole(directory / SPEC_FILE, spec_text(spec))
         write_whole(directory / PLAN_FILE, strict_json.dumps(plan.as_dict(), indent=2) + "\n")
@@ -220,6 +227,14 @@ def _describe(holder: dict[str, object]) -> str:
     if {"pid", "host", "started"} <= holder.keys():
         return f"process {holder['pid']} on host {holder['host']}, since {holder['started']}"
     return "it has just begun"
+
+
+def _set_aside(checkpoint: Path, name: str) -> None:
+    place = checkpoint.with_name(name)
+    if place.exists():
+        # Of a run that went on from there before.
+        remove(place)
+    checkpoint.rename(place)
 
 
 def _left_by_a_run(directory: Path) -> list[Path]:
