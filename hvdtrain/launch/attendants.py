@@ -12,9 +12,11 @@ from hvdtrain.launch.hosts import Host, host_of
 
 # What ssh exits with when it loses a host, too.
 _LOST = 255
+# No thread of Python runs while a framework's library is loaded, which takes long from a slow disk.
+_PATIENCE = 4
 
 
-class Watch:
+class Attendant:
     """Listens to a job.
 
     Attributes:
@@ -33,20 +35,31 @@ class Watch:
         self.heartbeats = Heartbeats(sum(host.slots for host in hosts))
 
     def look(self, stop: Callable[[], object]) -> Ending | None:
-        """As `hvdtrain.launch.run.Attendant`; the job goes on."""
+        """Look after the job; called twice a second.
+
+        Args:
+            stop: has ranks save and stop after the update they are in.
+
+        Returns:
+            None; or how the job has ended: then it is ended at once.
+        """
         del stop
         self._heard(self.heartbeats)
         return None
 
     def tell(self) -> bool:
-        """As `hvdtrain.launch.run.Attendant`: by ssh, to the first rank whose host answers."""
+        """Tell a rank on another host to stop, for none is on this one: by ssh, the first whose host answers.
+
+        Returns:
+            Whether one was told.
+        """
         return any(
             run_on(host_of(self.hosts, rank), "kill", "-USR1", str(beat.pid))
             for rank, beat in sorted(self.heartbeats.last.items())
         )
 
 
-class ElasticWatch(Watch):
+class ElasticAttendant(Attendant):
     """Ends a job of which a host has fallen silent, and has it stop where it can go on on other hosts.
 
     Attributes:
@@ -65,7 +78,7 @@ class ElasticWatch(Watch):
         Args:
             hosts: that the job runs on.
             heard: called twice a second with all that was heard.
-            timeout: seconds of silence that are too many.
+            timeout: seconds of silence that are too many; before the first update four times as many are.
             better: why the job is to go on on other hosts; None: it is not.
         """
         super().__init__(hosts, heard)
@@ -73,21 +86,22 @@ class ElasticWatch(Watch):
         self._timeout, self._better = timeout, better
 
     def look(self, stop: Callable[[], object]) -> Ending | None:
-        """As `hvdtrain.launch.run.Attendant`."""
+        """As `Attendant.look`."""
         super().look(stop)
-        if silent := self.heartbeats.silent(self._timeout):
-            return self._lost(silent)
         # At least one update comes of each start, however often hosts come and go.
         moved = self.heartbeats.first_update_at is not None
+        timeout = self._timeout * (1 if moved else _PATIENCE)
+        if silent := self.heartbeats.silent(timeout):
+            return self._lost(silent, timeout)
         if moved and self.regrouping is None and (why := self._better()):
             self.regrouping = why
             stop()
         return None
 
-    def _lost(self, silent: Sequence[int]) -> Ending:
+    def _lost(self, silent: Sequence[int], timeout: float) -> Ending:
         names = ", ".join(dict.fromkeys(host_of(self.hosts, rank) for rank in silent))
         told = (
-            f"nothing was heard from {names} ({name_ranks(silent)}) for {self._timeout:g} s: frozen, or cut "
+            f"nothing was heard from {names} ({name_ranks(silent)}) for {timeout:g} s: frozen, or cut "
             "off from this host"
         )
         return Ending(_LOST, told, "nothing was heard", tuple(silent))

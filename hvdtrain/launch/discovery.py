@@ -81,9 +81,17 @@ class Discovery:
         self._answered: dict[str, float] = {}
         self.looked = False
         self._complaint: str | None = None
-        self._now = threading.Event()
+        self._now, self._over = threading.Event(), False
         roster.update(find())
         threading.Thread(target=self._watch, daemon=True).start()
+
+    def __enter__(self) -> Discovery:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        """Look no more."""
+        self._over = True
+        self._now.set()
 
     def use(self, names: Iterable[str]) -> None:
         """Say which hosts ranks run on from now on."""
@@ -109,7 +117,7 @@ class Discovery:
             return self._roster.blacklist(name)
 
     def _watch(self) -> None:
-        while True:
+        while not self._over:
             self._now.clear()
             self._look()
             self._now.wait(_SECONDS_BETWEEN_LOOKS)

@@ -13,7 +13,7 @@ from functools import partial
 
 from hvdtrain.core.errors import LaunchError
 from hvdtrain.core.process.preemption import RESUMABLE_STATUS
-from hvdtrain.launch.attendants import ElasticWatch
+from hvdtrain.launch.attendants import ElasticAttendant
 from hvdtrain.launch.discovery import Discovery, Find, by_script
 from hvdtrain.launch.endings import Ending
 from hvdtrain.launch.heartbeats import Heartbeats
@@ -94,26 +94,31 @@ class ElasticJob:
             LaunchError: there are too few slots at the start.
             HvdtrainError: `check_job` has found a fault.
         """
-        self._discovery = Discovery(self._find, self._roster)
+        with Discovery(self._find, self._roster) as self._discovery:
+            return self._run()
+
+    def _run(self) -> int:
         hosts = self._gather(self._sizes.start or self._sizes.least)
         if hosts is None:
             raise LaunchError(self._too_few())
         self._job.check(hosts, self._restarts.resume, self._restarts.overwrite)
         heard = Heartbeats(0)
         while True:
-            watch = ElasticWatch(
+            attendant = ElasticAttendant(
                 hosts,
                 heard=partial(self._restarts.heard, heard),
                 timeout=self._options.silence,
                 better=partial(self._better, hosts),
             )
             self._discovery.use(host.name for host in hosts)
-            ending = self._job.start(hosts, self._restarts.resume, self._restarts.overwrite, watch)
-            if self._is_over(ending, watch):
+            ending = self._job.start(hosts, self._restarts.resume, self._restarts.overwrite, attendant)
+            if self._is_over(ending, attendant):
                 break
-            heard, reason = watch.heartbeats, watch.regrouping or ending.reason
+            heard, reason = attendant.heartbeats, ending.reason
             if ending.status != RESUMABLE_STATUS:
-                self._blame(ending, watch)
+                self._blame(ending, attendant)
+            elif attendant.regrouping:
+                reason = attendant.regrouping
             self._discovery.use(())
             found = self._gather(self._sizes.least)
             if found is None:
@@ -168,22 +173,22 @@ class ElasticJob:
         limit = self._options.reset_limit
         return limit is not None and len(self._restarts.done) >= limit
 
-    def _is_over(self, ending: Ending, watch: ElasticWatch) -> bool:
+    def _is_over(self, ending: Ending, attendant: ElasticAttendant) -> bool:
         if ending.status == 0 or ending.asked:
             return True
         if self._spent:
             say(f"the job ends here: --reset-limit {self._options.reset_limit} is reached")
             return True
-        moved = watch.heartbeats.first_update_at is not None or watch.regrouping is not None
+        moved = attendant.heartbeats.first_update_at is not None or attendant.regrouping is not None
         if self._restarts.is_vain(ending, moved):
             say(VAIN)
             return True
         return False
 
-    def _blame(self, ending: Ending, watch: ElasticWatch) -> None:
+    def _blame(self, ending: Ending, attendant: ElasticAttendant) -> None:
         """Put the hosts of ranks that have failed on the blacklist, unless the job needs them."""
-        ranks = watch.heartbeats.suspects or ending.ranks
-        for name in dict.fromkeys(host_of(watch.hosts, rank) for rank in ranks):
+        ranks = attendant.heartbeats.suspects or ending.ranks
+        for name in dict.fromkeys(host_of(attendant.hosts, rank) for rank in ranks):
             others = self._discovery.without(name)
             if self._sizes.largest(sum(host.slots for host in others)) is None:
                 say(f"{name} stays off the blacklist: without it there are fewer than --min-np slots")

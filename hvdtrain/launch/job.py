@@ -11,12 +11,13 @@ from pathlib import Path
 
 from hvdtrain.core.process.heartbeat import HEARTBEAT
 from hvdtrain.core.spec.job_spec import JobSpec
+from hvdtrain.launch.attendants import Attendant
 from hvdtrain.launch.commands import Launcher, LaunchRequest, Wire, build_command, choose_launch
 from hvdtrain.launch.endings import Ending
 from hvdtrain.launch.facts import Facts, find_facts
 from hvdtrain.launch.hosts import Host, format_hosts, is_local
 from hvdtrain.launch.preflight import check_job
-from hvdtrain.launch.run import Attendant, run_command
+from hvdtrain.launch.run import run_command
 
 
 @dataclass(frozen=True)
@@ -80,12 +81,12 @@ class Job:
         return build_command(request, choice, self._facts)
 
     def start(
-        self, hosts: Sequence[Host], resume: Path | None, overwrite: bool, watch: Attendant | None
+        self, hosts: Sequence[Host], resume: Path | None, overwrite: bool, attendant: Attendant | None
     ) -> Ending:
         """Run it once, to its end."""
         # Part of the command, for launchers that pass on what they are told to.
-        env = {**os.environ, HEARTBEAT: "1"} if watch else os.environ
-        return run_command(self.command(hosts, resume, overwrite, env), env, watch)
+        env = {**os.environ, HEARTBEAT: "1"} if attendant else os.environ
+        return run_command(self.command(hosts, resume, overwrite, env), env, attendant)
 
     @cached_property
     def _facts(self) -> Facts:

@@ -14,7 +14,7 @@ from hvdtrain.core.checkpoints.finding import checkpoints_in, first_whole
 from hvdtrain.core.checkpoints.manifest import SPEC_FILE, STATE_FILE
 from hvdtrain.core.process.files import write_whole
 from hvdtrain.core.run.output_dir import RESTARTS_FILE, goes_on_in
-from hvdtrain.launch.attendants import Watch
+from hvdtrain.launch.attendants import Attendant
 from hvdtrain.launch.endings import Ending
 from hvdtrain.launch.heartbeats import Heartbeats
 from hvdtrain.launch.hosts import Host, format_hosts
@@ -89,7 +89,7 @@ class Restarts:
         """
         written = _written(self._output_dir)
         advanced, self._before = advanced or bool(written - self._before), written
-        before, self._vain = self._vain, None if advanced else ending.cause
+        before, self._vain = self._vain, None if advanced else ending.cause or ending.told
         return self._vain is not None and before == self._vain
 
     def go_on(self, ending: Ending, reason: str, hosts: Sequence[Host]) -> None:
@@ -186,14 +186,14 @@ class FixedJob:
         self._job.check(hosts, restarts.resume, restarts.overwrite)
         heard = Heartbeats(0)
         while True:
-            watch = Watch(hosts, partial(restarts.heard, heard)) if self._most else None
-            ending = self._job.start(hosts, restarts.resume, restarts.overwrite, watch)
-            if not ending.crashed or len(restarts.done) == self._most or watch is None:
+            attendant = Attendant(hosts, partial(restarts.heard, heard)) if self._most else None
+            ending = self._job.start(hosts, restarts.resume, restarts.overwrite, attendant)
+            if not ending.crashed or len(restarts.done) == self._most or attendant is None:
                 break
             if restarts.is_vain(ending):
                 say(VAIN)
                 break
-            heard = watch.heartbeats
+            heard = attendant.heartbeats
             restarts.go_on(ending, ending.reason, hosts)
             place = restarts.resume or "the start"
             say(f"restart {len(restarts.done)} of at most {self._most}, from {place}")

@@ -8,19 +8,18 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from types import FrameType
-from typing import Protocol
 
 import psutil
 
 from hvdtrain.core.errors import LaunchError
 from hvdtrain.core.process.outputs import outlast_readers
 from hvdtrain.core.process.preemption import BEFORE_FIRST_UPDATE, PREEMPTION_SIGNALS, RESUMABLE_STATUS
+from hvdtrain.launch.attendants import Attendant
 from hvdtrain.launch.endings import Ending, ending_of
-from hvdtrain.launch.heartbeats import Heartbeats
 from hvdtrain.launch.output import FailureWatch
 from hvdtrain.launch.processes import (
     STOP_SIGNALS,
@@ -35,32 +34,6 @@ from hvdtrain.launch.screen import Screen
 _GRACE_S = 17.0
 # Between two looks of an attendant.
 _LOOK_S = 0.5
-
-
-class Attendant(Protocol):
-    """Who watches over a job while it runs.
-
-    Attributes:
-        heartbeats: told of all that ranks let hear.
-    """
-
-    @property
-    def heartbeats(self) -> Heartbeats: ...
-
-    def look(self, stop: Callable[[], object]) -> Ending | None:
-        """Called twice a second.
-
-        Args:
-            stop: has ranks save and stop after the update they are in.
-
-        Returns:
-            None; or how the job has ended: then it is ended at once.
-        """
-        ...
-
-    def tell(self) -> bool:
-        """Tell a rank on another host to stop, for none is on this one; whether that could be done."""
-        ...
 
 
 def run_command(command: Sequence[str], env: Mapping[str, str], attendant: Attendant | None = None) -> Ending:

@@ -115,8 +115,11 @@ def test_it_grows_with_the_hosts_and_outlives_rank_0s(framework: str, tmp_path: 
         # The launcher's own host is none of its ranks'.
         job = start(cluster, tmp_path, framework, "--host-discovery-script", f"cat {hosts}", "-np", "1")
         wait_until(lambda: len(losses(out)) >= 8, "the first updates", job)
+        hosts.write_text("nodec:1\nnodeb:1\n")
+        # Rank 0 stays where it is.
+        wait_until(goes_on_with(2, 0, out), "two ranks", job)
         hosts.write_text("nodec:1\nnodeb:1\nnodea:1\n")
-        wait_until(goes_on_with(3, 0, out), "three ranks", job)
+        wait_until(goes_on_with(3, 1, out), "three ranks", job)
         assert restarts(out)[-1]["hosts"].startswith("nodeb:1,")
         before, reached = len(restarts(out)), len(losses(out))
         wait_until(lambda: len(losses(out)) > reached + 6, "a snapshot on three ranks", job)

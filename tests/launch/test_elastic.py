@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,11 +15,12 @@ from hvdtrain.core.process.heartbeat import Beat
 from hvdtrain.core.run.output_dir import RESTARTS_FILE
 from hvdtrain.core.spec.job_spec import load_spec
 from hvdtrain.launch import discovery
-from hvdtrain.launch.attendants import ElasticWatch
+from hvdtrain.launch.attendants import ElasticAttendant
 from hvdtrain.launch.elastic import ElasticJob, ElasticOptions
 from hvdtrain.launch.endings import Ending
 from hvdtrain.launch.hosts import Host, format_hosts, parse_hosts
 from hvdtrain.launch.restarts import Restarts
+from hvdtrain.launch.roster import Roster
 
 DONE = Ending(0)
 REGROUPED = Ending(85, "preempted at update 4: go on with --resume out/checkpoint-4")
@@ -42,18 +44,18 @@ class ScriptedJob:
         del hosts, resume, overwrite
 
     def start(
-        self, hosts: Sequence[Host], resume: Path | None, overwrite: bool, watch: ElasticWatch
+        self, hosts: Sequence[Host], resume: Path | None, overwrite: bool, attendant: ElasticAttendant
     ) -> Ending:
         del resume, overwrite
         self.hosts.append(format_hosts(hosts))
         updates, ending = next(self._runs)
         for step in range(updates + 1):
-            watch.heartbeats.hear(0, Beat(1, self._step + step))
+            attendant.heartbeats.hear(0, Beat(1, self._step + step))
         self._step += updates
         stopped: list[bool] = []
         while ending is REGROUPED and not stopped:
             # What there is meanwhile is seen by a thread.
-            assert watch.look(lambda: stopped.append(True)) is None
+            assert attendant.look(lambda: stopped.append(True)) is None
         return ending
 
 
@@ -165,29 +167,41 @@ def test_silent_hosts_are_blamed_and_not_those_that_have_missed_them(there: set[
     job = ScriptedJob((1, Ending(1, "the launcher failed (exit status 1); see above", "x")), (1, DONE))
     plain = job.start
 
-    def start(hosts: Sequence[Host], resume: Path | None, overwrite: bool, watch: ElasticWatch) -> Ending:
+    def start(
+        hosts: Sequence[Host], resume: Path | None, overwrite: bool, attendant: ElasticAttendant
+    ) -> Ending:
         for _ in range(20 if not job.hosts else 0):
-            watch.heartbeats.let_pass(1.0, failed=False)
+            attendant.heartbeats.let_pass(1.0, failed=False)
             for rank in (0, 2):
-                watch.heartbeats.hear(rank, Beat(1, -1))
-            assert watch.look(lambda: None) is None
-        return plain(hosts, resume, overwrite, watch)
+                attendant.heartbeats.hear(rank, Beat(1, -1))
+            assert attendant.look(lambda: None) is None
+        return plain(hosts, resume, overwrite, attendant)
 
     job.start = start  # type: ignore[method-assign]
     assert run(tmp_path, job) == 0
     assert job.hosts == ["a:1,b:1,c:1", "a:1,c:1"]
 
 
-def test_silence_ends_the_job(there: set[str]) -> None:
-    watch = ElasticWatch(parse_hosts("a:1,b:2"), lambda heard: None, 30.0, lambda: None)
-    for _ in range(30):
-        watch.heartbeats.hear(0, Beat(1, -1))
-        assert watch.look(lambda: None) is None
-        watch.heartbeats.let_pass(1.0, failed=False)
-    ending = watch.look(lambda: None)
+@pytest.mark.parametrize(("steps", "seconds"), [((-1, -1), 120), ((4, 4), 120), ((4, 5), 30)])
+def test_silence_ends_the_job(steps: Sequence[int], seconds: int) -> None:
+    attendant = ElasticAttendant(parse_hosts("a:1,b:2"), lambda heard: None, 30.0, lambda: None)
+    for step in steps:
+        attendant.heartbeats.hear(0, Beat(1, step))
+    for _ in range(seconds):
+        assert attendant.look(lambda: None) is None
+        attendant.heartbeats.let_pass(1.0, failed=False)
+        attendant.heartbeats.hear(0, Beat(1, steps[-1]))
+    ending = attendant.look(lambda: None)
     assert ending is not None
     assert (ending.status, ending.ranks) == (255, (1, 2))
-    assert str(ending.told).startswith("nothing was heard from b (ranks 1, 2) for 30 s")
+    assert str(ending.told).startswith(f"nothing was heard from b (ranks 1, 2) for {seconds} s")
+
+
+def test_a_job_that_is_told_to_stop_before_each_first_update_ends(there: set[str], tmp_path: Path) -> None:
+    told = Ending(85, "preempted before the first update")
+    job = ScriptedJob((2, told), (0, told), (0, told))
+    assert run(tmp_path, job) == 85
+    assert len(job.hosts) == 3
 
 
 def test_a_script_names_the_hosts(there: set[str], tmp_path: Path) -> None:
@@ -203,3 +217,23 @@ def test_a_script_names_the_hosts(there: set[str], tmp_path: Path) -> None:
             run(tmp_path, ScriptedJob(), script=str(script))
     with pytest.raises(LaunchError, match="cannot be run: No such file"):
         run(tmp_path, ScriptedJob(), script=str(tmp_path / "none"))
+
+
+def test_a_script_that_fails_later_changes_nothing_and_says_so_once(
+    there: set[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    looks: list[bool] = []
+
+    def find() -> Sequence[Host]:
+        looks.append(True)
+        if len(looks) > 3:
+            raise LaunchError("no route")
+        return parse_hosts("a:1,b:1")
+
+    with discovery.Discovery(find, Roster()) as found:
+        deadline = time.monotonic() + 60
+        while len(looks) < 8:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        assert found.hosts() == parse_hosts("a:1,b:1")
+    assert capsys.readouterr().err == "hvdtrain: no route\n"

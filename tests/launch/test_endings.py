@@ -53,11 +53,11 @@ EXITED = "Process {} exit with status code {}."
 def test_how_a_job_ended(
     lines: list[tuple[int | None, str]], status: int, asked: bool, expected: Ending
 ) -> None:
-    watch = FailureWatch()
+    attendant = FailureWatch()
     for rank, text in lines:
-        watch.note(Line(rank, f"{text}\n"))
-    assert ending_of(status, watch, asked) == expected
-    assert watch.heard == any(rank is not None for rank, _ in lines)
+        attendant.note(Line(rank, f"{text}\n"))
+    assert ending_of(status, attendant, asked) == expected
+    assert attendant.heard == any(rank is not None for rank, _ in lines)
 
 
 def write_checkpoint(folder: Path, step: int) -> Path:
@@ -88,8 +88,8 @@ class Jobs:
     def check(self, hosts: Sequence[Host], resume: Path | None, overwrite: bool) -> None:
         del hosts, resume, overwrite
 
-    def start(self, hosts: Sequence[Host], resume: Path | None, overwrite: bool, watch: Any) -> Ending:
-        del hosts, watch
+    def start(self, hosts: Sequence[Host], resume: Path | None, overwrite: bool, attendant: Any) -> Ending:
+        del hosts, attendant
         self.resumed.append(resume.name if resume else None)
         self.overwrote.append(overwrite)
         step, ending = next(self._runs)
@@ -176,7 +176,7 @@ def test_a_restart_takes_the_place_of_what_its_own_run_has_left(
         def __init__(self) -> None:
             super().__init__(out)
 
-        def start(self, hosts: Any, resume: Path | None, overwrite: bool, watch: Any) -> Ending:
+        def start(self, hosts: Any, resume: Path | None, overwrite: bool, attendant: Any) -> Ending:
             told.append((str(resume), overwrite))
             number = len(told) - 1
             if number == 1 and not own:
@@ -219,12 +219,12 @@ def test_an_older_runs_restarts_stay_or_go_with_it(tmp_path: Path) -> None:
     assert [line[:5] for line in file.read_text().splitlines()] == ["older", '{"num']
 
     class Replacing(Jobs):
-        def start(self, hosts: Any, resume: Path | None, overwrite: bool, watch: Any) -> Ending:
+        def start(self, hosts: Any, resume: Path | None, overwrite: bool, attendant: Any) -> Ending:
             # What rank 0 does with an older run, also in the place of what the job itself has left.
             assert overwrite
             file.unlink(missing_ok=True)
             (tmp_path / SPEC_FILE).write_text(str(len(self.resumed)))
-            return super().start(hosts, resume, overwrite, watch)
+            return super().start(hosts, resume, overwrite, attendant)
 
     jobs = Replacing(tmp_path, (None, crash("x")), (None, crash("y")), (None, DONE))
     assert run(jobs, tmp_path, None, True, 2) == 0

@@ -128,8 +128,8 @@ def begin_run(
             with suppress(OSError):
                 # In the way of nobody, where it cannot be deleted.
                 remove(left)
-        for later in checkpoints_in(directory) if after_step is not None else ():
-            if step_of(later) > after_step:
+        for later in checkpoints_in(directory):
+            if after_step is not None and step_of(later) > after_step:
                 _set_aside(later, f"{later.name}.before-resume-{after_step}")
         directory.mkdir(parents=True, exist_ok=True)
         write_whole(directory / SPEC_FILE, spec_text(spec))
