@@ -16,7 +16,7 @@ import pytest
 from hvdtrain.core.checkpoints.finding import checkpoints_in, step_of
 from hvdtrain.core.checkpoints.manifest import MANIFEST_FILE
 from hvdtrain.core.checkpoints.model_folder import load_model
-from hvdtrain.core.errors import CheckpointError
+from hvdtrain.core.errors import CheckpointError, HvdtrainError
 from hvdtrain.core.process.preemption import Preempted
 from hvdtrain.core.run import snapshots
 from hvdtrain.core.run.framework import Framework
@@ -220,9 +220,13 @@ def test_where_memory_has_no_room_the_directory_for_temporary_files_is_used(
     assert snapshots._roomy_root(11) == large / "own"
     assert "has no room for 11 bytes" in capsys.readouterr().out
     monkeypatch.undo()
-    monkeypatch.setenv("HVDTRAIN_SNAPSHOT_DIR", str(tmp_path / "given"))
-    assert snapshots._roots() == [tmp_path / "given"]
-    (tmp_path / "given").mkdir(mode=0o777)
-    (tmp_path / "given").chmod(0o777)
-    with pytest.raises(Exception, match=r"others can write to it; set HVDTRAIN_SNAPSHOT_DIR"):
+    given = tmp_path / "given"
+    monkeypatch.setenv("HVDTRAIN_SNAPSHOT_DIR", str(given))
+    with pytest.raises(CheckpointError, match=f"HVDTRAIN_SNAPSHOT_DIR {given}: no such directory"):
+        snapshots._roomy_root(1)
+    given.mkdir()
+    place = snapshots._roomy_root(1)
+    assert (place.parent, place.stat().st_mode & 0o777) == (given, 0o700)
+    place.chmod(0o777)
+    with pytest.raises(HvdtrainError, match=r"others can write to it; set HVDTRAIN_SNAPSHOT_DIR"):
         snapshots._roomy_root(1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import time
@@ -151,11 +152,12 @@ def test_rank_0_and_its_neighbour_write_the_same(
     }
     listing = tmp_path / "scenarios.json"
     listing.write_text(json.dumps([{"name": n, "set": [*plain, *sets]} for n, sets in scenarios.items()]))
-    monkeypatch.setenv("HVDTRAIN_SNAPSHOT_DIR", str(tmp_path / "memory"))
+    monkeypatch.setenv("HVDTRAIN_SNAPSHOT_DIR", str(tmp_path))
     done = launch(2, [str(Path(__file__).with_name("snapshotting.py")), framework, str(listing)])
     assert done.returncode == 0, done.stdout[-5000:]
     for name in scenarios:
-        mine, other = (tmp_path / "memory" / name / host for host in ("host0", "host1"))
+        memory = tmp_path / f"hvdtrain-snapshots-{os.getuid()}"
+        mine, other = (memory / name / host for host in ("host0", "host1"))
         assert [path.name for path in checkpoints_in(mine)] == ["checkpoint-4", "checkpoint-8"]
         for place in checkpoints_in(mine):
             ours, theirs = (check_whole(folder / place.name) for folder in (mine, other))

@@ -75,6 +75,7 @@ class Snapshots:
         self._is_first_here = hosts.index(hosts[ranks.rank]) == ranks.rank
         self._writer = BackgroundWriter()
         self._root: Path | None = None
+        self._size = 0
         if self._is_first_here:
             self._delete_stale()
 
@@ -122,8 +123,8 @@ class Snapshots:
         """
         self._writer.wait()
         # The kinds of buffers are read from the model, on every rank.
-        size = _size(run)
-        folder = self._own_folder(size) if self._ranks.rank in self._writers else Path()
+        self._size = self._size or _size(run)
+        folder = self._own_folder(self._size) if self._ranks.rank in self._writers else Path()
         place = checkpoint_dir(folder, state.step)
         writer = None if wait else self._writer
         save(run, place, state, {}, writer, retention=_KEPT, writers=self._writers)
@@ -147,10 +148,13 @@ class Snapshots:
 
     def _own_folder(self, size: int) -> Path:
         """Where this host's snapshots lie; decided once, by the bytes of one."""
-        if self._root is None:
-            self._root = _roomy_root(_COPIES * size)
         # Hosts that are containers of one machine may share their memory.
-        return self._root / self._job / socket.gethostname()
+        folder = Path(self._job, socket.gethostname())
+        if self._root is None:
+            # Where they lie already they take up room that will be theirs again.
+            begun = [root for root in _roots() if (root / folder).is_dir()]
+            self._root = begun[0] if begun else _roomy_root(_COPIES * size)
+        return self._root / folder
 
     def _send(self, holder: int, source: Path | None, step: int) -> Path | None:
         """Send a snapshot from the rank that holds it to rank 0, in pieces; returns its place there."""
@@ -189,15 +193,18 @@ class Snapshots:
 
 def _roots() -> list[Path]:
     """Where snapshots may lie on this host, the best place first."""
+    places = [Path("/dev/shm"), Path(tempfile.gettempdir())]
     if given := os.environ.get(_VARIABLE):
-        return [user_path(given, _VARIABLE, CheckpointError).absolute()]
-    places, name = (Path("/dev/shm"), Path(tempfile.gettempdir())), f"hvdtrain-snapshots-{os.getuid()}"
-    return [place / name for place in places if place.is_dir()]
+        places = [user_path(given, _VARIABLE, CheckpointError).absolute()]
+    # What lies in it is of hvdtrain alone, and may be deleted.
+    return [place / f"hvdtrain-snapshots-{os.getuid()}" for place in places if place.is_dir()]
 
 
 def _roomy_root(needed: int) -> Path:
     """The best place with so many bytes to spare, or else the last one."""
     roots = _roots()
+    if not roots:
+        raise CheckpointError(f"{_VARIABLE} {os.environ.get(_VARIABLE)}: no such directory")
     rooms = [root for root in roots if shutil.disk_usage(root.parent).free >= needed]
     root = (rooms or roots[-1:])[0]
     if root != roots[0]:
