@@ -81,6 +81,7 @@ class Discovery:
         self._answered: dict[str, float] = {}
         self.looked = False
         self._complaint: str | None = None
+        self._mute: AbstractSet[str] = frozenset()
         self._now, self._over = threading.Event(), False
         roster.update(find())
         threading.Thread(target=self._watch, daemon=True).start()
@@ -139,6 +140,10 @@ class Discovery:
             recent = {n for n, at in answered.items() if now - at < _SECONDS_BETWEEN_QUESTIONS}
             names = [host.name for host in self._roster.hosts() if host.name not in self._in_use | recent]
         found_now = who_answers(names)
+        mute = set(names) - found_now
+        for name in sorted(mute - self._mute):
+            print(f"hvdtrain: {name} does not answer over ssh, and is not used", file=sys.stderr)
+        self._mute = self._mute - found_now | mute
         with self._lock:
             # `use` has replaced it where ranks were started or have come to an end meanwhile.
             for name in names:

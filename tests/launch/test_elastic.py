@@ -134,7 +134,9 @@ def test_too_few_slots_for_too_long_end_the_job(
 
     job.start = start  # type: ignore[method-assign]
     assert run(tmp_path, job, min_np=2) == 137
-    assert "fewer than 2 slots for 0.2 s (--elastic-timeout): the job ends here" in capsys.readouterr().err
+    told = capsys.readouterr().err
+    assert "fewer than 2 slots for 0.2 s (--elastic-timeout): the job ends here" in told
+    assert all(told.count(f"hvdtrain: {name} does not answer over ssh") == 1 for name in "ab")
     with pytest.raises(LaunchError, match="fewer than 2 slots"):
         run(tmp_path, ScriptedJob(), min_np=2)
 
