@@ -22,6 +22,7 @@ from hvdtrain.core.run.output_dir import (
     begin_run,
     check_begins_anew,
     check_output_dir,
+    check_still_locked,
     locked,
     spec_text,
 )
@@ -173,11 +174,27 @@ def test_rank_0_of_a_job_that_was_started_again_takes_the_lock_from_a_frozen_one
         with pytest.raises(CheckpointError, match="another job is writing there"), locked(tmp_path, "other"):
             pass
         with locked(tmp_path, "elastic"):
+            check_still_locked(tmp_path)
             frozen.send_signal(signal.SIGCONT)
             frozen.communicate("\n")
             # That one has given back a lock which was its own no longer.
             assert json.loads((tmp_path / LOCK_FILE).read_text())["pid"] == os.getpid()
     assert files(tmp_path) == set()
+
+
+def test_a_rank_0_that_was_given_up_goes_no_further(tmp_path: Path) -> None:
+    # Without a lock there is nothing to say, nor while it changes hands.
+    check_still_locked(tmp_path)
+    with locked(tmp_path, "elastic"):
+        file = tmp_path / LOCK_FILE
+        holder = json.loads(file.read_text())
+        check_still_locked(tmp_path)
+        file.write_text("")
+        check_still_locked(tmp_path)
+        for change in ({"pid": 1}, {"host": "elsewhere"}):
+            file.write_text(json.dumps(holder | change))
+            with pytest.raises(CheckpointError, match=r"this job goes on elsewhere .process"):
+                check_still_locked(tmp_path)
 
 
 def test_a_job_that_is_refused_leaves_no_directory_and_one_that_began_does(tmp_path: Path) -> None:

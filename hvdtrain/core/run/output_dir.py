@@ -172,6 +172,26 @@ def locked(directory: Path, job: str | None = None) -> Iterator[None]:
                 directory.rmdir()
 
 
+def check_still_locked(directory: Path) -> None:
+    """Refuse to go on where rank 0 of the same job has been started again, because this one was given up.
+
+    Args:
+        directory: that this process has locked.
+
+    Raises:
+        CheckpointError: naming the one that has the lock.
+    """
+    try:
+        holder = _read_holder((directory / LOCK_FILE).read_bytes())
+    except OSError:
+        return
+    if holder and (holder.get("host"), holder.get("pid")) != (socket.gethostname(), os.getpid()):
+        raise CheckpointError(
+            f"--output-dir {directory}: this job goes on elsewhere ({_describe(holder)}), and has given this "
+            "rank up"
+        )
+
+
 def _lock(directory: Path, job: str | None) -> IO[bytes]:
     path = directory / LOCK_FILE
     while True:

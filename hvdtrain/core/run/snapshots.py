@@ -26,6 +26,7 @@ from hvdtrain.core.checkpoints.model_folder import replace_directory
 from hvdtrain.core.checkpoints.retention import Retention
 from hvdtrain.core.errors import CheckpointError
 from hvdtrain.core.process.paths import own_folder, user_path
+from hvdtrain.core.run.output_dir import check_still_locked
 from hvdtrain.core.run.ranks import Ranks
 from hvdtrain.core.run.run import Run
 from hvdtrain.core.run.saving import save
@@ -130,8 +131,15 @@ class Snapshots:
         save(run, place, state, {}, writer, retention=_KEPT, writers=self._writers)
 
     def follow(self, run: Run, state: RunState) -> None:
-        """Take a snapshot where one is due; arguments and errors as `take`."""
+        """Take a snapshot where one is due; arguments as `take`.
+
+        Raises:
+            CheckpointError: a snapshot could not be written, or the job goes on elsewhere.
+        """
         self._writer.check()
+        if self._ranks.is_chief:
+            # A launcher that is cut off from this host starts others, and a single rank would notice nothing.
+            check_still_locked(run.output_dir)
         if run.snapshot_is_due(state.step) and state.step < run.plan.max_steps:
             self.take(run, state)
 
