@@ -123,7 +123,7 @@ def _followed(
     """The same updates; the launcher is told of them, and snapshots are taken."""
     if snapshots:
         # From here on the loss of any one host loses nothing, whoever held what the run goes on from.
-        snapshots.take(run, start)
+        snapshots.take(run, start, wait=True)
     report_step(start.step)
     for line, state in updates:
         report_step(state.step)
