@@ -22,7 +22,7 @@ from hvdtrain.core.checkpoints.model_folder import load_model
 from hvdtrain.core.errors import CheckpointError, SpecError
 from hvdtrain.core.run import requests, saving
 from hvdtrain.core.run.job import prepare_data
-from hvdtrain.core.run.output_dir import locked
+from hvdtrain.core.run.lock import locked
 from hvdtrain.core.spec.job_spec import load_spec
 from tests.core import test_resume
 from tests.core.test_going_on import Counting, content, job
