@@ -29,7 +29,6 @@ class Reducer:
         seed: int,
         scaled: bool = False,
         prefix: str = "",
-        waits: bool = True,
     ) -> None:
         """Lay out the buckets.
 
@@ -40,10 +39,7 @@ class Reducer:
             seed: of the policy's random numbers.
             scaled: whether windows have a loss scale.
             prefix: of the names of collectives: two reducers of one program need different ones.
-            waits: whether backward may wait for other ranks, so that few whole buckets of sharded gradients
-                are in memory. False where a rank may leave out what the others wait for at this point.
         """
-        self._waits = waits and rules.shards_gradients
         self._scaled, self._loss_scale = scaled, 1.0
         self._rules, self._now, self._update = rules, rules, 0
         self._driver = Driver(rules, seed, prefix)
@@ -57,6 +53,9 @@ class Reducer:
         # there is a micro-batch that is not in them yet.
         self._shards: dict[int, torch.Tensor] = {}
         self._uncollected = False
+        # A user's model gathers nothing on a rank without samples, which then cannot sum at the same point.
+        out_of_step = rules.shards_weights and any(w.custom for bucket in buckets for w in bucket.weights)
+        self._waits = rules.shards_gradients and not out_of_step
         for bucket in buckets:
             self._add(bucket, parameters)
 

@@ -85,9 +85,7 @@ class Trainer:
         self.optimizer = Optimizer(spec.optimizer, shards, self._weights, exchange)
         self.generators = Generators(model.network)
         scaled = spec.mixed_precision == "fp16"
-        # A user's model gathers nothing on a rank without samples, which then cannot sum at the same point.
-        in_step = not (rules.shards_weights and isinstance(spec.model, custom.ModelSpec))
-        self.reducer = Reducer(rules, plan.buckets, parameters, spec.seed, scaled, waits=in_step)
+        self.reducer = Reducer(rules, plan.buckets, parameters, spec.seed, scaled)
 
     def update(
         self,

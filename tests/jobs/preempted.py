@@ -4,7 +4,8 @@
 
 The arguments are those of `hvdtrain run`. SCRIPT_FOLDER/script.json maps updates to what happens in them:
 `rank` (rank 1 is sent SIGTERM), `launcher` (`hvdtrain run` is), `kill` (rank 1 is killed), `twice` (rank 1 is
-sent SIGTERM again when it has noted the first), and `raise` (in rank 1, each time).
+sent SIGTERM again when it has noted the first), and `raise` (in rank 1, each time). Under `pace` it has the
+seconds that each update takes longer.
 """
 
 from __future__ import annotations
@@ -76,6 +77,7 @@ class Scripted:
     def update(
         self, window: Any, divisor: float, weight: float, rate: float, update: int, *rest: Any
     ) -> UpdateResult:
+        time.sleep(self._script.get("pace", 0))
         happens = self._script.get(str(update))
         if happens:
             self._happen(happens, self._folder / f"{update}.{self._rank}")

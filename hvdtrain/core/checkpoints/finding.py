@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from hvdtrain.core.checkpoints.manifest import Manifest, read_manifest, verify
@@ -92,6 +92,23 @@ def check_files(directory: Path, manifest: Manifest | None, sizes_only: bool = F
         verify(directory, manifest, sizes_only)
 
 
+def first_whole(
+    directories: Iterable[Path], skip: Callable[[Path, CheckpointError], object]
+) -> tuple[Path, Manifest | None] | None:
+    """The first of some checkpoints that is whole, with its manifest; None where none is.
+
+    Args:
+        directories: in the order in which they are tried.
+        skip: is told of each that is not whole, and why.
+    """
+    for directory in directories:
+        try:
+            return directory, check_whole(directory)
+        except CheckpointError as error:
+            skip(directory, error)
+    return None
+
+
 def newest_whole(
     output_dir: Path, say: Callable[[str], None], who: str = "--resume auto"
 ) -> tuple[Path, Manifest | None] | None:
@@ -102,13 +119,9 @@ def newest_whole(
         say: is told what was chosen, and which newer ones were skipped for what reason.
         who: looks for it, for what is said.
     """
-    skipped, chosen = [], None
-    for directory in reversed(checkpoints_in(output_dir)):
-        try:
-            chosen = directory, check_whole(directory)
-            break
-        except CheckpointError as error:
-            skipped.append((directory.name, error))
+    skipped: list[tuple[str, CheckpointError]] = []
+    newest_first = reversed(checkpoints_in(output_dir))
+    chosen = first_whole(newest_first, lambda path, error: skipped.append((path.name, error)))
     where = f"going on from {chosen[0]}" if chosen else "starting from the beginning"
     for name, reason in skipped:
         say(f"warning: {who}: skipped {name}, {where}: {reason}")

@@ -123,7 +123,7 @@ def _told(directory: Path) -> Iterator[None]:
         ) from None
 
 
-def replace_directory(directory: Path, write: Callable[[Path], None]) -> None:
+def replace_directory(directory: Path, write: Callable[[Path], object]) -> None:
     """Make a directory that appears whole or not at all, in place of an older one of its name.
 
     Args:

@@ -33,7 +33,8 @@ from hvdtrain.core.checkpoints.state import Arrays
 from hvdtrain.core.dropin.own_files import tell, write_own
 from hvdtrain.core.errors import CheckpointError
 from hvdtrain.core.process.files import remove
-from hvdtrain.core.run.output_dir import locked, set_later_aside
+from hvdtrain.core.run.lock import locked
+from hvdtrain.core.run.output_dir import set_later_aside
 from hvdtrain.core.run.ranks import Ranks
 
 _Files = Mapping[str, FileRecord]

@@ -1,16 +1,9 @@
-"""The directory that a run writes into: it holds one run, and one job at a time writes there."""
+"""The directory that a run writes into: it holds one run."""
 
 from __future__ import annotations
 
-import fcntl
-import json
-import os
-import socket
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
-from datetime import datetime
+from contextlib import suppress
 from pathlib import Path
-from typing import IO
 
 from hvdtrain.core import strict_json
 from hvdtrain.core.checkpoints.finding import AUTO, LATEST_FILE, checkpoints_in, left_behind, step_of
@@ -18,11 +11,12 @@ from hvdtrain.core.checkpoints.manifest import SPEC_FILE
 from hvdtrain.core.errors import CheckpointError
 from hvdtrain.core.plan.plan import Plan
 from hvdtrain.core.process.files import remove, write_whole
+from hvdtrain.core.run.lock import unwritable
 from hvdtrain.core.run.metrics import METRICS_FILE, TENSORBOARD_DIR
 from hvdtrain.core.spec.job_spec import JobSpec
 
 PLAN_FILE, MODEL_DIR, INITIAL_DIR = "plan.json", "model", "initial"
-LOCK_FILE = ".lock"
+RESTARTS_FILE = "restarts.jsonl"
 # Shell patterns of all that a run leaves.
 _OF_A_RUN = (
     SPEC_FILE,
@@ -121,7 +115,8 @@ def begin_run(
         CheckpointError: the directory cannot be written.
     """
     try:
-        for left in _left_by_a_run(directory) if overwrite else ():
+        # What `hvdtrain run` notes there may stand alone, for a job that has not come so far.
+        for left in (*_left_by_a_run(directory), *directory.glob(RESTARTS_FILE)) if overwrite else ():
             remove(left)
         for left in left_behind(directory):
             with suppress(OSError):
@@ -133,7 +128,7 @@ def begin_run(
         write_whole(directory / SPEC_FILE, spec_text(spec))
         write_whole(directory / PLAN_FILE, strict_json.dumps(plan.as_dict(), indent=2) + "\n")
     except OSError as error:
-        raise _unwritable(directory, error) from None
+        raise unwritable(directory, error) from None
 
 
 def set_later_aside(directory: Path, after_step: int) -> None:
@@ -152,84 +147,5 @@ def set_later_aside(directory: Path, after_step: int) -> None:
             later.rename(place)
 
 
-@contextmanager
-def locked(directory: Path, option: str = "--output-dir") -> Iterator[None]:
-    """Keep other jobs out of a directory; the kernel frees the lock when this process ends, however it ends.
-
-    The file names the process that holds it. Nothing else is left of a job that ends before it writes.
-
-    Args:
-        directory: made when it is missing.
-        option: what it was given by, for errors.
-
-    Raises:
-        CheckpointError: another job writes there, or the directory cannot be written.
-    """
-    new = not directory.exists()
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-        file = _lock(directory, option)
-    except OSError as error:
-        raise _unwritable(directory, error, option) from None
-    try:
-        yield
-    finally:
-        with suppress(OSError):
-            # Left where nothing can be written any more: the next holder takes it as it is.
-            (directory / LOCK_FILE).unlink()
-        file.close()
-        if new:
-            # It holds something where the job has come so far.
-            with suppress(OSError):
-                directory.rmdir()
-
-
-def _lock(directory: Path, option: str) -> IO[bytes]:
-    path = directory / LOCK_FILE
-    while True:
-        file = path.open("ab+", buffering=0)
-        try:
-            # Of this process alone: one by flock would live on in the workers it forks.
-            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except (BlockingIOError, PermissionError):
-            with file:
-                file.seek(0)
-                raise CheckpointError(
-                    f"{option} {directory}: another job is writing there ({_holder(file.read())}): wait for "
-                    "its end, or give another directory"
-                ) from None
-        except OSError:
-            # A file system without locks cannot keep two jobs apart; one alone needs none.
-            break
-        with suppress(FileNotFoundError):
-            if os.path.samestat(os.fstat(file.fileno()), path.stat()):
-                break
-        # Its last holder has deleted it meanwhile.
-        file.close()
-    started = datetime.now().astimezone().isoformat(timespec="seconds")
-    holder = {"host": socket.gethostname(), "pid": os.getpid(), "started": started}
-    try:
-        # What a killed job has left there says nothing any more.
-        file.truncate(0)
-        file.write(json.dumps(holder).encode())
-    except OSError:
-        path.unlink()
-        file.close()
-        raise
-    return file
-
-
-def _holder(content: bytes) -> str:
-    try:
-        found = json.loads(content)
-        return f"process {found['pid']} on host {found['host']}, since {found['started']}"
-    except (ValueError, KeyError, TypeError):
-        return "it has just begun"
-
-
 def _left_by_a_run(directory: Path) -> list[Path]:
     return [path for pattern in _OF_A_RUN for path in sorted(directory.glob(pattern))]
-
-
-def _unwritable(directory: Path, error: OSError, option: str = "--output-dir") -> CheckpointError:
-    return CheckpointError(f"{option} {directory}: cannot be written: {error.strerror}")

@@ -14,7 +14,7 @@ from hvdtrain.core.checkpoints.manifest import SPEC_FILE
 from hvdtrain.core.checkpoints.retention import Retention, delete, not_kept
 from hvdtrain.core.errors import CheckpointError
 from hvdtrain.core.process.files import size_of
-from hvdtrain.core.run.output_dir import locked
+from hvdtrain.core.run.lock import locked
 from hvdtrain.core.spec.checkpointing import CheckpointingSpec
 
 

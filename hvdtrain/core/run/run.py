@@ -30,6 +30,7 @@ class Run:
         adapter: computes, in one framework.
         output_dir: where rank 0 writes; created when missing.
         framework: of this rank.
+        snapshot_steps: updates from one snapshot to the next; None: there are none.
     """
 
     spec: JobSpec
@@ -41,6 +42,7 @@ class Run:
     adapter: Adapter
     output_dir: Path
     framework: Framework
+    snapshot_steps: int | None = None
 
     @property
     def wire_bytes(self) -> int:
@@ -76,9 +78,21 @@ class Run:
         by_epoch = self.spec.checkpointing.save_strategy == "epoch"
         return by_epoch and after // samples > before // samples
 
+    def snapshot_is_due(self, step: int) -> bool:
+        """Whether a snapshot is taken after this step, but for the last one.
+
+        In local updates only some steps can be saved: the next of them has it.
+        """
+        every = self.snapshot_steps
+        if every is None:
+            return False
+        rules = self.spec.rules.at(step)
+        return step // every > (step - (rules.period if rules.local else 1)) // every
+
     def weights_are_due(self, step: int) -> bool:
         """Whether the weights are evaluated or saved after this step."""
-        return step == self.plan.max_steps or self.evaluation_is_due(step) or self.checkpoint_is_due(step)
+        due = self.evaluation_is_due(step) or self.checkpoint_is_due(step) or self.snapshot_is_due(step)
+        return due or step == self.plan.max_steps
 
 
 def _due(step: int, every: int | None) -> bool:

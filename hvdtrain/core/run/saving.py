@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
@@ -52,6 +52,9 @@ def save(
     state: RunState | None = None,
     metrics: Mapping[str, float | None] | None = None,
     writer: BackgroundWriter | None = None,
+    *,
+    retention: Retention | None = None,
+    writers: Collection[int] = (0,),
 ) -> None:
     """Write the model in Hugging Face layout, atomically; every rank calls it, and rank 0 alone writes.
 
@@ -63,6 +66,8 @@ def save(
         state: where the run stands, for a checkpoint to go on from; None: the model alone.
         metrics: of this state, which the checkpoint's manifest shows.
         writer: writes a copy of everything in the background; None: it is written now, without a copy.
+        retention: which checkpoints beside this one are kept; None: those that the spec says.
+        writers: the ranks that write it, each into a directory of its own.
 
     Raises:
         CheckpointError: it cannot be written, or the writer could not write the one before.
@@ -70,12 +75,13 @@ def save(
     if writer:
         # Of two copies the first is written before the second is made.
         writer.wait()
-    streams, files, manifest = _streams(run, state), dict(run.dataset.files), None
+    writes = run.ranks.rank in writers
+    streams, files, manifest = _streams(run, state, writes), dict(run.dataset.files), None
     if state:
         files[STATE_FILE] = _record(run, state).text()
         files[SPEC_FILE] = spec_text(run.spec)
         manifest = partial(_manifest, run, state.step, metrics or {})
-    if not run.ranks.is_chief:
+    if not writes:
         for stream in streams.values():
             # Goes through them and keeps none, not even until the next one is there.
             deque(stream.arrays, maxlen=0)
@@ -85,7 +91,8 @@ def save(
         streams = {name: stream.snapshot() for name, stream in streams.items()}
     write = partial(save_model, directory, streams, config, files, manifest)
     if state:
-        write = partial(_write_checkpoint, directory, write, Retention.of_spec(run.spec.checkpointing))
+        retention = retention or Retention.of_spec(run.spec.checkpointing)
+        write = partial(_write_checkpoint, directory, write, retention)
     if writer:
         writer.submit(write)
     else:
@@ -133,13 +140,13 @@ def order_of(run: Run, fingerprint: str | None = None) -> str:
     return json.dumps({"seed": run.spec.seed, "data": fingerprint or run.dataset.fingerprint})
 
 
-def _streams(run: Run, state: RunState | None) -> dict[str, ArrayStream]:
+def _streams(run: Run, state: RunState | None, writes: bool) -> dict[str, ArrayStream]:
     """What each file of arrays holds, in the order in which all ranks go through them; made here alone.
 
     A rank that has no part in a file has a stream without arrays.
     """
     model, rules = run.spec.model, run.spec.rules
-    takes_part = run.ranks.is_chief or rules.sharded
+    takes_part = writes or rules.sharded
     counts: Arrays = getattr(run.family, "counts", lambda model: {})(model)
     # Counts come first, since they do so in the file.
     weights = chain(counts.items(), run.adapter.model.read(weights_by_bucket(run))) if takes_part else ()
@@ -151,9 +158,9 @@ def _streams(run: Run, state: RunState | None) -> dict[str, ArrayStream]:
         moments, local = moment_kinds(run), rules.at(state.step).local
         if local:
             moments = {n: Kind((run.ranks.size, *shape), dtype) for n, (shape, dtype) in moments.items()}
-        read = _by_rank(run) if local else run.adapter.optimizer.read() if takes_part else ()
+        read = _by_rank(run, writes) if local else run.adapter.optimizer.read() if takes_part else ()
         streams[OPTIMIZER_FILE] = ArrayStream(moments, read)
-        streams[COMPRESSION_FILE] = _residuals(run)
+        streams[COMPRESSION_FILE] = _residuals(run, writes)
         streams[GENERATORS_FILE] = _generators(run)
     return streams
 
@@ -186,13 +193,13 @@ def _record(run: Run, state: RunState) -> StateRecord:
     return StateRecord(stands, len(buckets), layout_of(buckets, rules), order_of(run), applied)
 
 
-def _by_rank(run: Run) -> Iterator[tuple[str, np.ndarray]]:
+def _by_rank(run: Run, writes: bool) -> Iterator[tuple[str, np.ndarray]]:
     """The moments after local updates, which are each rank's own."""
     for name, array in run.adapter.optimizer.read():
-        yield name, _stack(run.ranks, array)
+        yield name, _stack(run.ranks, array, writes)
 
 
-def _residuals(run: Run) -> ArrayStream:
+def _residuals(run: Run, writes: bool) -> ArrayStream:
     """The state of compression: what differs by rank from all of them, the rest as it is."""
     policies = [run.spec.rules.policy(bucket) for bucket in run.plan.buckets]
 
@@ -204,7 +211,8 @@ def _residuals(run: Run) -> ArrayStream:
     ranks = run.ranks
     # Read twice, since only the policies know the shapes of their states.
     kinds = {n: Kind((*[ranks.size] * by_rank, *a.shape), a.dtype) for n, a, by_rank in read()}
-    return ArrayStream(kinds, ((n, _stack(ranks, a) if by_rank else a) for n, a, by_rank in read()))
+    arrays = ((n, _stack(ranks, a, writes) if by_rank else a) for n, a, by_rank in read())
+    return ArrayStream(kinds, arrays)
 
 
 def _generators(run: Run) -> ArrayStream:
@@ -216,12 +224,12 @@ def _generators(run: Run) -> ArrayStream:
     return ArrayStream.of(named)
 
 
-def _stack(ranks: Ranks, array: np.ndarray) -> np.ndarray:
-    """Every rank's array on rank 0; on the others their own, for nobody asks them for more."""
+def _stack(ranks: Ranks, array: np.ndarray, writes: bool) -> np.ndarray:
+    """Every rank's array on a rank that writes; on the others their own, for nobody asks them for more."""
     rows = []
     for rank in range(ranks.size):
         mine = array if rank == ranks.rank else np.zeros_like(array)
         found = ranks.sum(mine.reshape(-1)).reshape(array.shape)
-        if ranks.is_chief:
+        if writes:
             rows.append(found)
     return np.stack(rows) if rows else array

@@ -13,6 +13,7 @@ import numpy as np
 from hvdtrain.core.checkpoints.background import BackgroundWriter
 from hvdtrain.core.checkpoints.finding import checkpoint_dir
 from hvdtrain.core.data import Prefetcher, Window, train_windows
+from hvdtrain.core.process.heartbeat import report_step
 from hvdtrain.core.process.preemption import Preempted
 from hvdtrain.core.run.buffers import average_buffers
 from hvdtrain.core.run.evaluation import compression_counters, evaluate
@@ -25,10 +26,11 @@ from hvdtrain.core.run.requests import SaveClock
 from hvdtrain.core.run.results import TrainingResult
 from hvdtrain.core.run.run import Run
 from hvdtrain.core.run.saving import save, save_final_model
+from hvdtrain.core.run.snapshots import Snapshots
 from hvdtrain.core.run.state import RunState
 
 
-def train(run: Run, start: RunState) -> TrainingResult:
+def train(run: Run, start: RunState, snapshots: Snapshots | None = None) -> TrainingResult:
     """Take every remaining update of the plan, evaluating, logging and saving on the way.
 
     Every rank calls it, in step with the others.
@@ -36,6 +38,7 @@ def train(run: Run, start: RunState) -> TrainingResult:
     Args:
         run: on this rank.
         start: where it starts.
+        snapshots: of an elastic job.
 
     Returns:
         What was produced; the final model is in `output_dir/model`.
@@ -53,7 +56,7 @@ def train(run: Run, start: RunState) -> TrainingResult:
         log, progress = _open_log(run, start, stack)
         writer = stack.enter_context(BackgroundWriter())
         windows = stack.enter_context(Prefetcher(_windows(run, start), depth=run.spec.data.prefetch))
-        for line, state in _updates(run, start, windows, clock):
+        for line, state in _followed(run, start, _updates(run, start, windows, clock), snapshots):
             writer.check()
             applied, owed = "loss" in line, owed or state.saving
             # An update that was not applied is logged however seldom lines are asked for.
@@ -90,7 +93,7 @@ def train(run: Run, start: RunState) -> TrainingResult:
             average_buffers(run, state.own_samples - averaged)
             _save_checkpoint(run, state, loss, {})
     if state.step < run.plan.max_steps:
-        _leave(run, state)
+        _leave(run, state, snapshots)
     return TrainingResult(state, loss, eval_loss, run.output_dir / MODEL_DIR, time.perf_counter() - started)
 
 
@@ -101,14 +104,33 @@ def _save_checkpoint(
     save(run, checkpoint_dir(run.output_dir, state.step), state, {"loss": loss, **metrics}, writer)
 
 
-def _leave(run: Run, state: RunState) -> NoReturn:
+def _leave(run: Run, state: RunState, snapshots: Snapshots | None) -> NoReturn:
     """End a run that was told to stop and has been saved; every rank calls it."""
+    if snapshots:
+        # Rank 0 may be on another host when it goes on.
+        snapshots.take(run, state, wait=True)
     if run.ranks.is_chief:
         where = checkpoint_dir(run.output_dir, state.step)
         print(f"preempted at update {state.step}: go on with --resume {where}", flush=True)
     # A launcher ends the others when one leaves: none does before all is saved and said.
     run.ranks.sum(np.zeros(1))
     raise Preempted
+
+
+def _followed(
+    run: Run, start: RunState, updates: Iterator[tuple[Line, RunState]], snapshots: Snapshots | None
+) -> Iterator[tuple[Line, RunState]]:
+    """The same updates; the launcher is told of them, and snapshots are taken."""
+    if snapshots:
+        # From here on the loss of any one host loses nothing, whoever held what the run goes on from.
+        snapshots.take(run, start, wait=True)
+    report_step(start.step)
+    for line, state in updates:
+        report_step(state.step)
+        yield line, state
+        # The weights and buffers that are due have been exchanged meanwhile.
+        if snapshots and "loss" in line:
+            snapshots.follow(run, state)
 
 
 def _updates(
