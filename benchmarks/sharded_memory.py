@@ -4,7 +4,7 @@
 
 Trains a few updates of a GPT-2. What a rank of a tiny model has resident is taken for
 what the framework itself needs. Freed blocks of 1 MiB and more go back to the system, so
-that what is resident is what is in use. See docs/benchmarks.md.
+that what is resident is what is in use. See docs/sharding.md.
 """
 
 from __future__ import annotations

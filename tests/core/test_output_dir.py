@@ -8,6 +8,8 @@ import signal
 import socket
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -40,6 +42,8 @@ OTHERS = ("notes.txt", "checkpoint-of-mine/weights", "models/other")
 # Holds the lock of argv[1] until its input ends; a child of it, forked meanwhile, lives on.
 HOLDER = """
 import os, sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from hvdtrain.core.run.lock import locked
 with locked(Path(sys.argv[1]), job=sys.argv[2]):
@@ -53,6 +57,8 @@ with locked(Path(sys.argv[1]), job=sys.argv[2]):
 # Locks the directory, and begins a run, where no file may grow beyond so many bytes.
 FULL = """
 import resource, signal, sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from hvdtrain.core.errors import CheckpointError
@@ -138,12 +144,17 @@ def test_two_specs_of_one_name_share_a_directory_and_two_frameworks_do_not() -> 
     assert default_output_dir("bert", "torch") != default_output_dir("bert", "tensorflow")
 
 
-def hold(directory: Path, how: str = "") -> subprocess.Popen[str]:
+@contextmanager
+def hold(directory: Path, how: str = "") -> Iterator[subprocess.Popen[str]]:
     command = [sys.executable, "-c", HOLDER, str(directory), how]
-    holder = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-    assert holder.stdout
-    assert holder.stdout.readline() == "held\n"
-    return holder
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as holder:
+        try:
+            assert holder.stdout
+            assert holder.stdout.readline() == "held\n"
+            yield holder
+        finally:
+            # One that is stopped would not end.
+            holder.kill()
 
 
 def test_a_second_job_is_told_who_writes_there(tmp_path: Path) -> None:
@@ -170,9 +181,12 @@ def test_the_lock_of_a_killed_job_is_free_though_a_worker_of_it_lives(tmp_path: 
 def test_rank_0_of_a_job_that_was_started_again_takes_the_lock_from_a_frozen_one(tmp_path: Path) -> None:
     with hold(tmp_path, "elastic") as frozen:
         frozen.send_signal(signal.SIGSTOP)
-        with pytest.raises(CheckpointError, match="another job is writing there"), locked(tmp_path, "other"):
+        with (
+            pytest.raises(CheckpointError, match="another job is writing there"),
+            locked(tmp_path, job="other"),
+        ):
             pass
-        with locked(tmp_path, "elastic"):
+        with locked(tmp_path, job="elastic"):
             check_still_locked(tmp_path)
             frozen.send_signal(signal.SIGCONT)
             frozen.communicate("\n")
@@ -184,7 +198,7 @@ def test_rank_0_of_a_job_that_was_started_again_takes_the_lock_from_a_frozen_one
 def test_a_rank_0_that_was_given_up_goes_no_further(tmp_path: Path) -> None:
     # Without a lock there is nothing to say, nor while it changes hands.
     check_still_locked(tmp_path)
-    with locked(tmp_path, "elastic"):
+    with locked(tmp_path, job="elastic"):
         file = tmp_path / LOCK_FILE
         holder = json.loads(file.read_text())
         check_still_locked(tmp_path)
