@@ -9,6 +9,7 @@ docs/benchmarks.md.
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import tempfile
@@ -99,6 +100,8 @@ def _summary(folder: Path, rounds: int) -> tuple[str, ...]:
 
 def _times(folder: Path) -> dict[int, float]:
     """When each update was done, by its number."""
+    # TensorBoard imports it, and it tells of the processor.
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     events = EventAccumulator(str(folder / TENSORBOARD_DIR), size_guidance={"scalars": 0})

@@ -19,6 +19,7 @@ from hvdtrain.checkpoints import checkpoints
 from hvdtrain.core.errors import HvdtrainError
 from hvdtrain.core.process.outputs import open_outputs
 from hvdtrain.engine.commands import doctor, engine_app
+from hvdtrain.export import export
 from hvdtrain.launch.command import Framework, run
 
 if TYPE_CHECKING:
@@ -42,6 +43,7 @@ app.command()(demo)
 app.command()(parity)
 app.command()(simulate)
 app.command()(checkpoints)
+app.command()(export)
 app.command()(doctor)
 
 _Spec = Annotated[str, typer.Argument(help="YAML file or packaged spec, such as bert.")]

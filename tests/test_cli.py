@@ -79,6 +79,7 @@ HELD_OUT = ("--set", "data.validation_split=null", "--set", "data.validation_fil
         (["evaluate", "."], "neither it nor the folder above holds spec.json"),
         (["generate", "nowhere", "a prompt"], "nowhere: no such folder"),
         (["generate", ".", "a prompt"], "holds no model"),
+        (["export", ".", "--to", "keras"], "holds no model"),
         (["run", "job.yaml", "--framework", "torch", "-np", "2", "--set", "seed=-1"], "seed"),
     ],
 )

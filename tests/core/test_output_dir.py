@@ -17,13 +17,11 @@ import pytest
 from hvdtrain.core.checkpoints.finding import AUTO
 from hvdtrain.core.errors import CheckpointError
 from hvdtrain.core.process.paths import default_output_dir
+from hvdtrain.core.run.lock import LOCK_FILE, check_still_locked, locked
 from hvdtrain.core.run.output_dir import (
-    LOCK_FILE,
     begin_run,
     check_begins_anew,
     check_output_dir,
-    check_still_locked,
-    locked,
     spec_text,
 )
 from hvdtrain.core.spec.job_spec import load_spec
@@ -43,7 +41,7 @@ OTHERS = ("notes.txt", "checkpoint-of-mine/weights", "models/other")
 HOLDER = """
 import os, sys
 from pathlib import Path
-from hvdtrain.core.run.output_dir import locked
+from hvdtrain.core.run.lock import locked
 with locked(Path(sys.argv[1]), job=sys.argv[2]):
     if sys.argv[2] == "forks" and os.fork() == 0:
         os.close(1)
@@ -58,7 +56,8 @@ import resource, signal, sys
 from pathlib import Path
 from types import SimpleNamespace
 from hvdtrain.core.errors import CheckpointError
-from hvdtrain.core.run.output_dir import begin_run, locked
+from hvdtrain.core.run.lock import locked
+from hvdtrain.core.run.output_dir import begin_run
 from hvdtrain.core.spec.job_spec import load_spec
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[2]), int(sys.argv[2])))

@@ -22,7 +22,7 @@ from hvdtrain.core.checkpoints.model_folder import load_model
 from hvdtrain.core.errors import CheckpointError, SpecError
 from hvdtrain.core.run import requests, saving
 from hvdtrain.core.run.job import prepare_data
-from hvdtrain.core.run.output_dir import locked
+from hvdtrain.core.run.lock import locked
 from hvdtrain.core.spec.job_spec import load_spec
 from tests.core import test_resume
 from tests.core.test_going_on import Counting, content, job
@@ -368,6 +368,12 @@ def test_sections_that_contradict_themselves_are_refused(section: str, expected:
     with pytest.raises(SpecError) as found:
         load_spec("bert", ["evaluation.eval_steps=4", f"checkpointing={section}"])
     assert expected in str(found.value)
+
+
+def test_the_best_checkpoint_needs_something_to_evaluate(sets: list[str], tmp_path: Path) -> None:
+    best = "checkpointing={save_strategy: epoch, save_best: true}"
+    with pytest.raises(SpecError, match="is found by the validation split, which is empty"):
+        job(tmp_path / "out", [*sets, best, "data.validation_split=0.0"])
 
 
 def test_the_best_model_of_a_classifier_may_be_that_of_any_metric() -> None:

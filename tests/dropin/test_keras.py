@@ -12,7 +12,15 @@ import pytest
 from tests.jobs.runs import launch
 
 HERE = Path(__file__).parent
-QUICK = ("keras_arguments", "keras_fitting", "keras_callbacks", "keras_misuse", "keras_names")
+QUICK = (
+    "keras_arguments",
+    "keras_fitting",
+    "keras_callbacks",
+    "keras_misuse",
+    "keras_names",
+    "keras_loader",
+    "keras_checkpoint",
+)
 SLOW = ("keras_optimizers",)
 
 

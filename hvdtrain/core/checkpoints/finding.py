@@ -21,6 +21,7 @@ _FOLDERS, _FILES = (f"{_PREFIX}[0-9]*", "model", "initial"), (LATEST_FILE, "*.js
 _UNFINISHED = (
     *(f".{name}.tmp-*" for name in _FOLDERS),
     *(f".{name}.before*" for name in _FOLDERS),
+    *(f".{name}.parts-*" for name in _FOLDERS),
     *(f".{name}.unfinished" for name in _FILES),
 )
 
@@ -108,19 +109,22 @@ def first_whole(
     return None
 
 
-def newest_whole(output_dir: Path, say: Callable[[str], None]) -> tuple[Path, Manifest | None] | None:
+def newest_whole(
+    output_dir: Path, say: Callable[[str], None], who: str = "--resume auto"
+) -> tuple[Path, Manifest | None] | None:
     """The newest whole checkpoint of a run, with its manifest; None where there is none.
 
     Args:
         output_dir: of the run.
         say: is told what was chosen, and which newer ones were skipped for what reason.
+        who: looks for it, for what is said.
     """
     skipped: list[tuple[str, CheckpointError]] = []
     newest_first = reversed(checkpoints_in(output_dir))
     chosen = first_whole(newest_first, lambda path, error: skipped.append((path.name, error)))
     where = f"going on from {chosen[0]}" if chosen else "starting from the beginning"
     for name, reason in skipped:
-        say(f"warning: --resume auto: skipped {name}, {where}: {reason}")
+        say(f"warning: {who}: skipped {name}, {where}: {reason}")
     if not skipped:
-        say(f"--resume auto: {where}" if chosen else f"--resume auto: no checkpoint in {output_dir}, {where}")
+        say(f"{who}: {where}" if chosen else f"{who}: no checkpoint in {output_dir}, {where}")
     return chosen

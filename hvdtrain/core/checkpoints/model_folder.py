@@ -48,20 +48,38 @@ def save_model(
         CheckpointError: when the disk is full or the directory cannot be written; nothing is left behind.
     """
 
-    def write(into: Path) -> None:
-        written = {name: write_arrays(into / name, stream) for name, stream in streams.items()}
-        texts = {"config.json": _json(config), **files}
-        if UNTRAINED_FILE in streams:
-            texts[INDEX_FILE] = _index({name: streams[name] for name in (WEIGHTS_FILE, UNTRAINED_FILE)})
-        for name, text in texts.items():
-            content = text.encode()
-            (into / name).write_bytes(content)
-            written[name] = FileRecord.of(content)
-        if manifest:
-            (into / MANIFEST_FILE).write_text(manifest(written).text(), encoding="utf-8")
-
+    texts = {"config.json": _json(config), **files}
+    if UNTRAINED_FILE in streams:
+        texts[INDEX_FILE] = _index({name: streams[name] for name in (WEIGHTS_FILE, UNTRAINED_FILE)})
     with _told(directory):
-        replace_directory(directory, write)
+        replace_directory(directory, lambda into: write_files(into, streams, texts, manifest))
+
+
+def write_files(
+    directory: Path,
+    streams: Mapping[str, ArrayStream],
+    texts: Mapping[str, str],
+    manifest: Callable[[Mapping[str, FileRecord]], Manifest] | None = None,
+    there: Mapping[str, FileRecord] | None = None,
+) -> None:
+    """Write files of arrays and of text, and the manifest last; `OSError` and `SafetensorError` pass.
+
+    Args:
+        directory: exists.
+        streams: as in `save_model`.
+        texts: content of the others, by name.
+        manifest: as in `save_model`.
+        there: files that are there already, which belong into the manifest.
+    """
+    written = dict(there or {})
+    for name, stream in streams.items():
+        written[name] = write_arrays(directory / name, stream)
+    for name, text in texts.items():
+        content = text.encode()
+        (directory / name).write_bytes(content)
+        written[name] = FileRecord.of(content)
+    if manifest:
+        (directory / MANIFEST_FILE).write_text(manifest(written).text(), encoding="utf-8")
 
 
 def load_model(directory: Path, name: str = WEIGHTS_FILE) -> SavedArrays:
@@ -105,7 +123,7 @@ def _told(directory: Path) -> Iterator[None]:
         ) from None
 
 
-def replace_directory(directory: Path, write: Callable[[Path], None]) -> None:
+def replace_directory(directory: Path, write: Callable[[Path], object]) -> None:
     """Make a directory that appears whole or not at all, in place of an older one of its name.
 
     Args:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -58,7 +58,7 @@ def open_model(directory: Path, task: str) -> SavedModel:
             is missing, damaged or of another model.
         DataError: `tokenizer.json` is not a tokenizer's.
     """
-    folder = _find(directory)
+    folder = find_model(directory)
     model = read_model(folder)
     family = family_of(model)
     if task not in family.TASKS:
@@ -67,17 +67,32 @@ def open_model(directory: Path, task: str) -> SavedModel:
             f"this needs one that is trained for {task}"
         )
     weights = family.weights(model)
+    arrays = open_weights(folder, weights, model.dtype)
+    path = folder / TOKENIZER_FILE
+    return SavedModel(folder, model, weights, arrays, tokenizer_from(_read(path), path, field=""))
+
+
+def open_weights(folder: Path, weights: Sequence[Weight], dtype: str) -> Mapping[str, np.ndarray]:
+    """Open the weights of a saved model, each of which is read whenever it is asked for.
+
+    Args:
+        folder: holds `model.safetensors`.
+        weights: those of the model of `config.json`.
+        dtype: NumPy's name; theirs.
+
+    Raises:
+        CheckpointError: the file is missing or damaged, or a weight is missing or has another shape or dtype.
+    """
     arrays = load_model(folder)
     for weight in weights:
         found = arrays.get(weight.name)
-        if found is None or found.shape != weight.shape or found.dtype != model.dtype:
+        if found is None or found.shape != weight.shape or found.dtype != dtype:
             told = "nothing" if found is None else f"{found.dtype} {found.shape}"
             raise CheckpointError(
-                f"{folder / WEIGHTS_FILE}: {weight.name}: expected {model.dtype} {weight.shape}, as "
+                f"{folder / WEIGHTS_FILE}: {weight.name}: expected {dtype} {weight.shape}, as "
                 f"{CONFIG_FILE} says, found {told}; take both files from one model"
             )
-    path = folder / TOKENIZER_FILE
-    return SavedModel(folder, model, weights, arrays, tokenizer_from(_read(path), path, field=""))
+    return arrays
 
 
 def read_model(directory: Path) -> ModelSection:
@@ -111,7 +126,15 @@ def read_model(directory: Path) -> ModelSection:
     return found
 
 
-def _find(directory: Path) -> Path:
+def find_model(directory: Path) -> Path:
+    """The folder of a saved model.
+
+    Args:
+        directory: a job's output directory, or one of its `model` or `checkpoint-N` folders.
+
+    Raises:
+        CheckpointError: there is no such folder, or no model in it.
+    """
     for folder in (directory, directory / _MODEL_DIR):
         if (folder / CONFIG_FILE).is_file():
             return folder

@@ -22,6 +22,9 @@ P = ParamSpec("P")
 
 # Calls that each worker has in front of it, as PyTorch's `prefetch_factor`.
 _CALLS_EACH = 2
+# Ctrl-C reaches the whole group, and the parent answers for all; a request to stop, which mpirun passes on to
+# the whole group, is the parent's as well.
+_SIGNALS = {signal.SIGINT: signal.SIG_IGN, signal.SIGTERM: signal.SIG_DFL, signal.SIGUSR1: signal.SIG_IGN}
 # What a worker's calls are given first; it has it from its parent's memory, so nothing has to be pickled.
 _shared: Any = None
 
@@ -50,7 +53,13 @@ class Workers(Generic[S]):
             # The fork context starts every process at the first call, before the pool has a thread.
             fork = multiprocessing.get_context("fork")
             self._pool = ProcessPoolExecutor(count, fork, _begin, (shared, os.getpid()))
-            self.start(_nothing)()
+            # Each process is born with them blocked, until it has said what they do there.
+            before = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
+            try:
+                waiting = self.start(_nothing)
+            finally:
+                signal.pthread_sigmask(signal.SIG_SETMASK, before)
+            waiting()
 
     @property
     def ahead(self) -> int:
@@ -79,6 +88,11 @@ class Workers(Generic[S]):
             return partial(_result, self._pool.submit(_call, function, args, kwargs))
         except (BrokenProcessPool, OSError) as error:
             raise _lost(error) from error
+        except BaseException:
+            # Ctrl-C in the middle: a call that the pool knows of and no process gets would be waited for at
+            # exit, for ever.
+            self._pool.shutdown(wait=False, cancel_futures=True)
+            raise
 
     def close(self) -> None:
         """End the processes after the calls they are at; later ones fail. A second call does nothing."""
@@ -111,11 +125,9 @@ def _begin(shared: Any, parent: int) -> None:
     """What a worker does first."""
     global _shared  # noqa: PLW0603
     _shared = shared
-    # Ctrl-C reaches the whole group; the parent answers for all.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    # A request to stop, which mpirun passes on to the whole group.
-    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+    for number, action in _SIGNALS.items():
+        signal.signal(number, action)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
     end = partial(os._exit, 1)
     call_when_orphaned(end)
     if os.getppid() != parent:

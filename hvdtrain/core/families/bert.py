@@ -19,6 +19,7 @@ TASKS = ("masked_lm", "text_classification")
 DROPOUT = ("hidden_dropout_prob", "attention_probs_dropout_prob", "classifier_dropout")
 LAYERS = "num_hidden_layers"
 NETWORKS = {"torch": "hvdtrain.torch.families.bert", "tensorflow": "hvdtrain.tensorflow.families.bert"}
+KERAS_MODEL = "hvdtrain.keras_models.bert"
 HEADS = ("cls.", "bert.pooler.", "classifier.")
 HEAD_FIELDS = {"num_labels": "text_classification"}
 FIXED = {"position_embedding_type": "absolute", "is_decoder": False, "add_cross_attention": False}

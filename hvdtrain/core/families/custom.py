@@ -17,6 +17,7 @@ from hvdtrain.core.user_code import load_user, user_code
 TASKS = ("custom",)
 DROPOUT: tuple[str, ...] = ()
 NETWORKS = {"torch": "hvdtrain.torch.families.custom", "tensorflow": "hvdtrain.tensorflow.families.custom"}
+KERAS_MODEL = "hvdtrain.keras_models.custom"
 # The order of a module's arrays where names of both frameworks are matched.
 _LEAVES = ("weight", "bias", "running_mean", "running_var")
 

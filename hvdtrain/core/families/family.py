@@ -17,6 +17,8 @@ class Family(Protocol):
         TASKS: what it can be trained for, the default first.
         DROPOUT: fields of its section that are rates of dropout.
         NETWORKS: the module whose `Network` builds the model, by framework.
+        KERAS_MODEL: the module whose `build` makes a `keras.Model` of a section and the folder of a saved
+            model; optional.
         HEADS: beginnings of the names of weights that a saved model without this head lacks; optional.
         HEAD_FIELDS: fields of its section that shape a head, each with the task that has this head; optional.
             A spec may give others than those of the folder that it starts from, whose head is not taken then.

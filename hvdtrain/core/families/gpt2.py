@@ -18,6 +18,7 @@ TASKS = ("causal_lm",)
 DROPOUT = ("resid_pdrop", "embd_pdrop", "attn_pdrop")
 LAYERS = "n_layer"
 NETWORKS = {"torch": "hvdtrain.torch.families.gpt2", "tensorflow": "hvdtrain.tensorflow.families.gpt2"}
+KERAS_MODEL = "hvdtrain.keras_models.gpt2"
 HEADS = ("lm_head.",)
 FIXED = {
     "scale_attn_weights": True,

@@ -18,6 +18,7 @@ TASKS = ("causal_lm",)
 DROPOUT = ("attention_dropout",)
 LAYERS = "num_hidden_layers"
 NETWORKS = {"torch": "hvdtrain.torch.families.llama", "tensorflow": "hvdtrain.tensorflow.families.llama"}
+KERAS_MODEL = "hvdtrain.keras_models.llama"
 HEADS = ("lm_head.",)
 
 _TOKENS, _NORM, _HEAD = "model.embed_tokens.weight", "model.norm.weight", "lm_head.weight"

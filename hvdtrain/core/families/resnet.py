@@ -17,6 +17,7 @@ from hvdtrain.core.spec.sections import Count, ModelSection
 TASKS = ("image_classification",)
 DROPOUT = ()
 NETWORKS = {"torch": "hvdtrain.torch.families.resnet", "tensorflow": "hvdtrain.tensorflow.families.resnet"}
+KERAS_MODEL = "hvdtrain.keras_models.resnet"
 HEADS = (HEAD := "classifier.",)
 HEAD_FIELDS = {"num_labels": "image_classification"}
 FREE = ("image_size",)

@@ -19,6 +19,7 @@ TASKS = ("image_classification",)
 DROPOUT = ("hidden_dropout_prob", "attention_probs_dropout_prob")
 LAYERS = "num_hidden_layers"
 NETWORKS = {"torch": "hvdtrain.torch.families.vit", "tensorflow": "hvdtrain.tensorflow.families.vit"}
+KERAS_MODEL = "hvdtrain.keras_models.vit"
 HEADS = ("classifier.",)
 HEAD_FIELDS = {"num_labels": "image_classification"}
 

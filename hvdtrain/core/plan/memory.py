@@ -16,7 +16,7 @@ from hvdtrain.core.tasks import task_of
 from hvdtrain.core.update.buckets import Bucket
 from hvdtrain.core.update.gathers import plan_gathers
 from hvdtrain.core.update.precision import compute_itemsize
-from hvdtrain.core.update.shards import Shard, scratch_elements
+from hvdtrain.core.update.shards import UNDER_WAY, Shard, scratch_elements
 
 
 @dataclass(frozen=True)
@@ -52,11 +52,13 @@ class Memory:
 def gradient_elements(rules: Rules, shards: Sequence[Shard]) -> int:
     """Elements of the gradients that a rank holds at a time.
 
-    Where they are sharded, those are its shards and the largest bucket, before it is summed.
+    Where they are sharded, those are its shards, one whole bucket that is filled, and those that are being
+    summed: the largest.
     """
     if not rules.shards_gradients:
         return sum(shard.padded for shard in shards)
-    return sum(shard.size for shard in shards) + max(shard.padded for shard in shards)
+    whole = sorted((shard.padded for shard in shards), reverse=True)[: UNDER_WAY + 1]
+    return sum(shard.size for shard in shards) + sum(whole)
 
 
 def weight_elements(rules: Rules, shards: Sequence[Shard]) -> int:

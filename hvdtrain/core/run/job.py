@@ -29,6 +29,7 @@ from hvdtrain.core.run.arguments import parse_arguments
 from hvdtrain.core.run.examination import examine
 from hvdtrain.core.run.framework import Framework
 from hvdtrain.core.run.initial import save_initial_values
+from hvdtrain.core.run.lock import locked
 from hvdtrain.core.run.metrics import METRICS_FILE
 from hvdtrain.core.run.output_dir import (
     MODEL_DIR,
@@ -36,7 +37,6 @@ from hvdtrain.core.run.output_dir import (
     check_begins_anew,
     check_output_dir,
     goes_on_in,
-    locked,
 )
 from hvdtrain.core.run.ranks import Ranks
 from hvdtrain.core.run.results import TrainingResult, describe_result
@@ -140,7 +140,7 @@ def train_spec(
     """
     with ExitStack() as stack:
         if ranks.is_chief:
-            stack.enter_context(locked(output_dir, snapshots.job if snapshots else None))
+            stack.enter_context(locked(output_dir, job=snapshots.job if snapshots else None))
         held = stack.enter_context(Snapshots(snapshots, ranks)) if snapshots else None
         snapshot = held.newest() if held else None
         if ranks.is_chief:

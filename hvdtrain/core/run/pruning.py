@@ -9,12 +9,12 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from hvdtrain.core.checkpoints.finding import left_behind
+from hvdtrain.core.checkpoints.finding import checkpoints_in, left_behind
 from hvdtrain.core.checkpoints.manifest import SPEC_FILE
 from hvdtrain.core.checkpoints.retention import Retention, delete, not_kept
 from hvdtrain.core.errors import CheckpointError
 from hvdtrain.core.process.files import size_of
-from hvdtrain.core.run.output_dir import locked
+from hvdtrain.core.run.lock import locked
 from hvdtrain.core.spec.checkpointing import CheckpointingSpec
 
 
@@ -35,7 +35,10 @@ def prune(output_dir: Path, keep: int | None, say: Callable[[str], None]) -> Non
     if not output_dir.is_dir():
         raise CheckpointError(f"{output_dir}: no such directory; give the output directory of a run")
     with locked(output_dir):
-        retention = _retention(output_dir / SPEC_FILE)
+        spec = output_dir / SPEC_FILE
+        # A loop of the user's own has none, and says itself what it keeps.
+        own_loop = not spec.exists() and checkpoints_in(output_dir)
+        retention = Retention() if own_loop else _retention(spec)
         if keep is not None:
             retention = replace(retention, limit=keep)
         total = 0

@@ -31,6 +31,7 @@ from hvdtrain.core.tasks.measures import measures_of
 _ROWS = 8
 # Sections and fields of a spec that an evaluation does without: ranks may be others than those of the job.
 _OF_TRAINING = (
+    "checkpointing",
     "compression",
     "schedule",
     "optimizer",

@@ -26,7 +26,7 @@ from hvdtrain.core.checkpoints.model_folder import replace_directory
 from hvdtrain.core.checkpoints.retention import Retention
 from hvdtrain.core.errors import CheckpointError
 from hvdtrain.core.process.paths import own_folder, user_path
-from hvdtrain.core.run.output_dir import check_still_locked
+from hvdtrain.core.run.lock import check_still_locked
 from hvdtrain.core.run.ranks import Ranks
 from hvdtrain.core.run.run import Run
 from hvdtrain.core.run.saving import save

@@ -15,21 +15,12 @@ from hvdtrain.core.families.initializers import ZEROS
 from hvdtrain.core.families.weights import SAME, TRANSPOSED, Layout, Weight
 from hvdtrain.core.spec.reference import describe
 from hvdtrain.core.user_code import user_code
+from hvdtrain.keras_models.layers import LEAVES
 from hvdtrain.tensorflow.weights import Parameters
 
 # Arguments of `call` that are no inputs.
 _OF_KERAS = {"training", "mask"}
 _POLICIES = {"float16": "mixed_float16", "bfloat16": "mixed_bfloat16"}
-# PyTorch's names of what layers hold, where `model.names` matches a layer with a module.
-_LEAVES = {
-    "kernel": "weight",
-    "embeddings": "weight",
-    "gamma": "weight",
-    "bias": "bias",
-    "beta": "bias",
-    "moving_mean": "running_mean",
-    "moving_variance": "running_var",
-}
 # (*kernel, in, out) here, (out, in, *kernel) there.
 _KERNELS: dict[type[keras.layers.Layer], Layout] = {
     keras.layers.Dense: TRANSPOSED,
@@ -151,12 +142,12 @@ def _weight(
     module = next((name for name, other in names.items() if other == layer), None)
     if module is None:
         raise SpecError(f"model.names: no module stands for the layer {layer!r}, which holds {leaf!r}")
-    if leaf not in _LEAVES or (leaf == "kernel" and path not in layouts):
+    if leaf not in LEAVES or (leaf == "kernel" and path not in layouts):
         raise SpecError(
             f"model.names: {path!r} has no counterpart in PyTorch that is known; layers that can be matched "
             "are Dense, Conv1D to Conv3D, Embedding and the normalizations"
         )
     layout = layouts.get(path, SAME)
     theirs = tuple(shape[axis] for axis in layout.inverse) if layout.axes else shape
-    name = f"{module}.{_LEAVES[leaf]}"
+    name = f"{module}.{LEAVES[leaf]}"
     return Weight(name, theirs, len(shape) > 1, ZEROS, layout, buffer=buffer, frozen=frozen, custom=True)

@@ -231,13 +231,33 @@ ENDINGS: dict[str, Callable[[subprocess.Popen[str]], object]] = {
     "time.sleep(600)": lambda program: program.kill(),
     "time.sleep(601)": lambda program: program.terminate(),
     "time.sleep(602)": lambda program: os.killpg(program.pid, signal.SIGINT),
+    # Ctrl-C while the pool takes a call: it knows of the call, and no process will get it.
+    "def put(number): raise KeyboardInterrupt\nworkers._pool._work_ids.put = put\nworkers.start(work, 0)": (
+        lambda program: None
+    ),
 }
 
 
-@pytest.mark.parametrize(("ending", "end"), ENDINGS.items(), ids=list(ENDINGS))
+@pytest.mark.parametrize(("ending", "end"), ENDINGS.items(), ids=range(len(ENDINGS)))
 def test_no_worker_outlives_its_parent(ending: str, end: Callable[[subprocess.Popen[str]], object]) -> None:
+    check_ends(PROGRAM + ending, end)
+
+
+# The second process that is forked takes a second to begin.
+SLOWLY = """
+import os, time
+forks = []
+os.register_at_fork(before=lambda: forks.append(0), after_in_child=lambda: time.sleep(len(forks) - 1))
+"""
+
+
+def test_an_interrupt_is_not_heard_by_a_worker_that_has_not_begun() -> None:
+    check_ends(SLOWLY + PROGRAM + "time.sleep(602)", ENDINGS["time.sleep(602)"])
+
+
+def check_ends(program_text: str, end: Callable[[subprocess.Popen[str]], object]) -> None:
     program = subprocess.Popen(
-        [sys.executable, "-c", PROGRAM + ending],
+        [sys.executable, "-c", program_text],
         cwd=ROOT,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
