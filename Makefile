@@ -15,7 +15,7 @@ GPU_TESTS := tests/engine/test_wire.py tests/conformance/test_frameworks.py test
 	tests/jobs/test_gpu.py
 SOURCES := hvdtrain torch_jobs tf_jobs tests benchmarks examples
 
-.PHONY: help setup demo test test-all test-gpu check format stubs bench clean
+.PHONY: help setup demo test test-all test-faults test-gpu check format stubs bench clean
 .DEFAULT_GOAL := help
 
 help:  ## what can be made
@@ -34,6 +34,9 @@ test: setup  ## the tests
 test-all: export EMULATED_HOSTS := 1
 test-all: setup  ## the tests, those included that take many minutes (CUDA build)
 	@$(BIN)/python -m pytest -m "not gpu"
+
+test-faults: setup  ## jobs that are killed more than 50 times at random moments, many minutes
+	@$(BIN)/python -m pytest -m "not gpu" tests/jobs/test_kills.py
 
 # Not in .venv: one Horovod has one CUDA, and the two frameworks' wheels are built for different ones.
 test-gpu:  ## the tests that need a GPU, by the python3 on the path, which has a Horovod with NCCL

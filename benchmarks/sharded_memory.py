@@ -3,12 +3,14 @@
     python benchmarks/sharded_memory.py --layers 8 --width 768
 
 Trains a few updates of a GPT-2. What a rank of a tiny model has resident is taken for
-what the framework itself needs. See docs/benchmarks.md.
+what the framework itself needs. Freed blocks of 1 MiB and more go back to the system, so
+that what is resident is what is in use. See docs/sharding.md.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -80,7 +82,8 @@ def _run(
         command = [sys.executable, "-m", "hvdtrain.cli", "run", "gpt2", "--framework", framework]
         command += ["-np", str(ranks), "--output-dir", folder, *(f"--set={each}" for each in settings)]
         with open(Path(folder) / "log.txt", "wb") as log:
-            process = subprocess.Popen(command, stdout=log, stderr=log)
+            env = {**os.environ, "MALLOC_MMAP_THRESHOLD_": str(_MIB)}
+            process = subprocess.Popen(command, stdout=log, stderr=log, env=env)
             peak = 0
             while process.poll() is None:
                 peak = max(peak, _largest(process.pid))

@@ -1,15 +1,15 @@
 """Handwritten digits in Keras 3's `fit`: ranks, exact metrics, and a run that can be stopped.
 
-    mpirun -np 2 python examples/keras_digits.py
+    mpirun -np 2 python examples/keras_digits.py --state outputs/digits
 
-The same network, numbers and order of samples as the PyTorch example, so in float64 their curves agree.
+Started again with the same `--state`, it goes on where it was stopped, on any number of ranks. The same
+network, numbers and order of samples as the PyTorch example, so in float64 their curves agree.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import math
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +17,12 @@ import numpy as np
 from sklearn.datasets import load_digits
 
 import hvdtrain.keras as hvd
-from hvdtrain.core.dropin import share_of_epoch
 from hvdtrain.keras import callbacks
 
 # isort: split
 import keras
 
-TRAINING, BATCH, EPOCHS = 1500, 32, 3
+TRAINING, GLOBAL_BATCH, EPOCHS = 1500, 64, 3
 
 
 def main() -> None:
@@ -40,11 +39,10 @@ def main() -> None:
     model.compile(
         optimizer, loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True), metrics=["accuracy"]
     )
-    curve, data = Curve(), Digits(images[:TRAINING], digits[:TRAINING])
+    curve, data = Curve(), hvd.dataset(Digits(images[:TRAINING], digits[:TRAINING]), GLOBAL_BATCH, seed=0)
     given = [callbacks.BroadcastGlobalVariables(0), callbacks.MetricAverage(), callbacks.ProgressBar()]
-    given.append(keras.callbacks.LambdaCallback(on_epoch_begin=lambda epoch, logs: data.set_epoch(epoch)))
     if options.state:
-        given.append(callbacks.Checkpoint(options.state))
+        given.append(callbacks.Checkpoint(options.state, dataset=data, save_steps=options.save_steps))
     if options.curve:
         given.append(curve)
     mine = slice(TRAINING + hvd.rank(), None, hvd.size())
@@ -60,24 +58,17 @@ def main() -> None:
     hvd.shutdown()
 
 
-class Digits(keras.utils.PyDataset):
-    """This rank's batches, in another order every epoch."""
+class Digits:
+    """Samples by their number."""
 
     def __init__(self, images: np.ndarray, digits: np.ndarray) -> None:
-        super().__init__()
         self._images, self._digits = images, digits
-        self.set_epoch(0)
-
-    def set_epoch(self, epoch: int) -> None:
-        # Without the last samples that not every rank would have: all ranks take equally many steps.
-        self._rows = share_of_epoch(0, epoch, TRAINING, hvd.rank(), hvd.size(), drop_last=True)
 
     def __len__(self) -> int:
-        return math.ceil(len(self._rows) / BATCH)
+        return len(self._images)
 
     def __getitem__(self, index: int) -> tuple[np.ndarray, np.ndarray]:
-        rows = self._rows[index * BATCH : (index + 1) * BATCH]
-        return self._images[rows], self._digits[rows]
+        return self._images[index], self._digits[index]
 
 
 class Curve(keras.callbacks.Callback):
@@ -113,7 +104,10 @@ def parse() -> argparse.Namespace:
     )
     parser.add_argument("--compression", default="none", help="such as fp16 (default: none)")
     parser.add_argument("--dtype", default="float32", choices=("float32", "float64"), help="of everything")
-    parser.add_argument("--state", type=Path, help="go on from this directory, and save every epoch there")
+    parser.add_argument(
+        "--state", type=Path, help="go on from the checkpoints in this directory, and save there"
+    )
+    parser.add_argument("--save-steps", type=int, default=10, help="updates between saves (default: 10)")
     parser.add_argument("--curve", type=Path, help="rank 0 writes the loss of every update here, as JSON")
     return parser.parse_args()
 

@@ -1,8 +1,9 @@
-"""Handwritten digits in a PyTorch loop of one's own: ranks, accumulation and automatic mixed precision.
+"""Handwritten digits in a PyTorch loop of one's own: ranks, accumulation, mixed precision and checkpoints.
 
-    mpirun -np 2 python examples/torch_digits.py --amp
+    mpirun -np 2 python examples/torch_digits.py --amp --state outputs/digits
 
-The same network, numbers and order of samples as the Keras example, so in float64 their curves agree.
+Started again with the same `--state`, it goes on where it was stopped, on any number of ranks. The same
+network, numbers and order of samples as the Keras example, so in float64 their curves agree.
 """
 
 from __future__ import annotations
@@ -15,11 +16,11 @@ import numpy as np
 import torch
 from sklearn.datasets import load_digits
 from torch.nn import functional
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import TensorDataset
 
 import hvdtrain.torch as hvd
 
-TRAINING, BATCH, MICRO_BATCH, EPOCHS = 1500, 32, 16, 3
+TRAINING, GLOBAL_BATCH, MICRO_BATCH, EPOCHS = 1500, 64, 16, 3
 
 
 def main() -> None:
@@ -33,41 +34,52 @@ def main() -> None:
     x, y = load_digits(return_X_y=True)
     images, digits = torch.tensor(x / 16, dtype=dtype), torch.tensor(y)
     training = TensorDataset(images[:TRAINING], digits[:TRAINING])
-    # Without the last samples that not every rank would have: all ranks take equally many steps.
-    sampler = hvd.DistributedSampler(training, seed=0, drop_last=True)
-    loader = DataLoader(training, batch_size=MICRO_BATCH, sampler=sampler)
+    # What a rank takes at once is the same on any number of them, and so is the global batch.
+    micro_batches = max(1, GLOBAL_BATCH // (MICRO_BATCH * hvd.size()))
+    loader = hvd.DataLoader(training, GLOBAL_BATCH, seed=0, gradient_accumulation_steps=micro_batches)
 
     model = network(dtype).to(device)
     optimizer = hvd.DistributedOptimizer(
         torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9),
         named_parameters=model.named_parameters(),
         compression=options.compression,
-        gradient_accumulation_steps=BATCH // MICRO_BATCH,
+        gradient_accumulation_steps=micro_batches,
         average="samples",
     )
     hvd.broadcast_parameters(model.state_dict(), root_rank=0)
     scaler = torch.amp.GradScaler(device.type, enabled=options.amp)
 
-    curve = []
-    for epoch in range(EPOCHS):
-        sampler.set_epoch(epoch)
+    curve: list[float] = []
+    checkpoint = None
+    if options.state:
+        checkpoint = hvd.Checkpoint(
+            model, optimizer, loader, scaler=scaler, directory=options.state, save_total_limit=2
+        )
+        if found := checkpoint.restore("auto"):
+            curve = found.extra
+    for epoch in range(loader.epoch, EPOCHS):
         loss_sum, samples = 0.0, 0
         for i, (inputs, targets) in enumerate(loader, start=1):
             with torch.autocast(device.type, torch.float16, enabled=options.amp):
                 loss = functional.cross_entropy(model(inputs.to(device)), targets.to(device))
             optimizer.batch_samples = len(inputs)
             scaler.scale(loss).backward()
-            loss_sum, samples = loss_sum + loss.item() * len(inputs), samples + len(inputs)
-            # The last update of an epoch is of what is left.
-            if i % (BATCH // MICRO_BATCH) == 0 or i == len(loader):
+            # An epoch's last ones may be empty; their mean is not a number.
+            if len(inputs):
+                loss_sum, samples = loss_sum + loss.item() * len(inputs), samples + len(inputs)
+            if i % micro_batches == 0:
                 scaler.step(optimizer)
                 scaler.update()
                 optimizer.zero_grad()
-                curve.append(hvd.metric_average(loss_sum / samples, samples))
+                curve.append(hvd.metric_average(loss_sum / max(samples, 1), samples))
                 loss_sum, samples = 0.0, 0
+                if checkpoint and len(curve) % options.save_steps == 0:
+                    checkpoint.save(len(curve), metrics={"loss": curve[-1]}, extra=curve)
         accuracy = evaluate(model, images[TRAINING:].to(device), digits[TRAINING:].to(device))
         if hvd.rank() == 0:
             print(f"epoch {epoch + 1}: loss {curve[-1]:.4f}, accuracy {accuracy:.3f}", flush=True)
+    if checkpoint:
+        checkpoint.wait()
     if options.curve and hvd.rank() == 0:
         options.curve.write_text(json.dumps(curve))
     hvd.shutdown()
@@ -99,6 +111,10 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--amp", action="store_true", help="compute in float16, with a GradScaler")
     parser.add_argument("--compression", default="none", help="such as fp16 (default: none)")
     parser.add_argument("--dtype", default="float32", choices=("float32", "float64"), help="of the weights")
+    parser.add_argument(
+        "--state", type=Path, help="go on from the checkpoints in this directory, and save there"
+    )
+    parser.add_argument("--save-steps", type=int, default=10, help="updates between saves (default: 10)")
     parser.add_argument("--curve", type=Path, help="rank 0 writes the loss of every update here, as JSON")
     return parser.parse_args()
 

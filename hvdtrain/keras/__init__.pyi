@@ -16,6 +16,7 @@ from hvdtrain.keras.values import allreduce as allreduce
 from hvdtrain.keras.values import broadcast as broadcast
 from hvdtrain.keras.values import reducescatter as reducescatter
 from hvdtrain.tensorflow.dropin.joining import join as join
+from hvdtrain.tensorflow.dropin.loader import dataset as dataset
 from hvdtrain.tensorflow.dropin.messages import broadcast_variables as broadcast_variables
 from hvdtrain.tensorflow.dropin.session import init as init
 from hvdtrain.tensorflow.dropin.session import metric_average as metric_average

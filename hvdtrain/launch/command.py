@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-import os
+import secrets
 import shlex
-import sys
-from dataclasses import replace
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from hvdtrain.core.errors import LaunchError
-from hvdtrain.launch.commands import Launcher, LaunchRequest, Wire, build_command, choose_launch
-from hvdtrain.launch.hosts import Host, format_hosts, is_local, parse_hostfile, parse_hosts, take_slots
-
-if TYPE_CHECKING:
-    from hvdtrain.launch.endings import Ending
+from hvdtrain.launch.commands import Launcher, Wire
+from hvdtrain.launch.hosts import Host, parse_hostfile, parse_hosts, take_slots
 
 
 class Framework(StrEnum):
@@ -31,7 +26,9 @@ def run(
     spec: Annotated[str, typer.Argument(help="YAML file or packaged spec, such as bert.")],
     *,
     framework: Annotated[Framework, typer.Option(help="Which framework trains it.")],
-    np: Annotated[int, typer.Option("-np", "--num-proc", help="How many ranks.")],
+    np: Annotated[
+        int | None, typer.Option("-np", "--num-proc", help="How many ranks; elastic: at the start.")
+    ] = None,
     hostfile: Annotated[Path | None, typer.Option(help="Hosts, one `host slots=N` a line.")] = None,
     hosts: Annotated[str | None, typer.Option("-H", "--hosts", help="Hosts, as node1:2,node2:2.")] = None,
     launcher: Annotated[Launcher, typer.Option(help="What starts the ranks.")] = Launcher.AUTO,
@@ -50,9 +47,39 @@ def run(
     max_restarts: Annotated[
         int, typer.Option(min=0, help="Start it again so often after a crash, from its last checkpoint.")
     ] = 0,
+    min_np: Annotated[
+        int | None,
+        typer.Option("--min-np", "--min-num-proc", help="Elastic: go on with so many ranks or more."),
+    ] = None,
+    max_np: Annotated[
+        int | None, typer.Option("--max-np", "--max-num-proc", help="Elastic: use so many ranks at most.")
+    ] = None,
+    host_discovery_script: Annotated[
+        str | None, typer.Option(help="Elastic: prints the hosts there are, as node1:2, one a line.")
+    ] = None,
+    elastic_timeout: Annotated[
+        float,
+        typer.Option(min=0, envvar="HOROVOD_ELASTIC_TIMEOUT", help="Elastic: seconds to wait for slots."),
+    ] = 600.0,
+    reset_limit: Annotated[
+        int | None, typer.Option(min=0, help="Elastic: start ranks again so often at most.")
+    ] = None,
+    blacklist_cooldown_range: Annotated[
+        tuple[int, int] | None,
+        typer.Option(metavar="MIN MAX", help="Elastic: seconds on the blacklist after a failure."),
+    ] = None,
+    heartbeat_timeout: Annotated[
+        float, typer.Option(min=5, help="Elastic: seconds of silence after which a host is lost.")
+    ] = 30.0,
+    snapshot_steps: Annotated[
+        int, typer.Option(min=1, help="Elastic: updates from one snapshot in memory to the next.")
+    ] = 20,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the launcher's command only.")] = False,
 ) -> None:
     """Train SPEC on -np ranks, here or on several hosts, with the fastest launcher at hand.
+
+    With --min-np, --max-np or --host-discovery-script the job is elastic: it goes on when hosts are lost, and
+    takes in new ones.
 
     Raises:
         SpecError: the spec or an override is bad; nothing was started.
@@ -64,55 +91,69 @@ def run(
     # These read the spec's schema and the installed Horovod: not for --help.
     from hvdtrain.core.process.paths import default_output_dir, user_path
     from hvdtrain.core.spec.job_spec import load_spec
-    from hvdtrain.launch.facts import find_facts
-    from hvdtrain.launch.preflight import check_job
-    from hvdtrain.launch.restarts import run_with_restarts
-    from hvdtrain.launch.run import run_command
+    from hvdtrain.launch.elastic import ElasticJob, ElasticOptions
+    from hvdtrain.launch.job import Job
+    from hvdtrain.launch.restarts import FixedJob, Restarts
+    from hvdtrain.launch.sizes import keep_global_batch
 
-    job = load_spec(spec, set_ or ())
+    overrides = set_ or []
+    ranks_get: tuple[str, ...] = ()
+    found = load_spec(spec, overrides)
     output_dir = output_dir and user_path(output_dir, "--output-dir", LaunchError)
     resume = resume and user_path(resume, "--resume", LaunchError)
-    used = take_slots(_read_hosts(hostfile, hosts, np), np)
+    elastic = (min_np, max_np, host_discovery_script) != (None, None, None)
+    if elastic and max_restarts:
+        raise LaunchError("--max-restarts: an elastic job has --reset-limit in its place")
+    if not elastic and (reset_limit, blacklist_cooldown_range) != (None, None):
+        raise LaunchError(
+            "--reset-limit and --blacklist-cooldown-range are for elastic jobs: give --min-np, --max-np or "
+            "--host-discovery-script as well"
+        )
+    if host_discovery_script is not None and (hostfile, hosts) != (None, None):
+        raise LaunchError("give --host-discovery-script, or --hostfile or -H, not both")
+    if elastic:
+        overrides = [*overrides, *keep_global_batch(found, np)]
+        found = load_spec(spec, overrides)
+        # By the name ranks know which snapshots are theirs.
+        ranks_get = ("--snapshots", secrets.token_hex(8), "--snapshot-steps", str(snapshot_steps))
 
     def program(resume: Path | None, overwrite: bool) -> tuple[str, ...]:
-        return _program(framework, spec, set_ or [], output_dir, resume, overwrite, allow_change or [])
+        command = _program(framework, spec, overrides, output_dir, resume, overwrite, allow_change or [])
+        return (*command, *ranks_get)
 
-    request = LaunchRequest(
-        program=program(resume, overwrite),
-        hosts=used,
-        local=is_local(used),
-        workdir=str(Path.cwd()),
-        launcher=launcher,
-        wire=wire,
-        network_interface=network_interface,
-        env=dict(os.environ),
-    )
-    facts = find_facts(framework)
-    choice = choose_launch(request, facts)
-    command = build_command(request, choice, facts)
     place = output_dir or default_output_dir(spec, framework)
-    if not dry_run:
-        check_job(job, used, place, resume, network_interface, overwrite)
-    where = f"{np} rank{'s' if np > 1 else ''} on {format_hosts(used)}"
-    print(f"hvdtrain: {where}, {choice.wire} by {choice.launcher} ({choice.why})", file=sys.stderr)
+    job = Job(found, framework, program, place, launcher, wire, network_interface)
+    restarts = Restarts(place, resume, overwrite)
+    runner: FixedJob | ElasticJob
+    if elastic:
+        options = ElasticOptions(
+            np=np,
+            min_np=min_np,
+            max_np=max_np,
+            script=host_discovery_script,
+            timeout=elastic_timeout,
+            reset_limit=reset_limit,
+            cooldown=blacklist_cooldown_range,
+            silence=heartbeat_timeout,
+        )
+        given = _read_hosts(hostfile, hosts, options.slots_here)
+        runner = ElasticJob(job, restarts, options, given)
+    elif np is None:
+        raise LaunchError("-np: give the number of ranks")
+    else:
+        runner = FixedJob(job, restarts, take_slots(_read_hosts(hostfile, hosts, np), np), max_restarts)
     if dry_run:
-        typer.echo(shlex.join(command))
-        return
-
-    def start(resume: Path | None, overwrite: bool) -> Ending:
-        again = replace(request, program=program(resume, overwrite))
-        return run_command(build_command(again, choice, facts), os.environ)
-
-    if status := run_with_restarts(start, place, resume, overwrite, max_restarts):
+        typer.echo(shlex.join(job.command(runner.first_hosts(), resume, overwrite)))
+    elif status := runner.run():
         raise typer.Exit(status)
 
 
-def _read_hosts(hostfile: Path | None, hosts: str | None, np: int) -> tuple[Host, ...]:
+def _read_hosts(hostfile: Path | None, hosts: str | None, slots: int) -> tuple[Host, ...]:
     if hostfile is not None and hosts is not None:
         raise LaunchError("give --hostfile or -H, not both")
     if hostfile is not None:
         return parse_hostfile(hostfile)
-    return parse_hosts(hosts) if hosts is not None else (Host("localhost", max(np, 1)),)
+    return parse_hosts(hosts) if hosts is not None else (Host("localhost", max(slots, 1)),)
 
 
 def _program(

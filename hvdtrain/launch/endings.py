@@ -21,11 +21,15 @@ class Ending:
             first (128 + signal for a killed one) where it can be told, else the launcher's.
         told: the last line, in which `hvdtrain run` says so; None where there is nothing to say.
         cause: what has failed, without the rank.
+        ranks: that have failed, as far as that can be told.
+        asked: whether a signal to `hvdtrain run` has asked for it.
     """
 
     status: int
     told: str | None = None
     cause: str | None = None
+    ranks: tuple[int, ...] = ()
+    asked: bool = False
 
     @property
     def crashed(self) -> bool:
@@ -64,4 +68,4 @@ def ending_of(status: int, watch: FailureWatch, asked: bool) -> Ending:
     if failure is None:
         how = describe_status(status)
         return Ending(status, f"the launcher failed ({how}); see above", how)
-    return Ending(found, str(failure), failure.error or describe_status(found))
+    return Ending(found, str(failure), failure.error or describe_status(found), (failure.rank,))

@@ -60,11 +60,12 @@ def parse_hostfile(path: Path) -> tuple[Host, ...]:
     return _merge(entries)
 
 
-def parse_hosts(text: str) -> tuple[Host, ...]:
+def parse_hosts(text: str, where: str = "-H") -> tuple[Host, ...]:
     """Reads hosts as given to `-H`, for instance `node1:2,node2:2`.
 
     Args:
         text: comma-separated `host:slots`; a host without `:slots` has one slot.
+        where: the text stands, for the error.
 
     Returns:
         The hosts in the order given, one entry a name.
@@ -72,12 +73,18 @@ def parse_hosts(text: str) -> tuple[Host, ...]:
     Raises:
         LaunchError: an entry is empty or malformed.
     """
-    return _merge([_parse_item(item.strip(), f"-H {text}") for item in text.split(",")])
+    return _merge([_parse_item(item.strip(), f"{where} {text}") for item in text.split(",")])
 
 
 def format_hosts(hosts: Iterable[Host]) -> str:
     """Writes hosts as `-H` of horovodrun and of mpirun takes them: `node1:2,node2:2`."""
     return ",".join(f"{host.name}:{host.slots}" for host in hosts)
+
+
+def host_of(hosts: Sequence[Host], rank: int) -> str:
+    """The host that a rank runs on: ranks fill the hosts' slots in order."""
+    names = [host.name for host in hosts for _ in range(host.slots)]
+    return names[rank]
 
 
 def take_slots(hosts: Sequence[Host], np: int) -> tuple[Host, ...]:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import re
 import signal
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
+from hvdtrain.core.process.heartbeat import BEAT, Beat
 from hvdtrain.core.process.preemption import BEFORE_FIRST_UPDATE, RESUMABLE_STATUS
 
 # horovodrun over Gloo writes `[1]<stderr>:`, Open MPI's --tag-output `[1,1]<stderr>:` (job, rank).
@@ -85,9 +86,16 @@ class LineSplitter:
 
     A `\\r` ends a line too, so that a progress bar moves. Open MPI tags every chunk it forwards, also in the
     middle of a line, and mixes the chunks of several ranks: each rank's line is put together again.
+    Heartbeats are taken out, wherever they stand.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, hear: Callable[[int, Beat], None] | None = None) -> None:
+        """Begin.
+
+        Args:
+            hear: told of each heartbeat, with its rank.
+        """
+        self._hear = hear
         self._unread = ""
         self._begun: defaultdict[int | None, str] = defaultdict(str)
         self._rank: int | None = None
@@ -96,7 +104,7 @@ class LineSplitter:
     def feed(self, text: str) -> Iterator[Line]:
         """Takes the next characters and yields every line they complete."""
         *whole, self._unread = re.split(r"(?<=[\r\n])", self._unread + text)
-        yield from map(self._read, whole)
+        yield from filter(None, map(self._read, whole))
 
     def close(self) -> Iterator[Line]:
         """Yields what is left at the end of the stream."""
@@ -104,18 +112,23 @@ class LineSplitter:
         yield from (Line(rank, text + "\n") for rank, text in self._begun.items() if text)
         self._begun.clear()
 
-    def _read(self, piece: str) -> Line:
+    def _read(self, piece: str) -> Line | None:
         start = 0
         for tag in _TAG.finditer(piece):
             self._begun[self._rank] += piece[start : tag.start()]
             self._rank, self._by_open_mpi = int(tag["rank"]), tag["job"] is not None
             start = tag.end()
-        text = self._begun.pop(self._rank, "") + piece[start:]
-        line = Line(self._rank, text.removeprefix(f"[rank {self._rank}] "))
+        rank, text = self._rank, self._begun.pop(self._rank, "") + piece[start:]
         # horovodrun writes a tag after every carriage return, Open MPI only after a line feed.
         if piece.endswith("\n") or not self._by_open_mpi:
             self._rank = None
-        return line
+        if rank is not None and (beat := BEAT.search(text)):
+            # It may stand in the middle of a line, of which the rest follows.
+            self._begun[rank] = text[: beat.start()]
+            if self._hear:
+                self._hear(rank, Beat(int(beat["pid"]), int(beat["step"])))
+            return None
+        return Line(rank, text.removeprefix(f"[rank {rank}] "))
 
 
 class Statements:
@@ -196,6 +209,11 @@ class FailureWatch:
                 self._bereaved.add(line.rank)
         elif _ERROR.match(text):
             self._errors[line.rank] = text
+
+    @property
+    def failing(self) -> bool:
+        """Whether a rank has ended, or has lost another: the job comes to its end."""
+        return bool(self._verdicts or self._bereaved)
 
     def first_failure(self) -> Failure | None:
         """The rank that failed first, or None when the output does not tell.

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from hvdtrain.core.errors import LaunchError
+from hvdtrain.core.process.heartbeat import start_heartbeat
 from hvdtrain.core.process.orphans import end_with_launcher
 
 
@@ -25,6 +26,7 @@ def main(arguments: Sequence[str]) -> None:
     if not program:
         raise LaunchError("usage: python -m hvdtrain.launch.rank [-m] PROGRAM [ARGUMENT...]")
     end_with_launcher()
+    start_heartbeat()
     sys.argv = program
     if by_name:
         runpy.run_module(program[0], run_name="__main__", alter_sys=True)

@@ -1,114 +1,223 @@
-"""`hvdtrain run --max-restarts`: a job that has crashed is started again from its last whole checkpoint."""
+"""Jobs that are started again: from which checkpoint, why, and when that is of no use."""
 
 from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 
-from hvdtrain.core.checkpoints.finding import checkpoints_in
+from hvdtrain.core.checkpoints.finding import checkpoints_in, first_whole
 from hvdtrain.core.checkpoints.manifest import SPEC_FILE, STATE_FILE
-from hvdtrain.core.checkpoints.state import check_checkpoint
-from hvdtrain.core.errors import CheckpointError
-from hvdtrain.core.run.output_dir import goes_on_in
+from hvdtrain.core.process.files import write_whole
+from hvdtrain.core.run.output_dir import RESTARTS_FILE, goes_on_in
+from hvdtrain.launch.attendants import Attendant
 from hvdtrain.launch.endings import Ending
-
-RESTARTS_FILE = "restarts.jsonl"
+from hvdtrain.launch.heartbeats import Heartbeats
+from hvdtrain.launch.hosts import Host, format_hosts
+from hvdtrain.launch.job import Job
 
 
 @dataclass(frozen=True)
-class _Restart:
+class Restart:
     """One restart.
 
     Attributes:
         number: from 1.
+        time: date and time in UTC, as ISO 8601 has them.
         status: exit status of the job before it.
         reason: why that job ended.
-        resume: the checkpoint that the job goes on from; None: it starts anew.
+        hosts: that it was started on, as `-H` takes them.
+        ranks: how many.
+        resume: the checkpoint that ranks were told to go on from; None: they begin from the start, unless
+            they hold a snapshot.
+        step: updates that counted where it went on; None: it did not come so far.
+        recovery_s: seconds between the last update before it and the first one after it that the launcher
+            has heard of; None: there was none yet.
     """
 
     number: int
+    time: str
     status: int
     reason: str
+    hosts: str
+    ranks: int
     resume: str | None
+    step: int | None = None
+    recovery_s: float | None = None
 
     def __str__(self) -> str:
-        return f"{self.reason}; restart {self.number} " + (
-            f"goes on from {self.resume}" if self.resume else "begins anew: there is no checkpoint"
-        )
+        place = self.resume or "the start: there was no checkpoint"
+        where = place if self.step is None else f"update {self.step}"
+        took = "" if self.recovery_s is None else f", after {self.recovery_s:.0f} s"
+        return f"{self.reason}; restart {self.number} on {self.hosts} went on from {where}{took}"
 
 
-def run_with_restarts(
-    start: Callable[[Path | None, bool], Ending],
-    output_dir: Path,
-    resume: Path | None,
-    overwrite: bool,
-    max_restarts: int,
-) -> int:
-    """Run a job, and run it again when it has crashed, until it ends well or restarting is of no use.
+class Restarts:
+    """From where a job is started again. Each restart is a line of `restarts.jsonl` in its output directory.
 
-    Ranks that were told to stop are not started again, nor is a job that fails twice in a row with the same
-    error and without a new checkpoint. Each restart is a line of `restarts.jsonl` in the output directory.
-
-    Args:
-        start: runs the job once, from a checkpoint or from the start; and whether it is to delete the run
-            that its output directory holds.
-        output_dir: where rank 0 writes; must be seen from here.
-        resume: the checkpoint to go on from at first.
-        overwrite: whether the run that is there at first is deleted.
-        max_restarts: how often it is started again at most.
-
-    Returns:
-        The exit status of the last run.
+    Attributes:
+        resume: the checkpoint to go on from, or `AUTO`.
+        overwrite: whether the run that is there is deleted.
+        done: the restarts so far.
     """
-    restarts: list[_Restart] = []
-    vain: str | None = None
-    # Another run may have left its own.
-    older, others = _written(output_dir), _begun(output_dir)
-    while True:
-        before = _written(output_dir)
-        ending = start(resume, overwrite)
-        if not ending.crashed or len(restarts) == max_restarts:
-            break
-        cause = None if _written(output_dir) - before else ending.cause
-        if cause is not None and cause == vain:
-            _tell("it has failed twice with the same error and without a new checkpoint: not restarted again")
-            break
-        vain = cause
-        if newest := newest_checkpoint(output_dir, older):
-            resume, overwrite = newest, False
-        elif _begun(output_dir) != others:
-            # What is there is of the job itself, and nothing that it could go on from.
-            overwrite = not goes_on_in(output_dir, resume)
-        found = str(resume) if resume else None
-        restarts.append(_Restart(len(restarts) + 1, ending.status, ending.reason, found))
-        _tell(f"restart {len(restarts)} of at most {max_restarts}, from {found or 'the start'}")
-        _note(output_dir, restarts[-1])
-    for restart in restarts:
-        _tell(str(restart))
-    return ending.status
+
+    def __init__(self, output_dir: Path, resume: Path | None, overwrite: bool) -> None:
+        """Begin.
+
+        Args:
+            output_dir: where rank 0 writes; what is written there is only found where it is seen from here.
+            resume: the checkpoint to go on from at first.
+            overwrite: whether the run that is there at first is deleted.
+        """
+        self.resume, self.overwrite = resume, overwrite
+        self.done: list[Restart] = []
+        self._output_dir, self._text = output_dir, ""
+        # Another run may have left its own.
+        self._before, self._others = _written(output_dir), _begun(output_dir)
+        self._vain: str | None = None
+
+    def is_vain(self, ending: Ending, advanced: bool = False) -> bool:
+        """Whether a job has failed twice in a row with the same error, and come no further.
+
+        Args:
+            ending: of the job.
+            advanced: whether it has come further without a checkpoint.
+        """
+        written = _written(self._output_dir)
+        advanced, self._before = advanced or bool(written - self._before), written
+        before, self._vain = self._vain, None if advanced else ending.cause or ending.told
+        return self._vain is not None and before == self._vain
+
+    def go_on(self, ending: Ending, reason: str, hosts: Sequence[Host]) -> None:
+        """Decide from where the job is started again, and note it.
+
+        Args:
+            ending: of the job.
+            reason: why it has ended.
+            hosts: that it is started on.
+        """
+        if _begun(self._output_dir) != self._others:
+            # What is there is of the job itself: it has deleted other runs, and set later checkpoints aside.
+            if newest := newest_checkpoint(self._output_dir):
+                self.resume = newest
+            self.overwrite = not goes_on_in(self._output_dir, self.resume)
+        self.done.append(
+            Restart(
+                number=len(self.done) + 1,
+                time=datetime.now(UTC).isoformat(timespec="seconds"),
+                status=ending.status,
+                reason=reason,
+                hosts=format_hosts(hosts),
+                ranks=sum(host.slots for host in hosts),
+                resume=str(self.resume) if self.resume else None,
+            )
+        )
+        self._write()
+
+    def heard(self, before: Heartbeats, now: Heartbeats) -> None:
+        """Note where the last restart has gone on, once that is known.
+
+        Args:
+            before: of the job that had ended.
+            now: of the one that was started.
+        """
+        if not self.done or self.done[-1].recovery_s is not None or now.first_update_at is None:
+            return
+        took = now.first_update_at - before.last_update_at
+        self.done[-1] = replace(self.done[-1], step=now.begun, recovery_s=round(took, 1))
+        self._write()
+
+    def finish(self) -> None:
+        """Print all restarts on standard error."""
+        if self.done:
+            # Ranks of the last one may have deleted the file with what they have replaced.
+            self._write()
+        for restart in self.done:
+            say(str(restart))
+
+    def _write(self) -> None:
+        path = self._output_dir / RESTARTS_FILE
+        try:
+            found = path.read_text(encoding="utf-8") if path.exists() else ""
+            # Ranks that replace a run delete it, and an older run's lines stay where they do not.
+            older = found.removesuffix(self._text)
+            self._text = "".join(f"{json.dumps(asdict(each))}\n" for each in self.done)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_whole(path, older + self._text)
+        except OSError as error:
+            say(f"{path}: cannot be written: {error.strerror}")
 
 
-def newest_checkpoint(output_dir: Path, but: frozenset[tuple[Path, int]] = frozenset()) -> Path | None:
+class FixedJob:
+    """One job on the same hosts, started again when it has crashed."""
+
+    def __init__(self, job: Job, restarts: Restarts, hosts: Sequence[Host], most: int) -> None:
+        """Begin.
+
+        Args:
+            job: what is started.
+            restarts: from where.
+            hosts: that it runs on.
+            most: how often it is started again at most.
+        """
+        self._job, self._restarts, self._hosts, self._most = job, restarts, hosts, most
+
+    def first_hosts(self) -> Sequence[Host]:
+        """The hosts that it starts on."""
+        return self._hosts
+
+    def run(self) -> int:
+        """Run it until it ends well, or starting it again is of no use.
+
+        Ranks that were told to stop are not started again, nor is a job that fails twice in a row with the
+        same error and without a new checkpoint.
+
+        Returns:
+            The exit status of the last run.
+
+        Raises:
+            HvdtrainError: `check_job` has found a fault.
+        """
+        restarts, hosts = self._restarts, self._hosts
+        self._job.check(hosts, restarts.resume, restarts.overwrite)
+        heard = Heartbeats(0)
+        while True:
+            attendant = Attendant(hosts, partial(restarts.heard, heard)) if self._most else None
+            ending = self._job.start(hosts, restarts.resume, restarts.overwrite, attendant)
+            if not ending.crashed or len(restarts.done) == self._most or attendant is None:
+                break
+            if restarts.is_vain(ending):
+                say(VAIN)
+                break
+            heard = attendant.heartbeats
+            restarts.go_on(ending, ending.reason, hosts)
+            place = restarts.resume or "the start"
+            say(f"restart {len(restarts.done)} of at most {self._most}, from {place}")
+        restarts.finish()
+        return ending.status
+
+
+VAIN = "it has failed twice with the same error, and has come no further: not restarted again"
+
+
+def newest_checkpoint(output_dir: Path) -> Path | None:
     """The whole checkpoint of most updates in an output directory; None where there is none.
 
     Args:
         output_dir: of a run.
-        but: what `_written` found there of an older run.
     """
-    fresh = {path for path, _ in _written(output_dir) - but}
-    for path in reversed(checkpoints_in(output_dir)):
-        if path not in fresh:
-            continue
-        try:
-            check_checkpoint(path)
-        except CheckpointError:
-            continue
-        return path
-    return None
+    newest_first = reversed(checkpoints_in(output_dir))
+    found = first_whole(newest_first, lambda path, error: say(f"{path.name} is skipped: {error}"))
+    return found[0] if found else None
+
+
+def say(text: str) -> None:
+    """Print a line of `hvdtrain run` itself on standard error."""
+    print(f"hvdtrain: {text}", file=sys.stderr)
 
 
 def _written(output_dir: Path) -> frozenset[tuple[Path, int]]:
@@ -123,17 +232,3 @@ def _begun(output_dir: Path) -> int | None:
         return (output_dir / SPEC_FILE).stat().st_mtime_ns
     except OSError:
         return None
-
-
-def _note(output_dir: Path, restart: _Restart) -> None:
-    line = {"time": datetime.now(UTC).isoformat(timespec="seconds"), **vars(restart)}
-    try:
-        output_dir.mkdir(parents=True, exist_ok=True)
-        with (output_dir / RESTARTS_FILE).open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
-    except OSError as error:
-        _tell(f"{output_dir / RESTARTS_FILE}: cannot be written: {error.strerror}")
-
-
-def _tell(text: str) -> None:
-    print(f"hvdtrain: {text}", file=sys.stderr)

@@ -28,6 +28,7 @@ _NAMES = LazyNames(
         "PartialDistributedGradientTape": "hvdtrain.tensorflow.dropin.tape",
         "SyncBatchNormalization": "hvdtrain.tensorflow.dropin.sync_batch_norm",
         "broadcast_variables": "hvdtrain.tensorflow.dropin.messages",
+        "dataset": "hvdtrain.tensorflow.dropin.loader",
         "join": "hvdtrain.tensorflow.dropin.joining",
         "metric_average": "hvdtrain.tensorflow.dropin.session",
     },

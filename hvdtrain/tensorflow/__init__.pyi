@@ -8,6 +8,7 @@ from horovod.tensorflow.compression import Compression as Compression
 from hvdtrain.keras import DistributedOptimizer as DistributedOptimizer
 from hvdtrain.tensorflow import elastic as elastic
 from hvdtrain.tensorflow.dropin.joining import join as join
+from hvdtrain.tensorflow.dropin.loader import dataset as dataset
 from hvdtrain.tensorflow.dropin.messages import broadcast_variables as broadcast_variables
 from hvdtrain.tensorflow.dropin.session import init as init
 from hvdtrain.tensorflow.dropin.session import metric_average as metric_average

@@ -14,6 +14,7 @@ from hvdtrain.core.compression import Policy
 from hvdtrain.core.data import Batch, Window
 from hvdtrain.core.families.weights import Weight, trained
 from hvdtrain.core.plan.plan import Plan
+from hvdtrain.core.run.requests import NO_REQUESTS, Requests
 from hvdtrain.core.run.results import UpdateResult
 from hvdtrain.core.spec.job_spec import JobSpec
 from hvdtrain.core.update.optimizers import clip_factor
@@ -100,17 +101,18 @@ class Trainer:
         learning_rate: float,
         update: int,
         loss_scale: float,
-        stopping: bool = False,
+        requests: Requests = NO_REQUESTS,
     ) -> UpdateResult:
         """One update; see `Adapter.update`."""
         last, inverse, sums = self._accumulate_early(window, divisor, update, loss_scale)
-        others = tf.constant([next_weight, window.tokens, float(stopping)], tf.float64)
+        others = tf.constant([next_weight, window.tokens, *requests], tf.float64)
         finish = self._compiled_finish(self._finish, update, window)
         sums, norm, finite = finish(
             last, inverse, sums, others, self._scalar(learning_rate), self._scalar(update)
         )
-        total, weight, next_divisor, tokens, told = sums.numpy().tolist()
-        return UpdateResult(total, float(norm), bool(finite), next_divisor, int(tokens), weight, int(told))
+        total, weight, next_divisor, tokens, *asked = sums.numpy().tolist()
+        requests = Requests(*asked)
+        return UpdateResult(total, float(norm), bool(finite), next_divisor, int(tokens), weight, requests)
 
     def local_update(
         self, window: Window, divisor: float, learning_rate: float, update: int, loss_scale: float

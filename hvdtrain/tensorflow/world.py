@@ -27,11 +27,11 @@ def init(spec: JobSpec) -> Ranks:
     Returns:
         All ranks of the job, as this one sees them.
     """
-    horovod_environment(spec.communication)
+    horovod_environment(spec.communication, spec.zero_stage)
     keep_freed_memory(spec.zero_stage)
     hvd.init()
-    cores, mpi = usable_cores(), reduces_over_mpi()
-    world = World(hvd.rank(), hvd.size(), hvd.local_rank(), hvd.local_size(), cores, mpi)
+    ranks = all_ranks()
+    world = ranks.world
     # A float32 product is one of float32 numbers, as it is in PyTorch: TF32 keeps 10 of their 23 bits.
     tf.config.experimental.enable_tensor_float_32_execution(False)
     _take_gpu(world)
@@ -40,6 +40,13 @@ def init(spec: JobSpec) -> Ranks:
     keras.utils.set_random_seed(seed)
     # It would else start anywhere.
     tf.random.set_global_generator(tf.random.Generator.from_seed(seed))
+    return ranks
+
+
+def all_ranks() -> Ranks:
+    """All ranks of the job that this process has joined, as this one sees them."""
+    cores, mpi = usable_cores(), reduces_over_mpi()
+    world = World(hvd.rank(), hvd.size(), hvd.local_rank(), hvd.local_size(), cores, mpi)
     return Ranks(world, sum_over_ranks, broadcast, gather_bytes)
 
 

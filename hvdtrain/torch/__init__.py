@@ -18,6 +18,8 @@ _NAMES = LazyNames(
         "DistributedOptimizer": "hvdtrain.torch.dropin.optimizer",
         "broadcast_parameters": "hvdtrain.torch.dropin.state",
         "broadcast_optimizer_state": "hvdtrain.torch.dropin.state",
+        "Checkpoint": "hvdtrain.torch.dropin.checkpoint",
+        "DataLoader": "hvdtrain.torch.dropin.loader",
         "DistributedSampler": "hvdtrain.torch.dropin.sampler",
         "SyncBatchNorm": "hvdtrain.torch.dropin.sync_batch_norm",
     },

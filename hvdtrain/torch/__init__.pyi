@@ -7,7 +7,9 @@ from horovod.common.process_sets import ProcessSet as ProcessSet
 from horovod.torch.compression import Compression as Compression
 
 from hvdtrain.torch import elastic as elastic
+from hvdtrain.torch.dropin.checkpoint import Checkpoint as Checkpoint
 from hvdtrain.torch.dropin.joining import join as join
+from hvdtrain.torch.dropin.loader import DataLoader as DataLoader
 from hvdtrain.torch.dropin.optimizer import DistributedOptimizer as DistributedOptimizer
 from hvdtrain.torch.dropin.sampler import DistributedSampler as DistributedSampler
 from hvdtrain.torch.dropin.session import init as init

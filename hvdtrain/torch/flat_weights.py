@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import numpy as np
 import torch
 
 from hvdtrain.core.compression.rules import Rules
 from hvdtrain.core.families.weights import Weight
-from hvdtrain.core.update.shards import Shard
+from hvdtrain.core.update.shards import UNDER_WAY, Shard
 from hvdtrain.torch.shards import ShardExchange
 from hvdtrain.torch.weights import write
 
@@ -82,7 +82,8 @@ class FlatWeights(HeldWeights):
     """Every weight, as a view into a flat tensor that is laid out as its gradient bucket.
 
     Where ranks own shards, each is sent the others' while the next forward pass begins: a module waits for
-    those buckets alone that it has weights in.
+    those buckets alone that it has weights in. Few are on their way at a time, and every rank starts them in
+    the same order: whatever its modules wait for first, no rank waits for what another one starts later.
     """
 
     def __init__(
@@ -106,8 +107,9 @@ class FlatWeights(HeldWeights):
         pairs = zip(shards, self._flats, strict=True)
         own = [flat[shard.start : shard.start + shard.size] for shard, flat in pairs]
         super().__init__(rules, shards, own, exchange)
-        # Horovod's handles of buckets that are on their way, by the bucket's index.
+        # By the bucket's index: Horovod's handles of what is on its way, and below them what follows.
         self._coming: dict[int, int] = {}
+        self._waiting: list[int] = []
         self._waits = module is None
         if module is not None and exchange is not None:
             self._watch(module)
@@ -116,20 +118,29 @@ class FlatWeights(HeldWeights):
         """Begin to give the other ranks what this one has updated, in the order in which it is used."""
         if self._exchange is None:
             return
-        for shard, own, dtype in reversed([*zip(self._shards, self.own, self._dtypes, strict=True)]):
-            index = shard.bucket.index
-            self._coming[index] = self._exchange.start(own.to(dtype), f"weights.bucket{index}")
+        self._waiting = [shard.bucket.index for shard in reversed(self._shards)]
+        # Counted now: they are of the update that has been taken.
+        self._exchange.count(
+            sum(own.numel() * d.itemsize for own, d in zip(self.own, self._dtypes, strict=True))
+        )
+        self._start_next()
 
     def settle(self) -> None:
         """Wait for all that is on its way."""
-        self._receive([*self._coming])
+        self._receive([*self._coming, *self._waiting])
 
     def in_use(self, training: bool) -> AbstractContextManager[None]:
         """Around a forward pass, whose modules wait for what they need."""
         del training
+        return nullcontext() if self._exchange is None else self._received()
+
+    @contextmanager
+    def _received(self) -> Iterator[None]:
         if self._waits:
             self.settle()
-        return nullcontext()
+        yield
+        # Also what no module of this rank has used: other ranks wait for it.
+        self.settle()
 
     def _master(self, index: int) -> torch.Tensor:
         if self._exchange is not None and self._dtypes[index] != self.own[index].dtype:
@@ -162,15 +173,29 @@ class FlatWeights(HeldWeights):
                 each.register_forward_pre_hook(lambda *_, indices=indices: self._receive(indices))
 
     def _receive(self, indices: Collection[int]) -> None:
-        if not self._coming or self._exchange is None:
+        if self._exchange is None:
             return
         for index in indices:
+            while index in self._waiting:
+                self._start(self._waiting[0])
             if index in self._coming:
                 whole = self._exchange.finish(self._coming.pop(index), self._dtypes[index])
                 flat, shard = self._flats[index], self._shards[index]
                 # What this rank owns stays as it is: it may have been rounded on its way.
                 for others in (slice(0, shard.start), slice(shard.start + shard.size, None)):
                     flat[others].copy_(whole[others])
+                del whole
+                self._start_next()
+
+    def _start_next(self) -> None:
+        while self._waiting and len(self._coming) < UNDER_WAY:
+            self._start(self._waiting[0])
+
+    def _start(self, index: int) -> None:
+        assert self._exchange is not None
+        self._waiting.remove(index)
+        own = self.own[index].to(self._dtypes[index])
+        self._coming[index] = self._exchange.start(own, f"weights.bucket{index}")
 
 
 def _flatten(shard: Shard, parameters: Mapping[str, torch.nn.Parameter]) -> torch.Tensor:

@@ -153,9 +153,10 @@ class GatheredWeights(HeldWeights):
         if unit in self._whole or unit in self._coming:
             return
         self._fetched.append(unit)
+        own = {index: self.own[index].to(self._dtypes[index]) for index in self._units[unit]}
+        self._exchange.count(sum(part.nbytes for part in own.values()))
         self._coming[unit] = [
-            self._exchange.start(self.own[index].to(self._dtypes[index]), f"weights.bucket{index}")
-            for index in self._units[unit]
+            self._exchange.start(part, f"weights.bucket{index}") for index, part in own.items()
         ]
 
     def _arrive(self, unit: int) -> None:

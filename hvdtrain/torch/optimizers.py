@@ -79,6 +79,8 @@ class Optimizer:
             for piece, part in zip(pieces, gradient[: sum(sizes)].split(sizes), strict=True):
                 piece.grad = part
         self._optimizer.step()
+        # Or the gradients would stay in memory beside the next update's.
+        self._optimizer.zero_grad(set_to_none=True)
         self._weights.send()
 
     def read(self) -> Iterator[tuple[str, np.ndarray]]:

@@ -10,6 +10,7 @@ import torch
 from hvdtrain.core.compression.protocol import Policy, State
 from hvdtrain.core.compression.rules import Rules
 from hvdtrain.core.update.buckets import Bucket
+from hvdtrain.core.update.shards import UNDER_WAY
 from hvdtrain.torch.buckets import GradBucket
 from hvdtrain.torch.driver import Driver, Work
 
@@ -52,6 +53,9 @@ class Reducer:
         # there is a micro-batch that is not in them yet.
         self._shards: dict[int, torch.Tensor] = {}
         self._uncollected = False
+        # A user's model gathers nothing on a rank without samples, which then cannot sum at the same point.
+        out_of_step = rules.shards_weights and any(w.custom for bucket in buckets for w in bucket.weights)
+        self._waits = rules.shards_gradients and not out_of_step
         for bucket in buckets:
             self._add(bucket, parameters)
 
@@ -165,6 +169,22 @@ class Reducer:
         self._absorb()
         self._works = {}
 
+    def _wait(self) -> None:
+        """Let the other ranks catch up where too many buckets are under way.
+
+        Every rank waits for buckets in the same order, and for none that it has not started: another rank may
+        have to start it first.
+        """
+        under_way = sum(work.request is not None for work in self._works.values())
+        for bucket in self._buckets:
+            work = self._works.get(bucket.layout.index)
+            if work is None or under_way <= UNDER_WAY:
+                break
+            if work.request is not None:
+                self._driver.finish([work])
+                under_way -= 1
+        self._absorb()
+
     def _absorb(self) -> None:
         """Add finished sums to the shards, and give the memory of their buckets back."""
         for index, work in self._works.items():
@@ -203,6 +223,8 @@ class Reducer:
                     self._absorb()
                 if bucket.pending == 0:
                     self._start(bucket)
+                    if self._waits:
+                        self._wait()
 
         parameter.register_post_accumulate_grad_hook(ready)
 

@@ -39,10 +39,19 @@ class ShardExchange:
         Returns:
             (shard.padded,).
         """
+        self.count(own.nbytes)
         return self.finish(self.start(own, f"{name}.bucket{shard.bucket.index}"), own.dtype)
 
+    def count(self, sent: int) -> None:
+        """Take note of bytes that are to be sent; `start` does not.
+
+        Args:
+            sent: bytes of this rank's shards.
+        """
+        self._wire_bytes += sent
+
     def start(self, own: torch.Tensor, name: str) -> int:
-        """Begin to gather a bucket.
+        """Begin to gather a bucket, whose bytes have been counted.
 
         Args:
             own: what is in this rank's shard.
@@ -51,7 +60,6 @@ class ShardExchange:
         Returns:
             Horovod's handle.
         """
-        self._wire_bytes += own.nbytes
         # No arithmetic is done on the way, and Horovod's releases do not carry bfloat16.
         sent = own.view(torch.float16) if own.dtype == torch.bfloat16 else own
         return hvd.allgather_async(sent, name=f"shards.{name}")

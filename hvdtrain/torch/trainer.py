@@ -15,6 +15,7 @@ from hvdtrain.core.errors import SpecError
 from hvdtrain.core.families import FAMILIES, custom
 from hvdtrain.core.families.weights import Weight, trained
 from hvdtrain.core.plan.plan import Plan
+from hvdtrain.core.run.requests import NO_REQUESTS, Requests
 from hvdtrain.core.run.results import UpdateResult
 from hvdtrain.core.spec.job_spec import JobSpec
 from hvdtrain.core.update.optimizers import clip_factor
@@ -94,17 +95,17 @@ class Trainer:
         learning_rate: float,
         update: int,
         loss_scale: float,
-        stopping: bool = False,
+        requests: Requests = NO_REQUESTS,
     ) -> UpdateResult:
         """One update; see `Adapter.update`."""
         loss_sum, weight = self._accumulate(window, divisor, update, loss_scale)
-        own = [loss_sum, weight, next_weight, window.tokens, float(stopping)]
+        own = [loss_sum, weight, next_weight, window.tokens, *requests]
         sums = torch.tensor(own, dtype=torch.float64)
         handle = hvd.allreduce_async_(sums, op=hvd.Sum, name="update")
         gradients = self.reducer.finish()
-        total, weight, next_divisor, tokens, told = hvd.synchronize(handle).tolist()
+        total, weight, next_divisor, tokens, *asked = hvd.synchronize(handle).tolist()
         norm, finite = self._apply(gradients, self._correction(divisor, weight), learning_rate, update)
-        return UpdateResult(total, norm, finite, next_divisor, int(tokens), weight, int(told))
+        return UpdateResult(total, norm, finite, next_divisor, int(tokens), weight, Requests(*asked))
 
     def local_update(
         self, window: Window, divisor: float, learning_rate: float, update: int, loss_scale: float

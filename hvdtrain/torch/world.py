@@ -25,15 +25,22 @@ def init(spec: JobSpec) -> Ranks:
     Returns:
         All ranks of the job, as this one sees them.
     """
-    horovod_environment(spec.communication)
+    horovod_environment(spec.communication, spec.zero_stage)
     keep_freed_memory(spec.zero_stage)
     hvd.init()
-    cores, mpi = usable_cores(), reduces_over_mpi()
-    world = World(hvd.rank(), hvd.size(), hvd.local_rank(), hvd.local_size(), cores, mpi)
+    ranks = all_ranks()
+    world = ranks.world
     torch.set_num_threads(world.threads(spec.num_threads))
     if torch.cuda.is_available():
         torch.cuda.set_device(world.local_rank % torch.cuda.device_count())
     torch.manual_seed(framework_seed(spec.seed, world.rank))
+    return ranks
+
+
+def all_ranks() -> Ranks:
+    """All ranks of the job that this process has joined, as this one sees them."""
+    cores, mpi = usable_cores(), reduces_over_mpi()
+    world = World(hvd.rank(), hvd.size(), hvd.local_rank(), hvd.local_size(), cores, mpi)
     return Ranks(world, sum_over_ranks, broadcast, gather_bytes)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -264,3 +265,22 @@ def test_a_run_replaces_another_only_when_told_to(whole: Path, sets: list[str], 
     job(out, [*sets, "max_steps=5"], out / "checkpoint-4")
     assert [line["step"] for line in read_metrics(out)[0]] == [1, 2, 3, 4, 5]
     assert [json.loads(x)["step"] for x in (out / "metrics.before-resume-4.jsonl").read_text().splitlines()]
+
+
+def test_a_rank_that_leaves_before_it_heeds_signals_leaves_what_is_there_as_it_was(
+    sets: list[str], whole: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    shutil.copytree(whole, out)
+    before, world = content(out), World(0, 2, 0, 2, 1)
+
+    def meet(array: np.ndarray, name: str) -> np.ndarray:
+        if not array.any():
+            raise RuntimeError("Horovod has been shut down")
+        return array
+
+    ranks = Ranks(world, meet, lambda array, name: array, lambda data, name: [data] * 2)
+    framework = Framework("torch", None, None, Counting, None, (), frozenset())  # type: ignore[arg-type]
+    with pytest.raises(RuntimeError):
+        train_spec(framework, ranks, load_spec("bert", sets), out, overwrite=True)
+    assert content(out) == before

@@ -20,6 +20,7 @@ from hvdtrain.core.compression.rules import Rules
 from hvdtrain.core.data.text import TextSpec
 from hvdtrain.core.errors import TrainingError
 from hvdtrain.core.run.local_updates import local_updates
+from hvdtrain.core.run.requests import SaveClock
 from hvdtrain.core.run.results import UpdateResult
 from hvdtrain.core.run.state import RunState
 from hvdtrain.core.spec.sections import LossScaleSpec
@@ -85,6 +86,9 @@ class Adapter:
     def weights_are_due(self, step: int) -> bool:
         self._updates = step
         return step in self.due or step == self.plan.max_steps
+
+    def epoch_ends(self, before: int, after: int) -> bool:
+        return False
 
     def learning_rate(self, step: int) -> float:
         return 0.1 * (step + 1)
@@ -154,7 +158,7 @@ def run(
         windows = (Window(g, w, 8 * (i + 1)) for i, (g, w) in enumerate(own))
         endless: Any = itertools.chain(windows, itertools.repeat(Window(math.nan, 1.0, 0)))
         held: Any = adapters[rank]
-        return list(local_updates(held, RunState(loss_scale=scale), next(endless), endless))
+        return list(local_updates(held, RunState(loss_scale=scale), next(endless), endless, SaveClock(None)))
 
     with ThreadPoolExecutor(size) as pool:
         found = list(pool.map(train, range(size)))

@@ -212,7 +212,7 @@ def test_format_1_goes_on_and_says_that_it_cannot_be_verified(
     assert (state.step, numbers[0]) == (8, 5)
     told = capsys.readouterr().out
     assert "checkpoint-4 has format 1, without a manifest: its files cannot be verified" in told
-    assert "saved by an earlier version, not torch on 1: dropout is drawn anew" in told
+    assert "saved by an earlier version, not torch on 1: dropout is drawn from seed, rank and step" in told
 
 
 def test_a_checkpoint_of_the_other_framework_says_that_dropout_starts_anew(
@@ -222,11 +222,13 @@ def test_a_checkpoint_of_the_other_framework_says_that_dropout_starts_anew(
     manifest = check_whole(place)
     assert manifest is not None
     train(tmp_path / "same", *job, place)
-    assert "anew" not in capsys.readouterr().out
+    assert "dropout is drawn" not in capsys.readouterr().out
     (place / MANIFEST_FILE).write_text(replace(manifest, framework="tensorflow").text())
     train(tmp_path / "other", *job, place)
     told = capsys.readouterr().out
-    assert "saved by tensorflow on 1 rank(s), not torch on 1: dropout is drawn anew" in told
+    assert (
+        "saved by tensorflow on 1 rank(s), not torch on 1: dropout is drawn from seed, rank and step" in told
+    )
 
 
 def test_the_command_lists_checkpoints_and_verifies_every_byte(run_dir: Path, tmp_path: Path) -> None:

@@ -8,6 +8,8 @@ import signal
 import socket
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -17,12 +19,11 @@ import pytest
 from hvdtrain.core.checkpoints.finding import AUTO
 from hvdtrain.core.errors import CheckpointError
 from hvdtrain.core.process.paths import default_output_dir
+from hvdtrain.core.run.lock import LOCK_FILE, check_still_locked, locked
 from hvdtrain.core.run.output_dir import (
-    LOCK_FILE,
     begin_run,
     check_begins_anew,
     check_output_dir,
-    locked,
     spec_text,
 )
 from hvdtrain.core.spec.job_spec import load_spec
@@ -41,9 +42,11 @@ OTHERS = ("notes.txt", "checkpoint-of-mine/weights", "models/other")
 # Holds the lock of argv[1] until its input ends; a child of it, forked meanwhile, lives on.
 HOLDER = """
 import os, sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from hvdtrain.core.run.output_dir import locked
-with locked(Path(sys.argv[1])):
+from hvdtrain.core.run.lock import locked
+with locked(Path(sys.argv[1]), job=sys.argv[2]):
     if sys.argv[2] == "forks" and os.fork() == 0:
         os.close(1)
         sys.stdin.read()
@@ -54,10 +57,13 @@ with locked(Path(sys.argv[1])):
 # Locks the directory, and begins a run, where no file may grow beyond so many bytes.
 FULL = """
 import resource, signal, sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from hvdtrain.core.errors import CheckpointError
-from hvdtrain.core.run.output_dir import begin_run, locked
+from hvdtrain.core.run.lock import locked
+from hvdtrain.core.run.output_dir import begin_run
 from hvdtrain.core.spec.job_spec import load_spec
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[2]), int(sys.argv[2])))
@@ -138,12 +144,17 @@ def test_two_specs_of_one_name_share_a_directory_and_two_frameworks_do_not() -> 
     assert default_output_dir("bert", "torch") != default_output_dir("bert", "tensorflow")
 
 
-def hold(directory: Path, how: str = "") -> subprocess.Popen[str]:
+@contextmanager
+def hold(directory: Path, how: str = "") -> Iterator[subprocess.Popen[str]]:
     command = [sys.executable, "-c", HOLDER, str(directory), how]
-    holder = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-    assert holder.stdout
-    assert holder.stdout.readline() == "held\n"
-    return holder
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as holder:
+        try:
+            assert holder.stdout
+            assert holder.stdout.readline() == "held\n"
+            yield holder
+        finally:
+            # One that is stopped would not end.
+            holder.kill()
 
 
 def test_a_second_job_is_told_who_writes_there(tmp_path: Path) -> None:
@@ -165,6 +176,38 @@ def test_the_lock_of_a_killed_job_is_free_though_a_worker_of_it_lives(tmp_path: 
         with locked(tmp_path):
             assert json.loads((tmp_path / LOCK_FILE).read_text())["pid"] == os.getpid()
     assert files(tmp_path) == set()
+
+
+def test_rank_0_of_a_job_that_was_started_again_takes_the_lock_from_a_frozen_one(tmp_path: Path) -> None:
+    with hold(tmp_path, "elastic") as frozen:
+        frozen.send_signal(signal.SIGSTOP)
+        with (
+            pytest.raises(CheckpointError, match="another job is writing there"),
+            locked(tmp_path, job="other"),
+        ):
+            pass
+        with locked(tmp_path, job="elastic"):
+            check_still_locked(tmp_path)
+            frozen.send_signal(signal.SIGCONT)
+            frozen.communicate("\n")
+            # That one has given back a lock which was its own no longer.
+            assert json.loads((tmp_path / LOCK_FILE).read_text())["pid"] == os.getpid()
+    assert files(tmp_path) == set()
+
+
+def test_a_rank_0_that_was_given_up_goes_no_further(tmp_path: Path) -> None:
+    # Without a lock there is nothing to say, nor while it changes hands.
+    check_still_locked(tmp_path)
+    with locked(tmp_path, job="elastic"):
+        file = tmp_path / LOCK_FILE
+        holder = json.loads(file.read_text())
+        check_still_locked(tmp_path)
+        file.write_text("")
+        check_still_locked(tmp_path)
+        for change in ({"pid": 1}, {"host": "elsewhere"}):
+            file.write_text(json.dumps(holder | change))
+            with pytest.raises(CheckpointError, match=r"this job goes on elsewhere .process"):
+                check_still_locked(tmp_path)
 
 
 def test_a_job_that_is_refused_leaves_no_directory_and_one_that_began_does(tmp_path: Path) -> None:

@@ -28,6 +28,7 @@ from hvdtrain.core.run import training
 from hvdtrain.core.run.job import prepare_data
 from hvdtrain.core.run.metrics import METRICS_FILE, read_metrics
 from hvdtrain.core.run.ranks import Ranks
+from hvdtrain.core.run.requests import NO_REQUESTS, Requests
 from hvdtrain.core.run.results import UpdateResult
 from hvdtrain.core.run.run import Run
 from hvdtrain.core.run.start import start
@@ -112,13 +113,13 @@ class Scripted:
         learning_rate: float,
         update: int,
         loss_scale: float,
-        stopping: bool = False,
+        requests: Requests = NO_REQUESTS,
     ) -> UpdateResult:
         self.numbers.append(update)
         self.generators.state += 1
         assert divisor > 0
         applied = self._window_numbers[window.samples_consumed] not in BAD_WINDOWS
-        return UpdateResult(divisor, 1.0, applied, next_weight, window.tokens, divisor, int(stopping))
+        return UpdateResult(divisor, 1.0, applied, next_weight, window.tokens, divisor, requests)
 
     def local_update(
         self, window: Window, divisor: float, learning_rate: float, update: int, loss_scale: float

@@ -117,6 +117,11 @@ def test_what_is_too_long_for_one_message_goes_in_pieces(
         Ranks(World(rank, 2, rank, 2, 8), send, carry, lambda data, name: [data])
         for rank, carry in enumerate((send, receive))
     )
+    summed = first.sum(sent)
+    assert (summed.dtype, summed.shape, summed.tobytes()) == (sent.dtype, sent.shape, sent.tobytes())
+    assert all(message.nbytes <= 12 for message in messages)
+    assert sum(message.size for message in messages) == sent.size
+    messages.clear()
     assert first.broadcast(sent).tobytes() == sent.tobytes()
     assert len(messages) == -(-sent.nbytes // 12)
     found = second.broadcast(np.empty_like(sent))

@@ -21,7 +21,8 @@ HANDED_ON = Path(sys.argv[1]).parent / "handed_on"
 def check_a_checkpoint_of_other_ranks_and_another_stage() -> None:
     epochs, models = 1, []
     if HANDED_ON.exists():
-        epochs += json.loads((HANDED_ON / "state.json").read_text())["epoch"]
+        newest = HANDED_ON / (HANDED_ON / "latest").read_text().strip()
+        epochs += json.loads((newest / "state.json").read_text())["epoch"]
         if hvd.rank() == 0:
             shutil.copytree(HANDED_ON, "stage0")
             shutil.copytree(HANDED_ON, "stage1")

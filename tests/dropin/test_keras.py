@@ -19,6 +19,8 @@ QUICK = (
     "keras_misuse",
     "keras_names",
     "keras_sharding",
+    "keras_loader",
+    "keras_checkpoint",
 )
 SLOW = ("keras_optimizers",)
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from hvdtrain.core.checkpoints.listing import list_checkpoints
 from tests.dropin.digits import reference_curve
 from tests.jobs.runs import ROOT, launch
 
@@ -24,12 +25,17 @@ def test_its_curve_is_that_of_one_process_in_numpy(program: str, tmp_path: Path)
     np.testing.assert_allclose(json.loads(curve.read_text()), reference_curve(64), rtol=1e-9)
 
 
-def test_a_run_that_was_stopped_goes_on(tmp_path: Path) -> None:
-    curve = tmp_path / "curve.json"
+def test_killed_and_resumed_on_other_ranks_it_has_the_same_curve(tmp_path: Path) -> None:
+    """24 updates an epoch: killed in the middle of the second, and the last save is of update 30."""
+    curve, state = tmp_path / "curve.json", tmp_path / "state"
     path = str(ROOT / "examples" / "keras_digits.py")
-    arguments = ["--compression", "fp16", "--curve", str(curve), "--state", str(tmp_path / "state")]
-    assert launch(2, [path, *arguments], timeout=120).returncode == 0
-    np.testing.assert_allclose(json.loads(curve.read_text()), reference_curve(64), rtol=0.02)
+    arguments = [path, "--dtype", "float64", "--state", str(state), "--curve", str(curve)]
+    done = launch(2, [str(ROOT / "tests" / "dropin" / "killed.py"), "37", *arguments], timeout=120)
+    assert done.returncode != 0
+    assert [each.step for each in list_checkpoints(state, every_byte=True)][-1] == 30
+    done = launch(1, arguments, timeout=120)
+    assert done.returncode == 0, done.stdout[-3000:]
+    np.testing.assert_allclose(json.loads(curve.read_text()), reference_curve(64)[30:], rtol=1e-9)
     # All epochs are done: nothing is left to train.
-    assert launch(2, [path, *arguments], timeout=120).returncode == 0
+    assert launch(1, arguments, timeout=120).returncode == 0
     assert json.loads(curve.read_text()) == []

@@ -22,6 +22,8 @@ MODULES = (
     "torch_names",
     "torch_misuse",
     "torch_sharding",
+    "torch_loader",
+    "torch_checkpoint",
 )
 
 

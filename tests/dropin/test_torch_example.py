@@ -8,17 +8,27 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from hvdtrain.core.checkpoints.listing import list_checkpoints
 from tests.dropin.digits import reference_curve
 from tests.jobs.runs import ROOT, launch
 
 PROGRAM = str(ROOT / "examples" / "torch_digits.py")
+KILLED = str(ROOT / "tests" / "dropin" / "killed.py")
 
 
-def test_its_curve_is_that_of_one_process_in_numpy(tmp_path: Path) -> None:
-    curve = tmp_path / "curve.json"
-    done = launch(2, [PROGRAM, "--dtype", "float64", "--curve", str(curve)])
+def test_killed_and_resumed_on_other_ranks_its_curve_is_that_of_one_process_in_numpy(tmp_path: Path) -> None:
+    """24 updates an epoch: killed in the middle of the second, and the last save is of update 30."""
+    curve, state = tmp_path / "curve.json", tmp_path / "state"
+    arguments = [PROGRAM, "--dtype", "float64", "--state", str(state), "--curve", str(curve)]
+    done = launch(2, [KILLED, "37", *arguments])
+    assert done.returncode != 0
+    assert not curve.exists()
+    assert [each.step for each in list_checkpoints(state, every_byte=True)][-1] == 30
+    done = launch(1, arguments)
     assert done.returncode == 0, done.stdout[-3000:]
+    assert "going on from" in done.stdout
     np.testing.assert_allclose(json.loads(curve.read_text()), reference_curve(64), rtol=1e-9)
+    assert [each.ranks for each in list_checkpoints(state, every_byte=True)] == [1, 1]
 
 
 @pytest.mark.slow

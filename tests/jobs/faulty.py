@@ -21,6 +21,7 @@ from hvdtrain.core.process.environment import launched_rank
 from hvdtrain.core.run.adapter import Adapter, ModelState, OptimizerState
 from hvdtrain.core.run.framework import Framework
 from hvdtrain.core.run.job import run_job
+from hvdtrain.core.run.requests import NO_REQUESTS, Requests
 from hvdtrain.core.run.results import UpdateResult
 from tests.jobs.runs import TINY, start_sooner
 
@@ -90,7 +91,7 @@ class Faulty:
         learning_rate: float,
         update: int,
         loss_scale: float,
-        stopping: bool = False,
+        requests: Requests = NO_REQUESTS,
     ) -> UpdateResult:
         self._update = update
         if self._is_due("raise"):
@@ -102,7 +103,7 @@ class Faulty:
             weights["cls.predictions.bias"][:] = float("nan")
             self._adapter.model.write(weights)
         return self._adapter.update(
-            self._overflowing(window), divisor, next_weight, learning_rate, update, loss_scale, stopping
+            self._overflowing(window), divisor, next_weight, learning_rate, update, loss_scale, requests
         )
 
     def find_nonfinite(self, window: Window, divisor: float, loss_scale: float) -> np.ndarray:

@@ -4,7 +4,8 @@
 
 The arguments are those of `hvdtrain run`. SCRIPT_FOLDER/script.json maps updates to what happens in them:
 `rank` (rank 1 is sent SIGTERM), `launcher` (`hvdtrain run` is), `kill` (rank 1 is killed), `twice` (rank 1 is
-sent SIGTERM again when it has noted the first), and `raise` (in rank 1, each time).
+sent SIGTERM again when it has noted the first), and `raise` (in rank 1, each time). Under `pace` it has the
+seconds that each update takes longer.
 """
 
 from __future__ import annotations
@@ -34,13 +35,13 @@ from tests.jobs.runs import start_sooner
 PATIENCE_S = 120.0
 
 
-def launch(folder: str, arguments: list[str]) -> None:
+def launch(folder: str, arguments: list[str], module: str = "tests.jobs.preempted") -> None:
     program, place = command._program, Path(folder)
     (place / "launcher").write_text(str(os.getpid()))
 
     def faulty(framework: command.Framework, *rest: Any) -> tuple[str, ...]:
         _, _, *options = program(framework, *rest)
-        return ("-m", "tests.jobs.preempted", "rank", str(place), str(framework), *options)
+        return ("-m", module, "rank", str(place), str(framework), *options)
 
     command._program = faulty
     sys.argv[1:] = arguments
@@ -49,12 +50,14 @@ def launch(folder: str, arguments: list[str]) -> None:
     app()
 
 
-def train(folder: str, name: str, arguments: list[str]) -> None:
+def train(
+    folder: str, name: str, arguments: list[str], wrap: Callable[[Adapter, Path], Any] | None = None
+) -> None:
     def load() -> Framework:
         framework = importlib.import_module(f"hvdtrain.{name}.job").load()
         place = Path(folder)
         return dataclasses.replace(
-            framework, adapter=lambda *given: Scripted(framework.adapter(*given), place)
+            framework, adapter=lambda *given: (wrap or Scripted)(framework.adapter(*given), place)
         )
 
     start_sooner()
@@ -74,6 +77,7 @@ class Scripted:
     def update(
         self, window: Any, divisor: float, weight: float, rate: float, update: int, *rest: Any
     ) -> UpdateResult:
+        time.sleep(self._script.get("pace", 0))
         happens = self._script.get(str(update))
         if happens:
             self._happen(happens, self._folder / f"{update}.{self._rank}")

@@ -85,8 +85,10 @@ def checkpoints(run: Path) -> set[str]:
 
 # tests/core/test_checkpoint.py fills the disk of one process.
 @pytest.mark.slow
-def test_a_full_disk_is_told_and_leaves_nothing(tmp_path: Path) -> None:
-    done = fail("torch", "disk", "gloo", tmp_path / "out")
+@pytest.mark.parametrize("sets", [[], ["checkpointing.save_steps=3"]])
+def test_a_full_disk_is_told_and_leaves_nothing(tmp_path: Path, sets: list[str]) -> None:
+    """At the end of a run, or while it goes on and writes a checkpoint in the background."""
+    done = fail("torch", "disk", "gloo", tmp_path / "out", *sets)
     assert done.returncode != 0
     assert "could not be saved" in done.stdout
     assert "File too large" in done.stdout

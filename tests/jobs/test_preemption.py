@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -88,11 +89,25 @@ def test_preempted_then_killed_it_ends_as_if_nothing_had_been(whole: Path, tmp_p
     assert done.returncode == 0, done.stderr[-3000:]
     check_unbroken(whole, tmp_path / "out")
     place = tmp_path / "out" / "checkpoint-7"
-    told = f"rank 1 failed first (killed by SIGKILL); restart 1 goes on from {place}"
-    assert done.stderr.splitlines()[-1] == f"hvdtrain: {told}"
+    told = "rank 1 failed first (killed by SIGKILL); restart 1 on localhost:2 went on from update 7, after"
+    assert re.fullmatch(rf"{re.escape(f'hvdtrain: {told}')} \d+ s", done.stderr.splitlines()[-1])
+    assert "\x16" not in done.stdout + done.stderr
     (line,) = map(json.loads, (tmp_path / "out" / "restarts.jsonl").read_text().splitlines())
-    assert (line["number"], line["status"], line["resume"]) == (1, 137, str(place))
+    assert (line["number"], line["status"], line["resume"], line["step"]) == (1, 137, str(place), 7)
+    assert (line["hosts"], line["ranks"]) == ("localhost:2", 2)
+    assert line["recovery_s"] > 0
     assert line["reason"] == "rank 1 failed first (killed by SIGKILL)"
+
+
+def test_an_elastic_job_goes_on_with_the_ranks_that_are_left(whole: Path, tmp_path: Path) -> None:
+    hosts = ("-H", "localhost:1,127.0.0.1:1", "--min-np", "1", "--snapshot-steps", "4")
+    done = run(tmp_path, "torch", {7: "kill"}, settings(tmp_path), *hosts)
+    assert done.returncode == 0, done.stderr[-3000:]
+    (line,) = map(json.loads, (tmp_path / "out" / "restarts.jsonl").read_text().splitlines())
+    assert (line["ranks"], line["hosts"], line["step"]) == (1, "localhost:1", 4)
+    assert "127.0.0.1 is on the blacklist" in done.stderr
+    ours, theirs = ({x["step"]: x["loss"] for x in read_metrics(out)[0]} for out in (whole, tmp_path / "out"))
+    assert ours == pytest.approx(theirs, rel=1e-9)
 
 
 def test_one_rank_that_is_told_takes_the_others_along(tmp_path: Path) -> None:

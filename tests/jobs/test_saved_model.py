@@ -34,7 +34,7 @@ def test_job_script_leaves_a_hugging_face_model(framework: str, wire: str, tmp_p
     assert f"model in {tmp_path / 'out' / 'model'}" in done.stdout
 
     saved = sorted(path.name for path in (tmp_path / "out").iterdir() if path.is_dir())
-    assert saved == ["checkpoint-2", "checkpoint-4", "model"]
+    assert saved == ["checkpoint-2", "checkpoint-4", "checkpoint-5", "model"]
     logged = read_metrics(tmp_path / "out")[1][-1]["eval_loss"]
     found = evaluate_with_transformers(tmp_path / "out" / "model", overrides)
     assert found == pytest.approx(logged, rel=1e-5)

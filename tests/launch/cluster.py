@@ -81,6 +81,23 @@ class Cluster:
         """The command line that runs a command on a node; its process is that command's from then on."""
         return ["nsenter", "-t", str(self.pids[name]), "-n", "-u", "-m", f"--wd={cwd}", *command]
 
+    def cut(self, name: str, back: bool = False) -> None:
+        """Has a node's frames vanish, of which neither side is told; or ends that."""
+        _ip(
+            "-n",
+            _namespace("switch"),
+            "link",
+            "set",
+            name,
+            *(("master", "bridge") if back else ("nomaster",)),
+        )
+
+    def signal(self, name: str, number: signal.Signals, ssh_server: bool = False) -> None:
+        """Sends a signal to every process on a node, with or without its ssh server."""
+        for pid in self.processes(name) | ({self.pids[name]} if ssh_server else set()):
+            with suppress(ProcessLookupError):
+                os.kill(pid, number)
+
     def processes(self, name: str) -> set[int]:
         """Process ids on a node, without its ssh server."""
         pids = _ip("netns", "pids", _namespace(name)).split()

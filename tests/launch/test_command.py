@@ -57,6 +57,20 @@ def test_dry_run_output_runs_as_printed(tmp_path: Path) -> None:
     assert (tmp_path / "out put" / "metrics.jsonl").exists()
 
 
+def test_an_elastic_job_keeps_the_global_batch_of_its_start() -> None:
+    options = ("--min-np", "1", "--snapshot-steps", "7", "-H", "localhost:1,127.0.0.1:4")
+    _, out, err = invoke("-np", "2", *options, "--dry-run")
+    assert err.startswith("hvdtrain: 2 ranks on localhost:1,127.0.0.1:1,")
+    words = shlex.split(out)
+    # The packaged spec has 8 rows a rank.
+    assert "batch.global_batch_size=16" in words
+    assert words[-2:] == ["--snapshot-steps", "7"]
+    _, again, _ = invoke("-np", "2", *options, "--dry-run")
+    name = words[words.index("--snapshots") + 1]
+    assert len(name) == 16
+    assert name not in again
+
+
 def test_what_is_about_the_output_directory_reaches_the_ranks() -> None:
     resumed = ("--resume", "out/checkpoint-4", "--allow-change", "max_steps", "--allow-change", "seed")
     _, out, _ = invoke("-np", "2", *resumed, "--overwrite", "--output-dir", "else", "--dry-run")
@@ -79,6 +93,17 @@ def test_hostfile(tmp_path: Path) -> None:
         (("-np", "2", "--set", "sead=1"), SpecError, "did you mean 'seed'"),
         (("-np", "5", "-H", "a:2,b:2"), LaunchError, "4 slots"),
         (("-np", "0"), LaunchError, "at least one rank"),
+        ((), LaunchError, "-np: give the number of ranks"),
+        (("-np", "2", "--min-np", "1", "--max-restarts", "1"), LaunchError, "--reset-limit in its place"),
+        (("-np", "2", "--reset-limit", "1"), LaunchError, "are for elastic jobs"),
+        (("--host-discovery-script", "x", "-H", "a:2"), LaunchError, "not both"),
+        (("-np", "2", "--min-np", "3"), LaunchError, "-np 2: is not between"),
+        (("--min-np", "2"), LaunchError, "give it, or -np"),
+        (
+            ("--min-np", "3", "--max-np", "3", "--set", "batch.global_batch_size=16"),
+            LaunchError,
+            "the nearest that will do: 2",
+        ),
         (("-np", "2", "-H", "a:2", "--hostfile", "x"), LaunchError, "not both"),
         (("-np", "2", "--launcher", "mpirun", "--wire", "gloo"), LaunchError, "Gloo needs horovodrun"),
     ],

@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from hvdtrain.core.checkpoints.manifest import SPEC_FILE
+from hvdtrain.core.checkpoints.manifest import FORMAT, MANIFEST_FILE, SPEC_FILE, FileRecord, Manifest
 from hvdtrain.core.checkpoints.model_folder import WEIGHTS_FILE
 from hvdtrain.core.checkpoints.state import COMPRESSION_FILE, OPTIMIZER_FILE, STATE_FILE
 from hvdtrain.core.process.preemption import BEFORE_FIRST_UPDATE
+from hvdtrain.core.run.output_dir import RESTARTS_FILE
 from hvdtrain.launch.endings import Ending, ending_of
+from hvdtrain.launch.hosts import Host
 from hvdtrain.launch.output import FailureWatch, Line
-from hvdtrain.launch.restarts import RESTARTS_FILE, newest_checkpoint, run_with_restarts
+from hvdtrain.launch.restarts import FixedJob, Restarts, newest_checkpoint
 
 SAID = "preempted at update 4: go on with --resume out/checkpoint-4"
 EXITED = "Process {} exit with status code {}."
@@ -35,31 +40,36 @@ EXITED = "Process {} exit with status code {}."
             [(1, "ValueError: x"), (None, EXITED.format(0, 85)), (None, EXITED.format(1, 1))],
             1,
             False,
-            Ending(1, "rank 1 failed first (exit status 1): ValueError: x", "ValueError: x"),
+            Ending(1, "rank 1 failed first (exit status 1): ValueError: x", "ValueError: x", (1,)),
         ),
         (
             [(0, BEFORE_FIRST_UPDATE), (None, EXITED.format(1, 137))],
             1,
             False,
-            Ending(137, "rank 1 failed first (killed by SIGKILL)", "killed by SIGKILL"),
+            Ending(137, "rank 1 failed first (killed by SIGKILL)", "killed by SIGKILL", (1,)),
         ),
     ],
 )
 def test_how_a_job_ended(
     lines: list[tuple[int | None, str]], status: int, asked: bool, expected: Ending
 ) -> None:
-    watch = FailureWatch()
+    attendant = FailureWatch()
     for rank, text in lines:
-        watch.note(Line(rank, f"{text}\n"))
-    assert ending_of(status, watch, asked) == expected
-    assert watch.heard == any(rank is not None for rank, _ in lines)
+        attendant.note(Line(rank, f"{text}\n"))
+    assert ending_of(status, attendant, asked) == expected
+    assert attendant.heard == any(rank is not None for rank, _ in lines)
 
 
 def write_checkpoint(folder: Path, step: int) -> Path:
+    """A checkpoint that is whole, with nothing in its files."""
     place = folder / f"checkpoint-{step}"
     place.mkdir(parents=True)
-    for name in (WEIGHTS_FILE, OPTIMIZER_FILE, COMPRESSION_FILE, STATE_FILE):
+    names = (WEIGHTS_FILE, OPTIMIZER_FILE, COMPRESSION_FILE, STATE_FILE)
+    for name in names:
         (place / name).touch()
+    files = dict.fromkeys(names, FileRecord.of(b""))
+    manifest = Manifest(FORMAT, step, "2026-01-01T00:00:00+00:00", "torch", 2, {}, "", {}, files)
+    (place / MANIFEST_FILE).write_text(manifest.text())
     return place
 
 
@@ -75,13 +85,23 @@ class Jobs:
         self.overwrote: list[bool] = []
         self._folder, self._runs = folder, iter(runs)
 
-    def __call__(self, resume: Path | None, overwrite: bool) -> Ending:
+    def check(self, hosts: Sequence[Host], resume: Path | None, overwrite: bool) -> None:
+        del hosts, resume, overwrite
+
+    def start(self, hosts: Sequence[Host], resume: Path | None, overwrite: bool, attendant: Any) -> Ending:
+        del hosts, attendant
         self.resumed.append(resume.name if resume else None)
         self.overwrote.append(overwrite)
         step, ending = next(self._runs)
         if step is not None:
+            (self._folder / SPEC_FILE).touch()
             write_checkpoint(self._folder, step)
         return ending
+
+
+def run(jobs: Jobs, folder: Path, resume: Path | None, overwrite: bool, most: int) -> int:
+    job: Any = jobs
+    return FixedJob(job, Restarts(folder, resume, overwrite), (Host("localhost", 2),), most).run()
 
 
 DONE, KILLED, PREEMPTED = Ending(0), crash("killed by SIGKILL", 137), Ending(85, SAID)
@@ -121,7 +141,7 @@ def test_what_is_started_again_and_from_where(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     jobs = Jobs(tmp_path, *runs)
-    assert run_with_restarts(jobs, tmp_path, None, False, most) == status
+    assert run(jobs, tmp_path, None, False, most) == status
     assert jobs.resumed == resumed
     file = tmp_path / RESTARTS_FILE
     noted = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
@@ -134,14 +154,12 @@ def test_what_is_started_again_and_from_where(
 
 def test_checkpoints_of_an_older_run_are_left_alone(tmp_path: Path) -> None:
     older = write_checkpoint(tmp_path, 100)
-    jobs = Jobs(tmp_path, (None, crash("x")), (4, crash("y")), (None, DONE))
-    assert run_with_restarts(jobs, tmp_path, None, False, 3) == 0
-    assert jobs.resumed == [None, None, "checkpoint-4"]
-    again = Jobs(tmp_path, (None, crash("x")), (None, DONE))
-    assert run_with_restarts(again, tmp_path, older, False, 3) == 0
-    assert again.resumed == ["checkpoint-100", "checkpoint-100"]
-    # Nothing tells that the run which is there is that of the job.
-    assert not any(jobs.overwrote + again.overwrote)
+    for given in (None, older):
+        jobs = Jobs(tmp_path, (None, crash("x")), (None, DONE))
+        assert run(jobs, tmp_path, given, False, 3) == 0
+        # Nothing tells that the run which is there is that of the job.
+        assert jobs.resumed == [given and given.name] * 2
+        assert not any(jobs.overwrote)
 
 
 @pytest.mark.parametrize("given", [None, "auto", "OUT/checkpoint-100", "ELSE/checkpoint-4"])
@@ -150,33 +168,64 @@ def test_a_restart_takes_the_place_of_what_its_own_run_has_left(
     given: str | None, overwrite: bool, tmp_path: Path
 ) -> None:
     out = tmp_path / "OUT"
-    write_checkpoint(out, 100)
+    older = write_checkpoint(out, 100)
     (out / SPEC_FILE).touch()
     told: list[tuple[str, bool]] = []
 
-    def start(resume: Path | None, replaces: bool) -> Ending:
-        told.append((str(resume), replaces))
-        number = len(told) - 1
-        if number:
-            # The system's clock may stand still between two runs that do nothing.
-            os.utime(out / SPEC_FILE, ns=(number, number))
-        if number == 3:
-            write_checkpoint(out, 8)
-        return DONE if number == 4 else crash(str(number))
+    class Told(Jobs):
+        def __init__(self) -> None:
+            super().__init__(out)
 
-    resume = given and Path(given.replace("OUT", str(out)).replace("ELSE", str(tmp_path)))
-    assert run_with_restarts(start, out, resume or None, overwrite, 9) == 0
+        def start(self, hosts: Any, resume: Path | None, overwrite: bool, attendant: Any) -> Ending:
+            told.append((str(resume), overwrite))
+            number = len(told) - 1
+            if number == 1 and not own:
+                # As the run does that begins there.
+                shutil.rmtree(older)
+            if number:
+                # The system's clock may stand still between two runs that do nothing.
+                os.utime(out / SPEC_FILE, ns=(number, number))
+            if number == 3:
+                write_checkpoint(out, 108)
+            return DONE if number == 4 else crash(str(number))
+
     own = given in ("auto", "OUT/checkpoint-100")
+    resume = given and Path(given.replace("OUT", str(out)).replace("ELSE", str(tmp_path)))
+    assert run(Told(), out, resume or None, overwrite, 9) == 0
     # The first has come to nothing: what is there is still of another run.
     assert told[:2] == [(str(resume), overwrite)] * 2
-    assert told[2:4] == [(str(resume), not own)] * 2
-    assert told[4] == (str(out / "checkpoint-8"), False)
+    assert told[2:4] == [(str(older) if own else str(resume), not own)] * 2
+    assert told[4] == (str(out / "checkpoint-108"), False)
 
 
-def test_the_newest_whole_checkpoint_is_taken(tmp_path: Path) -> None:
+def test_the_newest_whole_checkpoint_is_taken(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert newest_checkpoint(tmp_path) is None
-    for step in (9, 10, 11):
+    for step in (9, 10, 11, 12):
         write_checkpoint(tmp_path, step)
-    (tmp_path / "checkpoint-11" / OPTIMIZER_FILE).unlink()
+    (tmp_path / "checkpoint-12" / OPTIMIZER_FILE).unlink()
+    # Every byte counts.
+    (tmp_path / "checkpoint-11" / WEIGHTS_FILE).write_bytes(b"x")
     (tmp_path / "checkpoint-best").mkdir()
     assert newest_checkpoint(tmp_path) == tmp_path / "checkpoint-10"
+    told = capsys.readouterr().err
+    assert f"checkpoint-12/{OPTIMIZER_FILE}" in told
+    assert f"checkpoint-11/{WEIGHTS_FILE}" in told
+
+
+def test_an_older_runs_restarts_stay_or_go_with_it(tmp_path: Path) -> None:
+    file = tmp_path / RESTARTS_FILE
+    file.write_text("older\n")
+    assert run(Jobs(tmp_path, (None, crash("x")), (None, DONE)), tmp_path, None, False, 1) == 0
+    assert [line[:5] for line in file.read_text().splitlines()] == ["older", '{"num']
+
+    class Replacing(Jobs):
+        def start(self, hosts: Any, resume: Path | None, overwrite: bool, attendant: Any) -> Ending:
+            # What rank 0 does with an older run, also in the place of what the job itself has left.
+            assert overwrite
+            file.unlink(missing_ok=True)
+            (tmp_path / SPEC_FILE).write_text(str(len(self.resumed)))
+            return super().start(hosts, resume, overwrite, attendant)
+
+    jobs = Replacing(tmp_path, (None, crash("x")), (None, crash("y")), (None, DONE))
+    assert run(jobs, tmp_path, None, True, 2) == 0
+    assert [json.loads(line)["number"] for line in file.read_text().splitlines()] == [1, 2]

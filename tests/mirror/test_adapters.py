@@ -23,11 +23,13 @@ TORCH, TENSORFLOW = ROOT / "hvdtrain" / "torch", ROOT / "hvdtrain" / "tensorflow
 # Modules that one adapter alone has, and why. A user's own loop is written in another way in each framework.
 ONE_SIDED = {
     "dropin/backward.py": "PyTorch tells by hooks which backward runs; TensorFlow's tape is called",
+    "dropin/checkpoint.py": "TensorFlow's is Keras' (hvdtrain/keras/callbacks/checkpoint.py)",
     "dropin/copies.py": "PyTorch copies optimizers whole, Keras makes them anew (hvdtrain/keras/telling.py)",
     "dropin/filling.py": "PyTorch's gradients come and go by `.grad`; TensorFlow's are arguments",
     "dropin/hooks.py": "PyTorch tells by hooks of each gradient; TensorFlow's tape returns all",
     "dropin/naming.py": "PyTorch's parameters have no names of their own",
     "dropin/optimizer.py": "TensorFlow's is Keras' (hvdtrain/keras/optimizer.py)",
+    "dropin/optimizer_state.py": "PyTorch's optimizers number parameters; Keras' have variables",
     "dropin/packing.py": "PyTorch's optimizers keep what they like; Keras' have variables",
     "dropin/sampler.py": "data of TensorFlow are sharded by tf.data",
     "dropin/sharding.py": "TensorFlow's is Keras' (hvdtrain/keras/sharding.py)",
@@ -81,6 +83,10 @@ BY_NATURE = {
         "Gradients": _HOOKS,
         "gradients_in_use": "PyTorch's are their optimizers' (dropin/optimizer.py), a tape's nobody's",
     },
+    "dropin/loader.py": dict.fromkeys(
+        ("DataLoader", "dataset", "Dataset"),
+        "PyTorch's loader is a class, a tf.data.Dataset is made by functions",
+    ),
     "dropin/sync_batch_norm.py": dict.fromkeys(
         ("SyncBatchNorm", "SyncBatchNormalization"), "each framework's own name for the layer"
     ),

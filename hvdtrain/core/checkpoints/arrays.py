@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import accumulate
@@ -53,7 +54,7 @@ class Kind(NamedTuple):
     @property
     def nbytes(self) -> int:
         """Bytes of such an array."""
-        return int(np.prod(self.shape, dtype=np.int64)) * self.dtype.itemsize
+        return math.prod(self.shape) * self.dtype.itemsize
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,6 +74,10 @@ class ArrayStream:
     def of(cls, arrays: Mapping[str, np.ndarray]) -> ArrayStream:
         """Arrays that are there already."""
         return cls({name: Kind.of(array) for name, array in arrays.items()}, arrays.items())
+
+    def snapshot(self) -> ArrayStream:
+        """The same arrays, all made now: they stay as they are while training goes on."""
+        return ArrayStream(self.kinds, [*self.arrays])
 
 
 def write_arrays(path: Path, stream: ArrayStream) -> FileRecord:
@@ -151,16 +156,20 @@ class SavedArrays(Mapping[str, np.ndarray]):
 
 def _header(kinds: Mapping[str, Kind]) -> tuple[bytes, dict[str, int]]:
     """The file's beginning, and where behind it each array lies."""
+    dtypes = {name: kind.dtype.name for name, kind in kinds.items()}
     order = {dtype: place for place, dtype in enumerate(_DTYPES)}
-    for name, kind in kinds.items():
-        if kind.dtype.name not in order:
-            raise SafetensorError(f"{name}: safetensors has no {kind.dtype.name}")
-    names = sorted(kinds, key=lambda name: order[kinds[name].dtype.name])
+    for name, dtype in dtypes.items():
+        if dtype not in order:
+            raise SafetensorError(f"{name}: safetensors has no {dtype}")
+    names = sorted(kinds, key=lambda name: order[dtypes[name]])
     ends = [*accumulate((kinds[name].nbytes for name in names), initial=0)]
     record: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     for name, start, end in zip(names, ends, ends[1:], strict=False):
-        shape, dtype = kinds[name]
-        record[name] = {"dtype": _DTYPES[dtype.name], "shape": shape, "data_offsets": (start, end)}
+        record[name] = {
+            "dtype": _DTYPES[dtypes[name]],
+            "shape": kinds[name].shape,
+            "data_offsets": (start, end),
+        }
     text = json.dumps(record, ensure_ascii=False, separators=(",", ":")).encode()
     text += b" " * (-len(text) % _ALIGNMENT)
     return len(text).to_bytes(8, "little") + text, dict(zip(names, ends, strict=False))

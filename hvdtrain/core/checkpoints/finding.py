@@ -2,17 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from hvdtrain.core.checkpoints.manifest import Manifest, read_manifest, verify
 from hvdtrain.core.checkpoints.model_folder import load_model
 from hvdtrain.core.checkpoints.state import load_state
 from hvdtrain.core.errors import CheckpointError
+from hvdtrain.core.process.files import write_whole
 
 _PREFIX = "checkpoint-"
 # In the place of a checkpoint's directory: the newest whole one in the output directory.
 AUTO = Path("auto")
+# A text file with the name of the checkpoint that was saved last.
+LATEST_FILE = "latest"
+# Shell patterns of what is being written, and of what it replaces: nothing else in a user's directory.
+_FOLDERS, _FILES = (f"{_PREFIX}[0-9]*", "model", "initial"), (LATEST_FILE, "*.json", "metrics*.jsonl")
+_UNFINISHED = (
+    *(f".{name}.tmp-*" for name in _FOLDERS),
+    *(f".{name}.before*" for name in _FOLDERS),
+    *(f".{name}.parts-*" for name in _FOLDERS),
+    *(f".{name}.unfinished" for name in _FILES),
+)
 
 
 def checkpoints_in(output_dir: Path) -> list[Path]:
@@ -23,6 +34,36 @@ def checkpoints_in(output_dir: Path) -> list[Path]:
     """
     found = {path.name.removeprefix(_PREFIX): path for path in output_dir.glob(f"{_PREFIX}*")}
     return [found[number] for number in sorted((n for n in found if n.isdecimal()), key=int)]
+
+
+def checkpoint_dir(output_dir: Path, step: int) -> Path:
+    """Where a run keeps the checkpoint of this step."""
+    return output_dir / f"{_PREFIX}{step}"
+
+
+def step_of(checkpoint: Path) -> int:
+    """The number in the name of a `checkpoint-N`."""
+    return int(checkpoint.name.removeprefix(_PREFIX))
+
+
+def point_to(checkpoint: Path) -> None:
+    """Say in the run's directory that this is the checkpoint that was saved last.
+
+    Raises:
+        CheckpointError: the disk is full or the directory cannot be written.
+    """
+    path = checkpoint.with_name(LATEST_FILE)
+    try:
+        write_whole(path, f"{checkpoint.name}\n")
+    except OSError as error:
+        raise CheckpointError(
+            f"{path}: cannot be written: {error.strerror}; free some space, or choose another --output-dir"
+        ) from None
+
+
+def left_behind(output_dir: Path) -> list[Path]:
+    """What processes that were killed while they wrote have left in a run's directory."""
+    return [path for pattern in _UNFINISHED for path in sorted(output_dir.glob(pattern))]
 
 
 def check_whole(directory: Path) -> Manifest | None:
@@ -51,23 +92,39 @@ def check_files(directory: Path, manifest: Manifest | None, sizes_only: bool = F
         verify(directory, manifest, sizes_only)
 
 
-def newest_whole(output_dir: Path, say: Callable[[str], None]) -> tuple[Path, Manifest | None] | None:
+def first_whole(
+    directories: Iterable[Path], skip: Callable[[Path, CheckpointError], object]
+) -> tuple[Path, Manifest | None] | None:
+    """The first of some checkpoints that is whole, with its manifest; None where none is.
+
+    Args:
+        directories: in the order in which they are tried.
+        skip: is told of each that is not whole, and why.
+    """
+    for directory in directories:
+        try:
+            return directory, check_whole(directory)
+        except CheckpointError as error:
+            skip(directory, error)
+    return None
+
+
+def newest_whole(
+    output_dir: Path, say: Callable[[str], None], who: str = "--resume auto"
+) -> tuple[Path, Manifest | None] | None:
     """The newest whole checkpoint of a run, with its manifest; None where there is none.
 
     Args:
         output_dir: of the run.
         say: is told what was chosen, and which newer ones were skipped for what reason.
+        who: looks for it, for what is said.
     """
-    skipped, chosen = [], None
-    for directory in reversed(checkpoints_in(output_dir)):
-        try:
-            chosen = directory, check_whole(directory)
-            break
-        except CheckpointError as error:
-            skipped.append((directory.name, error))
+    skipped: list[tuple[str, CheckpointError]] = []
+    newest_first = reversed(checkpoints_in(output_dir))
+    chosen = first_whole(newest_first, lambda path, error: skipped.append((path.name, error)))
     where = f"going on from {chosen[0]}" if chosen else "starting from the beginning"
     for name, reason in skipped:
-        say(f"warning: --resume auto: skipped {name}, {where}: {reason}")
+        say(f"warning: {who}: skipped {name}, {where}: {reason}")
     if not skipped:
-        say(f"--resume auto: {where}" if chosen else f"--resume auto: no checkpoint in {output_dir}, {where}")
+        say(f"{who}: {where}" if chosen else f"{who}: no checkpoint in {output_dir}, {where}")
     return chosen

@@ -12,6 +12,7 @@ from rich.console import Console
 from hvdtrain.core.checkpoints.finding import check_files, checkpoints_in
 from hvdtrain.core.checkpoints.manifest import read_manifest
 from hvdtrain.core.errors import CheckpointError
+from hvdtrain.core.process.files import size_of
 from hvdtrain.core.tables import Kind, make_table, print_table
 
 
@@ -103,7 +104,7 @@ def _look(directory: Path, every_byte: bool) -> ListedCheckpoint:
         step=manifest.step if manifest else int(directory.name.rpartition("-")[2]),
         saved_at=manifest.saved_at if manifest else changed.isoformat(),
         loss=manifest.metrics.get("loss") if manifest else None,
-        size=sum(file.stat().st_size for file in directory.iterdir() if file.is_file()),
+        size=size_of(directory),
         framework=manifest.framework if manifest else None,
         ranks=manifest.ranks if manifest else None,
         format=manifest.format if manifest else None if problem else 1,

@@ -7,7 +7,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -48,20 +48,38 @@ def save_model(
         CheckpointError: when the disk is full or the directory cannot be written; nothing is left behind.
     """
 
-    def write(into: Path) -> None:
-        written = {name: write_arrays(into / name, stream) for name, stream in streams.items()}
-        texts = {"config.json": _json(config), **files}
-        if UNTRAINED_FILE in streams:
-            texts[INDEX_FILE] = _index({name: streams[name] for name in (WEIGHTS_FILE, UNTRAINED_FILE)})
-        for name, text in texts.items():
-            content = text.encode()
-            (into / name).write_bytes(content)
-            written[name] = FileRecord.of(content)
-        if manifest:
-            (into / MANIFEST_FILE).write_text(manifest(written).text(), encoding="utf-8")
-
+    texts = {"config.json": _json(config), **files}
+    if UNTRAINED_FILE in streams:
+        texts[INDEX_FILE] = _index({name: streams[name] for name in (WEIGHTS_FILE, UNTRAINED_FILE)})
     with _told(directory):
-        replace_directory(directory, write)
+        replace_directory(directory, lambda into: write_files(into, streams, texts, manifest))
+
+
+def write_files(
+    directory: Path,
+    streams: Mapping[str, ArrayStream],
+    texts: Mapping[str, str],
+    manifest: Callable[[Mapping[str, FileRecord]], Manifest] | None = None,
+    there: Mapping[str, FileRecord] | None = None,
+) -> None:
+    """Write files of arrays and of text, and the manifest last; `OSError` and `SafetensorError` pass.
+
+    Args:
+        directory: exists.
+        streams: as in `save_model`.
+        texts: content of the others, by name.
+        manifest: as in `save_model`.
+        there: files that are there already, which belong into the manifest.
+    """
+    written = dict(there or {})
+    for name, stream in streams.items():
+        written[name] = write_arrays(directory / name, stream)
+    for name, text in texts.items():
+        content = text.encode()
+        (directory / name).write_bytes(content)
+        written[name] = FileRecord.of(content)
+    if manifest:
+        (directory / MANIFEST_FILE).write_text(manifest(written).text(), encoding="utf-8")
 
 
 def load_model(directory: Path, name: str = WEIGHTS_FILE) -> SavedArrays:
@@ -74,6 +92,24 @@ def load_model(directory: Path, name: str = WEIGHTS_FILE) -> SavedArrays:
         return SavedArrays(directory / name)
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"{directory / name}: cannot be read: {error}") from None
+
+
+def copy_model(checkpoint: Path, directory: Path, others: Collection[str]) -> None:
+    """Make the model of a checkpoint a directory of its own; as `save_model`.
+
+    Args:
+        checkpoint: a whole one.
+        directory: as in `save_model`.
+        others: names of the files that do not belong to the model.
+    """
+
+    def write(into: Path) -> None:
+        for file in checkpoint.iterdir():
+            if file.name not in others:
+                shutil.copyfile(file, into / file.name)
+
+    with _told(directory):
+        replace_directory(directory, write)
 
 
 @contextmanager

@@ -66,6 +66,7 @@ def global_batches(
     accumulation: Accumulation,
     start_samples: int = 0,
     start_update: int = 1,
+    shuffle: bool = True,
 ) -> Iterator[GlobalBatch]:
     """The batches of a run, for ever; none crosses the end of an epoch, so an epoch's last may be smaller.
 
@@ -75,6 +76,7 @@ def global_batches(
         accumulation: how many samples an update takes.
         start_samples: samples that were consumed before; 0 starts a run, `samples_consumed` resumes it.
         start_update: number of the first update, counted from 1.
+        shuffle: whether the order is random, else that of the training set.
 
     Yields:
         One global batch an update.
@@ -83,7 +85,7 @@ def global_batches(
     start = Position.after(start_samples, n_samples)
     epoch, offset = start.epoch, start.offset
     while True:
-        order = epoch_order(seed, epoch, n_samples)
+        order = epoch_order(seed, epoch, n_samples) if shuffle else np.arange(n_samples)
         in_order = tokens[order]
         while offset < n_samples:
             count = accumulation.samples(update, in_order[offset:])

@@ -81,9 +81,7 @@ def open_samples(
             f"{field} is a {type(dataset).__name__}; expected an object with len(dataset) and dataset[i], or "
             "a mapping of names to arrays, such as {'x': x, 'labels': y}"
         )
-    count = _length(dataset, field)
-    if not count:
-        raise DataError(f"{field} is empty")
+    count = length_of(dataset, field)
     return Items(dataset, count, field, tuple(label_names), collate_fn)
 
 
@@ -229,11 +227,23 @@ def _columns(dataset: Mapping[Any, Any], field: str) -> Arrays:
     return columns
 
 
-def _length(dataset: Any, field: str) -> int:
+def length_of(dataset: Any, field: str) -> int:
+    """How many samples a map-style dataset has.
+
+    Args:
+        dataset: an object with `len(dataset)` and `dataset[i]`.
+        field: what it is called in errors.
+
+    Raises:
+        DataError: it is something else, or empty.
+    """
     if not hasattr(type(dataset), "__len__") or not hasattr(type(dataset), "__getitem__"):
         raise _not_by_index(dataset, field)
     with user_code(f"len({field})", type(dataset)):
-        return len(dataset)
+        count = len(dataset)
+    if not count:
+        raise DataError(f"{field} is empty")
+    return count
 
 
 def _not_by_index(dataset: Any, field: str) -> DataError:

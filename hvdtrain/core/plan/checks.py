@@ -15,23 +15,31 @@ from hvdtrain.core.update.groups import check_groups
 _MUCH_UNKNOWN = 0.01
 
 
-def check(spec: JobSpec, weights: Sequence[Weight], train_samples: int, size: int) -> None:
+def check(
+    spec: JobSpec, weights: Sequence[Weight], train_samples: int, validation_samples: int, size: int
+) -> None:
     """Refuse a job that cannot be trained.
 
     Args:
         spec: the job.
         weights: the model's.
         train_samples: sequences of the training split.
+        validation_samples: sequences of the validation split.
         size: ranks.
 
     Raises:
-        SpecError: there is nothing to train on, the compression policy cannot be used with these weights or
-            on so many ranks, a group of the optimizer has no weight, or weights are evaluated or saved while
-            ranks have weights of their own.
+        SpecError: there is nothing to train on, or nothing to find the best checkpoint by, the compression
+            policy cannot be used with these weights or on so many ranks, a group of the optimizer has no
+            weight, or weights are evaluated or saved while ranks have weights of their own.
     """
     if train_samples < 1:
         raise SpecError(
             "data: the training split is empty; give more text or a smaller data.validation_split"
+        )
+    if spec.checkpointing.best_metric and not validation_samples:
+        raise SpecError(
+            "checkpointing: the best checkpoint is found by the validation split, which is empty: give "
+            "validation data, or set save_best and load_best_model_at_end to false"
         )
     spec.rules.check([w.name for w in weights])
     check_groups(spec.optimizer, [w.name for w in weights])

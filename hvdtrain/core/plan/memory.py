@@ -16,15 +16,15 @@ from hvdtrain.core.tasks import task_of
 from hvdtrain.core.update.buckets import Bucket
 from hvdtrain.core.update.gathers import plan_gathers
 from hvdtrain.core.update.precision import compute_itemsize
-from hvdtrain.core.update.shards import Shard, scratch_elements
+from hvdtrain.core.update.shards import UNDER_WAY, Shard, scratch_elements
 
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes that one rank keeps.
+    """Bytes that one rank keeps; of ranks that differ, the one that keeps most.
 
     Attributes:
-        weights: the masters, for the whole run; as all but the last two. Where they are sharded, also the
+        weights: the masters, for the whole run; as all but the last three. Where they are sharded, also the
             layers in use.
         gradients: the buckets.
         optimizer: moments, and with LAMB the step of one slice of a bucket, which PyTorch keeps.
@@ -32,6 +32,7 @@ class Memory:
         activations: what a micro-batch's forward pass saves for its backward pass; None: not predicted.
         low_precision_weights: 16-bit copies of the weights of matrix products, made by every forward pass.
             The backward pass uses them, so all are kept, also where the weights themselves are sharded.
+        checkpoint: the copy of a checkpoint that rank 0 writes in the background.
     """
 
     weights: int
@@ -40,6 +41,7 @@ class Memory:
     compression: int
     activations: int | None
     low_precision_weights: int
+    checkpoint: int
 
     @property
     def total(self) -> int:
@@ -50,11 +52,13 @@ class Memory:
 def gradient_elements(rules: Rules, shards: Sequence[Shard]) -> int:
     """Elements of the gradients that a rank holds at a time.
 
-    Where they are sharded, those are its shards and the largest bucket, before it is summed.
+    Where they are sharded, those are its shards, one whole bucket that is filled, and those that are being
+    summed: the largest.
     """
     if not rules.shards_gradients:
         return sum(shard.padded for shard in shards)
-    return sum(shard.size for shard in shards) + max(shard.padded for shard in shards)
+    whole = sorted((shard.padded for shard in shards), reverse=True)[: UNDER_WAY + 1]
+    return sum(shard.size for shard in shards) + sum(whole)
 
 
 def weight_elements(rules: Rules, shards: Sequence[Shard]) -> int:
@@ -102,4 +106,15 @@ def predict_memory(
         compression=spec.rules.state_bytes(buckets, spec.model.dtype, size),
         activations=activations,
         low_precision_weights=copies,
+        checkpoint=_checkpoint(spec, buckets, size),
     )
+
+
+def _checkpoint(spec: JobSpec, buckets: Sequence[Bucket], size: int) -> int:
+    """Bytes of the copy from which a checkpoint is written in the background."""
+    if not (spec.checkpointing.saves and spec.checkpointing.async_save):
+        return 0
+    # After local updates each rank has moments of its own.
+    moments = len(MOMENTS[spec.optimizer.type]) * (size if spec.rules.period > 1 else 1)
+    weights = np.dtype(spec.model.dtype).itemsize * sum(bucket.size for bucket in buckets)
+    return weights * (1 + moments) + size * spec.rules.state_bytes(buckets, spec.model.dtype, size)

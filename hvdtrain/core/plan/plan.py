@@ -134,11 +134,11 @@ def make_plan(
         The frozen plan.
 
     Raises:
-        SpecError: when the batch does not divide, there is nothing to train on, so many ranks cannot use
-            the compression policy, a group of the optimizer has no weight, or the learning rate would rise
-            after warm-up.
+        SpecError: when the batch does not divide, there is nothing to train on, or nothing to find the best
+            checkpoint by, so many ranks cannot use the compression policy, a group of the optimizer has no
+            weight, or the learning rate would rise after warm-up.
     """
-    check(spec, weights, len(train_tokens), size)
+    check(spec, weights, len(train_tokens), validation_samples, size)
     updates = count_updates(spec, train_tokens, size)
     check_micro_batches(spec, updates.accumulation)
     return _plan(

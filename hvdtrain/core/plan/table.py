@@ -17,6 +17,7 @@ _REMARKS = {
     "compression": "residuals and the like",
     "activations": "of one micro-batch, in PyTorch",
     "16-bit weights": "copies for matrix products",
+    "checkpoint": "rank 0's copy of what is written in the background",
 }
 
 
@@ -81,6 +82,7 @@ def _parts(memory: Memory) -> dict[str, int | None]:
         "compression": memory.compression,
         "activations": memory.activations,
         "16-bit weights": memory.low_precision_weights,
+        **({"checkpoint": memory.checkpoint} if memory.checkpoint else {}),
     }
 
 

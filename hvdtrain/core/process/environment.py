@@ -14,17 +14,21 @@ STALL_CHECK_SECONDS, STALL_SHUTDOWN_SECONDS = 6, 50
 _RANK_VARIABLES = ("HOROVOD_RANK", "OMPI_COMM_WORLD_RANK", "PMI_RANK", "SLURM_PROCID")
 
 
-def horovod_environment(communication: CommunicationSpec) -> None:
+def horovod_environment(communication: CommunicationSpec, zero_stage: int = 0) -> None:
     """Set Horovod's knobs for this process; call before `hvd.init()`, which reads them once.
 
     Args:
-        communication: a value given here wins over the environment; the default cycle time does not.
+        communication: a value given here wins over the environment; defaults do not.
+        zero_stage: where it shards, tensors are not fused by default: buckets are large, and the buffer that
+            Horovod copies them into takes 128 MiB.
     """
     if communication.cycle_time_ms is not None:
         os.environ["HOROVOD_CYCLE_TIME"] = str(communication.cycle_time_ms)
     os.environ.setdefault("HOROVOD_CYCLE_TIME", str(CYCLE_TIME_MS))
     if communication.fusion_threshold_mb is not None:
         os.environ["HOROVOD_FUSION_THRESHOLD"] = str(int(communication.fusion_threshold_mb * _MIB))
+    elif zero_stage:
+        os.environ.setdefault("HOROVOD_FUSION_THRESHOLD", "0")
     # Open MPI 4.1 spins while it waits, which takes the core from a computing rank beside it.
     os.environ.setdefault("OMPI_MCA_mpi_yield_when_idle", "1")
     # Over a slow TCP link the directions take turns otherwise (hvdtrain.launch.commands says why).

@@ -1,9 +1,20 @@
-"""Small files that are whole at every moment."""
+"""Files: small ones that are whole at every moment, and any that are deleted."""
 
 from __future__ import annotations
 
 import os
+import shutil
 from pathlib import Path
+
+
+def size_of(path: Path) -> int:
+    """Bytes of a file, or of all files in a directory."""
+    return sum(file.lstat().st_size for file in (path, *path.rglob("*")) if not file.is_dir())
+
+
+def remove(path: Path) -> None:
+    """Delete a file or a directory with all that it holds; of a link, the link alone."""
+    shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
 
 
 def write_whole(path: Path, text: str) -> None:

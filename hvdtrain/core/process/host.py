@@ -30,12 +30,14 @@ def keep_freed_memory(zero_stage: int) -> None:
 
     Blocks of 32 MiB and more go back to the system at once. Where ranks hold gradients or weights of a few
     layers at a time (`zero_stage` 2 and 3), blocks of 20 MiB do so, or a process would keep what sharding
-    saves. Where the library is not glibc, nothing is done.
+    saves. `MALLOC_MMAP_THRESHOLD_` in the environment says another size, in bytes. Where the library is not
+    glibc, nothing is done.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
         # Without these, the system maps and clears the memory of the activations again in each update.
-        mallopt(_M_MMAP_THRESHOLD, (20 if zero_stage >= 2 else 32) * _MIB)
+        if "MALLOC_MMAP_THRESHOLD_" not in os.environ:
+            mallopt(_M_MMAP_THRESHOLD, (20 if zero_stage >= 2 else 32) * _MIB)
         mallopt(_M_TRIM_THRESHOLD, 1024 * _MIB)
         # A thread's own arena gives blocks of tens of MiB back whatever the threshold: an update of 28
         # million weights took TensorFlow an eighth longer.

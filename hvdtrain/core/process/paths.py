@@ -55,20 +55,30 @@ def cache_root() -> Path:
     except RuntimeError:
         import tempfile
 
-        return _own_temporary(Path(tempfile.gettempdir(), f"hvdtrain-{os.getuid()}"))
+        place = Path(tempfile.gettempdir(), f"hvdtrain-{os.getuid()}")
+        return own_folder(place, f"no home directory: {_SET}")
 
 
-def _own_temporary(folder: Path) -> Path:
-    # What lies in a cache is trusted, and anybody can make a folder of this name.
+def own_folder(folder: Path, advice: str) -> Path:
+    """Make a folder of this user's alone in a directory where anybody can make one of its name.
+
+    Args:
+        folder: its parent exists.
+        advice: what to do where it cannot be had.
+
+    Returns:
+        The folder.
+
+    Raises:
+        HvdtrainError: it cannot be made, or others can write to it.
+    """
     try:
         folder.mkdir(mode=0o700, exist_ok=True)
         found = folder.lstat()
     except OSError as error:
-        raise HvdtrainError(
-            f"no home directory, and {folder} cannot be made: {error.strerror}; {_SET}"
-        ) from None
+        raise HvdtrainError(f"{folder}: cannot be made: {error.strerror}; {advice}") from None
     if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o022:
-        raise HvdtrainError(f"no home directory, and others can write to {folder}; {_SET}")
+        raise HvdtrainError(f"{folder}: others can write to it; {advice}")
     return folder
 
 

@@ -10,6 +10,7 @@ import numpy as np
 from hvdtrain.core.compression.protocol import Policy
 from hvdtrain.core.data import Batch, Window
 from hvdtrain.core.families.weights import Weight
+from hvdtrain.core.run.requests import NO_REQUESTS, Requests
 from hvdtrain.core.run.results import UpdateResult
 
 
@@ -126,7 +127,7 @@ class Adapter(Protocol):
         learning_rate: float,
         update: int,
         loss_scale: float,
-        stopping: bool = False,
+        requests: Requests = NO_REQUESTS,
     ) -> UpdateResult:
         """Take one update with all ranks, in this order: accumulate, unscale, reduce, check, clip, apply.
 
@@ -138,7 +139,7 @@ class Adapter(Protocol):
             update: its number, counted from 1.
             loss_scale: what the loss is multiplied with before backward; gradients are divided by it where
                 they enter their bucket.
-            stopping: whether this rank was told to stop; how many were is counted on the way.
+            requests: this rank's; those of all ranks are summed on the way.
         """
         ...
 

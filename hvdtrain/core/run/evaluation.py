@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
-from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from hvdtrain.core.data import Batch, eval_batches
+from hvdtrain.core.data import eval_batches
 from hvdtrain.core.data.batches import Split
 from hvdtrain.core.run.run import Run
-from hvdtrain.core.spec.job_spec import JobSpec
-from hvdtrain.core.spec.sections import ModelSection, TaskSection
-from hvdtrain.core.tasks import task_of
-from hvdtrain.core.tasks.task import Evaluator, Measures
+from hvdtrain.core.tasks.measures import measures_of
+from hvdtrain.core.tasks.task import Measures
 
 
 def evaluate(run: Run) -> dict[str, float | None]:
@@ -28,7 +24,7 @@ def evaluate(run: Run) -> dict[str, float | None]:
     """
     if not run.plan.validation_samples:
         return {}
-    measures = measures_of(run.spec)
+    measures = measures_of(run.spec.task, run.spec.model)
     return report(measures, count(run, measures, run.dataset.validation))
 
 
@@ -59,34 +55,6 @@ def count(run: Run, measures: Measures, split: Split) -> NDArray[np.float64]:
     )
     counts = (np.append(measures.count(run.adapter, batch), batch.counts["samples"]) for batch in batches)
     return run.ranks.sum(functools.reduce(np.add, counts))
-
-
-def measures_of(spec: JobSpec) -> Measures:
-    """What an evaluation of a spec's task measures."""
-    make: Callable[[ModelSection], Measures] | None = getattr(task_of(spec.task), "measures", None)
-    return LossMeasures(spec.task) if make is None else make(spec.model)
-
-
-@dataclass(frozen=True)
-class LossMeasures:
-    """The loss, and the metrics that the adapter computes beside it.
-
-    Attributes:
-        task: the task section.
-    """
-
-    task: TaskSection
-
-    def count(self, evaluator: Evaluator, batch: Batch) -> NDArray[np.float64]:
-        """As `Measures.count`: what `Adapter.evaluate` returns."""
-        return evaluator.evaluate(batch)
-
-    def means(self, sums: NDArray[np.float64]) -> dict[str, float | None]:
-        """As `Measures.means`: sums divided by their sums of weights, and what the task makes of the loss."""
-        totals = zip(sums[::2].tolist(), sums[1::2].tolist(), strict=True)
-        means = [total / weight if weight else None for total, weight in totals]
-        names = ["loss", *self.task.metric_names]
-        return dict(zip(names, means, strict=True)) | task_of(self.task).summarise(means[0])
 
 
 def compression_counters(run: Run) -> dict[str, float]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import platform
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
@@ -40,11 +41,16 @@ class Framework:
     packages: tuple[str, ...]
     wire_types: frozenset[str]
 
-    @property
+    @cached_property
     def versions(self) -> dict[str, str]:
         """Of Python, this package, Horovod and the framework's packages, by name."""
-        packages = {name: _version(name) for name in ("horovod", *self.packages)}
-        return {"python": platform.python_version(), "hvdtrain": hvdtrain.__version__, **packages}
+        return versions_of(*self.packages)
+
+
+def versions_of(*packages: str) -> dict[str, str]:
+    """Versions of Python, this package, Horovod and some packages, by name."""
+    found = {name: _version(name) for name in ("horovod", *packages)}
+    return {"python": platform.python_version(), "hvdtrain": hvdtrain.__version__, **found}
 
 
 def _version(package: str) -> str:

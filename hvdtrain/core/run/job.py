@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import argparse
 import math
 from collections.abc import Callable, Collection, Sequence
-from contextlib import nullcontext
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from hvdtrain.core.checkpoints.finding import AUTO
 from hvdtrain.core.data import Dataset
 from hvdtrain.core.errors import CheckpointError
 from hvdtrain.core.families import custom, family_of
@@ -25,14 +25,23 @@ from hvdtrain.core.process.orphans import end_with_launcher
 from hvdtrain.core.process.outputs import outlast_readers
 from hvdtrain.core.process.paths import default_output_dir, user_path
 from hvdtrain.core.process.preemption import Preempted, heed_preemption, requests_wait
+from hvdtrain.core.run.arguments import parse_arguments
 from hvdtrain.core.run.examination import examine
 from hvdtrain.core.run.framework import Framework
 from hvdtrain.core.run.initial import save_initial_values
+from hvdtrain.core.run.lock import locked
 from hvdtrain.core.run.metrics import METRICS_FILE
-from hvdtrain.core.run.output_dir import MODEL_DIR, begin_run, check_output_dir, locked
+from hvdtrain.core.run.output_dir import (
+    MODEL_DIR,
+    begin_run,
+    check_begins_anew,
+    check_output_dir,
+    goes_on_in,
+)
 from hvdtrain.core.run.ranks import Ranks
 from hvdtrain.core.run.results import TrainingResult, describe_result
 from hvdtrain.core.run.run import Run
+from hvdtrain.core.run.snapshots import SnapshotOptions, Snapshots
 from hvdtrain.core.run.start import check_command, check_data, check_model, check_plan, start
 from hvdtrain.core.run.state import RunState
 from hvdtrain.core.run.training import train
@@ -104,6 +113,7 @@ def train_spec(
     *,
     overwrite: bool = False,
     allow_changes: Collection[str] = (),
+    snapshots: SnapshotOptions | None = None,
 ) -> TrainingResult:
     """Train a spec on this rank of a job that has been joined.
 
@@ -118,6 +128,7 @@ def train_spec(
             one of the output directory, if there is one.
         overwrite: whether a run that the output directory holds is deleted.
         allow_changes: fields of the spec in which it may differ from that of the run that goes on.
+        snapshots: of an elastic job; where some rank holds one, the run goes on from it.
 
     Returns:
         What was produced; rank 0 has said it too.
@@ -127,22 +138,38 @@ def train_spec(
         TrainingError: ranks differ in what they were started with, or in what they have made of it.
         Preempted: ranks were told to stop before the last update; the checkpoint is there.
     """
-    with locked(output_dir) if ranks.is_chief else nullcontext():
+    with ExitStack() as stack:
         if ranks.is_chief:
-            check_output_dir(output_dir, resume_from, overwrite)
-        run = open_run(framework, ranks, spec, output_dir, resume_from)
-        state = start(run, resume_from, allow_changes)
+            stack.enter_context(locked(output_dir, job=snapshots.job if snapshots else None))
+        held = stack.enter_context(Snapshots(snapshots, ranks)) if snapshots else None
+        snapshot = held.newest() if held else None
+        if ranks.is_chief:
+            if snapshot:
+                # The job has begun, so what is there is its own, or was never on this host.
+                check_begins_anew(output_dir, spec)
+            else:
+                check_output_dir(output_dir, resume_from, overwrite)
+        # Ranks that hold no snapshot cannot say what is in it.
+        given = None if snapshot else resume_from
+        run = open_run(framework, ranks, spec, output_dir, given, snapshots.every if snapshots else None)
+        state = start(run, snapshot or resume_from, allow_changes)
         examine(run)
         if state.step >= run.plan.max_steps:
             return _nothing_to_do(run, state)
         # Who is told to stop behind this point leaves a run that can go on, not a directory that is refused.
         with requests_wait():
+            # Nor does anyone come here whom another rank does not follow.
+            ranks.sum(np.zeros(1))
             if ranks.is_chief:
-                begin_run(output_dir, spec, run.plan, overwrite)
+                chosen = snapshot or (resume_from not in (None, AUTO) and goes_on_in(output_dir, resume_from))
+                after = state.step if chosen else None
+                begin_run(output_dir, spec, run.plan, overwrite and not snapshot, after)
                 print_plan(run.plan, f"{framework.name}: what this run will do")
             if not state.windows:
                 save_initial_values(run)
-            result = train(run, state)
+            result = train(run, state, held)
+        if held:
+            held.delete()
     if ranks.is_chief:
         where = f"model in {result.model_dir}, metrics in {output_dir / METRICS_FILE}"
         _say(f"done: {describe_result(result, run.plan)}; {where}")
@@ -150,7 +177,12 @@ def train_spec(
 
 
 def open_run(
-    framework: Framework, ranks: Ranks, spec: JobSpec, output_dir: Path, resume_from: Path | None = None
+    framework: Framework,
+    ranks: Ranks,
+    spec: JobSpec,
+    output_dir: Path,
+    resume_from: Path | None = None,
+    snapshot_steps: int | None = None,
 ) -> Run:
     """Prepare the data and build the model on this rank; every rank calls it, and they agree on all of it.
 
@@ -160,6 +192,7 @@ def open_run(
         spec: the job.
         output_dir: of the run.
         resume_from: the checkpoint that the run goes on from.
+        snapshot_steps: updates from one snapshot to the next; None: there are none.
 
     Returns:
         The run; the model's weights are arbitrary.
@@ -179,7 +212,8 @@ def open_run(
     plan = plan_job(spec, family, dataset, world.size, world.threads(spec.num_threads))
     check_plan(plan, ranks)
     adapter = framework.adapter(spec, plan, weights, network)
-    return Run(spec, plan, ranks, dataset, family, weights, adapter, output_dir, framework)
+    parts = spec, plan, ranks, dataset, family, weights, adapter, output_dir, framework
+    return Run(*parts, snapshot_steps)
 
 
 def join_and_train(
@@ -190,13 +224,21 @@ def join_and_train(
     *,
     overwrite: bool = False,
     allow_changes: Collection[str] = (),
+    snapshots: SnapshotOptions | None = None,
 ) -> TrainingResult:
     """Join the job with the other ranks and train; arguments, result and errors as `train_spec`."""
     spec.rules.check_wire(framework.wire_types)
     ranks = framework.init(spec)
     try:
         return train_spec(
-            framework, ranks, spec, output_dir, resume_from, overwrite=overwrite, allow_changes=allow_changes
+            framework,
+            ranks,
+            spec,
+            output_dir,
+            resume_from,
+            overwrite=overwrite,
+            allow_changes=allow_changes,
+            snapshots=snapshots,
         )
     except Preempted:
         framework.shutdown()
@@ -204,7 +246,7 @@ def join_and_train(
 
 
 def _run(load: Callable[[], Framework], default_spec: str, arguments: Sequence[str] | None) -> None:
-    options = _parse(arguments, default_spec)
+    options = parse_arguments(arguments, default_spec)
     spec = load_spec(options.spec, options.set)
     resume_from = options.resume and user_path(options.resume, "--resume", CheckpointError)
     framework = load()
@@ -217,32 +259,9 @@ def _run(load: Callable[[], Framework], default_spec: str, arguments: Sequence[s
         resume_from or None,
         overwrite=options.overwrite,
         allow_changes=options.allow_change,
+        snapshots=SnapshotOptions(options.snapshots, options.snapshot_steps) if options.snapshots else None,
     )
     framework.shutdown()
-
-
-def _parse(arguments: Sequence[str] | None, default_spec: str) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description="Train a job spec on this rank; start it with horovodrun or mpirun."
-    )
-    parser.add_argument(
-        "--spec", default=default_spec, help=f"YAML file or packaged spec (default: {default_spec})"
-    )
-    parser.add_argument(
-        "--set", action="append", default=[], metavar="FIELD.PATH=VALUE", help="override a field"
-    )
-    parser.add_argument("--output-dir", help="where rank 0 writes (default: outputs/SPEC-FRAMEWORK)")
-    go_on = "go on from a checkpoint-N directory of either framework; auto: from the newest whole one"
-    parser.add_argument("--resume", metavar="CHECKPOINT", help=go_on)
-    parser.add_argument("--overwrite", action="store_true", help="delete a run that --output-dir holds")
-    parser.add_argument(
-        "--allow-change",
-        action="append",
-        default=[],
-        metavar="FIELD.PATH",
-        help="with --resume: go on with another value of this field than the run had",
-    )
-    return parser.parse_args(arguments)
 
 
 def _nothing_to_do(run: Run, state: RunState) -> TrainingResult:

@@ -15,6 +15,7 @@ import numpy as np
 from hvdtrain.core.data import Window
 from hvdtrain.core.process.preemption import told_to_stop
 from hvdtrain.core.run.metrics import Line
+from hvdtrain.core.run.requests import Requests, SaveClock
 from hvdtrain.core.run.results import UpdateResult
 from hvdtrain.core.run.run import Run
 from hvdtrain.core.run.skips import Streak, check_scale
@@ -22,7 +23,7 @@ from hvdtrain.core.run.state import RunState
 
 
 def joint_updates(
-    run: Run, state: RunState, windows: Iterator[Window]
+    run: Run, state: RunState, windows: Iterator[Window], clock: SaveClock
 ) -> Generator[tuple[Line, RunState], None, tuple[RunState, Window]]:
     """Take updates to the run's last, to the first that ranks take alone, or until ranks are told to stop.
 
@@ -30,6 +31,7 @@ def joint_updates(
         run: on this rank.
         state: where it stands.
         windows: this rank's micro-batches of each update, without end.
+        clock: this rank's, by which checkpoints may be due.
 
     Yields:
         A metric line for each update that was tried, and the state after it. The line of an update which was
@@ -48,16 +50,18 @@ def joint_updates(
         upcoming = next(windows)
         waited = time.perf_counter() - started
         number, rate, scale = state.step + 1, run.learning_rate(state.step), state.loss_scale.value
-        own, stopping = rules.divisor(window.weight, divisor), told_to_stop()
+        own, requests = rules.divisor(window.weight, divisor), Requests(told_to_stop(), clock.is_due())
         if divisor:
-            result = run.adapter.update(window, own, upcoming.weight, rate, number, scale, stopping)
+            result = run.adapter.update(window, own, upcoming.weight, rate, number, scale, requests)
             if result.weight and not result.applied:
                 check_scale(run, state, window, own, together=True)
         else:
-            result = _pass_over(run, window, upcoming, stopping)
+            result = _pass_over(run, window, upcoming, requests)
         # A loss of the user's may find that nothing counts.
         empty = not result.weight
-        state = state.after_joint(window, result.applied, empty, result.stopping > 0)
+        stop, save = (asked > 0 for asked in result.requests)
+        save = save or run.epoch_ends(state.samples_consumed, window.samples_consumed)
+        state = state.after_joint(window, result.applied, empty, stop, save)
         streak = streak.after(result.applied, not_finite=not empty, empty=empty)
         line: Line = {"step": number, "epoch": window.epoch}
         if result.applied:
@@ -81,7 +85,8 @@ def joint_updates(
     return state, window
 
 
-def _pass_over(run: Run, window: Window, upcoming: Window, stopping: bool) -> UpdateResult:
+def _pass_over(run: Run, window: Window, upcoming: Window, requests: Requests) -> UpdateResult:
     """An update in which no rank has anything to predict: all that is sent is what the next one needs."""
-    sums = run.ranks.sum(np.array([upcoming.weight, window.tokens, stopping], np.float64))
-    return UpdateResult(0.0, math.nan, False, float(sums[0]), int(sums[1]), 0.0, int(sums[2]))
+    sums = run.ranks.sum(np.array([upcoming.weight, window.tokens, *requests], np.float64))
+    divisor, tokens, *asked = sums.tolist()
+    return UpdateResult(0.0, math.nan, False, divisor, int(tokens), 0.0, Requests(*asked))

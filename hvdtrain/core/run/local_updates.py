@@ -21,13 +21,14 @@ from hvdtrain.core.compression.periodic import Periodic
 from hvdtrain.core.data import Window
 from hvdtrain.core.process.preemption import told_to_stop
 from hvdtrain.core.run.metrics import Line
+from hvdtrain.core.run.requests import Requests, SaveClock
 from hvdtrain.core.run.run import Run
 from hvdtrain.core.run.skips import Streak, check_scale
 from hvdtrain.core.run.state import RunState
 
 
 def local_updates(
-    run: Run, state: RunState, window: Window, windows: Iterator[Window]
+    run: Run, state: RunState, window: Window, windows: Iterator[Window], clock: SaveClock
 ) -> Iterator[tuple[Line, RunState]]:
     """Take all remaining updates, with an exchange after every one that the period divides and the last.
 
@@ -39,6 +40,7 @@ def local_updates(
         state: where it stands.
         window: of the first update.
         windows: those after it.
+        clock: this rank's, by which checkpoints may be due.
 
     Yields:
         One metric line for each period, and the state after it. The line has means of the loss (over all
@@ -51,12 +53,13 @@ def local_updates(
     while state.step < last and not state.stopping:
         started = time.perf_counter()
         end = min(state.step // policy.period * policy.period + policy.period, last)
+        before = state.samples_consumed
         period = _take_period(run, state, window, windows, end)
         if under_way:
             adapter.finish_exchange()
         background = None if run.weights_are_due(end) else policy.background
         adapter.exchange(background[0] if background else policy)
-        totals, state = _share(run, period)
+        totals, state = _share(run, period, before, Requests(told_to_stop(), clock.is_due()))
         streak = streak.after(bool(totals.applied), totals.updates - totals.empty, totals.empty)
         streak.check(run.spec, end, math.nan)
         wired_before, wired = wired, adapter.reducer.wire_bytes
@@ -64,9 +67,10 @@ def local_updates(
         # Last: what ranks ask each other from here on would wait for it.
         if under_way := background is not None:
             adapter.start_exchange(background[1])
-            if state.stopping:
+            if state.stopping or state.saving:
                 adapter.finish_exchange()
                 adapter.exchange(policy)
+                under_way = False
         yield line, state
         window = period.upcoming
 
@@ -151,19 +155,29 @@ def _update(
     return state.after_local(window, True, empty=False), np.array(sums), found.weight
 
 
-def _share(run: Run, period: _Period) -> tuple[_Totals, RunState]:
-    """Sums over all ranks, and in the same collective what loss scale each rank has come to."""
+def _share(run: Run, period: _Period, before: int, requests: Requests) -> tuple[_Totals, RunState]:
+    """Sums over all ranks, and in the same collective what loss scale each rank has come to.
+
+    Args:
+        run: on this rank.
+        period: what it did.
+        before: samples consumed at its start, over all ranks.
+        requests: this rank's.
+    """
     ranks, scale = run.ranks, period.state.loss_scale
     scales = np.zeros((2, ranks.size))
     scales[:, ranks.rank] = scale.value, scale.good_updates
-    own = [period.sums, period.weights, scales.ravel(), np.array([float(told_to_stop())])]
+    own = [period.sums, period.weights, scales.ravel(), np.array(requests, np.float64)]
     shared = ranks.sum(np.concatenate(own))
     updates = len(period.weights)
-    sums, weights, scales, told = np.split(shared, [len(_SUMS), len(_SUMS) + updates, -1])
+    ends = [len(_SUMS), len(_SUMS) + updates, -len(requests)]
+    sums, weights, scales, asked = np.split(shared, ends)
     totals = _Totals(updates, int((weights == 0.0).sum()), *sums.tolist())
     agreed = scale.agreed(*scales.reshape(2, ranks.size))
     skipped = int(totals.skipped) + totals.empty
-    return totals, period.state.after_exchange(agreed, skipped, totals.empty, bool(told[0]))
+    stop, save = (count > 0 for count in asked.tolist())
+    save = save or run.epoch_ends(before, period.state.samples_consumed)
+    return totals, period.state.after_exchange(agreed, skipped, totals.empty, stop, save)
 
 
 def _line(period: _Period, totals: _Totals, state: RunState, seconds: float, wire_bytes: int) -> Line:

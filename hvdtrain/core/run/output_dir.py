@@ -1,29 +1,22 @@
-"""The directory that a run writes into: it holds one run, and one job at a time writes there."""
+"""The directory that a run writes into: it holds one run."""
 
 from __future__ import annotations
 
-import fcntl
-import json
-import os
-import shutil
-import socket
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
-from datetime import datetime
+from contextlib import suppress
 from pathlib import Path
-from typing import IO
 
 from hvdtrain.core import strict_json
-from hvdtrain.core.checkpoints.finding import AUTO
+from hvdtrain.core.checkpoints.finding import AUTO, LATEST_FILE, checkpoints_in, left_behind, step_of
 from hvdtrain.core.checkpoints.manifest import SPEC_FILE
 from hvdtrain.core.errors import CheckpointError
 from hvdtrain.core.plan.plan import Plan
-from hvdtrain.core.process.files import write_whole
+from hvdtrain.core.process.files import remove, write_whole
+from hvdtrain.core.run.lock import unwritable
 from hvdtrain.core.run.metrics import METRICS_FILE, TENSORBOARD_DIR
 from hvdtrain.core.spec.job_spec import JobSpec
 
 PLAN_FILE, MODEL_DIR, INITIAL_DIR = "plan.json", "model", "initial"
-LOCK_FILE = ".lock"
+RESTARTS_FILE = "restarts.jsonl"
 # Shell patterns of all that a run leaves.
 _OF_A_RUN = (
     SPEC_FILE,
@@ -34,6 +27,7 @@ _OF_A_RUN = (
     INITIAL_DIR,
     "checkpoint-[0-9]*",
     TENSORBOARD_DIR,
+    LATEST_FILE,
 )
 
 
@@ -104,7 +98,9 @@ def spec_text(spec: JobSpec) -> str:
     return spec.model_dump_json(indent=2) + "\n"
 
 
-def begin_run(directory: Path, spec: JobSpec, plan: Plan, overwrite: bool) -> None:
+def begin_run(
+    directory: Path, spec: JobSpec, plan: Plan, overwrite: bool, after_step: int | None = None
+) -> None:
     """Write down what a run is about to do; called by rank 0 when nothing can be refused any more.
 
     Args:
@@ -112,97 +108,44 @@ def begin_run(directory: Path, spec: JobSpec, plan: Plan, overwrite: bool) -> No
         spec: the job.
         plan: made from it.
         overwrite: whether an older run is deleted first.
+        after_step: of the run that is there, where this one goes on; checkpoints of later steps get other
+            names, or they would be taken for those of this run.
 
     Raises:
         CheckpointError: the directory cannot be written.
     """
     try:
-        for left in _left_by_a_run(directory) if overwrite else ():
-            shutil.rmtree(left) if left.is_dir() and not left.is_symlink() else left.unlink()
+        # What `hvdtrain run` notes there may stand alone, for a job that has not come so far.
+        for left in (*_left_by_a_run(directory), *directory.glob(RESTARTS_FILE)) if overwrite else ():
+            remove(left)
+        for left in left_behind(directory):
+            with suppress(OSError):
+                # In the way of nobody, where it cannot be deleted.
+                remove(left)
+        if after_step is not None:
+            set_later_aside(directory, after_step)
         directory.mkdir(parents=True, exist_ok=True)
         write_whole(directory / SPEC_FILE, spec_text(spec))
         write_whole(directory / PLAN_FILE, strict_json.dumps(plan.as_dict(), indent=2) + "\n")
     except OSError as error:
-        raise _unwritable(directory, error) from None
+        raise unwritable(directory, error) from None
 
 
-@contextmanager
-def locked(directory: Path) -> Iterator[None]:
-    """Keep other jobs out of a directory; the kernel frees the lock when this process ends, however it ends.
-
-    The file names the process that holds it. Nothing else is left of a job that ends before it writes.
+def set_later_aside(directory: Path, after_step: int) -> None:
+    """Give checkpoints of later steps other names, or they would be taken for those of a run that goes on.
 
     Args:
-        directory: made when it is missing.
-
-    Raises:
-        CheckpointError: another job writes there, or the directory cannot be written.
+        directory: of the run.
+        after_step: where it goes on.
     """
-    new = not directory.exists()
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-        file = _lock(directory)
-    except OSError as error:
-        raise _unwritable(directory, error) from None
-    try:
-        yield
-    finally:
-        with suppress(OSError):
-            # Left where nothing can be written any more: the next holder takes it as it is.
-            (directory / LOCK_FILE).unlink()
-        file.close()
-        if new:
-            # It holds something where the job has come so far.
-            with suppress(OSError):
-                directory.rmdir()
-
-
-def _lock(directory: Path) -> IO[bytes]:
-    path = directory / LOCK_FILE
-    while True:
-        file = path.open("ab+", buffering=0)
-        try:
-            # Of this process alone: one by flock would live on in the workers it forks.
-            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except (BlockingIOError, PermissionError):
-            with file:
-                file.seek(0)
-                raise CheckpointError(
-                    f"--output-dir {directory}: another job is writing there ({_holder(file.read())}): wait "
-                    "for its end, or give another --output-dir"
-                ) from None
-        except OSError:
-            # A file system without locks cannot keep two jobs apart; one alone needs none.
-            break
-        with suppress(FileNotFoundError):
-            if os.path.samestat(os.fstat(file.fileno()), path.stat()):
-                break
-        # Its last holder has deleted it meanwhile.
-        file.close()
-    started = datetime.now().astimezone().isoformat(timespec="seconds")
-    holder = {"host": socket.gethostname(), "pid": os.getpid(), "started": started}
-    try:
-        # What a killed job has left there says nothing any more.
-        file.truncate(0)
-        file.write(json.dumps(holder).encode())
-    except OSError:
-        path.unlink()
-        file.close()
-        raise
-    return file
-
-
-def _holder(content: bytes) -> str:
-    try:
-        found = json.loads(content)
-        return f"process {found['pid']} on host {found['host']}, since {found['started']}"
-    except (ValueError, KeyError, TypeError):
-        return "it has just begun"
+    for later in checkpoints_in(directory):
+        if step_of(later) > after_step:
+            place = later.with_name(f"{later.name}.before-resume-{after_step}")
+            if place.exists():
+                # Of a run that went on from there before.
+                remove(place)
+            later.rename(place)
 
 
 def _left_by_a_run(directory: Path) -> list[Path]:
     return [path for pattern in _OF_A_RUN for path in sorted(directory.glob(pattern))]
-
-
-def _unwritable(directory: Path, error: OSError) -> CheckpointError:
-    return CheckpointError(f"--output-dir {directory}: cannot be written: {error.strerror}")

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hvdtrain.core.plan.plan import Plan
+from hvdtrain.core.run.requests import NO_REQUESTS, Requests
 from hvdtrain.core.run.state import RunState
 
 
@@ -22,7 +23,7 @@ class UpdateResult:
         tokens: non-padding input tokens, summed as the loss is.
         weight: Σ_r Σ_m w(r,m), what the loss sum is divided by, summed as the loss is. It is the divisor that
             the update was given, but where only the user's loss function knows it.
-        stopping: how many ranks were told to stop; 0 after a local update, which asks nobody.
+        requests: how many ranks have each; none after a local update, which asks nobody.
     """
 
     loss_sum: float
@@ -31,7 +32,7 @@ class UpdateResult:
     next_divisor: float
     tokens: int
     weight: float
-    stopping: int = 0
+    requests: Requests = NO_REQUESTS
 
 
 @dataclass(frozen=True)

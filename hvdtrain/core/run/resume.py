@@ -91,7 +91,7 @@ def _find(run: Run, directory: Path) -> tuple[Path, Manifest | None] | None:
 
 
 def _restore_generators(run: Run, directory: Path, manifest: Manifest | None, step: int) -> None:
-    """Give this rank's random generators their states, or start them anew where it has others."""
+    """Give this rank's random generators their states, or new ones where it has others."""
     ranks, generators = run.ranks, run.adapter.generators
     here = run.framework.name, ranks.size
     same = manifest is not None and (manifest.framework, manifest.ranks) == here
@@ -105,7 +105,7 @@ def _restore_generators(run: Run, directory: Path, manifest: Manifest | None, st
     if ranks.is_chief:
         there = f"{manifest.framework} on {manifest.ranks} rank(s)" if manifest else "an earlier version"
         why = "has other random generators" if same else f"was saved by {there}, not {here[0]} on {here[1]}"
-        _say(f"{directory} {why}: dropout is drawn anew, by seed, rank and step")
+        _say(f"{directory} {why}: dropout is drawn from seed, rank and step")
 
 
 def _say(text: str) -> None:

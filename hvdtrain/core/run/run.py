@@ -30,6 +30,7 @@ class Run:
         adapter: computes, in one framework.
         output_dir: where rank 0 writes; created when missing.
         framework: of this rank.
+        snapshot_steps: updates from one snapshot to the next; None: there are none.
     """
 
     spec: JobSpec
@@ -41,6 +42,7 @@ class Run:
     adapter: Adapter
     output_dir: Path
     framework: Framework
+    snapshot_steps: int | None = None
 
     @property
     def wire_bytes(self) -> int:
@@ -58,13 +60,39 @@ class Run:
         return _due(step, self.spec.evaluation.eval_steps)
 
     def checkpoint_is_due(self, step: int) -> bool:
-        """Whether a checkpoint is saved after this step; where any are, one is saved at the end as well."""
-        every = self.spec.checkpointing.save_steps
-        return _due(step, every) or (every is not None and step == self.plan.max_steps)
+        """Whether a checkpoint is saved after this step; where any are, one is saved at the end as well.
+
+        By epochs and by time, `RunState.saving` says it.
+        """
+        saving = self.spec.checkpointing
+        return _due(step, saving.save_steps) or (saving.saves and step == self.plan.max_steps)
+
+    def epoch_ends(self, before: int, after: int) -> bool:
+        """Whether checkpoints are saved by epochs, and one ends on the way.
+
+        Args:
+            before: samples consumed over all ranks.
+            after: those a while later.
+        """
+        samples = self.plan.train_samples
+        by_epoch = self.spec.checkpointing.save_strategy == "epoch"
+        return by_epoch and after // samples > before // samples
+
+    def snapshot_is_due(self, step: int) -> bool:
+        """Whether a snapshot is taken after this step, but for the last one.
+
+        In local updates only some steps can be saved: the next of them has it.
+        """
+        every = self.snapshot_steps
+        if every is None:
+            return False
+        rules = self.spec.rules.at(step)
+        return step // every > (step - (rules.period if rules.local else 1)) // every
 
     def weights_are_due(self, step: int) -> bool:
         """Whether the weights are evaluated or saved after this step."""
-        return step == self.plan.max_steps or self.evaluation_is_due(step) or self.checkpoint_is_due(step)
+        due = self.evaluation_is_due(step) or self.checkpoint_is_due(step) or self.snapshot_is_due(step)
+        return due or step == self.plan.max_steps
 
 
 def _due(step: int, every: int | None) -> bool:

@@ -16,7 +16,7 @@ from hvdtrain.core.checkpoints.saved_models import CONFIG_FILE
 from hvdtrain.core.data.labels import names_in
 from hvdtrain.core.errors import CheckpointError, SpecError
 from hvdtrain.core.families.weights import Weight
-from hvdtrain.core.run.evaluation import count, measures_of, report
+from hvdtrain.core.run.evaluation import count, report
 from hvdtrain.core.run.examination import examine
 from hvdtrain.core.run.framework import Framework
 from hvdtrain.core.run.job import open_run
@@ -25,11 +25,13 @@ from hvdtrain.core.run.run import Run
 from hvdtrain.core.run.streams import set_weights
 from hvdtrain.core.spec.job_spec import JobSpec, parse_spec
 from hvdtrain.core.tasks.classification import ClassMeasures
+from hvdtrain.core.tasks.measures import measures_of
 
 # Of a batch, where the job has left them to the number of its ranks.
 _ROWS = 8
 # Sections and fields of a spec that an evaluation does without: ranks may be others than those of the job.
 _OF_TRAINING = (
+    "checkpointing",
     "compression",
     "schedule",
     "optimizer",
@@ -119,7 +121,7 @@ def evaluate_saved(
     arrays = _open(folder, run.weights) if ranks.is_chief else {}
     set_weights(run, lambda weight: arrays[weight.name])
     examine(run)
-    measures = measures_of(spec)
+    measures = measures_of(spec.task, spec.model)
     sums = count(run, measures, split)
     metrics = report(measures, sums)
     if not isinstance(measures, ClassMeasures):

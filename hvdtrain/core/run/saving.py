@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
@@ -15,8 +15,18 @@ import numpy as np
 from safetensors import numpy as safetensors
 
 from hvdtrain.core.checkpoints.arrays import ArrayStream, Kind
-from hvdtrain.core.checkpoints.manifest import FORMAT, SPEC_FILE, STATE_FILE, FileRecord, Manifest
-from hvdtrain.core.checkpoints.model_folder import UNTRAINED_FILE, WEIGHTS_FILE, save_model
+from hvdtrain.core.checkpoints.background import BackgroundWriter
+from hvdtrain.core.checkpoints.finding import point_to, step_of
+from hvdtrain.core.checkpoints.manifest import (
+    FORMAT,
+    MANIFEST_FILE,
+    SPEC_FILE,
+    STATE_FILE,
+    FileRecord,
+    Manifest,
+)
+from hvdtrain.core.checkpoints.model_folder import UNTRAINED_FILE, WEIGHTS_FILE, copy_model, save_model
+from hvdtrain.core.checkpoints.retention import Retention, best_checkpoint, rotate
 from hvdtrain.core.checkpoints.state import (
     COMPRESSION_FILE,
     GENERATORS_FILE,
@@ -26,11 +36,14 @@ from hvdtrain.core.checkpoints.state import (
     layout_of,
 )
 from hvdtrain.core.families.weights import initial_weights
-from hvdtrain.core.run.output_dir import spec_text
+from hvdtrain.core.run.output_dir import MODEL_DIR, spec_text
 from hvdtrain.core.run.ranks import Ranks
 from hvdtrain.core.run.run import Run
 from hvdtrain.core.run.state import RunState
 from hvdtrain.core.run.streams import moment_kinds, weight_kinds, weights_by_bucket
+
+# What a checkpoint has beside its model.
+_OF_TRAINING = {MANIFEST_FILE, SPEC_FILE, STATE_FILE, OPTIMIZER_FILE, COMPRESSION_FILE, GENERATORS_FILE}
 
 
 def save(
@@ -38,27 +51,83 @@ def save(
     directory: Path,
     state: RunState | None = None,
     metrics: Mapping[str, float | None] | None = None,
+    writer: BackgroundWriter | None = None,
+    *,
+    retention: Retention | None = None,
+    writers: Collection[int] = (0,),
 ) -> None:
     """Write the model in Hugging Face layout, atomically; every rank calls it, and rank 0 alone writes.
+
+    Checkpoints of the same run that its spec does not keep are deleted when a new one is on disk.
 
     Args:
         run: on this rank.
         directory: replaced when it exists.
         state: where the run stands, for a checkpoint to go on from; None: the model alone.
-        metrics: the last ones, which the checkpoint's manifest shows.
+        metrics: of this state, which the checkpoint's manifest shows.
+        writer: writes a copy of everything in the background; None: it is written now, without a copy.
+        retention: which checkpoints beside this one are kept; None: those that the spec says.
+        writers: the ranks that write it, each into a directory of its own.
+
+    Raises:
+        CheckpointError: it cannot be written, or the writer could not write the one before.
     """
-    streams, files, manifest = _streams(run, state), dict(run.dataset.files), None
+    if writer:
+        # Of two copies the first is written before the second is made.
+        writer.wait()
+    writes = run.ranks.rank in writers
+    streams, files, manifest = _streams(run, state, writes), dict(run.dataset.files), None
     if state:
         files[STATE_FILE] = _record(run, state).text()
         files[SPEC_FILE] = spec_text(run.spec)
         manifest = partial(_manifest, run, state.step, metrics or {})
-    if run.ranks.is_chief:
-        config = {**run.family.hf_config(run.spec.model), **run.dataset.config}
-        save_model(directory, streams, config, files, manifest)
+    if not writes:
+        for stream in streams.values():
+            # Goes through them and keeps none, not even until the next one is there.
+            deque(stream.arrays, maxlen=0)
         return
-    for stream in streams.values():
-        # Goes through them and keeps none, not even until the next one is there.
-        deque(stream.arrays, maxlen=0)
+    config = {**run.family.hf_config(run.spec.model), **run.dataset.config}
+    if writer:
+        streams = {name: stream.snapshot() for name, stream in streams.items()}
+    write = partial(save_model, directory, streams, config, files, manifest)
+    if state:
+        retention = retention or Retention.of_spec(run.spec.checkpointing)
+        write = partial(_write_checkpoint, directory, write, retention)
+    if writer:
+        writer.submit(write)
+    else:
+        write()
+
+
+def save_final_model(run: Run, state: RunState, metrics: Mapping[str, float | None]) -> None:
+    """Write the model of a run's end: the last one, or with `load_best_model_at_end` the best one.
+
+    Args:
+        run: on this rank; every rank calls it, when all checkpoints but that of the end are on disk.
+        state: at the end.
+        metrics: of this state.
+
+    Raises:
+        CheckpointError: it cannot be written.
+    """
+    directory, best = run.output_dir / MODEL_DIR, None
+    if run.spec.checkpointing.load_best_model_at_end:
+        retention = Retention.of_spec(run.spec.checkpointing)
+        if run.ranks.is_chief:
+            say = partial(print, flush=True)
+            best = best_checkpoint(run.output_dir, retention, {state.step: metrics}, say)
+        if run.ranks.broadcast(np.array([best is not None]))[0]:
+            if best is not None:
+                copy_model(best, directory, _OF_TRAINING)
+                print(f"{directory} is the model of {best.name}, the best by {retention.metric}", flush=True)
+            return
+    save(run, directory)
+
+
+def _write_checkpoint(directory: Path, write: Callable[[], None], retention: Retention) -> None:
+    write()
+    point_to(directory)
+    rotate(directory.parent, retention, step_of(directory))
 
 
 def order_of(run: Run, fingerprint: str | None = None) -> str:
@@ -71,13 +140,13 @@ def order_of(run: Run, fingerprint: str | None = None) -> str:
     return json.dumps({"seed": run.spec.seed, "data": fingerprint or run.dataset.fingerprint})
 
 
-def _streams(run: Run, state: RunState | None) -> dict[str, ArrayStream]:
+def _streams(run: Run, state: RunState | None, writes: bool) -> dict[str, ArrayStream]:
     """What each file of arrays holds, in the order in which all ranks go through them; made here alone.
 
     A rank that has no part in a file has a stream without arrays.
     """
     model, rules = run.spec.model, run.spec.rules
-    takes_part = run.ranks.is_chief or rules.sharded
+    takes_part = writes or rules.sharded
     counts: Arrays = getattr(run.family, "counts", lambda model: {})(model)
     # Counts come first, since they do so in the file.
     weights = chain(counts.items(), run.adapter.model.read(weights_by_bucket(run))) if takes_part else ()
@@ -89,9 +158,9 @@ def _streams(run: Run, state: RunState | None) -> dict[str, ArrayStream]:
         moments, local = moment_kinds(run), rules.at(state.step).local
         if local:
             moments = {n: Kind((run.ranks.size, *shape), dtype) for n, (shape, dtype) in moments.items()}
-        read = _by_rank(run) if local else run.adapter.optimizer.read() if takes_part else ()
+        read = _by_rank(run, writes) if local else run.adapter.optimizer.read() if takes_part else ()
         streams[OPTIMIZER_FILE] = ArrayStream(moments, read)
-        streams[COMPRESSION_FILE] = _residuals(run)
+        streams[COMPRESSION_FILE] = _residuals(run, writes)
         streams[GENERATORS_FILE] = _generators(run)
     return streams
 
@@ -124,13 +193,13 @@ def _record(run: Run, state: RunState) -> StateRecord:
     return StateRecord(stands, len(buckets), layout_of(buckets, rules), order_of(run), applied)
 
 
-def _by_rank(run: Run) -> Iterator[tuple[str, np.ndarray]]:
+def _by_rank(run: Run, writes: bool) -> Iterator[tuple[str, np.ndarray]]:
     """The moments after local updates, which are each rank's own."""
     for name, array in run.adapter.optimizer.read():
-        yield name, _stack(run.ranks, array)
+        yield name, _stack(run.ranks, array, writes)
 
 
-def _residuals(run: Run) -> ArrayStream:
+def _residuals(run: Run, writes: bool) -> ArrayStream:
     """The state of compression: what differs by rank from all of them, the rest as it is."""
     policies = [run.spec.rules.policy(bucket) for bucket in run.plan.buckets]
 
@@ -142,7 +211,8 @@ def _residuals(run: Run) -> ArrayStream:
     ranks = run.ranks
     # Read twice, since only the policies know the shapes of their states.
     kinds = {n: Kind((*[ranks.size] * by_rank, *a.shape), a.dtype) for n, a, by_rank in read()}
-    return ArrayStream(kinds, ((n, _stack(ranks, a) if by_rank else a) for n, a, by_rank in read()))
+    arrays = ((n, _stack(ranks, a, writes) if by_rank else a) for n, a, by_rank in read())
+    return ArrayStream(kinds, arrays)
 
 
 def _generators(run: Run) -> ArrayStream:
@@ -154,12 +224,12 @@ def _generators(run: Run) -> ArrayStream:
     return ArrayStream.of(named)
 
 
-def _stack(ranks: Ranks, array: np.ndarray) -> np.ndarray:
-    """Every rank's array on rank 0; on the others their own, for nobody asks them for more."""
+def _stack(ranks: Ranks, array: np.ndarray, writes: bool) -> np.ndarray:
+    """Every rank's array on a rank that writes; on the others their own, for nobody asks them for more."""
     rows = []
     for rank in range(ranks.size):
         mine = array if rank == ranks.rank else np.zeros_like(array)
         found = ranks.sum(mine.reshape(-1)).reshape(array.shape)
-        if ranks.is_chief:
+        if writes:
             rows.append(found)
     return np.stack(rows) if rows else array

@@ -27,6 +27,7 @@ class RunState:
         loss_scale: of the next update.
         own_samples: samples that this rank has trained on since the run was started or resumed.
         stopping: whether ranks have agreed to stop here, because some of them were told to.
+        saving: whether they save here, although no number of steps says so.
     """
 
     step: int = 0
@@ -38,8 +39,11 @@ class RunState:
     loss_scale: LossScale = field(default_factory=LossScale)
     own_samples: int = 0
     stopping: bool = False
+    saving: bool = False
 
-    def after_joint(self, window: Window, applied: bool, empty: bool, stopping: bool = False) -> RunState:
+    def after_joint(
+        self, window: Window, applied: bool, empty: bool, stopping: bool = False, saving: bool = False
+    ) -> RunState:
         """The state after an update that all ranks took together.
 
         Args:
@@ -47,8 +51,9 @@ class RunState:
             applied: whether the update was applied. One that was not uses its samples up and is no step.
             empty: whether no rank had anything to predict; then the loss scale stays as it is.
             stopping: whether some rank was told to stop.
+            saving: whether ranks are to save.
         """
-        tried = replace(self._after_trying(window), stopping=stopping)
+        tried = replace(self._after_trying(window), stopping=stopping, saving=saving)
         if applied:
             number = self.step + 1
             return replace(tried, step=number, applied=number, loss_scale=self.loss_scale.after(True))
@@ -75,7 +80,7 @@ class RunState:
         )
 
     def after_exchange(
-        self, loss_scale: LossScale, skipped: int, empty: int, stopping: bool = False
+        self, loss_scale: LossScale, skipped: int, empty: int, stopping: bool = False, saving: bool = False
     ) -> RunState:
         """The state after ranks have told each other about their local updates.
 
@@ -85,6 +90,7 @@ class RunState:
                 because it was empty counts once.
             empty: the part of `skipped` that was empty.
             stopping: whether some rank was told to stop.
+            saving: whether ranks are to save.
         """
         return replace(
             self,
@@ -92,6 +98,7 @@ class RunState:
             skipped_updates=self.skipped_updates + skipped,
             empty_updates=self.empty_updates + empty,
             stopping=stopping,
+            saving=saving,
         )
 
     def _after_trying(self, window: Window) -> RunState:

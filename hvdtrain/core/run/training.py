@@ -6,12 +6,14 @@ import math
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
-from pathlib import Path
 from typing import NoReturn
 
 import numpy as np
 
+from hvdtrain.core.checkpoints.background import BackgroundWriter
+from hvdtrain.core.checkpoints.finding import checkpoint_dir
 from hvdtrain.core.data import Prefetcher, Window, train_windows
+from hvdtrain.core.process.heartbeat import report_step
 from hvdtrain.core.process.preemption import Preempted
 from hvdtrain.core.run.buffers import average_buffers
 from hvdtrain.core.run.evaluation import compression_counters, evaluate
@@ -20,13 +22,15 @@ from hvdtrain.core.run.local_updates import local_updates
 from hvdtrain.core.run.metrics import Line, MetricLog
 from hvdtrain.core.run.output_dir import MODEL_DIR
 from hvdtrain.core.run.progress import Progress
+from hvdtrain.core.run.requests import SaveClock
 from hvdtrain.core.run.results import TrainingResult
 from hvdtrain.core.run.run import Run
-from hvdtrain.core.run.saving import save
+from hvdtrain.core.run.saving import save, save_final_model
+from hvdtrain.core.run.snapshots import Snapshots
 from hvdtrain.core.run.state import RunState
 
 
-def train(run: Run, start: RunState) -> TrainingResult:
+def train(run: Run, start: RunState, snapshots: Snapshots | None = None) -> TrainingResult:
     """Take every remaining update of the plan, evaluating, logging and saving on the way.
 
     Every rank calls it, in step with the others.
@@ -34,6 +38,7 @@ def train(run: Run, start: RunState) -> TrainingResult:
     Args:
         run: on this rank.
         start: where it starts.
+        snapshots: of an elastic job.
 
     Returns:
         What was produced; the final model is in `output_dir/model`.
@@ -43,13 +48,17 @@ def train(run: Run, start: RunState) -> TrainingResult:
         Preempted: ranks were told to stop before the last update; the checkpoint is there.
     """
     started = time.perf_counter()
-    state, loss, eval_loss, model_dir = start, math.nan, None, run.output_dir / MODEL_DIR
-    averaged, saved = state.own_samples, None
+    state, loss, eval_loss = start, math.nan, None
+    averaged, saved, owed = state.own_samples, None, False
+    saving = run.spec.checkpointing
+    clock = SaveClock(saving.save_minutes if run.ranks.is_chief else None)
     with ExitStack() as stack:
         log, progress = _open_log(run, start, stack)
+        writer = stack.enter_context(BackgroundWriter())
         windows = stack.enter_context(Prefetcher(_windows(run, start), depth=run.spec.data.prefetch))
-        for line, state in _updates(run, start, windows):
-            applied = "loss" in line
+        for line, state in _followed(run, start, _updates(run, start, windows, clock), snapshots):
+            writer.check()
+            applied, owed = "loss" in line, owed or state.saving
             # An update that was not applied is logged however seldom lines are asked for.
             if log and not (applied and state.step % run.spec.logging.logging_steps):
                 log.write(line)
@@ -58,52 +67,78 @@ def train(run: Run, start: RunState) -> TrainingResult:
             loss = loss if line["loss"] is None else line["loss"]
             if progress:
                 progress.update(state.step, line)
-            if run.weights_are_due(state.step):
+            due = (owed or run.checkpoint_is_due(state.step)) and state.step < run.plan.max_steps
+            if due or run.weights_are_due(state.step):
                 average_buffers(run, state.own_samples - averaged)
                 averaged = state.own_samples
-            if run.evaluation_is_due(state.step):
-                eval_loss = _evaluate_into(log, run, state)
-            if run.checkpoint_is_due(state.step) and state.step < run.plan.max_steps:
-                _save_checkpoint(run, state, loss, eval_loss)
-                saved = state
+            measured: Line = {}
+            if run.evaluation_is_due(state.step) or (due and saving.best_metric):
+                measured = _evaluate_into(log, run, state)
+                eval_loss = measured.get("eval_loss")
+            if due:
+                # What is written in the background is a copy.
+                _save_checkpoint(run, state, loss, measured, writer if saving.async_save else None)
+                clock.restart()
+                saved, owed = state, False
+        writer.wait()
         if state.step >= run.plan.max_steps:
             if not run.evaluation_is_due(state.step):
-                eval_loss = _evaluate_into(log, run, state)
-            save(run, model_dir)
+                measured = _evaluate_into(log, run, state)
+                eval_loss = measured.get("eval_loss")
+            save_final_model(run, state, measured)
             if run.checkpoint_is_due(state.step):
                 # Behind the model: who goes on from here has nothing to do, and so makes none.
-                _save_checkpoint(run, state, loss, eval_loss)
+                _save_checkpoint(run, state, loss, measured)
         elif saved is not state:
             average_buffers(run, state.own_samples - averaged)
-            _save_checkpoint(run, state, loss, eval_loss)
+            _save_checkpoint(run, state, loss, {})
     if state.step < run.plan.max_steps:
-        _leave(run, state)
-    return TrainingResult(state, loss, eval_loss, model_dir, time.perf_counter() - started)
+        _leave(run, state, snapshots)
+    return TrainingResult(state, loss, eval_loss, run.output_dir / MODEL_DIR, time.perf_counter() - started)
 
 
-def _checkpoint(run: Run, state: RunState) -> Path:
-    return run.output_dir / f"checkpoint-{state.step}"
+def _save_checkpoint(
+    run: Run, state: RunState, loss: float, measured: Line, writer: BackgroundWriter | None = None
+) -> None:
+    metrics = {name: value for name, value in measured.items() if name.startswith("eval_")}
+    save(run, checkpoint_dir(run.output_dir, state.step), state, {"loss": loss, **metrics}, writer)
 
 
-def _save_checkpoint(run: Run, state: RunState, loss: float, eval_loss: float | None) -> None:
-    found = {"loss": loss} | ({"eval_loss": eval_loss} if eval_loss is not None else {})
-    save(run, _checkpoint(run, state), state, found)
-
-
-def _leave(run: Run, state: RunState) -> NoReturn:
+def _leave(run: Run, state: RunState, snapshots: Snapshots | None) -> NoReturn:
     """End a run that was told to stop and has been saved; every rank calls it."""
+    if snapshots:
+        # Rank 0 may be on another host when it goes on.
+        snapshots.take(run, state, wait=True)
     if run.ranks.is_chief:
-        where = _checkpoint(run, state)
+        where = checkpoint_dir(run.output_dir, state.step)
         print(f"preempted at update {state.step}: go on with --resume {where}", flush=True)
     # A launcher ends the others when one leaves: none does before all is saved and said.
     run.ranks.sum(np.zeros(1))
     raise Preempted
 
 
-def _updates(run: Run, state: RunState, windows: Iterator[Window]) -> Iterator[tuple[Line, RunState]]:
-    state, window = yield from joint_updates(run, state, windows)
+def _followed(
+    run: Run, start: RunState, updates: Iterator[tuple[Line, RunState]], snapshots: Snapshots | None
+) -> Iterator[tuple[Line, RunState]]:
+    """The same updates; the launcher is told of them, and snapshots are taken."""
+    if snapshots:
+        # From here on the loss of any one host loses nothing, whoever held what the run goes on from.
+        snapshots.take(run, start, wait=True)
+    report_step(start.step)
+    for line, state in updates:
+        report_step(state.step)
+        yield line, state
+        # The weights and buffers that are due have been exchanged meanwhile.
+        if snapshots and "loss" in line:
+            snapshots.follow(run, state)
+
+
+def _updates(
+    run: Run, state: RunState, windows: Iterator[Window], clock: SaveClock
+) -> Iterator[tuple[Line, RunState]]:
+    state, window = yield from joint_updates(run, state, windows, clock)
     if state.step < run.plan.max_steps and not state.stopping:
-        yield from local_updates(run, state, window, windows)
+        yield from local_updates(run, state, window, windows, clock)
 
 
 def _windows(run: Run, state: RunState) -> Iterator[Window]:
@@ -117,11 +152,11 @@ def _windows(run: Run, state: RunState) -> Iterator[Window]:
     )
 
 
-def _evaluate_into(log: MetricLog | None, run: Run, state: RunState) -> float | None:
+def _evaluate_into(log: MetricLog | None, run: Run, state: RunState) -> Line:
     found = evaluate(run) | compression_counters(run)
     if log and found:
         log.write({"step": state.step, **found})
-    return found.get("eval_loss")
+    return found
 
 
 def _open_log(run: Run, state: RunState, stack: ExitStack) -> tuple[MetricLog | None, Progress | None]:

@@ -24,11 +24,13 @@ from hvdtrain.core.compression.rules import Rules
 from hvdtrain.core.errors import SpecError
 from hvdtrain.core.families import FAMILIES, family_of
 from hvdtrain.core.spec import sections
+from hvdtrain.core.spec.checkpointing import CheckpointingSpec, check_best
 from hvdtrain.core.spec.optimizer_sections import OptimizerSpec, ScheduleSpec
 from hvdtrain.core.spec.pretrained import with_pretrained
 from hvdtrain.core.spec.problems import models_of, problems
 from hvdtrain.core.spec.reading import apply_override, mapping, read_spec
 from hvdtrain.core.tasks import TASKS, task_of
+from hvdtrain.core.tasks.measures import measures_of
 
 
 class JobSpec(sections.Section):
@@ -55,7 +57,7 @@ class JobSpec(sections.Section):
     max_grad_norm: Annotated[float, Field(gt=0.0)] | None = 1.0
     num_threads: sections.Count | None = None
     evaluation: sections.EvaluationSpec = sections.EvaluationSpec()
-    checkpointing: sections.CheckpointingSpec = sections.CheckpointingSpec()
+    checkpointing: CheckpointingSpec = CheckpointingSpec()
     logging: sections.LoggingSpec = sections.LoggingSpec()
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
 
@@ -111,6 +113,7 @@ class JobSpec(sections.Section):
                 "another compression"
             )
         task_of(self.task).check(self.model, self.data)
+        check_best(self.checkpointing, self.evaluation, measures_of(self.task, self.model).names)
         return self
 
 

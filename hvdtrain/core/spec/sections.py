@@ -214,12 +214,6 @@ class EvaluationSpec(Section):
     per_device_eval_batch_size: Count | None = None
 
 
-class CheckpointingSpec(Section):
-    """When the model is saved; it is always saved at the end as well."""
-
-    save_steps: Count | None = None
-
-
 class LoggingSpec(Section):
     """What is written while training; `logging_steps` counts updates between lines of metrics.jsonl."""
 

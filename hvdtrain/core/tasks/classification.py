@@ -53,6 +53,12 @@ class ClassMeasures:
 
     classes: int
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        """As `Measures.names`."""
+        always = "loss", "accuracy", "macro_f1", "matthews_correlation"
+        return (*always, "top_5_accuracy") if self.classes > TOP else always
+
     def count(self, evaluator: Evaluator, batch: Batch) -> NDArray[np.float64]:
         """As `Measures.count`.
 
@@ -79,12 +85,10 @@ class ClassMeasures:
             right or found; `top_5_accuracy` where there are more than five classes.
         """
         (loss, count, among), confusion = sums[:3], self.confusion(sums)
-        names = ["loss", "accuracy", "macro_f1", "matthews_correlation"]
-        names += ["top_5_accuracy"] * (self.classes > TOP)
         if not count:
-            return dict.fromkeys(names)
+            return dict.fromkeys(self.names)
         found = [loss / count, np.trace(confusion) / count, macro_f1(confusion), matthews(confusion)]
-        return {n: float(v) for n, v in zip(names, [*found, among / count], strict=False)}
+        return {n: float(v) for n, v in zip(self.names, [*found, among / count], strict=False)}
 
     def confusion(self, sums: NDArray[np.float64]) -> NDArray[np.float64]:
         """The confusion matrix among the sums, (classes, classes): the right class by the found class."""

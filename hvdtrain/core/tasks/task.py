@@ -40,7 +40,14 @@ class Evaluator(Protocol):
 
 
 class Measures(Protocol):
-    """What an evaluation adds up over batches and ranks, and what it makes of the sums."""
+    """What an evaluation adds up over batches and ranks, and what it makes of the sums.
+
+    Attributes:
+        names: of what `means` reports.
+    """
+
+    @property
+    def names(self) -> tuple[str, ...]: ...
 
     def count(self, evaluator: Evaluator, batch: Batch) -> NDArray[np.float64]:
         """What is added up, of one batch; always as many numbers."""

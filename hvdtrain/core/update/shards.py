@@ -13,6 +13,9 @@ from hvdtrain.core.spec.optimizer_sections import OptimizerSpec
 from hvdtrain.core.update.buckets import Bucket
 from hvdtrain.core.update.groups import Setting, setting_of
 
+# Buckets that a rank has under way at a time, sums and updated weights alike: each takes memory of its own.
+UNDER_WAY = 2
+
 
 @dataclass(frozen=True)
 class Piece:

@@ -1,76 +1,151 @@
-"""Training that goes on where it was stopped: what a run of `fit` needs, of all ranks, in one directory."""
+"""Training that goes on where it was stopped: what a run of `fit` needs, of all ranks."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
+import warnings
+from collections.abc import Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import horovod.tensorflow as hvd
 import keras
 import numpy as np
-from safetensors import SafetensorError
-from safetensors.numpy import load, load_file, save, save_file
 
-from hvdtrain.core.checkpoints.manifest import STATE_FILE
-from hvdtrain.core.checkpoints.model_folder import WEIGHTS_FILE, replace_directory
-from hvdtrain.core.checkpoints.state import OPTIMIZER_FILE, Arrays, layout_of, share_out
-from hvdtrain.core.errors import CheckpointError, TrainingError
-from hvdtrain.keras.attach import engines_of, shardings_of
+from hvdtrain.core.checkpoints.arrays import ArrayStream
+from hvdtrain.core.checkpoints.model_folder import WEIGHTS_FILE
+from hvdtrain.core.checkpoints.state import OPTIMIZER_FILE
+from hvdtrain.core.dropin.resuming import check_fits, own_compression, restore_generators
+from hvdtrain.core.dropin.saved import LoopCheckpoint, find_checkpoint
+from hvdtrain.core.dropin.saving import LoopWriter
+from hvdtrain.core.errors import SpecError
+from hvdtrain.core.run.framework import versions_of
+from hvdtrain.keras.attach import shardings_of
 from hvdtrain.keras.callbacks.base import Callback
+from hvdtrain.keras.callbacks.old_checkpoint import open_old
+from hvdtrain.keras.callbacks.run_state import (
+    arrays_of,
+    assign,
+    by_place,
+    gradients_of,
+    layout_of_buckets,
+    own_arrays,
+    own_window,
+)
 from hvdtrain.keras.sharding import whole_state
-from hvdtrain.tensorflow.dropin.agreement import parameters_of, shared_name
-from hvdtrain.tensorflow.dropin.gradients import Gradients
-from hvdtrain.tensorflow.dropin.messages import broadcast_bytes
-
-RANKS_FILE = "ranks.safetensors"
+from hvdtrain.tensorflow.dropin.agreement import parameters_of
+from hvdtrain.tensorflow.generators import Generators
+from hvdtrain.tensorflow.world import all_ranks
 
 
 class Checkpoint(Callback):
-    """Saves a run's state after epochs, and goes on from it when `fit` is called again.
+    """Saves a run's state in `checkpoint-STEP` directories, and goes on from it when `fit` is called again.
 
-    A directory holds weights, the optimizer's variables, the epoch, and of every rank what is its own:
-    compression residuals, a window of micro-batches under way, and random generators of layers. It is
-    replaced as a whole. Rank 0 alone reads and writes it. The order of data is the program's own concern.
+    A checkpoint has weights, the optimizer's variables, the epoch, the position of a dataset, and of every
+    rank what is its own: compression residuals, a window of micro-batches under way, and random generators.
+    It is written in the background, and every byte is verified before anything is restored.
+    `hvdtrain checkpoints DIRECTORY` lists what there is. States that earlier versions saved are read as well.
     """
 
-    def __init__(self, directory: str | Path, save_epochs: int = 1, resume: bool = True) -> None:
+    def __init__(
+        self,
+        directory: str | Path,
+        save_epochs: int = 1,
+        resume: bool | str | Path = True,
+        *,
+        dataset: Any = None,
+        save_steps: int | None = None,
+        save_total_limit: int | None = 2,
+    ) -> None:
         """Choose where and how often.
 
         Args:
-            directory: of the state.
+            directory: of the checkpoints; one job at a time writes there.
             save_epochs: epochs from one save to the next.
-            resume: whether `fit` goes on from a state that is there; else it is written over.
+            resume: True or `"auto"`: `fit` goes on from the newest whole checkpoint, where there is one. Or
+                the path of one. False: checkpoints that are there are replaced.
+            dataset: what `fit` trains on, of `hvdtrain.tensorflow.dataset`: its position belongs to the
+                checkpoint. Without it the order of data is the program's own concern, and `fit` goes on with
+                the next epoch.
+            save_steps: also save every so many updates; needs `dataset`.
+            save_total_limit: how many checkpoints are kept, the newest ones; None: all.
+
+        Raises:
+            SpecError: `save_steps` is given without `dataset`.
         """
         super().__init__()
+        if save_steps and dataset is None:
+            raise SpecError(
+                "callbacks.Checkpoint: save_steps: within an epoch the position in the data must be known: "
+                "give dataset=, made by hvdtrain.tensorflow.dataset"
+            )
         self.directory, self.save_epochs, self.resume = Path(directory), save_epochs, resume
-        self._record: dict[str, Any] | None = None
+        self.dataset, self.save_steps, self.save_total_limit = dataset, save_steps, save_total_limit
+        self._writer: LoopWriter | None = None
+        self._found: LoopCheckpoint | None = None
+        self._looked = False
+        self._saved = self._epoch = 0
+        # Keras warns where the rest of an epoch has fewer batches than a whole one.
+        self._quiet = ExitStack()
 
     def set_model(self, model: keras.Model) -> None:
         """Called by Keras before any callback begins, so that restoring comes after a broadcast."""
         super().set_model(model)
-        self._record = None
+        self._looked = False
         self.attached.before_first_step.append(self._restore)
 
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
         """Tell `fit` where to begin."""
-        # Keras' own way for callbacks; see its BackupAndRestore.
-        self.model._initial_epoch = self._known().get("epoch")
+        if (checkpoint := self._find()) is not None:
+            epoch, position = checkpoint.record["epoch"], checkpoint.record["position"]
+            if self.dataset is not None:
+                # Saved without a dataset, it is the end of an epoch.
+                found = position or {"samples_consumed": epoch * self.dataset.order["samples"]}
+                self.dataset.load_state_dict(found)
+            # Keras' own way for callbacks; see its BackupAndRestore.
+            self.model._initial_epoch = epoch
         super().on_train_begin(logs)
+
+    def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+        """An epoch begins, perhaps in its middle."""
+        if self.dataset is not None:
+            self._epoch = self.dataset.epoch
+        if self.dataset is not None and self.dataset.within_epoch:
+            self._quiet.enter_context(warnings.catch_warnings())
+            warnings.filterwarnings("ignore", "Your input ran out of data")
+
+    def on_train_batch_begin(self, batch: int, logs: dict[str, Any] | None = None) -> None:
+        """End the rest of an epoch where its data ends.
+
+        Raises:
+            StopIteration: Keras takes it so. A step that finds no data would draw dropout in vain.
+        """
+        if self.dataset is not None and self.dataset.epoch > self._epoch:
+            raise StopIteration
+
+    def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
+        """Save, where `save_steps` says so."""
+        if not self.save_steps:
+            return
+        gradients = gradients_of(self.model)
+        due = gradients.applied // self.save_steps > self._saved // self.save_steps
+        if due and not gradients.accumulation.micro_batches:
+            self._save(self.dataset.epoch, logs)
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         """Save."""
+        self._quiet.close()
         if (epoch + 1) % self.save_epochs == 0:
-            self.save(epoch + 1)
+            self._save(epoch + 1, logs)
 
     def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
-        """The next `fit` begins where it says."""
+        """Wait for the last checkpoint; the next `fit` begins where it says."""
         self.model._initial_epoch = None
+        self._open_writer().wait()
         super().on_train_end(logs)
 
     def save(self, epoch: int) -> None:
-        """Write the state; every rank calls it.
+        """Save now; every rank calls it. It is written in the background.
 
         Args:
             epoch: how many are done.
@@ -78,142 +153,61 @@ class Checkpoint(Callback):
         Raises:
             CheckpointError: the disk is full or the directory cannot be written; what was there is as it was.
         """
-        gradients = _gradients(self.model)
-        own = [broadcast_bytes(save(_own(self.model, gradients)), rank) for rank in range(hvd.size())]
+        self._save(epoch, None)
+
+    def _save(self, epoch: int, logs: Mapping[str, Any] | None) -> None:
+        writer, gradients, streams = self._open_writer(), gradients_of(self.model), {}
         with whole_state(shardings_of(self.model)):
             if hvd.rank() == 0:
-                self._write(epoch, own, gradients)
+                streams[WEIGHTS_FILE] = ArrayStream.of(arrays_of(self.model.weights))
+                streams[OPTIMIZER_FILE] = ArrayStream.of(arrays_of(self.model.optimizer.variables))
+        record = {
+            "loop": "keras",
+            "epoch": epoch,
+            "position": None if self.dataset is None else self.dataset.state_dict(),
+            "order": None if self.dataset is None else self.dataset.order,
+            "layout": layout_of_buckets(gradients),
+        }
+        self._saved = gradients.applied
+        writer.save(self._saved, record, streams, own_arrays(self.model, gradients), _metrics(logs))
 
-    def _write(self, epoch: int, own: Sequence[bytes], gradients: Gradients) -> None:
-        record = {"epoch": epoch, "ranks": hvd.size(), "layout": _layout(gradients)}
+    def _open_writer(self) -> LoopWriter:
+        if self._writer is None:
+            versions = versions_of("tensorflow", "keras")
+            self._writer = LoopWriter(self.directory, all_ranks(), "keras", versions, self.save_total_limit)
+            self._writer.begin()
+        return self._writer
 
-        def write(into: Path) -> None:
-            save_file(_arrays(self.model.weights), into / WEIGHTS_FILE)
-            save_file(_arrays(self.model.optimizer.variables), into / OPTIMIZER_FILE)
-            each = {f"{rank}.{name}": a for rank, each in enumerate(own) for name, a in load(each).items()}
-            save_file(each, into / RANKS_FILE)
-            (into / STATE_FILE).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
-
-        try:
-            replace_directory(self.directory, write)
-        except (OSError, SafetensorError) as error:
-            raise CheckpointError(
-                f"{self.directory}: the state could not be saved: {error}; what was there before is as it was"
-            ) from None
-
-    def _known(self) -> dict[str, Any]:
-        """What rank 0's state.json says; empty where there is nothing to go on from."""
-        if self._record is None:
-            found = "{}"
-            try:
-                if hvd.rank() == 0 and self.resume and self.directory.exists():
-                    found = (self.directory / STATE_FILE).read_text(encoding="utf-8")
-                self._record = json.loads(broadcast_bytes(found.encode()))
-            except (OSError, ValueError) as error:
-                raise CheckpointError(self._damaged(error)) from None
-        return self._record
+    def _find(self) -> LoopCheckpoint | None:
+        """What this `fit` goes on from; the first callback that begins may be another than this."""
+        writer = self._open_writer()
+        if not self._looked:
+            self._looked, writer.overwrite = True, self.resume is False
+            writer.wait()
+            which = self.resume if isinstance(self.resume, str | Path) else "auto"
+            self._found = (
+                find_checkpoint(writer.ranks, self.directory, which, "keras", open_old)
+                if self.resume is not False
+                else None
+            )
+        return self._found
 
     def _restore(self) -> None:
-        record = self._known()
-        if not record:
+        found = self._find()
+        if found is None:
             return
-        gradients = _gradients(self.model)
-        if _shared(record["layout"]) != _shared(_layout(gradients)):
-            raise CheckpointError(
-                f"{self.directory}: was saved with other weights, compression or bucket_cap_mb: keep "
-                "those, or give Checkpoint(resume=False)"
-            )
-        files = {}
-        if hvd.rank() == 0:
-            try:
-                files = {name: load_file(self.directory / name) for name in _FILES}
-            except (OSError, SafetensorError) as error:
-                raise CheckpointError(self._damaged(error)) from None
-        weights, optimizer, each = (load(broadcast_bytes(save(files.get(name, {})))) for name in _FILES)
-        _assign(self.model.weights, weights, self.directory)
-        _assign(self.model.optimizer.variables, optimizer, self.directory)
-        _give_own(self.model, gradients, each, record["ranks"])
-
-    def _damaged(self, error: Exception) -> str:
-        return (
-            f"{self.directory}: not a whole state of callbacks.Checkpoint ({error}): give another directory, "
-            "or Checkpoint(resume=False), which writes over it"
-        )
+        gradients = gradients_of(self.model)
+        saved, weights = by_place(found.shapes[WEIGHTS_FILE]), parameters_of(self.model.weights)
+        shapes = {saved.get(i, f"{i}.{p.name}"): p.shape for i, p in enumerate(weights)}
+        order = None if self.dataset is None else self.dataset.order
+        check_fits(found, shapes, layout_of_buckets(gradients), order)
+        assign(self.model.weights, found, WEIGHTS_FILE)
+        assign(self.model.optimizer.variables, found, OPTIMIZER_FILE)
+        gradients.driver.write(own_compression(found, gradients.driver.states))
+        gradients.accumulation.write(own_window(found, gradients))
+        restore_generators(found, Generators(self.model), (order or {}).get("seed", 0))
+        self._saved = self._open_writer().goes_on_from = gradients.applied
 
 
-_FILES = (WEIGHTS_FILE, OPTIMIZER_FILE, RANKS_FILE)
-
-
-def _gradients(model: keras.Model) -> Gradients:
-    engines = engines_of(model)
-    if len(engines) != 1 or model.optimizer is None:
-        raise TrainingError(
-            "callbacks.Checkpoint: expected a model compiled with one DistributedOptimizer (found "
-            f"{len(engines)})"
-        )
-    return engines[0].prepare(model.trainable_variables)
-
-
-def _layout(gradients: Gradients) -> str:
-    return layout_of([bucket.layout for bucket in gradients.buckets], gradients.settings.rules)
-
-
-def _shared(layout: str) -> list[Any]:
-    """What of a layout is equal where states fit: names depend on whether the model was built or loaded."""
-    return [[policy, [*map(shared_name, names)]] for policy, names in json.loads(layout)]
-
-
-def _arrays(variables: Sequence[keras.Variable]) -> Arrays:
-    # By position: Keras' names depend on what the process has built before.
-    names = [f"{i}.{p.name}" for i, p in enumerate(parameters_of(variables))]
-    return {name: np.asarray(v.numpy(), order="C") for name, v in zip(names, variables, strict=True)}
-
-
-def _assign(variables: Sequence[keras.Variable], arrays: Arrays, directory: Path) -> None:
-    found = {int(name.partition(".")[0]): array for name, array in arrays.items()}
-    for i, (parameter, variable) in enumerate(zip(parameters_of(variables), variables, strict=True)):
-        if i not in found or found[i].shape != parameter.shape:
-            raise CheckpointError(
-                f"{directory}: {parameter.name} has shape {found[i].shape if i in found else None} there and "
-                f"{parameter.shape} in the model: build the model that was saved"
-            )
-        variable.assign(found[i])
-
-
-def _own(model: keras.Model, gradients: Gradients) -> Arrays:
-    """What differs between ranks."""
-    buckets = enumerate(gradients.driver.read())
-    states = {f"bucket{i}.{name}": array for i, state in buckets for name, array in state.items()}
-    window = {f"window.{name}": array for name, array in gradients.accumulation.read().items()}
-    seeds = {f"seed.{i}": seed.numpy() for i, seed in enumerate(_seeds(model))}
-    return {name: np.asarray(array, order="C") for name, array in (states | window | seeds).items()}
-
-
-def _give_own(model: keras.Model, gradients: Gradients, every: Arrays, ranks: int) -> None:
-    def of(rank: int, prefix: str) -> Arrays:
-        start = f"{rank}.{prefix}."
-        return {name.removeprefix(start): array for name, array in every.items() if name.startswith(start)}
-
-    rank, size, states = hvd.rank(), hvd.size(), []
-    for i, (policy, _) in enumerate(gradients.driver.states):
-        saved = [of(r, f"bucket{i}") for r in range(ranks)]
-        stacked = {
-            name: np.stack([each[name] for each in saved]) if name in policy.residuals else array
-            for name, array in saved[0].items()
-        }
-        states.append(share_out(policy, stacked, size)[rank])
-    gradients.driver.write(states)
-    if ranks == size:
-        gradients.accumulation.write(of(rank, "window"))
-        for i, seed in enumerate(_seeds(model)):
-            seed.assign(of(rank, "seed")[str(i)])
-        return
-    # Residuals must keep their sum over ranks; random generators start again.
-    windows = [of(r, "window") for r in range(ranks)]
-    added = {n: sum(w[n] for w in windows) / size for n in windows[0] if n.startswith(("total", "samples"))}
-    gradients.accumulation.write(windows[0] | added)
-
-
-def _seeds(model: keras.Model) -> list[keras.Variable]:
-    others = {id(v) for v in (*model.weights, *(v for m in model.metrics for v in m.variables))}
-    return [variable for variable in model.variables if id(variable) not in others]
+def _metrics(logs: Mapping[str, Any] | None) -> dict[str, float | None]:
+    return {name: float(value) for name, value in (logs or {}).items() if np.ndim(value) == 0}

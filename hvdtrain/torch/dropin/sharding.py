@@ -109,6 +109,10 @@ class Sharding:
                 if self.others is not None:
                     self.others[name] = state
 
+    def is_own(self, parameter: torch.nn.Parameter) -> bool:
+        """Whether this rank has a parameter's state."""
+        return all(parameter is not other for _, other in self._not_own())
+
     @contextmanager
     def stepping(self, optimizer: torch.optim.Optimizer, closure: bool) -> Iterator[None]:
         """A step inside is of this rank's parameters, and ranks then exchange what they have stepped.

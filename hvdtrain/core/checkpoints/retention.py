@@ -1,0 +1,155 @@
+"""Which checkpoints of a run are kept: the newest ones, and the best."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from hvdtrain.core.checkpoints.finding import check_files, check_whole, checkpoints_in, step_of
+from hvdtrain.core.checkpoints.manifest import read_manifest
+from hvdtrain.core.errors import CheckpointError
+from hvdtrain.core.process.files import remove
+from hvdtrain.core.spec.checkpointing import CheckpointingSpec
+
+Metrics = Mapping[str, float | None]
+
+
+@dataclass(frozen=True)
+class Retention:
+    """Which checkpoints are kept.
+
+    Attributes:
+        limit: how many at most, the best one included; None: all. The newest and the best are always kept.
+        metric: what the best one is best in; None: there is no best one.
+        greater_is_better: in this metric.
+    """
+
+    limit: int | None = None
+    metric: str | None = None
+    greater_is_better: bool = False
+
+    @classmethod
+    def of_spec(cls, section: CheckpointingSpec) -> Retention:
+        """That of a job."""
+        return cls(section.save_total_limit, section.best_metric, section.greater_wins)
+
+    def best(self, found: Mapping[int, Metrics]) -> int | None:
+        """The step of the best checkpoint, the earliest where several are equally good.
+
+        Args:
+            found: the metrics of each checkpoint, by its step. One without the metric is never the best.
+        """
+        if self.metric is None:
+            return None
+        known = {step: found[step].get(self.metric) for step in sorted(found)}
+        numbers = {step: v for step, v in known.items() if v is not None and not math.isnan(v)}
+        choose = max if self.greater_is_better else min
+        return choose(numbers, key=lambda step: numbers[step], default=None)
+
+    def surplus(self, found: Mapping[int, Metrics], newest: int | None = None) -> list[int]:
+        """The steps of those that are not kept, in the order in which they go.
+
+        Args:
+            found: as in `best`; of whole checkpoints.
+            newest: the step of the one that was saved last; None: the greatest. Those of later steps are of a
+                history that the run has left, and go first.
+        """
+        if self.limit is None or not found:
+            return []
+        newest = max(found) if newest is None else newest
+        oldest_first = sorted(found, key=lambda step: (step <= newest, step))
+        kept = {newest, self.best(found)} - {None}
+        free = [step for step in oldest_first if step not in kept]
+        return free[: max(0, len(found) - max(self.limit, len(kept)))]
+
+
+def rotate(output_dir: Path, retention: Retention, newest: int) -> None:
+    """Delete the checkpoints of a run that are not kept, if it has a limit.
+
+    Args:
+        output_dir: of the run, where nobody else writes.
+        retention: says which are kept.
+        newest: the step of the one that was saved last, which is whole.
+
+    Raises:
+        CheckpointError: one cannot be deleted.
+    """
+    for place in not_kept(output_dir, retention, newest) if retention.limit is not None else ():
+        delete(place)
+
+
+def not_kept(
+    output_dir: Path, retention: Retention, newest: int | None = None, every_byte: bool = False
+) -> list[Path]:
+    """The checkpoints of a run that are not kept: torn ones first, which count for nothing.
+
+    Args:
+        output_dir: of the run.
+        retention: says which are kept.
+        newest: as in `Retention.surplus`.
+        every_byte: whether to read all files, not their sizes alone.
+    """
+    whole, torn = measured(output_dir, every_byte)
+    places = {step_of(place): place for place in whole}
+    surplus = retention.surplus({step: whole[place] for step, place in places.items()}, newest)
+    return [*torn, *(places[step] for step in surplus)]
+
+
+def measured(output_dir: Path, every_byte: bool = False) -> tuple[dict[Path, Metrics], list[Path]]:
+    """The whole checkpoints of a run with their metrics, and the others.
+
+    Args:
+        output_dir: of the run.
+        every_byte: as in `not_kept`.
+    """
+    whole, torn = dict[Path, Metrics](), []
+    for place in checkpoints_in(output_dir):
+        try:
+            manifest = read_manifest(place)
+            check_files(place, manifest, sizes_only=not every_byte)
+            # Of format 1 no metrics are known.
+            whole[place] = manifest.metrics if manifest else {}
+        except CheckpointError:
+            torn.append(place)
+    return whole, torn
+
+
+def best_checkpoint(
+    output_dir: Path, retention: Retention, others: Mapping[int, Metrics], say: Callable[[str], None]
+) -> Path | None:
+    """The best checkpoint of a run whose bytes are as they were saved; None where another state is better.
+
+    Args:
+        output_dir: of the run.
+        retention: says what is best.
+        others: metrics of states that are not saved yet, by their step.
+        say: is told of damaged ones, which are passed over.
+    """
+    whole, _ = measured(output_dir)
+    places = {step_of(place): place for place in whole}
+    found = {**{step: whole[place] for step, place in places.items()}, **others}
+    while (step := retention.best(found)) is not None and step not in others:
+        try:
+            check_whole(places[step])
+            return places[step]
+        except CheckpointError as error:
+            say(f"warning: passed over {places[step].name}, which was the best: {error}")
+            del found[step]
+    return None
+
+
+def delete(path: Path) -> None:
+    """Delete what a run has written, in such a way that no part of a checkpoint is left under its name.
+
+    Raises:
+        CheckpointError: it cannot be deleted.
+    """
+    gone = path.with_name(f".{path.name.lstrip('.')}.tmp-{os.getpid()}")
+    try:
+        path.rename(gone)
+        remove(gone)
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be deleted: {error.strerror}") from None

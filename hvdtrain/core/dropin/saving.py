@@ -1,0 +1,213 @@
+"""Checkpoints of a loop of the user's own: all ranks write their parts of one directory."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+import tempfile
+import weakref
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+
+from hvdtrain.core.checkpoints.arrays import ArrayStream
+from hvdtrain.core.checkpoints.background import BackgroundWriter
+from hvdtrain.core.checkpoints.finding import (
+    checkpoint_dir,
+    checkpoints_in,
+    left_behind,
+    point_to,
+    step_of,
+)
+from hvdtrain.core.checkpoints.manifest import FORMAT, STATE_FILE, FileRecord, Manifest
+from hvdtrain.core.checkpoints.model_folder import replace_directory, write_files
+from hvdtrain.core.checkpoints.retention import Retention, delete, rotate
+from hvdtrain.core.checkpoints.state import Arrays
+from hvdtrain.core.dropin.own_files import tell, write_own
+from hvdtrain.core.errors import CheckpointError
+from hvdtrain.core.process.files import remove
+from hvdtrain.core.run.lock import locked
+from hvdtrain.core.run.output_dir import set_later_aside
+from hvdtrain.core.run.ranks import Ranks
+
+_Files = Mapping[str, FileRecord]
+
+
+@dataclass
+class LoopWriter:
+    """Writes `checkpoint-STEP` directories, one at a time and in the background; every rank has one.
+
+    Attributes:
+        directory: in which they are.
+        ranks: all of the job.
+        framework: `torch` or `keras`.
+        versions: of the packages that compute, by name.
+        save_total_limit: how many checkpoints are kept, the newest ones; None: all.
+        overwrite: whether the next save takes the place of all checkpoints that are there.
+        goes_on_from: the step of what was restored, until the next save; later checkpoints are set aside.
+    """
+
+    directory: Path
+    ranks: Ranks
+    framework: str
+    versions: Mapping[str, str]
+    save_total_limit: int | None
+    overwrite: bool = False
+    goes_on_from: int | None = None
+    _background: BackgroundWriter = field(default_factory=BackgroundWriter)
+    _lock: ExitStack = field(default_factory=ExitStack)
+
+    def begin(self) -> None:
+        """Keep other jobs out of the directory from now on; every rank calls it.
+
+        Raises:
+            CheckpointError: another job writes there, or the directory cannot be written.
+        """
+        self._together(lambda: self._lock.enter_context(locked(self.directory, "Checkpoint: directory")))
+        weakref.finalize(self, _end, self._background, self._lock)
+
+    def save(
+        self,
+        step: int,
+        record: Mapping[str, Any],
+        streams: Mapping[str, ArrayStream],
+        own: Arrays,
+        metrics: Mapping[str, float | None],
+    ) -> None:
+        """Save a checkpoint; every rank calls it. It is complete after the next `save` or `wait`.
+
+        A rank's own state is written by that rank where all ranks see the directory, else by rank 0, one
+        array of one rank at a time: no rank holds that of all.
+
+        Args:
+            step: updates that were taken.
+            record: what `state.json` is to hold, JSON-ready; rank 0's counts.
+            streams: what each file of arrays is to hold, copies of all; rank 0's count.
+            own: this rank's state, by name; of the same names, shapes and dtypes on all ranks.
+            metrics: the last ones, for the manifest.
+
+        Raises:
+            CheckpointError: it cannot be written, or the one before could not; what was there is as it was.
+        """
+        self.wait()
+        directory = checkpoint_dir(self.directory, step)
+        parts = self.directory / self._together(partial(self._make_parts, directory))
+        try:
+            files = write_own(self.ranks, parts, own)
+        except CheckpointError as error:
+            shutil.rmtree(parts, ignore_errors=True)
+            raise _failed(directory, str(error)) from None
+        if not self.ranks.is_chief:
+            return
+        texts = {STATE_FILE: json.dumps({"format": FORMAT, "step": step, **record}, indent=2) + "\n"}
+        whole = {name: stream.snapshot() for name, stream in streams.items()}
+        manifest = partial(self._manifest, step, dict(metrics))
+        others = [path for path in checkpoints_in(self.directory) if self.overwrite and path != directory]
+        self.overwrite = False
+        write = partial(self._write, directory, parts, files, whole, texts, manifest)
+        self._background.submit(partial(self._replace, directory, write, others))
+
+    def wait(self) -> None:
+        """Wait until the last checkpoint is on disk.
+
+        Raises:
+            CheckpointError: it could not be written.
+        """
+        self._background.wait()
+
+    def _make_parts(self, directory: Path) -> str:
+        """Where ranks put what is their own, until the checkpoint is complete."""
+        if self.goes_on_from is not None:
+            set_later_aside(self.directory, self.goes_on_from)
+            self.goes_on_from = None
+        newest = max([directory, *checkpoints_in(self.directory)], key=step_of)
+        if newest != directory and not self.overwrite:
+            raise CheckpointError(
+                f"{directory}: {newest.name} is there already, and would be taken for the newer: restore it, "
+                "delete it, or give another directory"
+            )
+        self.directory.mkdir(parents=True, exist_ok=True)
+        # What a killed job left.
+        for left in left_behind(self.directory):
+            remove(left)
+        return Path(tempfile.mkdtemp(prefix=f".{directory.name}.parts-", dir=self.directory)).name
+
+    def _write(
+        self,
+        directory: Path,
+        parts: Path,
+        files: _Files,
+        streams: Mapping[str, ArrayStream],
+        texts: Mapping[str, str],
+        manifest: Callable[[_Files], Manifest],
+    ) -> None:
+        def write(into: Path) -> None:
+            for name in files:
+                (parts / name).rename(into / name)
+            write_files(into, streams, texts, manifest, files)
+
+        try:
+            replace_directory(directory, write)
+        except (OSError, SafetensorError) as error:
+            raise _failed(directory, str(error)) from None
+        finally:
+            shutil.rmtree(parts, ignore_errors=True)
+
+    def _replace(self, directory: Path, write: Callable[[], None], others: list[Path]) -> None:
+        """Write a checkpoint, and delete those that are not kept."""
+        write()
+        point_to(directory)
+        for other in others:
+            delete(other)
+        rotate(self.directory, Retention(self.save_total_limit), step_of(directory))
+
+    def _manifest(self, step: int, metrics: Mapping[str, float | None], files: _Files) -> Manifest:
+        return Manifest(
+            format=FORMAT,
+            step=step,
+            saved_at=datetime.now(UTC).isoformat(timespec="seconds"),
+            framework=self.framework,
+            ranks=self.ranks.size,
+            metrics=metrics,
+            spec="",
+            versions=self.versions,
+            files=files,
+        )
+
+    def _together(self, act: Callable[[], Any]) -> Any:
+        """What rank 0 makes, which is JSON-ready or None; its error is raised on every rank."""
+        made, problem = None, ""
+        if self.ranks.is_chief:
+            try:
+                made = act()
+            except CheckpointError as error:
+                problem = str(error)
+            except OSError as error:
+                problem = str(_failed(self.directory, str(error)))
+        made, problem = tell(self.ranks, [made, problem])
+        if problem:
+            raise CheckpointError(problem)
+        return made
+
+
+def _end(background: BackgroundWriter, lock: ExitStack) -> None:
+    """What is done for a program that has not waited at its end."""
+    with lock:
+        try:
+            background.wait()
+        except CheckpointError as error:
+            print(f"hvdtrain: {error}", file=sys.stderr, flush=True)
+
+
+def _failed(path: Path, error: str) -> CheckpointError:
+    return CheckpointError(
+        f"{path}: the checkpoint could not be saved: {error}; earlier ones are as they were. Free some space "
+        "or give another directory"
+    )

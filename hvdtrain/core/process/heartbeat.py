@@ -1,0 +1,72 @@
+"""A rank says every second that it is alive, which process it is and how far it has come.
+
+`hvdtrain run` takes these lines out of what it shows. They stand in standard error, which launchers pass on
+from every host.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import threading
+import time
+from contextlib import suppress
+from functools import cache
+from typing import NamedTuple
+
+# In the environment: the launcher listens.
+HEARTBEAT = "HVDTRAIN_HEARTBEAT"
+BEAT = re.compile(r"\x16(?P<pid>\d+) (?P<step>-?\d+)\n")
+_SECONDS_BETWEEN = 1.0
+_step, _reports = -1, 0
+
+
+class Beat(NamedTuple):
+    """What a rank says.
+
+    Attributes:
+        pid: of its process, on its own host.
+        step: updates that count; -1 before training.
+    """
+
+    pid: int
+    step: int
+
+
+def report_step(step: int) -> None:
+    """Have this rank's next heartbeats say how far it is; the first two steps are said at once.
+
+    Args:
+        step: updates that count.
+    """
+    global _step, _reports  # noqa: PLW0603
+    _step = step
+    if _reports < 2 and _is_heard():
+        # Where it begins, and that it goes on.
+        _reports += 1
+        with suppress(OSError):
+            _beat()
+
+
+@cache
+def start_heartbeat() -> None:
+    """Have a thread say every second that this rank is alive, where a launcher listens; once."""
+    if _is_heard():
+        threading.Thread(target=_beat_on, daemon=True).start()
+
+
+def _beat_on() -> None:
+    # Whoever ends a rank without readers is another.
+    with suppress(OSError):
+        while True:
+            _beat()
+            time.sleep(_SECONDS_BETWEEN)
+
+
+def _beat() -> None:
+    # One call, so that nothing of another thread's comes between.
+    os.write(2, f"\x16{os.getpid()} {_step}\n".encode())
+
+
+def _is_heard() -> bool:
+    return bool(os.environ.get(HEARTBEAT))

@@ -1,0 +1,42 @@
+"""What ranks ask of each other at an update boundary; it travels with sums that they share anyway."""
+
+from __future__ import annotations
+
+import time
+from typing import NamedTuple
+
+
+class Requests(NamedTuple):
+    """This rank's requests, 0 or 1 each; summed over ranks, how many have each.
+
+    Attributes:
+        stop: to save and to stop, since the rank was told to.
+        save: to save, since it is time to.
+    """
+
+    stop: float = 0.0
+    save: float = 0.0
+
+
+NO_REQUESTS = Requests()
+
+
+class SaveClock:
+    """When a checkpoint is due by time; rank 0's clock decides for all ranks."""
+
+    def __init__(self, minutes: float | None) -> None:
+        """Start now.
+
+        Args:
+            minutes: from one checkpoint to the next; None: none is due, as on all ranks but the first.
+        """
+        self._seconds = None if minutes is None else 60.0 * minutes
+        self.restart()
+
+    def restart(self) -> None:
+        """A checkpoint has been saved."""
+        self._since = time.monotonic()
+
+    def is_due(self) -> bool:
+        """Whether the time has come."""
+        return self._seconds is not None and time.monotonic() - self._since >= self._seconds

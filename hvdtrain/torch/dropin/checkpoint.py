@@ -1,0 +1,249 @@
+"""Checkpoints of a loop of the user's own: everything that it needs to go on as if it had not stopped."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import torch
+
+from hvdtrain.core.checkpoints.arrays import ArrayStream
+from hvdtrain.core.checkpoints.model_folder import WEIGHTS_FILE
+from hvdtrain.core.checkpoints.state import OPTIMIZER_FILE, layout_of
+from hvdtrain.core.dropin.plain import put_together, take_apart
+from hvdtrain.core.dropin.resuming import (
+    Restored,
+    check_fits,
+    compression_name,
+    own_compression,
+    own_generators,
+    restore_generators,
+)
+from hvdtrain.core.dropin.saved import find_checkpoint
+from hvdtrain.core.dropin.saving import LoopWriter
+from hvdtrain.core.errors import CheckpointError, SpecError, TrainingError
+from hvdtrain.core.run.framework import versions_of
+from hvdtrain.torch.dropin.gradients import Gradients
+from hvdtrain.torch.dropin.naming import check_optimizer
+from hvdtrain.torch.dropin.optimizer_state import (
+    check_named_state,
+    group_names,
+    load_named_state,
+    named_state,
+)
+from hvdtrain.torch.dropin.session import require_init
+from hvdtrain.torch.generators import Generators
+from hvdtrain.torch.world import all_ranks
+
+_LOADER = "loader"
+
+
+class Checkpoint:
+    """Saves a loop's state in `checkpoint-STEP` directories, and restores it on any number of ranks.
+
+    A checkpoint has the model's weights and buffers, the optimizer's state and options under the parameters'
+    names, the position of the loader, the state of other objects, and of every rank its compression residuals
+    and its random generators (PyTorch's, NumPy's and Python's). Nothing is pickled. Every byte is verified
+    before anything is restored. `hvdtrain checkpoints DIRECTORY` lists what there is.
+    """
+
+    def __init__(
+        self,
+        model: torch.nn.Module,
+        optimizer: torch.optim.Optimizer,
+        loader: Any = None,
+        *,
+        directory: str | Path,
+        save_total_limit: int | None = None,
+        **objects: Any,
+    ) -> None:
+        """Choose what belongs to a checkpoint; every rank gives the same.
+
+        Args:
+            model: with all of the optimizer's parameters; several models as a `torch.nn.ModuleDict`.
+            optimizer: wrapped by `DistributedOptimizer` or not.
+            loader: a `hvdtrain.torch.DataLoader`, or anything with `state_dict` and `load_state_dict`.
+            directory: where checkpoints are; one job at a time writes there.
+            save_total_limit: how many checkpoints are kept, the newest ones; None: all.
+            **objects: whatever else has `state_dict` and `load_state_dict`, alike on all ranks, by a name of
+                yours: `lr_scheduler=...`, `scaler=...`.
+
+        Raises:
+            CheckpointError: another job writes into the directory, or it cannot be written.
+            SpecError: an object cannot be saved, or the model lacks a parameter of the optimizer's.
+            TrainingError: `init()` was not called.
+        """
+        require_init("Checkpoint")
+        check_optimizer(optimizer, "Checkpoint")
+        # Compiled modules have the names of their own.
+        self._model, self._optimizer = getattr(model, "_orig_mod", model), optimizer
+        self._loader = loader
+        self._objects = objects if loader is None else {**objects, _LOADER: loader}
+        for name, each in self._objects.items():
+            if not (hasattr(each, "state_dict") and hasattr(each, "load_state_dict")):
+                raise SpecError(
+                    f"Checkpoint: {name}: a {type(each).__name__} has no state_dict and load_state_dict"
+                )
+        group_names(optimizer, self._model)
+        versions = versions_of("torch")
+        self._writer = LoopWriter(Path(directory), all_ranks(), "torch", versions, save_total_limit)
+        self._writer.begin()
+
+    def save(self, step: int, *, metrics: Mapping[str, float] | None = None, extra: Any = None) -> None:
+        """Save after an update; every rank calls it at the same one.
+
+        The state is copied, and written in the background while training goes on; the next `save` waits.
+
+        Args:
+            step: updates that were taken.
+            metrics: shown by `hvdtrain checkpoints`, such as `{"loss": 0.5}`.
+            extra: numbers, texts, lists, dictionaries and tensors, which `restore` returns; rank 0's counts.
+
+        Raises:
+            CheckpointError: something cannot be stored, or the last checkpoint could not be written.
+            TrainingError: micro-batches of an update are under way.
+        """
+        gradients = self._gradients
+        if gradients is not None and gradients.accumulation.micro_batches:
+            raise TrainingError(
+                "Checkpoint.save: an update is under way, whose micro-batches are not part of a checkpoint: "
+                "save after optimizer.step()"
+            )
+        arrays: dict[str, torch.Tensor] = {}
+        objects = {name: each.state_dict() for name, each in self._objects.items()}
+        record = {
+            "loop": "torch",
+            "optimizer": self._optimizer_state(arrays),
+            "objects": take_apart(objects, "objects", torch.is_tensor, arrays),
+            "extra": take_apart(extra, "extra", torch.is_tensor, arrays),
+            "order": getattr(self._loader, "order", None),
+            "layout": self._layout,
+            "applied": gradients.applied if gradients is not None else None,
+        }
+        streams = {}
+        if self._writer.ranks.is_chief:
+            streams = {WEIGHTS_FILE: _stream(self._weights()), OPTIMIZER_FILE: _stream(arrays)}
+        self._writer.save(step, record, streams, self._own(), metrics or {})
+
+    def restore(self, which: str | Path = "auto") -> Restored | None:
+        """Go on from a checkpoint; every rank calls it before it takes a batch.
+
+        Args:
+            which: `"auto"`: the newest whole checkpoint in the directory; damaged ones are skipped with a
+                warning. Or the path of a `checkpoint-STEP`.
+
+        Returns:
+            Its `step` and `extra`; None with `"auto"` where there is no checkpoint.
+
+        Raises:
+            CheckpointError: it is damaged, or does not fit the model, the optimizer or the data.
+        """
+        self._writer.wait()
+        found = find_checkpoint(self._writer.ranks, self._writer.directory, which, "torch")
+        if found is None:
+            return None
+        record, weights = found.record, self._weights()
+        order = getattr(self._loader, "order", None)
+        check_fits(found, {name: tuple(t.shape) for name, t in weights.items()}, self._layout, order)
+        for name in self._objects.keys() - record["objects"].keys():
+            raise CheckpointError(
+                f"{found.directory}: was saved without {name}: leave it out, or save with it"
+            )
+        check_named_state(record["optimizer"], self._optimizer, self._model, found.directory)
+
+        def read(name: str) -> torch.Tensor:
+            return _tensor(found.read(OPTIMIZER_FILE, name))
+
+        with torch.no_grad():
+            for name, tensor in weights.items():
+                tensor.copy_(_tensor(found.read(WEIGHTS_FILE, name)))
+        load_named_state(record["optimizer"], self._optimizer, self._model, read)
+        for name, each in self._objects.items():
+            each.load_state_dict(put_together(record["objects"][name], read, each.state_dict()))
+        if self._gradients is not None:
+            self._gradients.driver.write(own_compression(found, self._gradients.driver.states))
+            self._gradients.applied = record["applied"] or record["step"]
+        restore_generators(found, Generators(self._model), (order or {}).get("seed", 0))
+        self._writer.goes_on_from = record["step"]
+        return Restored(record["step"], put_together(record["extra"], read))
+
+    def wait(self) -> None:
+        """Wait until the last checkpoint is on disk; call it at the end.
+
+        Raises:
+            CheckpointError: it could not be written.
+        """
+        self._writer.wait()
+
+    @property
+    def _gradients(self) -> Gradients | None:
+        """Those of a wrapped optimizer."""
+        return getattr(self._optimizer, "_gradients", None)
+
+    @property
+    def _layout(self) -> str | None:
+        gradients = self._gradients
+        if gradients is None:
+            return None
+        return layout_of([bucket.layout for bucket in gradients.filling.buckets], gradients.settings.rules)
+
+    def _weights(self) -> dict[str, torch.Tensor]:
+        found = self._model.state_dict()
+        for name, value in found.items():
+            if not torch.is_tensor(value):
+                raise CheckpointError(
+                    f"Checkpoint: {name} of the model is extra state, and no tensor: save it by `extra`"
+                )
+        return found
+
+    def _optimizer_state(self, arrays: dict[str, torch.Tensor]) -> Any:
+        """The record of the optimizer; with `zero_stage` on rank 0 alone."""
+        optimizer = self._optimizer
+        if hasattr(optimizer, "consolidate_state_dict"):
+            optimizer.consolidate_state_dict(to=0)
+            if optimizer._sharding.others is None:
+                return None
+        named = named_state(optimizer, self._model)
+        state = {
+            name: take_apart(value, name, torch.is_tensor, arrays) for name, value in named["state"].items()
+        }
+        return {
+            **named,
+            "state": state,
+            "groups": take_apart(named["groups"], "groups", torch.is_tensor, arrays),
+        }
+
+    def _own(self) -> dict[str, np.ndarray]:
+        """What differs by rank."""
+        states = self._gradients.driver.read() if self._gradients is not None else ()
+        residuals = {
+            compression_name(i, name): array
+            for i, state in enumerate(states)
+            for name, array in state.items()
+        }
+        return residuals | own_generators(Generators(self._model))
+
+
+def _stream(tensors: Mapping[str, torch.Tensor]) -> ArrayStream:
+    """Copies, which stay as they are while training goes on."""
+    return ArrayStream.of({name: _array(tensor) for name, tensor in tensors.items()})
+
+
+def _array(tensor: torch.Tensor) -> np.ndarray:
+    found = tensor.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
+    if found.dtype == torch.bfloat16:
+        return found.view(torch.int16).numpy().view(ml_dtypes.bfloat16)
+    try:
+        return found.numpy()
+    except TypeError as error:
+        raise CheckpointError(f"Checkpoint: a tensor of {found.dtype} cannot be saved: {error}") from None
+
+
+def _tensor(array: np.ndarray) -> torch.Tensor:
+    own = np.array(array)
+    if own.dtype == ml_dtypes.bfloat16:
+        return torch.from_numpy(own.view(np.int16)).view(torch.bfloat16)
+    return torch.from_numpy(own)

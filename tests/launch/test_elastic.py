@@ -1,0 +1,241 @@
+"""What an elastic job does when hosts are lost and found: which it uses, which it blames, when it ends."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from hvdtrain.core.errors import LaunchError
+from hvdtrain.core.process.heartbeat import Beat
+from hvdtrain.core.run.output_dir import RESTARTS_FILE
+from hvdtrain.core.spec.job_spec import load_spec
+from hvdtrain.launch import discovery
+from hvdtrain.launch.attendants import ElasticAttendant
+from hvdtrain.launch.elastic import ElasticJob, ElasticOptions
+from hvdtrain.launch.endings import Ending
+from hvdtrain.launch.hosts import Host, format_hosts, parse_hosts
+from hvdtrain.launch.restarts import Restarts
+from hvdtrain.launch.roster import Roster
+
+DONE = Ending(0)
+REGROUPED = Ending(85, "preempted at update 4: go on with --resume out/checkpoint-4")
+
+
+def lost(*ranks: int, cause: str = "killed by SIGKILL") -> Ending:
+    return Ending(137, f"rank {ranks[0]} failed first ({cause})" if ranks else "x", cause, ranks)
+
+
+class ScriptedJob:
+    """Runs that end as they are told to, after so many updates, while hosts come and go."""
+
+    def __init__(self, *runs: tuple[int, Ending]) -> None:
+        self.spec = load_spec(
+            "bert", ["batch=null", "batch={per_device_train_batch_size: 1, global_batch_size: 12}"]
+        )
+        self.hosts: list[str] = []
+        self._runs, self._step = iter(runs), 0
+
+    def check(self, hosts: Sequence[Host], resume: Path | None, overwrite: bool) -> None:
+        del hosts, resume, overwrite
+
+    def start(
+        self, hosts: Sequence[Host], resume: Path | None, overwrite: bool, attendant: ElasticAttendant
+    ) -> Ending:
+        del resume, overwrite
+        self.hosts.append(format_hosts(hosts))
+        updates, ending = next(self._runs)
+        for step in range(updates + 1):
+            attendant.heartbeats.hear(0, Beat(1, self._step + step))
+        self._step += updates
+        stopped: list[bool] = []
+        while ending is REGROUPED and not stopped:
+            # What there is meanwhile is seen by a thread.
+            assert attendant.look(lambda: stopped.append(True)) is None
+        return ending
+
+
+@pytest.fixture
+def there(monkeypatch: pytest.MonkeyPatch) -> set[str]:
+    """The hosts that answer; a test may change them."""
+    answering = set("abc")
+    monkeypatch.setattr(discovery, "who_answers", answering.intersection)
+    monkeypatch.setattr(discovery, "_SECONDS_BETWEEN_LOOKS", 0.01)
+    return answering
+
+
+def run(folder: Path, job: ScriptedJob, hosts: str = "a:1,b:1,c:1", **given: Any) -> int:
+    options = ElasticOptions(
+        **{
+            "np": None,
+            "min_np": 1,
+            "max_np": 3,
+            "script": None,
+            "timeout": 0.2,
+            "reset_limit": None,
+            "cooldown": None,
+            "silence": 30.0,
+        }
+        | given
+    )
+    scripted: Any = job
+    return ElasticJob(scripted, Restarts(folder, None, False), options, parse_hosts(hosts)).run()
+
+
+def notes(folder: Path) -> Iterator[tuple[int, str, int | None]]:
+    for line in (folder / RESTARTS_FILE).read_text().splitlines():
+        note = json.loads(line)
+        yield note["ranks"], note["hosts"], note["step"]
+
+
+def test_the_host_of_a_failed_rank_is_left_and_a_new_one_is_taken_in(there: set[str], tmp_path: Path) -> None:
+    job = ScriptedJob((4, lost(1)), (2, lost(1)), (3, DONE))
+    assert run(tmp_path, job) == 0
+    assert job.hosts == ["a:1,b:1,c:1", "a:1,c:1", "a:1"]
+    assert [(ranks, hosts) for ranks, hosts, _ in notes(tmp_path)] == [(2, "a:1,c:1"), (1, "a:1")]
+
+
+def test_a_host_that_comes_is_used_from_the_next_update_on(there: set[str], tmp_path: Path) -> None:
+    there.difference_update("bc")
+    job = ScriptedJob((1, REGROUPED), (1, REGROUPED), (1, DONE))
+    plain = job.start
+
+    def start(hosts: Sequence[Host], *rest: Any) -> Ending:
+        there.add("bc"[len(job.hosts)] if len(job.hosts) < 2 else "a")
+        return plain(hosts, *rest)
+
+    job.start = start  # type: ignore[method-assign]
+    assert run(tmp_path, job) == 0
+    # Those that were there keep their places, and so does rank 0.
+    assert job.hosts == ["a:1", "a:1,b:1", "a:1,b:1,c:1"]
+
+
+def test_hosts_without_which_there_are_too_few_slots_are_not_condemned(
+    there: set[str], tmp_path: Path
+) -> None:
+    job = ScriptedJob((1, lost(0)), (1, lost(0)), (1, DONE))
+    assert run(tmp_path, job, "a:2", min_np=2, max_np=2) == 0
+    assert job.hosts == ["a:2"] * 3
+
+
+def test_too_few_slots_for_too_long_end_the_job(
+    there: set[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    job = ScriptedJob((1, lost(2)), (1, DONE))
+    plain = job.start
+
+    def start(*given: Any) -> Ending:
+        there.clear()
+        return plain(*given)
+
+    job.start = start  # type: ignore[method-assign]
+    assert run(tmp_path, job, min_np=2) == 137
+    told = capsys.readouterr().err
+    assert "fewer than 2 slots for 0.2 s (--elastic-timeout): the job ends here" in told
+    assert all(told.count(f"hvdtrain: {name} does not answer over ssh") == 1 for name in "ab")
+    with pytest.raises(LaunchError, match="fewer than 2 slots"):
+        run(tmp_path, ScriptedJob(), min_np=2)
+
+
+def test_resets_are_limited(there: set[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    job = ScriptedJob(*[(1, lost(0))] * 3)
+    assert run(tmp_path, job, "a:1", max_np=1, reset_limit=2) == 137
+    assert len(job.hosts) == 3
+    assert "--reset-limit 2 is reached" in capsys.readouterr().err
+
+
+def test_what_fails_twice_in_the_same_way_without_an_update_is_not_started_again(
+    there: set[str], tmp_path: Path
+) -> None:
+    job = ScriptedJob((1, lost(0, cause="x")), (0, lost(0, cause="x")), (0, lost(0, cause="x")))
+    assert run(tmp_path, job, "a:1", max_np=1) == 137
+    assert len(job.hosts) == 3
+
+
+@pytest.mark.parametrize("ending", [Ending(85, "preempted", asked=True), Ending(143, "x", asked=True)])
+def test_who_is_told_to_stop_by_a_signal_is_not_started_again(
+    ending: Ending, there: set[str], tmp_path: Path
+) -> None:
+    job = ScriptedJob((4, ending))
+    assert run(tmp_path, job) == ending.status
+    assert len(job.hosts) == 1
+
+
+def test_silent_hosts_are_blamed_and_not_those_that_have_missed_them(there: set[str], tmp_path: Path) -> None:
+    job = ScriptedJob((1, Ending(1, "the launcher failed (exit status 1); see above", "x")), (1, DONE))
+    plain = job.start
+
+    def start(
+        hosts: Sequence[Host], resume: Path | None, overwrite: bool, attendant: ElasticAttendant
+    ) -> Ending:
+        for _ in range(20 if not job.hosts else 0):
+            attendant.heartbeats.let_pass(1.0, failed=False)
+            for rank in (0, 2):
+                attendant.heartbeats.hear(rank, Beat(1, -1))
+            assert attendant.look(lambda: None) is None
+        return plain(hosts, resume, overwrite, attendant)
+
+    job.start = start  # type: ignore[method-assign]
+    assert run(tmp_path, job) == 0
+    assert job.hosts == ["a:1,b:1,c:1", "a:1,c:1"]
+
+
+@pytest.mark.parametrize(("steps", "seconds"), [((-1, -1), 120), ((4, 4), 120), ((4, 5), 30)])
+def test_silence_ends_the_job(steps: Sequence[int], seconds: int) -> None:
+    attendant = ElasticAttendant(parse_hosts("a:1,b:2"), lambda heard: None, 30.0, lambda: None)
+    for step in steps:
+        attendant.heartbeats.hear(0, Beat(1, step))
+    for _ in range(seconds):
+        assert attendant.look(lambda: None) is None
+        attendant.heartbeats.let_pass(1.0, failed=False)
+        attendant.heartbeats.hear(0, Beat(1, steps[-1]))
+    ending = attendant.look(lambda: None)
+    assert ending is not None
+    assert (ending.status, ending.ranks) == (255, (1, 2))
+    assert str(ending.told).startswith(f"nothing was heard from b (ranks 1, 2) for {seconds} s")
+
+
+def test_a_job_that_is_told_to_stop_before_each_first_update_ends(there: set[str], tmp_path: Path) -> None:
+    told = Ending(85, "preempted before the first update")
+    job = ScriptedJob((2, told), (0, told), (0, told))
+    assert run(tmp_path, job) == 85
+    assert len(job.hosts) == 3
+
+
+def test_a_script_names_the_hosts(there: set[str], tmp_path: Path) -> None:
+    script = tmp_path / "hosts.sh"
+    script.write_text("#!/bin/sh\necho b:2\necho\necho c\n")
+    script.chmod(0o755)
+    job = ScriptedJob((1, DONE))
+    assert run(tmp_path, job, script=str(script)) == 0
+    assert job.hosts == ["b:2,c:1"]
+    for text, told in (("exit 3", "exit status 3"), ("echo b:x", "--host-discovery-script b:x: slots must")):
+        script.write_text(f"#!/bin/sh\n{text}\n")
+        with pytest.raises(LaunchError, match=told):
+            run(tmp_path, ScriptedJob(), script=str(script))
+    with pytest.raises(LaunchError, match="cannot be run: No such file"):
+        run(tmp_path, ScriptedJob(), script=str(tmp_path / "none"))
+
+
+def test_a_script_that_fails_later_changes_nothing_and_says_so_once(
+    there: set[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    looks: list[bool] = []
+
+    def find() -> Sequence[Host]:
+        looks.append(True)
+        if len(looks) > 3:
+            raise LaunchError("no route")
+        return parse_hosts("a:1,b:1")
+
+    with discovery.Discovery(find, Roster()) as found:
+        deadline = time.monotonic() + 60
+        while len(looks) < 8:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        assert found.hosts() == parse_hosts("a:1,b:1")
+    assert capsys.readouterr().err == "hvdtrain: no route\n"
