@@ -50,10 +50,10 @@ class Restart:
     recovery_s: float | None = None
 
     def __str__(self) -> str:
-        place = self.resume or "the start: there was no checkpoint"
-        where = place if self.step is None else f"update {self.step}"
-        took = "" if self.recovery_s is None else f", after {self.recovery_s:.0f} s"
-        return f"{self.reason}; restart {self.number} on {self.hosts} went on from {where}{took}"
+        what = "has come to no update"
+        if self.recovery_s is not None:
+            what = f"went on from update {self.step}, after {self.recovery_s:.0f} s"
+        return f"{self.reason}; restart {self.number} on {self.hosts} {what}"
 
 
 class Restarts:

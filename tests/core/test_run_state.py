@@ -100,7 +100,7 @@ def test_ranks_name_what_they_ask_for() -> None:
 def test_what_is_too_long_for_one_message_goes_in_pieces(
     monkeypatch: pytest.MonkeyPatch, shape: tuple[int, ...], dtype: type
 ) -> None:
-    monkeypatch.setattr(ranks_module, "_MESSAGE_BYTES", 12)
+    monkeypatch.setattr(ranks_module, "MESSAGE_BYTES", 12)
     sent = np.random.default_rng(1).integers(0, 2, shape).astype(dtype)
     messages: list[np.ndarray] = []
 

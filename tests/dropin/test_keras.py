@@ -18,6 +18,7 @@ QUICK = (
     "keras_callbacks",
     "keras_misuse",
     "keras_names",
+    "keras_sharding",
     "keras_loader",
     "keras_checkpoint",
 )
@@ -37,7 +38,7 @@ def said(
     """What each rank says of each check, and of the launch."""
     results = directory / modules[0]
     names = [f"tests.dropin.{module}" for module in modules]
-    done = launch(ranks, [str(HERE / "keras_worker.py"), str(results), *names], wire, timeout=300)
+    done = launch(ranks, [str(HERE / "keras_worker.py"), str(results), *names], wire)
     files = [Path(f"{results}.{rank}") for rank in range(ranks)]
     found = [json.loads(file.read_text()) if file.exists() else {} for file in files]
     return [{"launch": done.stdout[-5000:]} | each for each in found]

@@ -39,7 +39,7 @@ Results = list[dict[str, str | None]]
 def said(path: Path, names: Iterable[str], wire: str = "mpirun", ranks: int = 2) -> Results:
     """What each rank says of each check."""
     modules = [f"tests.dropin.{name}" for name in names]
-    done = launch(ranks, [str(HERE / "torch_worker.py"), str(path), *modules], wire, timeout=200)
+    done = launch(ranks, [str(HERE / "torch_worker.py"), str(path), *modules], wire)
     files = [Path(f"{path}.{rank}") for rank in range(ranks)]
     assert all(file.exists() for file in files), done.stdout[-5000:]
     return [json.loads(file.read_text()) for file in files]

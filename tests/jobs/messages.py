@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from hvdtrain.core.run import ranks as ranks_module
 from hvdtrain.core.spec.job_spec import load_spec
 from tests.jobs.runs import start_sooner
 
@@ -35,6 +36,20 @@ def main(name: str, folder: str) -> None:
     assert found[-1] == 100 * sum(range(ranks.size))
     total = sum(range(1, 1 + ranks.size))
     assert all((part == total).all() for part in np.array_split(found[:-1], 64))
+    del mine, found
+    # Loops of a user's own have functions of Horovod's names.
+    given, root = np.arange(BYTES if name == "torch" else 4096, dtype=np.uint8), ranks.size - 1
+    ours = importlib.import_module(f"hvdtrain.{name}")
+    if name == "torch":
+        tensor = importlib.import_module("torch").from_numpy(given if ranks.rank == root else 0 * given)
+        ours.broadcast_parameters({"weight": tensor}, root)
+        assert tensor.numpy()[-5:].tolist() == given[-5:].tolist()
+    else:
+        # In pieces of another length: a tensor, an array and the bytes of so much do not fit at a time.
+        ranks_module.MESSAGE_BYTES = 1000
+        variable = importlib.import_module("tensorflow").Variable(given * (ranks.rank == root))
+        ours.broadcast_variables([variable], root)
+        assert (variable.numpy() == given).all()
     (Path(folder) / f"{ranks.rank}").touch()
     framework.shutdown()
 

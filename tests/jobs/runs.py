@@ -11,6 +11,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from pydoc_data.topics import topics
 
+from tests.jobs.standing import train_standing
+
 FRAMEWORKS = ("torch", "tensorflow")
 # What tests on GPUs are for: one Horovod has one CUDA, which the wheels of the two may not share.
 INSTALLED = tuple(name for name in FRAMEWORKS if find_spec(name))
@@ -169,18 +171,23 @@ def launch_each(
     return _run(command, "mpirun", timeout)
 
 
-def _run(command: list[str], wire: str, timeout: float) -> subprocess.CompletedProcess[str]:
+def _environment(wire: str) -> dict[str, str]:
     env = os.environ | {
         "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
         # Workers are scripts below tests/ and import from it; an editable install exposes hvdtrain alone.
         "PYTHONPATH": str(ROOT),
         "TF_CPP_MIN_LOG_LEVEL": "3",
+        "PYTEST_PROCESS": str(os.getpid()),
     }
     if wire != "nccl":
         env["CUDA_VISIBLE_DEVICES"] = ""
+    return env
+
+
+def _run(command: list[str], wire: str, timeout: float) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         command,
-        env=env,
+        env=_environment(wire),
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -197,19 +204,31 @@ def train_all(
     scenarios: dict[str, list[str]],
     resume: dict[str, Path] | None = None,
     wire: str = "mpirun",
-    spec: str = "bert",
+    spec: str | dict[str, str] = "bert",
     allow: Sequence[str] = (),
 ) -> dict[str, Path]:
-    """Train each scenario (overrides by name) on np ranks in one launch; returns the output directories.
+    """Train each scenario (overrides by name) on np ranks, which stay; returns the output directories.
 
-    Those that go on from a checkpoint may differ from its run in the fields that are allowed.
+    All change one spec, or each that of its name. Those that go on from a checkpoint may differ from its run
+    in the fields that are allowed.
     """
     directory.mkdir(parents=True, exist_ok=True)
     listing = directory / "scenarios.json"
     places = {name: str(path) for name, path in (resume or {}).items()}
-    common = {"spec": spec, "allow": list(allow)}
-    found = [{"name": n, "set": sets, "resume": places.get(n), **common} for n, sets in scenarios.items()]
+    specs = spec if isinstance(spec, dict) else dict.fromkeys(scenarios, spec)
+    found = [
+        {"name": n, "set": sets, "spec": specs[n], "resume": places.get(n), "allow": list(allow)}
+        for n, sets in scenarios.items()
+    ]
     listing.write_text(json.dumps(found))
-    done = launch(np, [str(WORKER), framework, str(listing)], wire)
-    assert done.returncode == 0, done.stdout[-5000:]
+    program = [str(WORKER), framework]
+    # A timeline is whole when its ranks have ended.
+    if wire == "mpirun" and "HOROVOD_TIMELINE" not in os.environ:
+        # Models of users set what Keras keeps for the whole process.
+        key = framework, np, any("/" in each for each in specs.values())
+        command = [*MPIRUN, "-np", str(np), sys.executable, *program]
+        train_standing(key, np, command, _environment(wire), listing, len(scenarios))
+    else:
+        done = launch(np, [*program, str(listing)], wire)
+        assert done.returncode == 0, done.stdout[-5000:]
     return {name: directory / name for name in scenarios}

@@ -8,21 +8,16 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-from hvdtrain.core.checkpoints.manifest import MANIFEST_FILE, SPEC_FILE, STATE_FILE, read_manifest, verify
-from hvdtrain.core.checkpoints.model_folder import WEIGHTS_FILE, load_model, replace_directory
+from hvdtrain.core.checkpoints.manifest import read_manifest, verify
+from hvdtrain.core.checkpoints.model_folder import WEIGHTS_FILE, copy_files, load_model, replace_directory
 from hvdtrain.core.checkpoints.saved_models import CONFIG_FILE, find_model, read_model
-from hvdtrain.core.checkpoints.state import COMPRESSION_FILE, GENERATORS_FILE, OPTIMIZER_FILE
+from hvdtrain.core.checkpoints.state import TRAINING_FILES
 from hvdtrain.core.errors import CheckpointError
 from hvdtrain.core.families import family_of
 
 KERAS_FILE = "model.keras"
 # Writes what is exported into an empty folder.
 _Write = Callable[[Path], object]
-# What a checkpoint has beside the model.
-_OF_TRAINING = {
-    *(OPTIMIZER_FILE, COMPRESSION_FILE, GENERATORS_FILE),
-    *(STATE_FILE, SPEC_FILE, MANIFEST_FILE),
-}
 
 
 def export(directory: Path, target: str, output_dir: Path | None = None) -> str:
@@ -67,13 +62,8 @@ def _hugging_face(folder: Path) -> tuple[_Write, str]:
         raise CheckpointError(
             f"{folder}: Transformers has no model_type {model.model_type}; export --to safetensors or keras"
         )
-
-    def write(into: Path) -> None:
-        for file in folder.iterdir():
-            if file.name not in _OF_TRAINING:
-                shutil.copyfile(file, into / file.name)
-
-    return write, f"transformers.{config['architectures'][0]}.from_pretrained('{{}}') opens it"
+    told = f"transformers.{config['architectures'][0]}.from_pretrained('{{}}') opens it"
+    return lambda into: copy_files(folder, into, TRAINING_FILES), told
 
 
 def _keras(folder: Path) -> tuple[_Write, str]:

@@ -100,16 +100,23 @@ def copy_model(checkpoint: Path, directory: Path, others: Collection[str]) -> No
     Args:
         checkpoint: a whole one.
         directory: as in `save_model`.
-        others: names of the files that do not belong to the model.
+        others: as in `copy_files`.
     """
-
-    def write(into: Path) -> None:
-        for file in checkpoint.iterdir():
-            if file.name not in others:
-                shutil.copyfile(file, into / file.name)
-
     with _told(directory):
-        replace_directory(directory, write)
+        replace_directory(directory, lambda into: copy_files(checkpoint, into, others))
+
+
+def copy_files(folder: Path, into: Path, others: Collection[str]) -> None:
+    """Copy the files of a model into an existing folder.
+
+    Args:
+        folder: has them.
+        into: gets them.
+        others: names of those that do not belong to the model.
+    """
+    for file in folder.iterdir():
+        if file.name not in others:
+            shutil.copyfile(file, into / file.name)
 
 
 @contextmanager

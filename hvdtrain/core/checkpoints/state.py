@@ -17,7 +17,7 @@ import numpy as np
 from safetensors import SafetensorError
 
 from hvdtrain.core.checkpoints.arrays import SavedArrays
-from hvdtrain.core.checkpoints.manifest import FORMAT, STATE_FILE
+from hvdtrain.core.checkpoints.manifest import FORMAT, MANIFEST_FILE, SPEC_FILE, STATE_FILE
 from hvdtrain.core.checkpoints.model_folder import WEIGHTS_FILE
 from hvdtrain.core.compression.protocol import Policy
 from hvdtrain.core.compression.rules import Rules
@@ -30,6 +30,10 @@ OPTIMIZER_FILE, COMPRESSION_FILE, GENERATORS_FILE = (
     "optimizer.safetensors",
     "compression.safetensors",
     "generators.safetensors",
+)
+# What a checkpoint has beside its model.
+TRAINING_FILES = frozenset(
+    (MANIFEST_FILE, SPEC_FILE, STATE_FILE, OPTIMIZER_FILE, COMPRESSION_FILE, GENERATORS_FILE)
 )
 # Torch's names of each optimizer's moments.
 MOMENTS = {

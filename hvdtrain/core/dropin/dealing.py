@@ -139,8 +139,8 @@ class Dealer:
     def rest_of_epoch(self) -> Iterator[Share]:
         """This rank's micro-batches from the position to the end of the epoch; nothing is counted yet."""
         place, steps, total = self._place, self.gradient_accumulation_steps, self.global_batch_size
-        # Costs alike: as many samples as fit.
-        costs = np.ones(self.n_samples, np.int64)
+        # All cost the same: as many samples as fit.
+        costs = np.broadcast_to(np.int64(1), self.n_samples)
         start = self.samples_consumed
         for batch in global_batches(self.seed, costs, self._accumulation, start, shuffle=self.shuffle):
             if batch.epoch > place.epoch or (self.drop_last and len(batch.indices) < total):

@@ -12,7 +12,7 @@ from hvdtrain.core.run.world import World
 
 # Horovod counts what it hands to MPI in an int, up to 2^31 - 1. Shorter messages are as quick, and take less
 # memory on their way.
-_MESSAGE_BYTES = 2**28
+MESSAGE_BYTES = 2**28
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class Ranks:
         Returns:
             The sum, of the same shape and dtype.
         """
-        return _in_pieces(values, lambda piece: self.sum_arrays(piece, "sum_over_ranks"))
+        return in_pieces(values, lambda piece: self.sum_arrays(piece, "sum_over_ranks"))
 
     def broadcast(self, values: np.ndarray) -> np.ndarray:
         """Rank 0's copy of an array, which travels as bytes and in several messages where one is too short.
@@ -67,9 +67,7 @@ class Ranks:
             values: of the same shape and dtype on every rank.
         """
         sent = np.asarray(values, order="C").reshape(-1).view(np.uint8)
-        found = (
-            _in_pieces(sent, lambda piece: self.broadcast_array(piece, "broadcast")) if sent.size else sent
-        )
+        found = in_pieces(sent, lambda piece: self.broadcast_array(piece, "broadcast")) if sent.size else sent
         return found.view(values.dtype).reshape(values.shape)
 
     def broadcast_arrays(self, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -93,11 +91,16 @@ class Ranks:
         return self.gather_bytes(data, "agreement")
 
 
-def _in_pieces(values: np.ndarray, send: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
-    """What a collective makes of an array, none of whose messages is too long."""
-    if values.nbytes <= _MESSAGE_BYTES:
+def in_pieces(values: np.ndarray, send: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
+    """What a collective makes of an array, piece by piece where it is too long for one message.
+
+    Args:
+        values: of any shape and dtype.
+        send: the collective, which gives an array like the one that it is given.
+    """
+    if values.nbytes <= MESSAGE_BYTES:
         return send(values)
-    flat, step = values.reshape(-1), _MESSAGE_BYTES // values.itemsize
+    flat, step = values.reshape(-1), MESSAGE_BYTES // values.itemsize
     found = np.empty_like(flat)
     for start in range(0, flat.size, step):
         found[start : start + step] = send(flat[start : start + step])

@@ -19,7 +19,6 @@ from hvdtrain.core.checkpoints.background import BackgroundWriter
 from hvdtrain.core.checkpoints.finding import point_to, step_of
 from hvdtrain.core.checkpoints.manifest import (
     FORMAT,
-    MANIFEST_FILE,
     SPEC_FILE,
     STATE_FILE,
     FileRecord,
@@ -31,6 +30,7 @@ from hvdtrain.core.checkpoints.state import (
     COMPRESSION_FILE,
     GENERATORS_FILE,
     OPTIMIZER_FILE,
+    TRAINING_FILES,
     Arrays,
     StateRecord,
     layout_of,
@@ -41,9 +41,6 @@ from hvdtrain.core.run.ranks import Ranks
 from hvdtrain.core.run.run import Run
 from hvdtrain.core.run.state import RunState
 from hvdtrain.core.run.streams import moment_kinds, weight_kinds, weights_by_bucket
-
-# What a checkpoint has beside its model.
-_OF_TRAINING = {MANIFEST_FILE, SPEC_FILE, STATE_FILE, OPTIMIZER_FILE, COMPRESSION_FILE, GENERATORS_FILE}
 
 
 def save(
@@ -118,7 +115,7 @@ def save_final_model(run: Run, state: RunState, metrics: Mapping[str, float | No
             best = best_checkpoint(run.output_dir, retention, {state.step: metrics}, say)
         if run.ranks.broadcast(np.array([best is not None]))[0]:
             if best is not None:
-                copy_model(best, directory, _OF_TRAINING)
+                copy_model(best, directory, TRAINING_FILES)
                 print(f"{directory} is the model of {best.name}, the best by {retention.metric}", flush=True)
             return
     save(run, directory)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import horovod.tensorflow as hvd
@@ -11,6 +12,7 @@ import numpy as np
 import tensorflow as tf
 
 from hvdtrain.core.errors import SpecError
+from hvdtrain.core.run.ranks import in_pieces
 from hvdtrain.tensorflow.dropin.agreement import check_structure, parameters_of
 from hvdtrain.tensorflow.dropin.session import require_init, waiting_for_ranks
 
@@ -23,7 +25,7 @@ def broadcast_bytes(message: bytes, root_rank: int = 0) -> bytes:
     with tf.init_scope(), waiting_for_ranks("a message"):
         size = hvd.broadcast(tf.constant([len(message)], tf.int64), root_rank, name="hvdtrain.size").numpy()
         mine = message if hvd.rank() == root_rank else bytes(int(size[0]))
-        return hvd.broadcast(_array(mine), root_rank, name="hvdtrain.message").numpy().tobytes()
+        return in_pieces(np.frombuffer(mine, np.uint8), partial(_broadcast_piece, root_rank)).tobytes()
 
 
 @tf.autograph.experimental.do_not_convert
@@ -98,8 +100,8 @@ def _broadcast_in_the_graph(variable: tf.Variable, root_rank: int, name: str) ->
     variable.assign(tf.ensure_shape(found, value.shape))
 
 
-def _array(message: bytes) -> tf.Tensor:
-    return tf.constant(np.frombuffer(message, np.uint8))
+def _broadcast_piece(root_rank: int, piece: np.ndarray) -> np.ndarray:
+    return hvd.broadcast(tf.constant(piece), root_rank, name="hvdtrain.message").numpy()
 
 
 def _chunks(variables: Sequence[tf.Variable]) -> Iterator[list[tf.Variable]]:

@@ -165,7 +165,8 @@ class Checkpoint:
             each.load_state_dict(put_together(record["objects"][name], read, each.state_dict()))
         if self._gradients is not None:
             self._gradients.driver.write(own_compression(found, self._gradients.driver.states))
-            self._gradients.applied = record["applied"] or record["step"]
+            applied = record["applied"]
+            self._gradients.applied = record["step"] if applied is None else applied
         restore_generators(found, Generators(self._model), (order or {}).get("seed", 0))
         self._writer.goes_on_from = record["step"]
         return Restored(record["step"], put_together(record["extra"], read))

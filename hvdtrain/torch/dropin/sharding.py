@@ -209,12 +209,15 @@ class Sharding:
         own = [_bytes(self._filling.parameters[name]) for name in self._own(bucket.views)]
         flat = torch.cat([torch.empty(0, dtype=torch.uint8, device=device()), *own])
         name = f"{self._name}.weights.bucket{bucket.layout.index}"
-        return hvd.allgather_async(flat, name=name, process_set=self._process_set)
+        # Horovod counts elements in an int: bytes of one weight may be too many.
+        sizes = [self._filling.parameters[name].nbytes for name in bucket.views]
+        words = flat.view(torch.int32 if all(size % 4 == 0 for size in sizes) else torch.uint8)
+        return hvd.allgather_async(words, name=name, process_set=self._process_set)
 
     def _receive(self, bucket: GradBucket, whole: torch.Tensor) -> None:
         names = self.owners.in_order(bucket.views)
         parameters = [self._filling.parameters[name] for name in names]
-        parts = whole.split([p.numel() * p.element_size() for p in parameters])
+        parts = whole.view(torch.uint8).split([p.nbytes for p in parameters])
         for name, parameter, part in zip(names, parameters, parts, strict=True):
             if not self.owners.owns(name):
                 # Cloned: its first byte may lie where no number of this dtype can.

@@ -9,6 +9,7 @@ import horovod.torch as hvd
 import torch
 
 from hvdtrain.core.errors import SpecError
+from hvdtrain.core.run.ranks import MESSAGE_BYTES
 from hvdtrain.torch.dropin.agreement import check_shapes, compare_ranks
 from hvdtrain.torch.dropin.naming import check_optimizer, is_listing
 from hvdtrain.torch.dropin.session import require_init, waiting_for_ranks
@@ -98,9 +99,10 @@ class _Place:
 
 def broadcast(tensors: Mapping[str, torch.Tensor], root_rank: int, prefix: str) -> None:
     """Give every rank one rank's tensors, in place; `prefix` is of the names of collectives."""
-    # As bytes, because Horovod knows fewer dtypes than PyTorch.
+    # As bytes, because Horovod knows fewer dtypes than PyTorch; of one message it counts them in an int.
     flats = {n: t.contiguous().reshape(-1).view(torch.uint8) for n, t in tensors.items() if t.numel()}
-    handles = [hvd.broadcast_async_(flat, root_rank, name=f"{prefix}.{n}") for n, flat in flats.items()]
+    pieces = {f"{n}.{i}": p for n, flat in flats.items() for i, p in enumerate(flat.split(MESSAGE_BYTES))}
+    handles = [hvd.broadcast_async_(piece, root_rank, name=f"{prefix}.{n}") for n, piece in pieces.items()]
     for handle in handles:
         hvd.synchronize(handle)
     for name, flat in flats.items():
