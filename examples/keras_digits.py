@@ -1,6 +1,6 @@
 """Handwritten digits in Keras 3's `fit`: ranks, exact metrics, and a run that can be stopped.
 
-    mpirun -np 2 python examples/keras_digits.py --state outputs/digits
+    mpirun -np 2 python examples/keras_digits.py --state outputs/digits-keras
 
 Started again with the same `--state`, it goes on where it was stopped, on any number of ranks. The same
 network, numbers and order of samples as the PyTorch example, so in float64 their curves agree.

@@ -1,6 +1,6 @@
 """Handwritten digits in a PyTorch loop of one's own: ranks, accumulation, mixed precision and checkpoints.
 
-    mpirun -np 2 python examples/torch_digits.py --amp --state outputs/digits
+    mpirun -np 2 python examples/torch_digits.py --amp --state outputs/digits-torch
 
 Started again with the same `--state`, it goes on where it was stopped, on any number of ranks. The same
 network, numbers and order of samples as the Keras example, so in float64 their curves agree.
@@ -64,7 +64,7 @@ def main() -> None:
                 loss = functional.cross_entropy(model(inputs.to(device)), targets.to(device))
             optimizer.batch_samples = len(inputs)
             scaler.scale(loss).backward()
-            # An epoch's last ones may be empty; their mean is not a number.
+            # A rank's last micro-batches of an epoch may be empty, and the mean of nothing is NaN.
             if len(inputs):
                 loss_sum, samples = loss_sum + loss.item() * len(inputs), samples + len(inputs)
             if i % micro_batches == 0:

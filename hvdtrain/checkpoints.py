@@ -39,6 +39,10 @@ def checkpoints(
     from hvdtrain.core.run.pruning import prune as run_prune
 
     directory = user_path(output_dir, "OUTPUT_DIR", CheckpointError)
+    if prune and (verify or json):
+        raise CheckpointError(
+            "--prune reads every byte itself, and prints what it deletes: leave --verify and --json out"
+        )
     if prune:
         run_prune(directory, keep, typer.echo)
         return

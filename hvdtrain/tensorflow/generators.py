@@ -37,7 +37,7 @@ class Generators:
             state.assign(states[name])
 
     def seed(self, seed: int) -> None:
-        """Start them anew; see `GeneratorState.seed`."""
+        """Start them from a seed; see `GeneratorState.seed`."""
         keras.utils.set_random_seed(seed)
         tf.random.get_global_generator().reset_from_seed(seed)
         for state in self._layers.values():

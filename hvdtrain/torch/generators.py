@@ -34,5 +34,5 @@ class Generators:
             torch.cuda.set_rng_state(torch.from_numpy(states["cuda"]))
 
     def seed(self, seed: int) -> None:
-        """Start them anew; see `GeneratorState.seed`."""
+        """Start them from a seed; see `GeneratorState.seed`."""
         torch.manual_seed(seed)

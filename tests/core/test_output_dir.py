@@ -36,9 +36,17 @@ LEFT = (
     "model/config.json",
     "initial/model.safetensors",
     "checkpoint-12/state.json",
+    "checkpoint-12.before-resume-8/state.json",
     "tensorboard/events.out.tfevents.1.host",
 )
-OTHERS = ("notes.txt", "checkpoint-of-mine/weights", "models/other")
+OTHERS = (
+    "notes.txt",
+    "checkpoint-of-mine/weights",
+    "models/other",
+    # What `hvdtrain export` makes, and is making.
+    "checkpoint-12-huggingface/config.json",
+    ".checkpoint-12-keras.tmp-9/model.keras",
+)
 # Holds the lock of argv[1] until its input ends; a child of it, forked meanwhile, lives on.
 HOLDER = """
 import os, sys

@@ -338,6 +338,10 @@ def test_pruning_is_refused_where_a_job_writes_or_there_is_no_run(sets: list[str
         assert expected in told
     status, told = prune(str(out), "--keep", "1")
     assert "--keep goes with --prune" in told
+    for other in ("--verify", "--json"):
+        status, told = prune(str(out), "--prune", other)
+        assert status == 1
+        assert "leave --verify and --json out" in told
     with locked(out):
         pass
 

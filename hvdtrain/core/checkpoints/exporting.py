@@ -43,14 +43,12 @@ def export(directory: Path, target: str, output_dir: Path | None = None) -> str:
     folder = find_model(directory)
     place = output_dir or Path(f"{folder.resolve()}-{target}")
     if place.exists() and not (place.is_dir() and not any(place.iterdir())):
-        raise CheckpointError(f"--output-dir {place}: is there already; give another, or delete it first")
+        raise CheckpointError(f"{place}: is there already; give another --output-dir, or delete it first")
     write, told = TARGETS[target](folder)
     try:
         replace_directory(place, write)
     except OSError as error:
-        raise CheckpointError(
-            f"--output-dir {place}: cannot be written: {error}; nothing is left there"
-        ) from None
+        raise CheckpointError(f"{place}: cannot be written: {error}; nothing is left there") from None
     step = f" of step {manifest.step}" if manifest else ""
     return f"exported the model{step} in {folder}: {told.format(place)}"
 

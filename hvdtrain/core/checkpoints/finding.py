@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
@@ -16,13 +17,9 @@ _PREFIX = "checkpoint-"
 AUTO = Path("auto")
 # A text file with the name of the checkpoint that was saved last.
 LATEST_FILE = "latest"
-# Shell patterns of what is being written, and of what it replaces: nothing else in a user's directory.
-_FOLDERS, _FILES = (f"{_PREFIX}[0-9]*", "model", "initial"), (LATEST_FILE, "*.json", "metrics*.jsonl")
-_UNFINISHED = (
-    *(f".{name}.tmp-*" for name in _FOLDERS),
-    *(f".{name}.before*" for name in _FOLDERS),
-    *(f".{name}.parts-*" for name in _FOLDERS),
-    *(f".{name}.unfinished" for name in _FILES),
+# Names of what is being written, and of what it replaces: nothing else in a user's directory.
+_UNFINISHED = re.compile(
+    rf"\.({_PREFIX}\d+|model|initial)\.(tmp-|before|parts-).*|\.({LATEST_FILE}|.+\.json|metrics.*\.jsonl)\.unfinished"
 )
 
 
@@ -34,6 +31,15 @@ def checkpoints_in(output_dir: Path) -> list[Path]:
     """
     found = {path.name.removeprefix(_PREFIX): path for path in output_dir.glob(f"{_PREFIX}*")}
     return [found[number] for number in sorted((n for n in found if n.isdecimal()), key=int)]
+
+
+def set_aside(output_dir: Path) -> list[Path]:
+    """Checkpoints of a run that went on from an earlier one, under the names that they were given then.
+
+    Args:
+        output_dir: of the run; it need not exist.
+    """
+    return sorted(output_dir.glob(f"{_PREFIX}[0-9]*.before-resume-[0-9]*"))
 
 
 def checkpoint_dir(output_dir: Path, step: int) -> Path:
@@ -63,7 +69,7 @@ def point_to(checkpoint: Path) -> None:
 
 def left_behind(output_dir: Path) -> list[Path]:
     """What processes that were killed while they wrote have left in a run's directory."""
-    return [path for pattern in _UNFINISHED for path in sorted(output_dir.glob(pattern))]
+    return [path for path in sorted(output_dir.glob(".*")) if _UNFINISHED.fullmatch(path.name)]
 
 
 def check_whole(directory: Path) -> Manifest | None:

@@ -101,6 +101,7 @@ def load_state(directory: Path) -> TrainingState:
     Raises:
         CheckpointError: a file is missing or damaged, as in a directory that holds only a model.
     """
+    _check_is_of_a_job(directory)
     try:
         record = json.loads((directory / STATE_FILE).read_text(encoding="utf-8"))
         buckets, layout, order = (record.pop(name) for name in ("buckets", "layout", "order"))
@@ -124,6 +125,7 @@ def check_checkpoint(directory: Path) -> None:
     Raises:
         CheckpointError: a file of it is missing or cannot be read.
     """
+    _check_is_of_a_job(directory)
     for name in (STATE_FILE, OPTIMIZER_FILE, COMPRESSION_FILE, WEIGHTS_FILE):
         try:
             with (directory / name).open("rb"):
@@ -134,6 +136,20 @@ def check_checkpoint(directory: Path) -> None:
                 f"--resume {directory}: not a whole checkpoint-N directory of a run ({what}); "
                 "checkpointing.save_steps makes them"
             ) from None
+
+
+def _check_is_of_a_job(directory: Path) -> None:
+    """Refuse the checkpoint of a loop of the user's own, which has files of its own."""
+    try:
+        loop = json.loads((directory / STATE_FILE).read_bytes()).get("loop")
+    except (OSError, ValueError, AttributeError, RecursionError):
+        # Whoever reads it says what is wrong.
+        return
+    if loop is not None:
+        raise CheckpointError(
+            f"{directory}: was saved by a loop of your own (hvdtrain.{loop}): go on from it there; a job goes "
+            "on from checkpoints of jobs"
+        )
 
 
 def layout_of(buckets: Sequence[Bucket], rules: Rules) -> str:

@@ -119,7 +119,7 @@ class SourceSpec(DataSection):
         if not file.is_file():
             raise SpecError(
                 f"data.tokenizer_file: required: model.init_from {folder} has no {TOKENIZER_FILE}, and a "
-                "tokenizer that is trained anew has other tokens. A folder with a vocab.txt alone becomes "
+                "new tokenizer has other tokens. A folder with a vocab.txt alone becomes "
                 "one with both by transformers.AutoTokenizer.from_pretrained(FOLDER).save_pretrained(FOLDER)"
             )
         return {"tokenizer_file": str(file)}

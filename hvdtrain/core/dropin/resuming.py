@@ -65,12 +65,12 @@ def compression_name(bucket: int, name: str) -> str:
 
 
 def restore_generators(checkpoint: LoopCheckpoint, framework: GeneratorState, seed: int) -> None:
-    """Give this rank's random generators their states, or start them anew where others saved; all call it.
+    """Give this rank's random generators their states, or start them again where others saved; all call it.
 
     Args:
         checkpoint: with `own_generators` in each rank's file.
         framework: the framework's generators.
-        seed: what they start from anew, with rank and step.
+        seed: what they start from otherwise, with rank and step.
     """
     rank, step = checkpoint.ranks.rank, checkpoint.record["step"]
     saved = {name: tuple(shape) for name, shape in checkpoint.shapes[rank_file(0)].items()}
@@ -85,7 +85,7 @@ def restore_generators(checkpoint: LoopCheckpoint, framework: GeneratorState, se
     if checkpoint.ranks.is_chief:
         say(
             f"{checkpoint.directory} was saved on {checkpoint.saved_ranks} rank(s), or with other random "
-            "generators: dropout is drawn anew, by seed, rank and step"
+            "generators: dropout is drawn from seed, rank and step"
         )
 
 

@@ -84,7 +84,7 @@ class GeneratorState(Protocol):
         ...
 
     def seed(self, seed: int) -> None:
-        """Start all of them anew.
+        """Start all of them from a seed.
 
         Args:
             seed: below 2^32.

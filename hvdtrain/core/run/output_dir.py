@@ -6,7 +6,14 @@ from contextlib import suppress
 from pathlib import Path
 
 from hvdtrain.core import strict_json
-from hvdtrain.core.checkpoints.finding import AUTO, LATEST_FILE, checkpoints_in, left_behind, step_of
+from hvdtrain.core.checkpoints.finding import (
+    AUTO,
+    LATEST_FILE,
+    checkpoints_in,
+    left_behind,
+    set_aside,
+    step_of,
+)
 from hvdtrain.core.checkpoints.manifest import SPEC_FILE
 from hvdtrain.core.errors import CheckpointError
 from hvdtrain.core.plan.plan import Plan
@@ -17,7 +24,7 @@ from hvdtrain.core.spec.job_spec import JobSpec
 
 PLAN_FILE, MODEL_DIR, INITIAL_DIR = "plan.json", "model", "initial"
 RESTARTS_FILE = "restarts.jsonl"
-# Shell patterns of all that a run leaves.
+# Shell patterns of what a run leaves beside its checkpoints.
 _OF_A_RUN = (
     SPEC_FILE,
     PLAN_FILE,
@@ -25,7 +32,6 @@ _OF_A_RUN = (
     "metrics.before-resume-*.jsonl",
     MODEL_DIR,
     INITIAL_DIR,
-    "checkpoint-[0-9]*",
     TENSORBOARD_DIR,
     LATEST_FILE,
 )
@@ -148,4 +154,5 @@ def set_later_aside(directory: Path, after_step: int) -> None:
 
 
 def _left_by_a_run(directory: Path) -> list[Path]:
-    return [path for pattern in _OF_A_RUN for path in sorted(directory.glob(pattern))]
+    others = [path for pattern in _OF_A_RUN for path in sorted(directory.glob(pattern))]
+    return [*others, *checkpoints_in(directory), *set_aside(directory)]

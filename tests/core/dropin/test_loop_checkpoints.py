@@ -13,7 +13,7 @@ import pytest
 from hvdtrain.core.checkpoints.arrays import ArrayStream
 from hvdtrain.core.checkpoints.listing import list_checkpoints
 from hvdtrain.core.checkpoints.model_folder import WEIGHTS_FILE
-from hvdtrain.core.checkpoints.state import OPTIMIZER_FILE
+from hvdtrain.core.checkpoints.state import OPTIMIZER_FILE, check_checkpoint, load_state
 from hvdtrain.core.compression import TopK
 from hvdtrain.core.data.seeding import read_generators, write_generators
 from hvdtrain.core.dropin.own_files import rank_file
@@ -63,6 +63,9 @@ def test_saved_and_found(tmp_path: Path) -> None:
     assert find_checkpoint(ranks(), tmp_path / "other", "auto", "torch") is None
     with pytest.raises(CheckpointError, match=r"was saved by hvdtrain\.torch, and hvdtrain\.keras cannot"):
         find_checkpoint(ranks(), tmp_path, tmp_path / "new" / "checkpoint-2", "keras")
+    for check in (check_checkpoint, load_state):
+        with pytest.raises(CheckpointError, match=r"saved by a loop of your own \(hvdtrain\.torch\)"):
+            check(tmp_path / "new" / "checkpoint-2")
 
 
 def test_an_error_of_the_background_is_told_by_the_next_call(tmp_path: Path) -> None:
