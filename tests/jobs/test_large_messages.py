@@ -10,6 +10,7 @@ import pytest
 from hvdtrain.core.checkpoints.model_folder import load_model
 from hvdtrain.core.run.metrics import read_metrics
 from tests.jobs.runs import FRAMEWORKS, ROOT, TINY, launch, small_corpus, train_all
+from tests.jobs.standing import end_all
 
 pytestmark = pytest.mark.slow
 _GIB = 2**30
@@ -28,6 +29,8 @@ LARGE = [
 
 
 def needs_memory(gib: int) -> None:
+    # Ranks that stay have some of it.
+    end_all()
     free = psutil.virtual_memory().available / _GIB
     if free < gib:
         pytest.skip(f"needs {gib} GiB of free memory, and {free:.1f} are")
@@ -47,9 +50,11 @@ def test_three_hundred_million_weights_go_on_from_a_checkpoint(tmp_path: Path) -
     needs_memory(18)
     sets = [*LARGE, *small_corpus(tmp_path / "corpus")]
     whole = train_all(tmp_path, "torch", 2, {"whole": [*sets, "checkpointing.save_steps=1"]})["whole"]
+    end_all()
     first = whole / "checkpoint-1"
     assert sum(file.stat().st_size for file in first.iterdir()) > 2**31
     assert max(array.nbytes for array in load_model(first).values()) > _GIB
     rest = train_all(tmp_path, "torch", 2, {"rest": sets}, {"rest": first})["rest"]
+    end_all()
     expected = {line["step"]: line["loss"] for line in read_metrics(whole)[0]}
     assert {line["step"]: line["loss"] for line in read_metrics(rest)[0]} == {2: expected[2]}
