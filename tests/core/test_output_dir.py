@@ -204,18 +204,41 @@ def test_rank_0_of_a_job_that_was_started_again_takes_the_lock_from_a_frozen_one
 
 
 def test_a_rank_0_that_was_given_up_goes_no_further(tmp_path: Path) -> None:
-    # Without a lock there is nothing to say, nor while it changes hands.
+    # Without a lock there is nothing to say.
     check_still_locked(tmp_path)
     with locked(tmp_path, job="elastic"):
         file = tmp_path / LOCK_FILE
         holder = json.loads(file.read_text())
         check_still_locked(tmp_path)
-        file.write_text("")
-        check_still_locked(tmp_path)
+        file.unlink()
+        with pytest.raises(CheckpointError, match=r"goes on elsewhere, or \.lock was deleted"):
+            check_still_locked(tmp_path)
         for change in ({"pid": 1}, {"host": "elsewhere"}):
             file.write_text(json.dumps(holder | change))
             with pytest.raises(CheckpointError, match=r"this job goes on elsewhere .process"):
                 check_still_locked(tmp_path)
+        file.write_text("")
+        with pytest.raises(CheckpointError, match=r"this job goes on elsewhere .it has just begun"):
+            check_still_locked(tmp_path)
+    # Nobody takes the lock of a job whose ranks are not started again.
+    with locked(tmp_path / "plain"):
+        (tmp_path / "plain" / LOCK_FILE).unlink()
+        check_still_locked(tmp_path / "plain")
+
+
+def test_looking_at_the_lock_does_not_give_it_back(tmp_path: Path) -> None:
+    with locked(tmp_path, job="elastic"):
+        check_still_locked(tmp_path)
+        done = subprocess.run(
+            [sys.executable, "-c", HOLDER, str(tmp_path), "other"],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert f"another job is writing there (process {os.getpid()} " in done.stderr
+        assert not done.stdout
+        check_still_locked(tmp_path)
 
 
 def test_a_job_that_is_refused_leaves_no_directory_and_one_that_began_does(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import os
@@ -15,6 +16,10 @@ from typing import IO
 from hvdtrain.core.errors import CheckpointError
 
 LOCK_FILE = ".lock"
+# What says that the file is gone; the latter where another host has deleted it.
+_GONE = (errno.ENOENT, errno.ESTALE)
+# The open lock of each directory that another rank 0 of the same job may take over.
+_held: dict[Path, IO[bytes]] = {}
 
 
 @contextmanager
@@ -38,9 +43,12 @@ def locked(directory: Path, option: str = "--output-dir", job: str | None = None
         file = _lock(directory, option, job)
     except OSError as error:
         raise unwritable(directory, error, option) from None
+    if job is not None:
+        _held[directory] = file
     try:
         yield
     finally:
+        _held.pop(directory, None)
         with suppress(OSError):
             # Left where nothing can be written any more: the next holder takes it as it is.
             if _is_at(file, directory / LOCK_FILE):
@@ -56,20 +64,27 @@ def check_still_locked(directory: Path) -> None:
     """Refuse to go on where rank 0 of the same job has been started again, because this one was given up.
 
     Args:
-        directory: that this process has locked.
+        directory: that this process has locked for a job whose ranks may be started again; nothing is said of
+            others.
 
     Raises:
         CheckpointError: naming the one that has the lock.
     """
-    try:
-        holder = _read_holder((directory / LOCK_FILE).read_bytes())
-    except OSError:
+    file, path = _held.get(directory), directory / LOCK_FILE
+    if file is None:
         return
-    if holder and (holder.get("host"), holder.get("pid")) != (socket.gethostname(), os.getpid()):
-        raise CheckpointError(
-            f"--output-dir {directory}: this job goes on elsewhere ({_describe(holder)}), and has given this "
-            "rank up"
-        )
+    try:
+        # The file that is held is not opened again: closing it once would give the lock back.
+        if _is_at(file, path):
+            return
+        who = f" ({_describe(_read_holder(path.read_bytes()))})"
+    except OSError as error:
+        if error.errno not in _GONE:
+            return
+        who = f", or {LOCK_FILE} was deleted"
+    raise CheckpointError(
+        f"--output-dir {directory}: this job goes on elsewhere{who}, and has given this rank up"
+    )
 
 
 def unwritable(directory: Path, error: OSError, option: str = "--output-dir") -> CheckpointError:
