@@ -91,7 +91,7 @@ def hosts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Where each host has its memory."""
     here = Doomed.here
     monkeypatch.setattr(snapshots, "socket", SimpleNamespace(gethostname=lambda: here.host))
-    monkeypatch.setattr(snapshots, "_roots", lambda: [tmp_path / "hosts" / here.host])
+    monkeypatch.setattr(snapshots, "_places", lambda: [tmp_path / "hosts" / here.host])
     return tmp_path / "hosts"
 
 
@@ -213,7 +213,7 @@ def test_where_memory_has_no_room_the_directory_for_temporary_files_is_used(
     small, large = tmp_path / "small", tmp_path / "large"
     for place in (small, large):
         place.mkdir()
-    monkeypatch.setattr(snapshots, "_roots", lambda: [small / "own", large / "own"])
+    monkeypatch.setattr(snapshots, "_places", lambda: [small / "own", large / "own"])
     free = {small: 10, large: 10**9}
     monkeypatch.setattr(snapshots.shutil, "disk_usage", lambda path: SimpleNamespace(free=free[path]))
     assert snapshots._roomy_root(10) == small / "own"
@@ -230,3 +230,29 @@ def test_where_memory_has_no_room_the_directory_for_temporary_files_is_used(
     place.chmod(0o777)
     with pytest.raises(HvdtrainError, match=r"others can write to it; set HVDTRAIN_SNAPSHOT_DIR"):
         snapshots._roomy_root(1)
+
+
+@pytest.mark.parametrize("kind", ["link", "open"])
+def test_what_others_have_put_in_the_place_of_snapshots_is_neither_read_nor_deleted(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("HVDTRAIN_SNAPSHOT_DIR", str(tmp_path))
+    root, theirs = tmp_path / f"hvdtrain-snapshots-{os.getuid()}", tmp_path / "theirs"
+    for name in ("old", OPTIONS.job):
+        (theirs / name / "x" / "checkpoint-999999").mkdir(parents=True)
+        for path in (theirs / name / "x", theirs / name):
+            os.utime(path, (0, 0))
+    if kind == "link":
+        root.symlink_to(theirs)
+    else:
+        theirs.rename(root)
+        root.chmod(0o777)
+
+    def look(ranks: Ranks) -> None:
+        held = Snapshots(OPTIONS, ranks)
+        assert held.newest() is None
+        held.delete()
+
+    on_hosts("a", look)
+    assert all((root / name / "x" / "checkpoint-999999").is_dir() for name in ("old", OPTIONS.job))
+    assert capsys.readouterr().out == ""

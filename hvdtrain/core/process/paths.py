@@ -74,12 +74,20 @@ def own_folder(folder: Path, advice: str) -> Path:
     """
     try:
         folder.mkdir(mode=0o700, exist_ok=True)
-        found = folder.lstat()
     except OSError as error:
         raise HvdtrainError(f"{folder}: cannot be made: {error.strerror}; {advice}") from None
-    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o022:
+    if not is_own_folder(folder):
         raise HvdtrainError(f"{folder}: others can write to it; {advice}")
     return folder
+
+
+def is_own_folder(folder: Path) -> bool:
+    """Whether this is a directory, no link to one, that only this user can write to."""
+    try:
+        found = folder.lstat()
+    except OSError:
+        return False
+    return stat.S_ISDIR(found.st_mode) and found.st_uid == os.getuid() and not found.st_mode & 0o022
 
 
 _SET = "set HVDTRAIN_CACHE_DIR to a directory of yours"

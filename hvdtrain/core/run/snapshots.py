@@ -25,7 +25,7 @@ from hvdtrain.core.checkpoints.finding import checkpoint_dir, checkpoints_in, fi
 from hvdtrain.core.checkpoints.model_folder import replace_directory
 from hvdtrain.core.checkpoints.retention import Retention
 from hvdtrain.core.errors import CheckpointError
-from hvdtrain.core.process.paths import own_folder, user_path
+from hvdtrain.core.process.paths import is_own_folder, own_folder, user_path
 from hvdtrain.core.run.lock import check_still_locked
 from hvdtrain.core.run.ranks import Ranks
 from hvdtrain.core.run.run import Run
@@ -35,6 +35,8 @@ from hvdtrain.core.run.streams import moment_kinds, weight_kinds
 
 _VARIABLE = "HVDTRAIN_SNAPSHOT_DIR"
 _ADVICE = f"set {_VARIABLE} to a directory of yours with more room"
+# For a shell: where `_places` finds them on any host.
+_USUAL = ("/dev/shm", '"${TMPDIR:-/tmp}"')
 _KEPT = Retention(limit=2)
 # The kept ones, and one that is being written.
 _COPIES = 3
@@ -199,24 +201,33 @@ class Snapshots:
                     shutil.rmtree(folder, ignore_errors=True)
 
 
-def _roots() -> list[Path]:
+def _places() -> list[Path]:
     """Where snapshots may lie on this host, the best place first."""
     places = [Path("/dev/shm"), Path(tempfile.gettempdir())]
     if given := os.environ.get(_VARIABLE):
         places = [user_path(given, _VARIABLE, CheckpointError).absolute()]
-    # What lies in it is of hvdtrain alone, and may be deleted.
     return [place / f"hvdtrain-snapshots-{os.getuid()}" for place in places if place.is_dir()]
+
+
+def _roots() -> list[Path]:
+    """Those of the places that are there, the best first; what lies in them may be read and deleted."""
+    # Anybody can make something of that name in a directory for all users, or a link.
+    return [place for place in _places() if is_own_folder(place)]
 
 
 def _roomy_root(needed: int) -> Path:
     """The best place with so many bytes to spare, or else the last one."""
-    roots = _roots()
-    if not roots:
+    places = _places()
+    if not places:
         raise CheckpointError(f"{_VARIABLE} {os.environ.get(_VARIABLE)}: no such directory")
-    rooms = [root for root in roots if shutil.disk_usage(root.parent).free >= needed]
-    root = (rooms or roots[-1:])[0]
-    if root != roots[0]:
-        _say(f"{roots[0].parent} has no room for {needed} bytes: snapshots are written to {root}")
+    usable = [place for place in places if is_own_folder(place) or not os.path.lexists(place)]
+    rooms = [place for place in usable if shutil.disk_usage(place.parent).free >= needed]
+    root = (rooms or usable[-1:] or places)[0]
+    for place in places[: places.index(root)]:
+        full = f"{place.parent} has no room for {needed} bytes"
+        _say(
+            f"{full if place in usable else f'others can write to {place}'}: snapshots are written to {root}"
+        )
     return own_folder(root, _ADVICE)
 
 
