@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from hvdtrain.core.checkpoints.finding import checkpoints_in, step_of
+from hvdtrain.core.checkpoints.finding import AUTO, checkpoints_in, step_of
 from hvdtrain.core.checkpoints.manifest import MANIFEST_FILE
 from hvdtrain.core.checkpoints.model_folder import load_model
 from hvdtrain.core.errors import CheckpointError, HvdtrainError
@@ -118,14 +118,16 @@ def on_hosts(names: str, work: Callable[[Ranks], Any], **here: Any) -> list[Any]
     return found
 
 
-def train(hosts: Path, names: str, out: str, sets: Sequence[str] = (), **here: Any) -> list[Any]:
+def train(
+    hosts: Path, names: str, out: str, sets: Sequence[str] = (), resume: Path | None = None, **here: Any
+) -> list[Any]:
     root = hosts.parent
     spec = load_spec("bert", [*SETS, f"data.cache_dir={root}/cache", *small_corpus(root / "corpus"), *sets])
     framework = Framework("torch", None, None, Doomed, None, (), frozenset())  # type: ignore[arg-type]
     hosts.mkdir(exist_ok=True)
     return on_hosts(
         names,
-        lambda ranks: train_spec(framework, ranks, spec, root / out, snapshots=OPTIONS),
+        lambda ranks: train_spec(framework, ranks, spec, root / out, resume, snapshots=OPTIONS),
         **here,
     )
 
@@ -185,6 +187,30 @@ def test_a_damaged_snapshot_is_passed_over(hosts: Path, capsys: pytest.CaptureFi
     told = capsys.readouterr().out
     assert told.count("warning: snapshot skipped: ") == 2
     assert "going on from a snapshot of update 4\n" in told
+
+
+@pytest.mark.parametrize("auto", [False, True])
+@pytest.mark.parametrize(
+    ("saved", "damaged", "started"),
+    [(7, False, 7), (7, True, 6), (5, False, 6)],
+    ids=["later", "damaged", "earlier"],
+)
+def test_a_later_checkpoint_is_preferred_to_a_snapshot(
+    hosts: Path, auto: bool, saved: int, damaged: bool, started: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sets, place = [f"checkpointing.save_steps={saved}"], hosts.parent / "out" / f"checkpoint-{saved}"
+    train(hosts, "ab", "out", sets, last=8)
+    lines = len(read_metrics(hosts.parent / "out")[0])
+    if damaged:
+        (place / "model.safetensors").write_bytes(b"")
+    found = train(hosts, "ab", "out", sets, AUTO if auto else place, last=started + 2)
+    assert [type(error) for error in found] == [Lost, Lost]
+    assert lines == 7
+    assert [line["step"] for line in read_metrics(hosts.parent / "out")[0]] == [*range(1, started + 2)]
+    assert ("going on from a snapshot of update 6\n" in capsys.readouterr().out) == (started == 6)
+    # None that the run goes on from is set aside.
+    assert place.is_dir()
+    assert len([*place.parent.glob("*.before-resume-*[!l]")]) == damaged
 
 
 def test_another_run_in_the_output_directory_is_left_alone(hosts: Path) -> None:

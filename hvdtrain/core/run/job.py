@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Collection, Sequence
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,7 @@ from hvdtrain.core.run.output_dir import (
     check_begins_anew,
     check_output_dir,
     goes_on_in,
+    holds_later,
 )
 from hvdtrain.core.run.ranks import Ranks
 from hvdtrain.core.run.results import TrainingResult, describe_result
@@ -128,7 +130,8 @@ def train_spec(
             one of the output directory, if there is one.
         overwrite: whether a run that the output directory holds is deleted.
         allow_changes: fields of the spec in which it may differ from that of the run that goes on.
-        snapshots: of an elastic job; where some rank holds one, the run goes on from it.
+        snapshots: of an elastic job; where some rank holds one, the run goes on from it, unless `resume_from`
+            is of a later step.
 
     Returns:
         What was produced; rank 0 has said it too.
@@ -142,7 +145,7 @@ def train_spec(
         if ranks.is_chief:
             stack.enter_context(locked(output_dir, job=snapshots.job if snapshots else None))
         held = stack.enter_context(Snapshots(snapshots, ranks)) if snapshots else None
-        snapshot = held.newest() if held else None
+        snapshot = held.newest(partial(holds_later, output_dir, resume_from)) if held else None
         if ranks.is_chief:
             if snapshot:
                 # The job has begun, so what is there is its own, or was never on this host.

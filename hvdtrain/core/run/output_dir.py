@@ -10,6 +10,7 @@ from hvdtrain.core.checkpoints.finding import (
     AUTO,
     LATEST_FILE,
     checkpoints_in,
+    first_whole,
     left_behind,
     set_aside,
     step_of,
@@ -99,6 +100,21 @@ def goes_on_in(directory: Path, resume_from: Path | None) -> bool:
     return resume_from.resolve().parent == directory.resolve()
 
 
+def holds_later(directory: Path, resume_from: Path | None, step: int) -> bool:
+    """Whether what a job is to go on from is in its output directory, whole, and of a later step than this.
+
+    Args:
+        directory: where rank 0 writes.
+        resume_from: a `checkpoint-N`, `AUTO` or None.
+        step: to compare with.
+    """
+    if resume_from is None or not goes_on_in(directory, resume_from):
+        return False
+    named = [path for path in checkpoints_in(directory) if resume_from.name in (AUTO.name, path.name)]
+    later = (path for path in reversed(named) if step_of(path) > step)
+    return first_whole(later, _tell_skipped) is not None
+
+
 def spec_text(spec: JobSpec) -> str:
     """What `spec.json` holds."""
     return spec.model_dump_json(indent=2) + "\n"
@@ -151,6 +167,10 @@ def set_later_aside(directory: Path, after_step: int) -> None:
                 # Of a run that went on from there before.
                 remove(place)
             later.rename(place)
+
+
+def _tell_skipped(path: Path, error: CheckpointError) -> None:
+    print(f"warning: {path.name} skipped: {error}", flush=True)
 
 
 def _left_by_a_run(directory: Path) -> list[Path]:

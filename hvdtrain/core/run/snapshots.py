@@ -13,12 +13,14 @@ import socket
 import tempfile
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 from types import TracebackType
+
+import numpy as np
 
 from hvdtrain.core.checkpoints.background import BackgroundWriter
 from hvdtrain.core.checkpoints.finding import checkpoint_dir, checkpoints_in, first_whole, step_of
@@ -91,8 +93,12 @@ class Snapshots:
     ) -> None:
         self._writer.__exit__(kind, error, at)
 
-    def newest(self) -> Path | None:
+    def newest(self, is_passed: Callable[[int], bool] = lambda step: False) -> Path | None:
         """The newest whole snapshot that any host holds; None where there is none.
+
+        Args:
+            is_passed: asked on rank 0 whether there is something better to go on from than a snapshot of this
+                step; then it is as if there were none.
 
         Returns:
             Its directory on rank 0's host, to which it is sent if need be; on other ranks only a name.
@@ -104,6 +110,9 @@ class Snapshots:
         steps = [int(answer) for answer in self._ranks.gather(str(step).encode())]
         holder = steps.index(max(steps))
         if steps[holder] < 0:
+            return None
+        passed = self._ranks.is_chief and is_passed(steps[holder])
+        if self._ranks.broadcast(np.array([passed]))[0]:
             return None
         place = found[0] if found and holder == self._ranks.rank else None
         if holder != 0:
