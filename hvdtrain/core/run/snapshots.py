@@ -72,7 +72,7 @@ class Snapshots:
         Raises:
             CheckpointError: there is no place for snapshots on this host.
         """
-        self.every, self._job, self._ranks = options.every, options.job, ranks
+        self._job, self._ranks = options.job, ranks
         hosts = ranks.gather(socket.gethostname().encode())
         neighbours = [rank for rank, host in enumerate(hosts) if host != hosts[0]]
         self._writers = (0, *neighbours[:1])
