@@ -16,7 +16,8 @@ from typing import Any
 
 import pytest
 
-from hvdtrain.core.checkpoints.finding import AUTO
+from hvdtrain.core.checkpoints.finding import AUTO, LATEST_FILE, checkpoints_in
+from hvdtrain.core.checkpoints.retention import Retention
 from hvdtrain.core.errors import CheckpointError
 from hvdtrain.core.process.paths import default_output_dir
 from hvdtrain.core.run.lock import LOCK_FILE, check_still_locked, locked
@@ -26,6 +27,7 @@ from hvdtrain.core.run.output_dir import (
     check_output_dir,
     spec_text,
 )
+from hvdtrain.core.run.saving import _write_checkpoint
 from hvdtrain.core.spec.job_spec import load_spec
 
 LEFT = (
@@ -266,3 +268,21 @@ def test_no_space_for_the_lock_or_the_spec_is_told_and_changes_nothing(tmp_path:
     assert done.stdout == f"--output-dir {tmp_path}: cannot be written: File too large\n"
     assert files(tmp_path) == {"spec.json"}
     assert (tmp_path / "spec.json").read_text() == "spec.json"
+
+
+def test_a_rank_0_that_was_replaced_while_it_wrote_deletes_nothing(tmp_path: Path) -> None:
+    others = [tmp_path / f"checkpoint-{step}" for step in (10, 20)]
+    for place in others:
+        place.mkdir()
+
+    def write() -> None:
+        (tmp_path / LOCK_FILE).unlink()
+        (tmp_path / LOCK_FILE).write_text("")
+
+    with (
+        locked(tmp_path, job="elastic"),
+        pytest.raises(CheckpointError, match="this job goes on elsewhere"),
+    ):
+        _write_checkpoint(tmp_path / "checkpoint-5", write, Retention(limit=1))
+    assert checkpoints_in(tmp_path) == others
+    assert not (tmp_path / LATEST_FILE).exists()

@@ -54,15 +54,15 @@ class Retention:
 
         Args:
             found: as in `best`; of whole checkpoints.
-            newest: the step of the one that was saved last; None: the greatest. Those of later steps are of a
-                history that the run has left, and go first.
+            newest: the step of the one that was saved last; None: the greatest. Those of later steps stay
+                and do not count: a run sets those of a history that it leaves aside, so they are another's.
         """
         if self.limit is None or not found:
             return []
         newest = max(found) if newest is None else newest
-        oldest_first = sorted(found, key=lambda step: (step <= newest, step))
+        found = {step: found[step] for step in sorted(found) if step <= newest}
         kept = {newest, self.best(found)} - {None}
-        free = [step for step in oldest_first if step not in kept]
+        free = [step for step in found if step not in kept]
         return free[: max(0, len(found) - max(self.limit, len(kept)))]
 
 

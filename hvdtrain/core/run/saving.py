@@ -36,6 +36,7 @@ from hvdtrain.core.checkpoints.state import (
     layout_of,
 )
 from hvdtrain.core.families.weights import initial_weights
+from hvdtrain.core.run.lock import check_still_locked
 from hvdtrain.core.run.output_dir import MODEL_DIR, spec_text
 from hvdtrain.core.run.ranks import Ranks
 from hvdtrain.core.run.run import Run
@@ -123,6 +124,8 @@ def save_final_model(run: Run, state: RunState, metrics: Mapping[str, float | No
 
 def _write_checkpoint(directory: Path, write: Callable[[], None], retention: Retention) -> None:
     write()
+    # A rank 0 that was frozen meanwhile may have been replaced: what stands there is the other's.
+    check_still_locked(directory.parent)
     point_to(directory)
     rotate(directory.parent, retention, step_of(directory))
 
