@@ -24,6 +24,8 @@ from hvdtrain.launch.roster import Roster
 from hvdtrain.launch.sizes import Sizes
 
 _SECONDS_BETWEEN_LOOKS = 0.2
+# Exit statuses of what was killed are greater.
+_BY_SIGNAL = 128
 
 
 @dataclass(frozen=True)
@@ -76,6 +78,8 @@ class ElasticJob:
         self._find: Find = by_script(options.script) if options.script is not None else lambda: hosts
         self._sizes = Sizes(job.spec, options.min_np or options.np or 1, options.max_np, options.np)
         self._sizes.check()
+        # The step of the start that came furthest.
+        self._furthest = -1
 
     def first_hosts(self) -> Sequence[Host]:
         """The hosts that it would start on if all of them answered.
@@ -179,11 +183,20 @@ class ElasticJob:
         if self._spent:
             say(f"the job ends here: --reset-limit {self._options.reset_limit} is reached")
             return True
-        moved = attendant.heartbeats.first_update_at is not None or attendant.regrouping is not None
-        if self._restarts.is_vain(ending, moved):
+        if self._restarts.is_vain(ending, self._has_moved(ending, attendant)):
             say(VAIN)
             return True
         return False
+
+    def _has_moved(self, ending: Ending, attendant: ElasticAttendant) -> bool:
+        """Whether ranks have come further since they were started last."""
+        heartbeats, furthest = attendant.heartbeats, self._furthest
+        self._furthest = max(furthest, heartbeats.step)
+        if attendant.regrouping is not None or heartbeats.first_update_at is None:
+            return attendant.regrouping is not None
+        # An error comes again at the same update; ranks that are killed or lost may have had bad luck.
+        raised = bool(ending.ranks) and ending.status < _BY_SIGNAL
+        return not raised or heartbeats.step > furthest
 
     def _blame(self, ending: Ending, attendant: ElasticAttendant) -> None:
         """Put the hosts of ranks that have failed on the blacklist, unless the job needs them."""

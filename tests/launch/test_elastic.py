@@ -156,6 +156,30 @@ def test_what_fails_twice_in_the_same_way_without_an_update_is_not_started_again
     assert len(job.hosts) == 3
 
 
+@pytest.mark.parametrize(
+    ("ending", "starts"),
+    [
+        # It comes again at update 25, whichever snapshot ranks go on from.
+        (Ending(1, "rank 0 failed first", "ValueError: x", (0,)), 3),
+        (lost(0), 5),
+        (Ending(255, "the launcher failed", "exit status 255"), 5),
+    ],
+)
+def test_an_error_that_comes_again_before_new_updates_ends_the_job_and_bad_luck_does_not(
+    ending: Ending, starts: int, there: set[str], tmp_path: Path
+) -> None:
+    job = ScriptedJob((25, ending), *[(5, ending)] * 3, (6, DONE))
+    plain = job.start
+
+    def start(*given: Any) -> Ending:
+        job._step = min(job._step, 20)
+        return plain(*given)
+
+    job.start = start  # type: ignore[method-assign]
+    assert run(tmp_path, job, "a:1", max_np=1) == (0 if starts == 5 else 1)
+    assert len(job.hosts) == starts
+
+
 @pytest.mark.parametrize("ending", [Ending(85, "preempted", asked=True), Ending(143, "x", asked=True)])
 def test_who_is_told_to_stop_by_a_signal_is_not_started_again(
     ending: Ending, there: set[str], tmp_path: Path
