@@ -104,4 +104,5 @@ class ElasticAttendant(Attendant):
             f"nothing was heard from {names} ({name_ranks(silent)}) for {timeout:g} s: frozen, or cut "
             "off from this host"
         )
-        return Ending(_LOST, told, "nothing was heard", tuple(silent))
+        # Where no rank was heard yet, no host is to blame more than another.
+        return Ending(_LOST, told, "nothing was heard", tuple(silent) if self.heartbeats.last else ())

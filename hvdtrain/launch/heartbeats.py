@@ -14,8 +14,8 @@ _SECONDS_OF_SUSPICION = 10.0
 class Heartbeats:
     """The last heartbeat of every rank of a job.
 
-    Silence is counted from when some rank was heard first, and in the time for which the launcher itself was
-    awake.
+    Silence is counted from when some rank was heard first, and before that for all of them together; only in
+    the time for which the launcher itself was awake.
 
     Attributes:
         last: of each rank that was heard.
@@ -39,6 +39,7 @@ class Heartbeats:
         self.first_update_at: float | None = None
         self.last_update_at = clock()
         self._silence = dict.fromkeys(range(ranks), 0.0)
+        self._before_any = 0.0
         self._suspects: Sequence[int] = ()
 
     def hear(self, rank: int, beat: Beat) -> None:
@@ -61,13 +62,17 @@ class Heartbeats:
             seconds: how much.
             failed: whether a rank has failed: then the others end, and fall silent for that reason.
         """
-        if self.last:
-            self._silence = {rank: silence + seconds for rank, silence in self._silence.items()}
+        if not self.last:
+            self._before_any += seconds
+            return
+        self._silence = {rank: silence + seconds for rank, silence in self._silence.items()}
         if not failed:
             self._suspects = self.silent(_SECONDS_OF_SUSPICION)
 
     def silent(self, seconds: float) -> Sequence[int]:
         """The ranks that were not heard for so long."""
+        if not self.last and self._before_any >= seconds:
+            return [*self._silence]
         return [rank for rank, silence in self._silence.items() if silence >= seconds]
 
     @property

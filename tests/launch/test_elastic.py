@@ -223,6 +223,17 @@ def test_silence_ends_the_job(steps: Sequence[int], seconds: int) -> None:
     assert str(ending.told).startswith(f"nothing was heard from b (ranks 1, 2) for {seconds} s")
 
 
+def test_a_job_of_which_nothing_is_ever_heard_is_ended_and_no_host_is_blamed() -> None:
+    attendant = ElasticAttendant(parse_hosts("a:1,b:1"), lambda heard: None, 30.0, lambda: None)
+    attendant.heartbeats.let_pass(119.0, failed=False)
+    assert attendant.look(lambda: None) is None
+    attendant.heartbeats.let_pass(1.0, failed=False)
+    ending = attendant.look(lambda: None)
+    assert ending is not None
+    assert (ending.status, ending.ranks) == (255, ())
+    assert str(ending.told).startswith("nothing was heard from a, b (ranks 0, 1) for 120 s")
+
+
 def test_a_job_that_is_told_to_stop_before_each_first_update_ends(there: set[str], tmp_path: Path) -> None:
     told = Ending(85, "preempted before the first update")
     job = ScriptedJob((2, told), (0, told), (0, told))

@@ -40,11 +40,15 @@ def test_they_are_taken_out_wherever_they_stand(data: st.DataObject, by_open_mpi
     assert shown == {rank: "".join(pieces) for rank, pieces in enumerate(WRITTEN)}
 
 
-def test_silence_counts_from_the_first_heartbeat() -> None:
+def test_silence_of_some_counts_from_the_first_heartbeat_and_that_of_all_from_the_start() -> None:
     heard = Heartbeats(3)
-    heard.let_pass(100.0, False)
-    assert heard.silent(1.0) == []
+    heard.let_pass(99.0, False)
+    assert heard.silent(100.0) == []
+    heard.let_pass(1.0, False)
+    assert heard.silent(100.0) == [0, 1, 2]
+    assert heard.suspects == ()
     heard.hear(0, Beat(1, -1))
+    assert heard.silent(1.0) == []
     for _ in range(30):
         heard.let_pass(1.0, False)
         heard.hear(0, Beat(1, -1))
