@@ -98,6 +98,8 @@ def run(
 
     overrides = set_ or []
     ranks_get: tuple[str, ...] = ()
+    # Of an elastic job: by it ranks know which snapshots are theirs.
+    name = secrets.token_hex(8)
     found = load_spec(spec, overrides)
     output_dir = output_dir and user_path(output_dir, "--output-dir", LaunchError)
     resume = resume and user_path(resume, "--resume", LaunchError)
@@ -114,8 +116,7 @@ def run(
     if elastic:
         overrides = [*overrides, *keep_global_batch(found, np)]
         found = load_spec(spec, overrides)
-        # By the name ranks know which snapshots are theirs.
-        ranks_get = ("--snapshots", secrets.token_hex(8), "--snapshot-steps", str(snapshot_steps))
+        ranks_get = ("--snapshots", name, "--snapshot-steps", str(snapshot_steps))
 
     def program(resume: Path | None, overwrite: bool) -> tuple[str, ...]:
         command = _program(framework, spec, overrides, output_dir, resume, overwrite, allow_change or [])
@@ -135,6 +136,7 @@ def run(
             reset_limit=reset_limit,
             cooldown=blacklist_cooldown_range,
             silence=heartbeat_timeout,
+            name=name,
         )
         given = _read_hosts(hostfile, hosts, options.slots_here)
         runner = ElasticJob(job, restarts, options, given)

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from collections.abc import Set as AbstractSet
 from concurrent.futures import ThreadPoolExecutor
@@ -160,12 +161,25 @@ def who_answers(names: Sequence[str]) -> AbstractSet[str]:
         return {name for name, found in zip(names, pool.map(_answers, names), strict=True) if found}
 
 
+def run_on_each(names: Iterable[str], *command: str) -> None:
+    """Run a command on several hosts at once, over ssh where they are others; what fails is passed over."""
+
+    def work(name: str) -> bool:
+        return _run(command) if is_local([Host(name, 1)]) else run_on(name, *command)
+
+    with ThreadPoolExecutor() as pool:
+        deque(pool.map(work, names), maxlen=0)
+
+
 def run_on(name: str, *command: str) -> bool:
     """Run a command on a host over ssh; False where the host does not answer or the command fails."""
-    ssh = [*_SSH, "-o", f"ConnectTimeout={_SECONDS_TO_ANSWER}", name, shlex.join(command)]
+    return _run([*_SSH, "-o", f"ConnectTimeout={_SECONDS_TO_ANSWER}", name, shlex.join(command)])
+
+
+def _run(command: Sequence[str]) -> bool:
     try:
         done = subprocess.run(
-            ssh,
+            command,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,

@@ -13,8 +13,9 @@ from functools import partial
 
 from hvdtrain.core.errors import LaunchError
 from hvdtrain.core.process.preemption import RESUMABLE_STATUS
+from hvdtrain.core.run.snapshots import deletion
 from hvdtrain.launch.attendants import ElasticAttendant
-from hvdtrain.launch.discovery import Discovery, Find, by_script
+from hvdtrain.launch.discovery import Discovery, Find, by_script, run_on_each
 from hvdtrain.launch.endings import Ending
 from hvdtrain.launch.heartbeats import Heartbeats
 from hvdtrain.launch.hosts import Host, format_hosts, host_of, take_slots
@@ -41,6 +42,7 @@ class ElasticOptions:
         reset_limit: how often ranks are started again at most; None: without end.
         cooldown: the least and the most seconds on the blacklist; None: a host stays there.
         silence: seconds without a heartbeat after which a rank is lost.
+        name: of the job, by which ranks know their snapshots.
     """
 
     np: int | None
@@ -51,6 +53,7 @@ class ElasticOptions:
     reset_limit: int | None
     cooldown: tuple[int, int] | None
     silence: float
+    name: str
 
     @property
     def slots_here(self) -> int:
@@ -74,6 +77,7 @@ class ElasticJob:
             LaunchError: options contradict each other, or the job cannot run on such numbers of ranks.
         """
         self._job, self._restarts, self._options = job, restarts, options
+        self._used, self._deletion = set[str](), deletion(options.name)
         self._roster = Roster(options.cooldown)
         self._find: Find = by_script(options.script) if options.script is not None else lambda: hosts
         self._sizes = Sizes(job.spec, options.min_np or options.np or 1, options.max_np, options.np)
@@ -99,7 +103,11 @@ class ElasticJob:
             HvdtrainError: `check_job` has found a fault.
         """
         with Discovery(self._find, self._roster) as self._discovery:
-            return self._run()
+            try:
+                return self._run()
+            finally:
+                # Ranks do so when training is complete, on the hosts that they are on then.
+                run_on_each(self._used, *self._deletion)
 
     def _run(self) -> int:
         hosts = self._gather(self._sizes.start or self._sizes.least)
@@ -115,6 +123,7 @@ class ElasticJob:
                 better=partial(self._better, hosts),
             )
             self._discovery.use(host.name for host in hosts)
+            self._used.update(host.name for host in hosts)
             ending = self._job.start(hosts, self._restarts.resume, self._restarts.overwrite, attendant)
             if self._is_over(ending, attendant):
                 break

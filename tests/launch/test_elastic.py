@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -23,6 +25,8 @@ from hvdtrain.launch.restarts import Restarts
 from hvdtrain.launch.roster import Roster
 
 DONE = Ending(0)
+# What hosts were told to run.
+told_to: list[tuple[str, tuple[str, ...]]] = []
 REGROUPED = Ending(85, "preempted at update 4: go on with --resume out/checkpoint-4")
 
 
@@ -65,6 +69,8 @@ def there(monkeypatch: pytest.MonkeyPatch) -> set[str]:
     answering = set("abc")
     monkeypatch.setattr(discovery, "who_answers", answering.intersection)
     monkeypatch.setattr(discovery, "_SECONDS_BETWEEN_LOOKS", 0.01)
+    monkeypatch.setattr(discovery, "run_on", lambda name, *command: told_to.append((name, command)))
+    told_to.clear()
     return answering
 
 
@@ -79,6 +85,7 @@ def run(folder: Path, job: ScriptedJob, hosts: str = "a:1,b:1,c:1", **given: Any
             "reset_limit": None,
             "cooldown": None,
             "silence": 30.0,
+            "name": "job",
         }
         | given
     )
@@ -97,6 +104,26 @@ def test_the_host_of_a_failed_rank_is_left_and_a_new_one_is_taken_in(there: set[
     assert run(tmp_path, job) == 0
     assert job.hosts == ["a:1,b:1,c:1", "a:1,c:1", "a:1"]
     assert [(ranks, hosts) for ranks, hosts, _ in notes(tmp_path)] == [(2, "a:1,c:1"), (1, "a:1")]
+
+
+def test_snapshots_are_deleted_on_all_hosts_it_was_on_however_it_ends(
+    there: set[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HVDTRAIN_SNAPSHOT_DIR", f"{tmp_path}/of mine")
+    root = tmp_path / "of mine" / f"hvdtrain-snapshots-{os.getuid()}"
+    for name in ("job", "another"):
+        (root / name / "a" / "checkpoint-4").mkdir(parents=True)
+    assert run(tmp_path, ScriptedJob((4, lost(1)), (2, Ending(143, "x", asked=True)))) == 143
+    assert sorted(name for name, _ in told_to) == ["a", "b", "c"]
+    # No such host is this one, but what it is told would do the same there.
+    subprocess.run(told_to[0][1], check=True)
+    assert [path.name for path in root.iterdir()] == ["another"]
+    told_to.clear()
+    (root / "job" / "a").mkdir(parents=True)
+    there.add("localhost")
+    assert run(tmp_path, ScriptedJob((1, DONE)), "localhost:1", max_np=1) == 0
+    assert not told_to
+    assert [path.name for path in root.iterdir()] == ["another"]
 
 
 def test_a_host_that_comes_is_used_from_the_next_update_on(there: set[str], tmp_path: Path) -> None:

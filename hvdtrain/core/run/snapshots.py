@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import shutil
 import socket
 import tempfile
@@ -58,6 +59,18 @@ class SnapshotOptions:
 
     job: str
     every: int
+
+
+def deletion(job: str) -> tuple[str, ...]:
+    """The command that deletes a job's snapshots on the host where it is run, for one that has ended early.
+
+    Args:
+        job: its name.
+    """
+    given = os.environ.get(_VARIABLE)
+    places = [shlex.quote(str(user_path(given, _VARIABLE, CheckpointError)))] if given else _USUAL
+    folders = " ".join(f'{place}/hvdtrain-snapshots-"$(id -u)"/{shlex.quote(job)}' for place in places)
+    return ("sh", "-c", f"rm -rf -- {folders}")
 
 
 class Snapshots:
