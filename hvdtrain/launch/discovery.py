@@ -31,17 +31,28 @@ def by_script(command: str) -> Find:
     """Discovery by a script that prints `host:slots` lines; a host without slots has one.
 
     Args:
-        command: the script, with arguments if need be.
+        command: the script, with arguments if need be, as in a shell.
+
+    Raises:
+        LaunchError: there is no command in it.
     """
+    where = f"{_OPTION} {command}"
+    try:
+        words = shlex.split(command)
+    except ValueError as error:
+        raise LaunchError(f"{where}: cannot be read as a command: {error}") from None
+    if not words:
+        raise LaunchError(f"{_OPTION}: is empty; give a script that prints hosts")
 
     def find() -> Sequence[Host]:
-        where = f"{_OPTION} {command}"
         try:
             done = subprocess.run(
-                shlex.split(command),
+                words,
                 stdin=subprocess.DEVNULL,
                 capture_output=True,
                 text=True,
+                # What is no name of a host is told as such.
+                errors="replace",
                 timeout=_SECONDS_TO_DISCOVER,
                 check=False,
             )
@@ -121,18 +132,26 @@ class Discovery:
     def _watch(self) -> None:
         while not self._over:
             self._now.clear()
-            self._look()
+            try:
+                self._look()
+            except Exception as error:
+                # Without this thread the job would wait in vain for hosts.
+                self._tell(f"looking for hosts failed: {type(error).__name__}: {error}")
             self._now.wait(_SECONDS_BETWEEN_LOOKS)
 
-    def _look(self) -> None:
-        try:
-            found, complaint = self._find(), None
-        except LaunchError as error:
-            # The hosts are those of before, and it is said once.
-            found, complaint = None, str(error)
-            if complaint != self._complaint:
-                print(f"hvdtrain: {complaint}", file=sys.stderr)
+    def _tell(self, complaint: str) -> None:
+        """Say what is wrong, once."""
+        if complaint != self._complaint:
+            print(f"hvdtrain: {complaint}", file=sys.stderr)
         self._complaint = complaint
+
+    def _look(self) -> None:
+        found = None
+        try:
+            found = self._find()
+        except LaunchError as error:
+            # The hosts are those of before.
+            self._tell(str(error))
         now = time.monotonic()
         with self._lock:
             if found is not None:
@@ -151,6 +170,8 @@ class Discovery:
                 answered.pop(name, None)
             answered.update(dict.fromkeys(found_now, now))
             self.looked = self.looked or answered is self._answered
+        if found is not None:
+            self._complaint = None
 
 
 def who_answers(names: Sequence[str]) -> AbstractSet[str]:

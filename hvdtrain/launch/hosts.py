@@ -171,7 +171,8 @@ def _merge(entries: Iterable[Host]) -> tuple[Host, ...]:
 def _is_own_name(name: str) -> bool:
     try:
         address = socket.gethostbyname(name)
-    except OSError:
+    except (OSError, UnicodeError):
+        # The latter for a name that none can have, as one with an empty part.
         return False
     # Only an address of this machine can be bound.
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:

@@ -88,8 +88,9 @@ def check_job(
 def _check_host(host: Host) -> None:
     try:
         socket.getaddrinfo(host.name, None)
-    except OSError as error:
-        raise LaunchError(f"host {host.name}: its name has no address: {error.strerror}") from None
+    except (OSError, UnicodeError) as error:
+        why = error.strerror if isinstance(error, OSError) else "no host can have such a name"
+        raise LaunchError(f"host {host.name}: its name has no address: {why}") from None
 
 
 def _check_interfaces(names: str) -> None:

@@ -281,8 +281,22 @@ def test_a_script_names_the_hosts(there: set[str], tmp_path: Path) -> None:
             run(tmp_path, ScriptedJob(), script=str(script))
     with pytest.raises(LaunchError, match="cannot be run: No such file"):
         run(tmp_path, ScriptedJob(), script=str(tmp_path / "none"))
+    script.write_bytes(b"#!/bin/sh\necho b\xff:2\n")
+    with pytest.raises(LaunchError, match="expected a host name or IPv4 address, found `b\ufffd`"):
+        run(tmp_path, ScriptedJob(), script=str(script))
+    for text, told in (("foo 'bar", "No closing quotation"), ("", "is empty"), (" ", "is empty")):
+        with pytest.raises(LaunchError, match=f"--host-discovery-script.*{told}"):
+            run(tmp_path, ScriptedJob(), script=text)
 
 
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (LaunchError("no route"), "no route"),
+        # Of whatever kind it is.
+        (UnicodeError("label empty"), "looking for hosts failed: UnicodeError: label empty"),
+    ],
+)
 def test_a_script_that_fails_later_changes_nothing_and_says_so_once(
     there: set[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -291,7 +305,7 @@ def test_a_script_that_fails_later_changes_nothing_and_says_so_once(
     def find() -> Sequence[Host]:
         looks.append(True)
         if len(looks) > 3:
-            raise LaunchError("no route")
+            raise error
         return parse_hosts("a:1,b:1")
 
     with discovery.Discovery(find, Roster()) as found:
@@ -300,4 +314,4 @@ def test_a_script_that_fails_later_changes_nothing_and_says_so_once(
             assert time.monotonic() < deadline
             time.sleep(0.01)
         assert found.hosts() == parse_hosts("a:1,b:1")
-    assert capsys.readouterr().err == "hvdtrain: no route\n"
+    assert capsys.readouterr().err == f"hvdtrain: {told}\n"

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 import socket
 from pathlib import Path
 
@@ -9,6 +10,7 @@ from hypothesis import strategies as st
 
 from hvdtrain.core.errors import LaunchError
 from hvdtrain.launch.hosts import Host, format_hosts, is_local, parse_hostfile, parse_hosts, take_slots
+from hvdtrain.launch.preflight import _check_host
 
 EXAMPLES = Path(__file__).parents[2] / "hostfiles"
 NAMES = st.from_regex(r"[A-Za-z0-9][A-Za-z0-9.-]{0,20}", fullmatch=True)
@@ -109,6 +111,13 @@ def test_local_hosts() -> None:
     # TEST-NET-1 and .invalid belong to nobody (RFC 5737, RFC 2606).
     assert not is_local((*own, Host("192.0.2.1", 1)))
     assert not is_local((Host("node.invalid", 1),))
+
+
+@pytest.mark.parametrize("name", ["a..b", "a" * 64, ".a"])
+def test_names_that_no_host_can_have(name: str) -> None:
+    assert not is_local([Host(name, 1)])
+    with pytest.raises(LaunchError, match=f"host {re.escape(name)}: its name has no address"):
+        _check_host(Host(name, 1))
 
 
 def test_example_hostfiles() -> None:
