@@ -23,11 +23,13 @@ class Framework(StrEnum):
 
 
 def run(
+    context: typer.Context,
     spec: Annotated[str, typer.Argument(help="YAML file or packaged spec, such as bert.")],
     *,
     framework: Annotated[Framework, typer.Option(help="Which framework trains it.")],
     np: Annotated[
-        int | None, typer.Option("-np", "--num-proc", help="How many ranks; elastic: at the start.")
+        int | None,
+        typer.Option("-np", "--num-proc", help="How many ranks; elastic: slots to wait for at the start."),
     ] = None,
     hostfile: Annotated[Path | None, typer.Option(help="Hosts, one `host slots=N` a line.")] = None,
     hosts: Annotated[str | None, typer.Option("-H", "--hosts", help="Hosts, as node1:2,node2:2.")] = None,
@@ -49,13 +51,13 @@ def run(
     ] = 0,
     min_np: Annotated[
         int | None,
-        typer.Option("--min-np", "--min-num-proc", help="Elastic: go on with so many ranks or more."),
+        typer.Option("--min-np", "--min-num-proc", help="Makes the job elastic: go on with so many or more."),
     ] = None,
     max_np: Annotated[
-        int | None, typer.Option("--max-np", "--max-num-proc", help="Elastic: use so many ranks at most.")
+        int | None, typer.Option("--max-np", "--max-num-proc", help="Makes it elastic: use so many at most.")
     ] = None,
     host_discovery_script: Annotated[
-        str | None, typer.Option(help="Elastic: prints the hosts there are, as node1:2, one a line.")
+        str | None, typer.Option(help="Makes it elastic: prints the hosts there are, as node1:2, one a line.")
     ] = None,
     elastic_timeout: Annotated[
         float,
@@ -106,11 +108,13 @@ def run(
     elastic = (min_np, max_np, host_discovery_script) != (None, None, None)
     if elastic and max_restarts:
         raise LaunchError("--max-restarts: an elastic job has --reset-limit in its place")
-    if not elastic and (reset_limit, blacklist_cooldown_range) != (None, None):
+    given = [f"--{name.replace('_', '-')}" for name in _ELASTIC if _is_typed(context, name)]
+    if not elastic and given:
         raise LaunchError(
-            "--reset-limit and --blacklist-cooldown-range are for elastic jobs: give --min-np, --max-np or "
-            "--host-discovery-script as well"
+            f"{given[0]} is for elastic jobs: give --min-np, --max-np or --host-discovery-script as well"
         )
+    if allow_change and resume is None:
+        raise LaunchError("--allow-change: is for a job that goes on: give --resume as well")
     if host_discovery_script is not None and (hostfile, hosts) != (None, None):
         raise LaunchError("give --host-discovery-script, or --hostfile or -H, not both")
     if elastic:
@@ -138,8 +142,8 @@ def run(
             silence=heartbeat_timeout,
             name=name,
         )
-        given = _read_hosts(hostfile, hosts, options.slots_here)
-        runner = ElasticJob(job, restarts, options, given)
+        usable = _read_hosts(hostfile, hosts, options.slots_here)
+        runner = ElasticJob(job, restarts, options, usable)
     elif np is None:
         raise LaunchError("-np: give the number of ranks")
     else:
@@ -148,6 +152,22 @@ def run(
         typer.echo(shlex.join(job.command(runner.first_hosts(), resume, overwrite)))
     elif status := runner.run():
         raise typer.Exit(status)
+
+
+# Options without which a job may be elastic, and which say nothing of others.
+_ELASTIC = (
+    "elastic_timeout",
+    "reset_limit",
+    "blacklist_cooldown_range",
+    "heartbeat_timeout",
+    "snapshot_steps",
+)
+
+
+def _is_typed(context: typer.Context, name: str) -> bool:
+    """Whether a parameter was given on the command line, not by the environment."""
+    source = context.get_parameter_source(name)
+    return source is not None and source.name == "COMMANDLINE"
 
 
 def _read_hosts(hostfile: Path | None, hosts: str | None, slots: int) -> tuple[Host, ...]:

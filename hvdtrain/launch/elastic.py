@@ -110,9 +110,10 @@ class ElasticJob:
                 run_on_each(self._used, *self._deletion)
 
     def _run(self) -> int:
-        hosts = self._gather(self._sizes.start or self._sizes.least)
+        least = self._sizes.start or self._sizes.least
+        hosts = self._gather(least)
         if hosts is None:
-            raise LaunchError(self._too_few())
+            raise LaunchError(self._too_few(least))
         self._job.check(hosts, self._restarts.resume, self._restarts.overwrite)
         heard = Heartbeats(0)
         while True:
@@ -135,7 +136,7 @@ class ElasticJob:
             self._discovery.use(())
             found = self._gather(self._sizes.least)
             if found is None:
-                say(f"{self._too_few()}: the job ends here")
+                say(f"{self._too_few(self._sizes.least)}: the job ends here")
                 break
             hosts = found
             self._restarts.go_on(ending, reason, hosts)
@@ -162,8 +163,8 @@ class ElasticJob:
                 told = True
             time.sleep(_SECONDS_BETWEEN_LOOKS)
 
-    def _too_few(self) -> str:
-        return f"fewer than {self._sizes.least} slots for {self._options.timeout:g} s (--elastic-timeout)"
+    def _too_few(self, least: int) -> str:
+        return f"fewer than {least} slots for {self._options.timeout:g} s (--elastic-timeout)"
 
     def _better(self, hosts: Sequence[Host]) -> str | None:
         """Why the job is to leave its hosts at the next update, if it is."""

@@ -46,8 +46,9 @@ class Sizes:
                 raise LaunchError(f"-np {self.start}: {why}; {self._nearest(self.start)}")
         if next(self._between(self.least, self._end), None) is None:
             why = self.obstacle(self.least)
+            end = "" if self.most is None else f" --max-np {self.most}"
             raise LaunchError(
-                f"--min-np {self.least} --max-np {self.most}: none of these numbers of ranks will do: {why}; "
+                f"--min-np {self.least}{end}: none of these numbers of ranks will do: {why}; "
                 f"{self._nearest(self.least)}"
             )
 

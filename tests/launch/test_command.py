@@ -71,6 +71,11 @@ def test_an_elastic_job_keeps_the_global_batch_of_its_start() -> None:
     assert name not in again
 
 
+def test_what_the_environment_says_of_elastic_jobs_hinders_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOROVOD_ELASTIC_TIMEOUT", "60")
+    assert invoke("-np", "2", "--dry-run")[0] == 0
+
+
 def test_what_is_about_the_output_directory_reaches_the_ranks() -> None:
     resumed = ("--resume", "out/checkpoint-4", "--allow-change", "max_steps", "--allow-change", "seed")
     _, out, _ = invoke("-np", "2", *resumed, "--overwrite", "--output-dir", "else", "--dry-run")
@@ -95,7 +100,18 @@ def test_hostfile(tmp_path: Path) -> None:
         (("-np", "0"), LaunchError, "at least one rank"),
         ((), LaunchError, "-np: give the number of ranks"),
         (("-np", "2", "--min-np", "1", "--max-restarts", "1"), LaunchError, "--reset-limit in its place"),
-        (("-np", "2", "--reset-limit", "1"), LaunchError, "are for elastic jobs"),
+        *[
+            (("-np", "2", option, *values), LaunchError, f"{option} is for elastic jobs: give --min-np")
+            for option, *values in (
+                ("--reset-limit", "1"),
+                ("--blacklist-cooldown-range", "1", "2"),
+                # Whatever they are by default.
+                ("--snapshot-steps", "20"),
+                ("--heartbeat-timeout", "30"),
+                ("--elastic-timeout", "600"),
+            )
+        ],
+        (("-np", "2", "--allow-change", "seed"), LaunchError, "--allow-change: .*give --resume"),
         (("--host-discovery-script", "x", "-H", "a:2"), LaunchError, "not both"),
         (("-np", "2", "--min-np", "3"), LaunchError, "-np 2: is not between"),
         (("--min-np", "2"), LaunchError, "give it, or -np"),

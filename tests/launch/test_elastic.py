@@ -164,8 +164,10 @@ def test_too_few_slots_for_too_long_end_the_job(
     told = capsys.readouterr().err
     assert "fewer than 2 slots for 0.2 s (--elastic-timeout): the job ends here" in told
     assert all(told.count(f"hvdtrain: {name} does not answer over ssh") == 1 for name in "ab")
-    with pytest.raises(LaunchError, match="fewer than 2 slots"):
-        run(tmp_path, ScriptedJob(), min_np=2)
+    there.update("ab")
+    # It is -np that the start waits for.
+    with pytest.raises(LaunchError, match="fewer than 3 slots"):
+        run(tmp_path, ScriptedJob(), min_np=2, np=3)
 
 
 def test_resets_are_limited(there: set[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -298,7 +300,7 @@ def test_a_script_names_the_hosts(there: set[str], tmp_path: Path) -> None:
     ],
 )
 def test_a_script_that_fails_later_changes_nothing_and_says_so_once(
-    there: set[str], capsys: pytest.CaptureFixture[str]
+    error: Exception, told: str, there: set[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     looks: list[bool] = []
 

@@ -91,8 +91,9 @@ def test_the_global_batch_stays_that_of_the_start(np: int, per_device: int, step
 def test_what_cannot_be_is_refused_with_what_can(
     batch: str, sets: list[str], least: int, most: int | None, start: int | None, told: str
 ) -> None:
-    with pytest.raises(LaunchError, match=told):
+    with pytest.raises(LaunchError, match=told) as error:
         Sizes(spec_of(batch, *sets), least, most, start).check()
+    assert "None" not in str(error.value)
 
 
 def test_what_depends_on_the_ranks_keeps_the_job_on_as_many() -> None:
