@@ -92,13 +92,23 @@ def read_manifest(directory: Path) -> Manifest | None:
         whole = False
     if not whole:
         raise _damaged(_format_of_state(directory))(f"{path}: is damaged")
-    if record["format"] != FORMAT:
+    if record.get("format") != FORMAT:
         raise CheckpointError(
-            f"{path}: has format {record['format']}, and this version of hvdtrain reads 1 and {FORMAT}; it "
-            f"was saved by {record.get('versions')}"
+            f"{path}: has format {record.get('format')}, and this version of hvdtrain reads 1 and {FORMAT}; "
+            f"it was saved by {record.get('versions')}"
         )
-    record["files"] = {name: FileRecord(**file) for name, file in record["files"].items()}
-    return Manifest(**record)
+    try:
+        files = {name: FileRecord(**file) for name, file in record["files"].items()}
+        manifest = Manifest(**{**record, "files": files})
+    except (TypeError, KeyError, AttributeError) as error:
+        raise CheckpointError(
+            f"{path}: is not what this version of hvdtrain writes as format {FORMAT} ({error}); it was saved "
+            f"by {record.get('versions')}"
+        ) from None
+    for name in files:
+        if name in ("", "..") or Path(name).name != name:
+            raise CheckpointError(f"{path}: names {name!r}, which is no file of a checkpoint")
+    return manifest
 
 
 def verify(directory: Path, manifest: Manifest, sizes_only: bool = False) -> None:
