@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from hvdtrain.cli import app
-from hvdtrain.core.checkpoints.finding import AUTO, check_whole, newest_whole
+from hvdtrain.core.checkpoints.finding import AUTO, check_whole, left_behind, newest_whole
 from hvdtrain.core.checkpoints.manifest import MANIFEST_FILE, SPEC_FILE, _sealed, read_manifest
 from hvdtrain.core.data import Dataset
 from hvdtrain.core.errors import CheckpointError, DamagedError
@@ -177,6 +177,22 @@ def test_auto_goes_on_from_the_newest(
     state, numbers = train(tmp_path, *job, AUTO)
     assert (state.step, numbers[0]) == (8, 5)
     assert f"--resume auto: going on from {tmp_path}/checkpoint-4" in capsys.readouterr().out
+
+
+def test_auto_takes_what_a_kill_between_two_renames_has_set_aside(run_dir: Path, tmp_path: Path) -> None:
+    last = copied(run_dir, tmp_path)
+    last.rename(tmp_path / ".checkpoint-8.before-a_bc0123")
+    shutil.copytree(tmp_path / "checkpoint-4", tmp_path / ".checkpoint-8.tmp-77")
+    # What it was about to replace is there.
+    (tmp_path / ".checkpoint-4.before-abcd0123").mkdir()
+    (tmp_path / ".checkpoint-4.before-abcd0123" / "part").write_text("older")
+    found = newest_whole(tmp_path, print)
+    assert found is not None
+    assert found[0] == last
+    assert [path.name for path in left_behind(tmp_path)] == [
+        ".checkpoint-4.before-abcd0123",
+        ".checkpoint-8.tmp-77",
+    ]
 
 
 def test_auto_starts_from_the_beginning_where_there_is_nothing(tmp_path: Path) -> None:

@@ -121,13 +121,13 @@ def begin_run(
         CheckpointError: the directory cannot be written.
     """
     try:
-        # What `hvdtrain run` notes there may stand alone, for a job that has not come so far.
-        for left in (*_left_by_a_run(directory), *directory.glob(RESTARTS_FILE)) if overwrite else ():
-            remove(left)
         for left in left_behind(directory):
             with suppress(OSError):
                 # In the way of nobody, where it cannot be deleted.
                 remove(left)
+        # What `hvdtrain run` notes there may stand alone, for a job that has not come so far.
+        for left in (*_left_by_a_run(directory), *directory.glob(RESTARTS_FILE)) if overwrite else ():
+            remove(left)
         if after_step is not None:
             set_later_aside(directory, after_step)
         directory.mkdir(parents=True, exist_ok=True)
