@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from hvdtrain.core.checkpoints.manifest import Manifest, read_manifest, verify
+from hvdtrain.core.checkpoints.manifest import MANIFEST_FILE, STATE_FILE, Manifest, read_manifest, verify
 from hvdtrain.core.checkpoints.model_folder import load_model, put_back
 from hvdtrain.core.checkpoints.state import load_state
 from hvdtrain.core.errors import CheckpointError
@@ -40,6 +41,22 @@ def set_aside(output_dir: Path) -> list[Path]:
         output_dir: of the run; it need not exist.
     """
     return sorted(output_dir.glob(f"{_PREFIX}[0-9]*.before-resume-[0-9]*"))
+
+
+def is_ours(checkpoint: Path) -> bool:
+    """Whether a `checkpoint-N` was saved by hvdtrain, whole or not, by its manifest or its state."""
+    every = (keys_in(checkpoint / name) for name in (MANIFEST_FILE, STATE_FILE))
+    # The state of format 1 does not say its format.
+    return any("step" in keys and not keys.isdisjoint(("format", "windows")) for keys in every)
+
+
+def keys_in(path: Path) -> frozenset[str]:
+    """Names in the JSON object of a file; none where it holds no such object."""
+    try:
+        found = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return frozenset()
+    return frozenset(found) if isinstance(found, dict) else frozenset()
 
 
 def checkpoint_dir(output_dir: Path, step: int) -> Path:

@@ -10,6 +10,8 @@ from hvdtrain.core.checkpoints.finding import (
     AUTO,
     LATEST_FILE,
     checkpoints_in,
+    is_ours,
+    keys_in,
     left_behind,
     set_aside,
     step_of,
@@ -47,7 +49,8 @@ def check_output_dir(directory: Path, resume_from: Path | None, overwrite: bool)
         overwrite: whether the other run is deleted.
 
     Raises:
-        CheckpointError: the directory holds another run, or the checkpoint would be deleted with it.
+        CheckpointError: the directory holds another run, or the checkpoint would be deleted with it; or what
+            `overwrite` is to delete is no run.
     """
     own = goes_on_in(directory, resume_from)
     if own and overwrite:
@@ -55,7 +58,15 @@ def check_output_dir(directory: Path, resume_from: Path | None, overwrite: bool)
             f"--output-dir {directory}: --overwrite would delete --resume {resume_from}: give one of the two"
         )
     found = next(iter(_left_by_a_run(directory)), None)
-    if own or overwrite or found is None:
+    if own or found is None:
+        return
+    if overwrite:
+        if not _is_a_run(directory):
+            raise CheckpointError(
+                f"--output-dir {directory}: --overwrite deletes runs, and this is none: {found.name} is "
+                f"there, but neither the {SPEC_FILE} of a job nor a checkpoint; give another --output-dir, "
+                "or delete what is there yourself"
+            )
         return
     what = f"--output-dir {directory}: holds another run ({found.name} is there)"
     if resume_from is not None:
@@ -125,9 +136,8 @@ def begin_run(
             with suppress(OSError):
                 # In the way of nobody, where it cannot be deleted.
                 remove(left)
-        # What `hvdtrain run` notes there may stand alone, for a job that has not come so far.
-        for left in (*_left_by_a_run(directory), *directory.glob(RESTARTS_FILE)) if overwrite else ():
-            remove(left)
+        if overwrite:
+            _delete_run(directory)
         if after_step is not None:
             set_later_aside(directory, after_step)
         directory.mkdir(parents=True, exist_ok=True)
@@ -153,6 +163,20 @@ def set_later_aside(directory: Path, after_step: int) -> None:
             later.rename(place)
 
 
+def _delete_run(directory: Path) -> None:
+    """Delete a run, its checkpoints first and its spec last: what a kill leaves of it is still its own."""
+    # What `hvdtrain run` notes there may stand alone, for a job that has not come so far.
+    for left in (*directory.glob(RESTARTS_FILE), *reversed(_left_by_a_run(directory))):
+        remove(left)
+
+
+def _is_a_run(directory: Path) -> bool:
+    """Whether a job or a loop of hvdtrain wrote there: others, too, have a `model` or a `plan.json`."""
+    of_a_job = keys_in(directory / SPEC_FILE) >= {"model", "data", "batch", "optimizer"}
+    return of_a_job or any(map(is_ours, (*checkpoints_in(directory), *set_aside(directory))))
+
+
 def _left_by_a_run(directory: Path) -> list[Path]:
+    """What there is of a run, its spec first and its checkpoints last."""
     others = [path for pattern in _OF_A_RUN for path in sorted(directory.glob(pattern))]
     return [*others, *checkpoints_in(directory), *set_aside(directory)]
