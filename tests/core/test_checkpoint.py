@@ -271,7 +271,7 @@ def test_a_rename_that_fails_leaves_the_old_model_whole(
 def test_the_old_model_is_deleted_when_the_name_of_the_new_one_is_synced(
     tmp_path: Path, tokenizer: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    out, sync, held = tmp_path / "out", model_folder._sync, []
+    out, sync, held = tmp_path / "out", model_folder.sync, []
 
     def watched(path: Path) -> None:
         if path == out:
@@ -280,7 +280,7 @@ def test_the_old_model_is_deleted_when_the_name_of_the_new_one_is_synced(
 
     save(out / "model", tokenizer, arrays(1))
     monkeypatch.setattr(model_folder, "_exchange", lambda first, second: False)
-    monkeypatch.setattr(model_folder, "_sync", watched)
+    monkeypatch.setattr(model_folder, "sync", watched)
     save(out / "model", tokenizer, arrays(2))
     assert held == [".model.before", "model"]
     assert [file.name for file in out.iterdir()] == ["model"]

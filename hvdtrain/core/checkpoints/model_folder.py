@@ -17,6 +17,7 @@ from safetensors import SafetensorError
 from hvdtrain.core.checkpoints.arrays import ArrayStream, SavedArrays, write_arrays
 from hvdtrain.core.checkpoints.manifest import MANIFEST_FILE, FileRecord, Manifest
 from hvdtrain.core.errors import CheckpointError
+from hvdtrain.core.process.files import sync
 
 WEIGHTS_FILE, UNTRAINED_FILE = "model.safetensors", "untrained.safetensors"
 INDEX_FILE = f"{WEIGHTS_FILE}.index.json"
@@ -147,11 +148,11 @@ def replace_directory(directory: Path, write: Callable[[Path], object]) -> None:
         fresh.mkdir()
         write(fresh)
         for file in fresh.iterdir():
-            _sync(file)
-        _sync(fresh)
+            sync(file)
+        sync(fresh)
         _take_its_place(fresh, directory)
         # What was there before is deleted when nobody can find it under its name any more.
-        _sync(directory.parent)
+        sync(directory.parent)
         for left in directory.parent.glob(f".{directory.name}.before*"):
             _delete_replaced(left, directory)
     finally:
@@ -205,14 +206,6 @@ def _exchange(first: Path, second: Path) -> bool:
     return (
         renameat2 is not None and renameat2(_AT_FDCWD, names[0], _AT_FDCWD, names[1], _RENAME_EXCHANGE) == 0
     )
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def _index(files: Mapping[str, ArrayStream]) -> str:
