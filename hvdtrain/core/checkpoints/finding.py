@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from hvdtrain.core.checkpoints.manifest import MANIFEST_FILE, STATE_FILE, Manifest, read_manifest, verify
-from hvdtrain.core.checkpoints.model_folder import load_model, put_back
+from hvdtrain.core.checkpoints.model_folder import MODEL_DIR, load_model, put_back
 from hvdtrain.core.checkpoints.state import load_state
 from hvdtrain.core.errors import CheckpointError
 from hvdtrain.core.process.files import write_whole
@@ -20,7 +20,8 @@ AUTO = Path("auto")
 LATEST_FILE = "latest"
 # Names of what is being written, and of what it replaces: nothing else in a user's directory.
 _UNFINISHED = re.compile(
-    rf"\.({_PREFIX}\d+|model|initial)\.(tmp-|before|parts-).*|\.({LATEST_FILE}|.+\.json|metrics.*\.jsonl)\.unfinished"
+    rf"\.({_PREFIX}\d+|{MODEL_DIR}|initial)\.(tmp-|before|parts-).*"
+    rf"|\.({LATEST_FILE}|.+\.json|metrics.*\.jsonl)\.unfinished"
 )
 
 

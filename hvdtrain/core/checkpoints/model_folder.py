@@ -19,6 +19,8 @@ from hvdtrain.core.checkpoints.manifest import MANIFEST_FILE, FileRecord, Manife
 from hvdtrain.core.errors import CheckpointError
 from hvdtrain.core.process.files import sync
 
+# Of a run's end, in its output directory.
+MODEL_DIR = "model"
 WEIGHTS_FILE, UNTRAINED_FILE = "model.safetensors", "untrained.safetensors"
 INDEX_FILE = f"{WEIGHTS_FILE}.index.json"
 # From <fcntl.h> and <linux/fs.h>.

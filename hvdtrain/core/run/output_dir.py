@@ -17,6 +17,7 @@ from hvdtrain.core.checkpoints.finding import (
     step_of,
 )
 from hvdtrain.core.checkpoints.manifest import SPEC_FILE
+from hvdtrain.core.checkpoints.model_folder import MODEL_DIR
 from hvdtrain.core.errors import CheckpointError
 from hvdtrain.core.plan.plan import Plan
 from hvdtrain.core.process.files import remove, write_whole
@@ -24,7 +25,7 @@ from hvdtrain.core.run.lock import unwritable
 from hvdtrain.core.run.metrics import METRICS_FILE, TENSORBOARD_DIR
 from hvdtrain.core.spec.job_spec import JobSpec
 
-PLAN_FILE, MODEL_DIR, INITIAL_DIR = "plan.json", "model", "initial"
+PLAN_FILE, INITIAL_DIR = "plan.json", "initial"
 RESTARTS_FILE = "restarts.jsonl"
 # Shell patterns of what a run leaves beside its checkpoints.
 _OF_A_RUN = (

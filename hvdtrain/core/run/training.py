@@ -12,6 +12,7 @@ import numpy as np
 
 from hvdtrain.core.checkpoints.background import BackgroundWriter
 from hvdtrain.core.checkpoints.finding import checkpoint_dir
+from hvdtrain.core.checkpoints.model_folder import MODEL_DIR
 from hvdtrain.core.data import Prefetcher, Window, train_windows
 from hvdtrain.core.process.heartbeat import report_step
 from hvdtrain.core.process.preemption import Preempted
@@ -20,7 +21,6 @@ from hvdtrain.core.run.evaluation import compression_counters, evaluate
 from hvdtrain.core.run.joint_updates import joint_updates
 from hvdtrain.core.run.local_updates import local_updates
 from hvdtrain.core.run.metrics import Line, MetricLog
-from hvdtrain.core.run.output_dir import MODEL_DIR
 from hvdtrain.core.run.progress import Progress
 from hvdtrain.core.run.requests import SaveClock
 from hvdtrain.core.run.results import TrainingResult
