@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from hvdtrain.core.checkpoints.finding import AUTO
+from hvdtrain.core.checkpoints.model_folder import MODEL_DIR
 from hvdtrain.core.data import Dataset
 from hvdtrain.core.errors import CheckpointError
 from hvdtrain.core.families import custom, family_of
@@ -31,13 +32,7 @@ from hvdtrain.core.run.framework import Framework
 from hvdtrain.core.run.initial import save_initial_values
 from hvdtrain.core.run.lock import locked
 from hvdtrain.core.run.metrics import METRICS_FILE
-from hvdtrain.core.run.output_dir import (
-    MODEL_DIR,
-    begin_run,
-    check_begins_anew,
-    check_output_dir,
-    goes_on_in,
-)
+from hvdtrain.core.run.output_dir import begin_run, check_begins_anew, check_output_dir, goes_on_in
 from hvdtrain.core.run.ranks import Ranks
 from hvdtrain.core.run.results import TrainingResult, describe_result
 from hvdtrain.core.run.run import Run
