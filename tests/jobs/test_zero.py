@@ -141,9 +141,7 @@ def test_bytes_sent_are_bytes_planned(runs: Runs, framework: str, name: str, sta
 
 
 def test_a_plan_divides_moments_by_ranks(runs: Runs) -> None:
-    plans = [
-        json.loads((runs["torch"][f"adamw {stage}"] / "plan.json").read_text()) for stage in (0, 1, 2)
-    ]
+    plans = [json.loads((runs["torch"][f"adamw {stage}"] / "plan.json").read_text()) for stage in (0, 1, 2)]
     whole, first, second = (each["memory"] for each in plans)
     for sharded in (first, second):
         assert whole["optimizer"] / 3 <= sharded["optimizer"] <= whole["optimizer"] / 3 * 1.02
