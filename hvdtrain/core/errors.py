@@ -27,5 +27,9 @@ class CheckpointError(HvdtrainError):
     """A model or training state cannot be written or read."""
 
 
+class DamagedError(CheckpointError):
+    """A checkpoint has lost a file, or holds other bytes than were saved: it is of no use any more."""
+
+
 class TrainingError(HvdtrainError):
     """Training cannot go on: diverged, or a rank disagrees with the others."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -20,6 +21,7 @@ from transformers import AutoModelForMaskedLM, AutoTokenizer
 
 from hvdtrain.core.checkpoints import model_folder
 from hvdtrain.core.checkpoints.arrays import ArrayStream
+from hvdtrain.core.checkpoints.finding import left_behind
 from hvdtrain.core.checkpoints.model_folder import WEIGHTS_FILE, load_model, save_model
 from hvdtrain.core.data.text import TokenIds
 from hvdtrain.core.data.tokenizer_files import tokenizer_files
@@ -188,7 +190,8 @@ def test_a_full_disk_is_one_message_and_leaves_the_old_model_whole(tmp_path: Pat
     assert [file.name for file in out.iterdir()] == ["model"]
 
 
-# The process ends at the very moment the new model would become visible.
+# The process ends at the very moment the new model would become visible; without an exchange of names, as on
+# NFS, between two renames.
 KILLED = """
 import os, signal, sys
 from pathlib import Path
@@ -198,8 +201,13 @@ from hvdtrain.core.checkpoints.arrays import ArrayStream
 from hvdtrain.core.checkpoints.model_folder import save_model
 
 def audit(event, arguments):
-    if event == "os.rename" or (event == "ctypes.dlsym" and arguments[1] == "renameat2"):
+    if event == "os.rename" and ".tmp-" in str(arguments[0]):
         os.kill(os.getpid(), signal.SIGKILL)
+    if event == "ctypes.dlsym" and arguments[1] == "renameat2":
+        os.kill(os.getpid(), signal.SIGKILL)
+
+if sys.argv[3] == "renames":
+    model_folder._exchange = lambda first, second: False
 
 sys.addaudithook(audit)
 streams = {"model.safetensors": ArrayStream.of({"w": np.ones(10)})}
@@ -207,19 +215,75 @@ save_model(Path(sys.argv[1]), streams, {}, {"tokenizer.json": Path(sys.argv[2]).
 """
 
 
-def test_a_process_killed_while_saving_leaves_the_old_model_whole(tmp_path: Path, tokenizer: Path) -> None:
-    directory = tmp_path / "out" / "model"
-    save(directory, tokenizer, arrays(1))
+def kill_while_saving(directory: Path, tokenizer: Path, how: str) -> None:
     done = subprocess.run(
-        [sys.executable, "-c", KILLED, directory, tokenizer],
+        [sys.executable, "-c", KILLED, directory, tokenizer, how],
         cwd=Path(__file__).resolve().parents[2],
         capture_output=True,
         check=False,
     )
     assert done.returncode == -9
+
+
+def test_a_process_killed_while_saving_leaves_the_old_model_whole(tmp_path: Path, tokenizer: Path) -> None:
+    directory = tmp_path / "out" / "model"
+    save(directory, tokenizer, arrays(1))
+    kill_while_saving(directory, tokenizer, "exchange")
     assert_holds(directory, arrays(1))
     save(directory, tokenizer, arrays(2))
     assert_holds(directory, arrays(2))
+
+
+def test_what_a_kill_between_two_renames_has_set_aside_is_put_back(tmp_path: Path, tokenizer: Path) -> None:
+    out = tmp_path / "out"
+    save(out / "model", tokenizer, arrays(1))
+    kill_while_saving(out / "model", tokenizer, "renames")
+    assert not (out / "model").exists()
+    # Whoever comes next, and whatever becomes of what that one writes.
+    copy = shutil.copytree(out, tmp_path / "copy")
+    with pytest.raises(CheckpointError):
+        save_model(copy / "model", of(arrays(2)), {}, {"missing/file": ""})
+    assert [file.name for file in copy.iterdir()] == ["model"]
+    assert_holds(copy / "model", arrays(1))
+    assert [path.name.partition(".tmp-")[0] for path in left_behind(out)] == [".model"]
+    assert_holds(out / "model", arrays(1))
+
+
+def test_a_rename_that_fails_leaves_the_old_model_whole(
+    tmp_path: Path, tokenizer: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, rename = tmp_path / "out", Path.rename
+
+    def failing(path: Path, target: Path) -> Path:
+        if ".tmp-" in path.name:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return rename(path, target)
+
+    save(out / "model", tokenizer, arrays(1))
+    monkeypatch.setattr(model_folder, "_exchange", lambda first, second: False)
+    monkeypatch.setattr(Path, "rename", failing)
+    with pytest.raises(CheckpointError, match="Input/output error; what was there before is as it was"):
+        save(out / "model", tokenizer, arrays(2))
+    assert [file.name for file in out.iterdir()] == ["model"]
+    assert_holds(out / "model", arrays(1))
+
+
+def test_the_old_model_is_deleted_when_the_name_of_the_new_one_is_synced(
+    tmp_path: Path, tokenizer: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, sync, held = tmp_path / "out", model_folder.sync, []
+
+    def watched(path: Path) -> None:
+        if path == out:
+            held.extend(sorted(file.parent.name.partition("-")[0] for file in out.rglob(WEIGHTS_FILE)))
+        sync(path)
+
+    save(out / "model", tokenizer, arrays(1))
+    monkeypatch.setattr(model_folder, "_exchange", lambda first, second: False)
+    monkeypatch.setattr(model_folder, "sync", watched)
+    save(out / "model", tokenizer, arrays(2))
+    assert held == [".model.before", "model"]
+    assert [file.name for file in out.iterdir()] == ["model"]
 
 
 def test_others_may_read_what_they_may_read_elsewhere(tmp_path: Path, tokenizer: Path) -> None:

@@ -16,10 +16,10 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from hvdtrain.cli import app
-from hvdtrain.core.checkpoints.finding import AUTO, check_whole, newest_whole
-from hvdtrain.core.checkpoints.manifest import MANIFEST_FILE, SPEC_FILE, read_manifest
+from hvdtrain.core.checkpoints.finding import AUTO, check_whole, left_behind, newest_whole
+from hvdtrain.core.checkpoints.manifest import MANIFEST_FILE, SPEC_FILE, _sealed, read_manifest
 from hvdtrain.core.data import Dataset
-from hvdtrain.core.errors import CheckpointError
+from hvdtrain.core.errors import CheckpointError, DamagedError
 from hvdtrain.core.run.job import prepare_data
 from hvdtrain.core.spec.job_spec import JobSpec, load_spec
 from tests.core.test_resume import train
@@ -39,6 +39,7 @@ FILES = (
     "tokenizer_config.json",
     "vocab.txt",
 )
+OUTSIDE = ("", ".", "..", "../x", "/etc/hostname", "deep/config.json")
 
 
 @pytest.fixture(scope="module")
@@ -178,6 +179,22 @@ def test_auto_goes_on_from_the_newest(
     assert f"--resume auto: going on from {tmp_path}/checkpoint-4" in capsys.readouterr().out
 
 
+def test_auto_takes_what_a_kill_between_two_renames_has_set_aside(run_dir: Path, tmp_path: Path) -> None:
+    last = copied(run_dir, tmp_path)
+    last.rename(tmp_path / ".checkpoint-8.before-a_bc0123")
+    shutil.copytree(tmp_path / "checkpoint-4", tmp_path / ".checkpoint-8.tmp-77")
+    # What it was about to replace is there.
+    (tmp_path / ".checkpoint-4.before-abcd0123").mkdir()
+    (tmp_path / ".checkpoint-4.before-abcd0123" / "part").write_text("older")
+    found = newest_whole(tmp_path, print)
+    assert found is not None
+    assert found[0] == last
+    assert [path.name for path in left_behind(tmp_path)] == [
+        ".checkpoint-4.before-abcd0123",
+        ".checkpoint-8.tmp-77",
+    ]
+
+
 def test_auto_starts_from_the_beginning_where_there_is_nothing(tmp_path: Path) -> None:
     told: list[str] = []
     assert newest_whole(tmp_path / "none", told.append) is None
@@ -192,6 +209,33 @@ def test_a_later_format_says_which_version_reads_it(run_dir: Path, tmp_path: Pat
     (place / MANIFEST_FILE).write_text(replace(manifest, format=3).text())
     with pytest.raises(CheckpointError, match="has format 3, and this version of hvdtrain reads 1 and 2"):
         read_manifest(place)
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"shards": 2}, "is not what this version of hvdtrain writes .*shards.*it was saved by .'python'"),
+        ({"step": None}, "is not what this version .*step"),
+        ({"format": None}, "has format None"),
+        ({"files": None}, "is not what this version .*files"),
+        ({"files": []}, "is not what this version"),
+        ({"files": {"config.json": {"size": 1}}}, "is not what this version .*blake2b"),
+        ({"files": {"config.json": {"size": 1, "blake2b": "", "crc": 0}}}, "is not what this version .*crc"),
+        *(({"files": {name: {"size": 0, "blake2b": ""}}}, f"names '{name}'") for name in OUTSIDE),
+    ],
+)
+def test_a_sealed_manifest_of_other_fields_or_of_files_elsewhere_is_refused(
+    run_dir: Path, tmp_path: Path, change: dict[str, Any], told: str
+) -> None:
+    path = copied(run_dir, tmp_path) / MANIFEST_FILE
+    record = {**json.loads(path.read_text()), **change}
+    record = {name: value for name, value in record.items() if value is not None and name != "blake2b"}
+    path.write_text(_sealed(record))
+    with pytest.raises(CheckpointError, match=rf"checkpoint-8/manifest\.json: {told}") as error:
+        read_manifest(path.parent)
+    # Whoever wrote it knows what to do with it.
+    assert not isinstance(error.value, DamagedError)
+    check_refused(tmp_path, {MANIFEST_FILE})
 
 
 def make_format_1(place: Path) -> None:

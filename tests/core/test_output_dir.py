@@ -20,6 +20,7 @@ from hvdtrain.core.checkpoints.finding import AUTO, LATEST_FILE, checkpoints_in
 from hvdtrain.core.checkpoints.retention import Retention
 from hvdtrain.core.errors import CheckpointError
 from hvdtrain.core.process.paths import default_output_dir
+from hvdtrain.core.run import output_dir
 from hvdtrain.core.run.lock import LOCK_FILE, check_still_locked, locked
 from hvdtrain.core.run.output_dir import (
     begin_run,
@@ -104,9 +105,41 @@ def test_whatever_a_run_has_left_is_another_run(tmp_path: Path, left: str) -> No
     with pytest.raises(CheckpointError, match=rf"{name} is there\) than that of --resume .*elsewhere"):
         check_output_dir(tmp_path, tmp_path / "elsewhere" / "checkpoint-4", overwrite=False)
     check_output_dir(tmp_path, tmp_path / "checkpoint-12", overwrite=False)
+    # Of nobody's, as it is.
+    with pytest.raises(CheckpointError, match=rf"deletes runs, and this is none: {name} is there"):
+        check_output_dir(tmp_path, None, overwrite=True)
+    assert files(tmp_path) == {left, *OTHERS}
+    (tmp_path / "spec.json").write_text(spec_text(load_spec("bert")))
     check_output_dir(tmp_path, None, overwrite=True)
     check_output_dir(tmp_path, tmp_path / "elsewhere" / "checkpoint-4", overwrite=True)
-    assert files(tmp_path) == {left, *OTHERS}
+    assert files(tmp_path) == {left, "spec.json", *OTHERS}
+
+
+@pytest.mark.parametrize("spec", ['{"openapi": "3.1.0"}', '["model", "data"]', "{", "\ufffd"])
+def test_a_project_is_no_run(tmp_path: Path, spec: str) -> None:
+    fill(tmp_path, "model/__init__.py", "plan.json", "latest", "checkpoint-5/trainer_state.json")
+    (tmp_path / "spec.json").write_text(spec)
+    before = files(tmp_path)
+    with pytest.raises(CheckpointError, match=r"deletes runs, and this is none: spec\.json is there"):
+        check_output_dir(tmp_path, None, overwrite=True)
+    assert files(tmp_path) == before
+
+
+@pytest.mark.parametrize("place", ["checkpoint-5", "checkpoint-5.before-resume-4"])
+@pytest.mark.parametrize(
+    ("file", "record"),
+    [
+        ("state.json", {"step": 5, "windows": 5}),
+        ("state.json", {"format": 2, "step": 5, "loop": "keras"}),
+        ("manifest.json", {"format": 3, "step": 5, "blake2b": "damaged"}),
+    ],
+)
+def test_a_checkpoint_alone_is_of_a_run(
+    tmp_path: Path, place: str, file: str, record: dict[str, Any]
+) -> None:
+    fill(tmp_path, f"{place}/{file}")
+    (tmp_path / place / file).write_text(json.dumps(record))
+    check_output_dir(tmp_path, None, overwrite=True)
 
 
 def test_what_is_no_runs_is_no_run(tmp_path: Path) -> None:
@@ -130,6 +163,24 @@ def test_overwriting_deletes_the_run_alone(tmp_path: Path, overwrite: bool) -> N
     assert files(tmp_path) == {"spec.json", "plan.json", *OTHERS, *(() if overwrite else LEFT)}
     assert json.loads((tmp_path / "plan.json").read_text()) == {"size": 2}
     assert json.loads((tmp_path / "spec.json").read_text())["model"]["model_type"] == "bert"
+
+
+def test_a_kill_while_a_run_is_deleted_leaves_no_checkpoint_without_its_spec(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fill(tmp_path, *LEFT, *OTHERS, "checkpoint-7/state.json", "restarts.jsonl")
+    whole, gone = output_dir.remove, []
+
+    def watched(path: Path) -> None:
+        gone.append(path.name)
+        whole(path)
+
+    monkeypatch.setattr(output_dir, "remove", watched)
+    plan: Any = SimpleNamespace(as_dict=dict)
+    begin_run(tmp_path, load_spec("bert"), plan, overwrite=True)
+    assert gone[-1] == "spec.json"
+    others = [name for name in gone if name != "restarts.jsonl"]
+    assert {name.partition(".")[0] for name in others[:3]} == {"checkpoint-7", "checkpoint-12"}
 
 
 def test_auto_begins_anew_in_the_directory_of_its_own_run_alone(tmp_path: Path) -> None:

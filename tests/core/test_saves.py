@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import errno
 import itertools
+import json
+import os
 import shutil
 import threading
 from pathlib import Path
@@ -253,6 +255,31 @@ def test_a_full_disk_ends_the_run_and_leaves_earlier_checkpoints(
     assert {path.name for path in out.iterdir() if "checkpoint" in path.name} == {"checkpoint-2"}
     assert (out / "latest").read_text() == "checkpoint-2\n"
     assert not (out / "model").exists()
+
+
+def test_a_checkpoint_that_outlives_a_power_failure_has_its_lines_in_the_log_and_its_name_in_latest(
+    sets: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, fsync, synced = tmp_path / "out", os.fsync, []
+
+    def watched(handle: int) -> None:
+        path = Path(os.readlink(f"/proc/self/fd/{handle}"))
+        name = path.name.partition(".tmp-")[0]
+        if path == out / "metrics.jsonl":
+            name += f" {json.loads(path.read_text().splitlines()[-1])['step']}"
+        fsync(handle)
+        synced.append(name)
+
+    monkeypatch.setattr(os, "fsync", watched)
+    job(out, [*sets, "checkpointing={save_steps: 4, async_save: false}"])
+    # Not at every line.
+    assert [name for name in synced if name.startswith("metrics")] == ["metrics.jsonl 4", "metrics.jsonl 8"]
+    for step in (4, 8):
+        assert synced.index(f"metrics.jsonl {step}") < synced.index(f".checkpoint-{step}")
+    # A new name is on disk when its directory is.
+    small = [place for place, name in enumerate(synced) if name.endswith(".unfinished")]
+    assert {synced[place] for place in small} >= {".spec.json.unfinished", ".latest.unfinished"}
+    assert all(synced[place + 1] == "out" for place in small)
 
 
 def test_the_next_run_removes_what_a_killed_one_has_left(sets: list[str], tmp_path: Path) -> None:

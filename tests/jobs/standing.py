@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import atexit
 import itertools
 import os
 import shutil
@@ -101,7 +100,6 @@ def train_standing(
     _standing[key] = found
 
 
-@atexit.register
 def end_all() -> None:
     """End all ranks that stay."""
     while _standing:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from hvdtrain.core.checkpoints.manifest import Manifest, read_manifest, verify
-from hvdtrain.core.checkpoints.model_folder import load_model
+from hvdtrain.core.checkpoints.manifest import MANIFEST_FILE, STATE_FILE, Manifest, read_manifest, verify
+from hvdtrain.core.checkpoints.model_folder import MODEL_DIR, load_model, put_back
 from hvdtrain.core.checkpoints.state import load_state
 from hvdtrain.core.errors import CheckpointError
 from hvdtrain.core.process.files import write_whole
@@ -19,7 +20,8 @@ AUTO = Path("auto")
 LATEST_FILE = "latest"
 # Names of what is being written, and of what it replaces: nothing else in a user's directory.
 _UNFINISHED = re.compile(
-    rf"\.({_PREFIX}\d+|model|initial)\.(tmp-|before|parts-).*|\.({LATEST_FILE}|.+\.json|metrics.*\.jsonl)\.unfinished"
+    rf"\.({_PREFIX}\d+|{MODEL_DIR}|initial)\.(tmp-|before|parts-).*"
+    rf"|\.({LATEST_FILE}|.+\.json|metrics.*\.jsonl)\.unfinished"
 )
 
 
@@ -40,6 +42,22 @@ def set_aside(output_dir: Path) -> list[Path]:
         output_dir: of the run; it need not exist.
     """
     return sorted(output_dir.glob(f"{_PREFIX}[0-9]*.before-resume-[0-9]*"))
+
+
+def is_ours(checkpoint: Path) -> bool:
+    """Whether a `checkpoint-N` was saved by hvdtrain, whole or not, by its manifest or its state."""
+    every = (keys_in(checkpoint / name) for name in (MANIFEST_FILE, STATE_FILE))
+    # The state of format 1 does not say its format.
+    return any("step" in keys and not keys.isdisjoint(("format", "windows")) for keys in every)
+
+
+def keys_in(path: Path) -> frozenset[str]:
+    """Names in the JSON object of a file; none where it holds no such object."""
+    try:
+        found = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return frozenset()
+    return frozenset(found) if isinstance(found, dict) else frozenset()
 
 
 def checkpoint_dir(output_dir: Path, step: int) -> Path:
@@ -67,8 +85,31 @@ def point_to(checkpoint: Path) -> None:
         ) from None
 
 
+def put_back_all(output_dir: Path) -> None:
+    """Give checkpoints and models their names again that a killed process was about to replace.
+
+    Args:
+        output_dir: of a run, where nobody else writes.
+
+    Raises:
+        CheckpointError: one cannot be renamed.
+    """
+    for left in sorted(output_dir.glob(".*.before-*")):
+        found = _UNFINISHED.fullmatch(left.name)
+        if found and found[1]:
+            try:
+                put_back(output_dir / found[1])
+            except OSError as error:
+                raise CheckpointError(f"{left}: cannot be renamed to {found[1]}: {error.strerror}") from None
+
+
 def left_behind(output_dir: Path) -> list[Path]:
-    """What processes that were killed while they wrote have left in a run's directory."""
+    """What processes that were killed while they wrote have left in a run's directory; not what is missing.
+
+    Raises:
+        CheckpointError: as `put_back_all`, which comes first.
+    """
+    put_back_all(output_dir)
     return [path for path in sorted(output_dir.glob(".*")) if _UNFINISHED.fullmatch(path.name)]
 
 
@@ -121,10 +162,14 @@ def newest_whole(
     """The newest whole checkpoint of a run, with its manifest; None where there is none.
 
     Args:
-        output_dir: of the run.
+        output_dir: of the run, where nobody else writes.
         say: is told what was chosen, and which newer ones were skipped for what reason.
         who: looks for it, for what is said.
     """
+    try:
+        put_back_all(output_dir)
+    except CheckpointError as error:
+        say(f"warning: {who}: {error}")
     skipped: list[tuple[str, CheckpointError]] = []
     newest_first = reversed(checkpoints_in(output_dir))
     chosen = first_whole(newest_first, lambda path, error: skipped.append((path.name, error)))

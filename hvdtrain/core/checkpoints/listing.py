@@ -9,7 +9,7 @@ from typing import Literal
 
 from rich.console import Console
 
-from hvdtrain.core.checkpoints.finding import check_files, checkpoints_in
+from hvdtrain.core.checkpoints.finding import check_files, checkpoints_in, step_of
 from hvdtrain.core.checkpoints.manifest import read_manifest
 from hvdtrain.core.errors import CheckpointError
 from hvdtrain.core.process.files import size_of
@@ -101,7 +101,7 @@ def _look(directory: Path, every_byte: bool) -> ListedCheckpoint:
     changed = datetime.fromtimestamp(int(directory.stat().st_mtime), UTC)
     return ListedCheckpoint(
         name=directory.name,
-        step=manifest.step if manifest else int(directory.name.rpartition("-")[2]),
+        step=manifest.step if manifest else step_of(directory),
         saved_at=manifest.saved_at if manifest else changed.isoformat(),
         loss=manifest.metrics.get("loss") if manifest else None,
         size=size_of(directory),

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from hvdtrain.core import strict_json
-from hvdtrain.core.errors import CheckpointError
+from hvdtrain.core.errors import CheckpointError, DamagedError
 
 MANIFEST_FILE, STATE_FILE, SPEC_FILE = "manifest.json", "state.json", "spec.json"
 # Of what is written today. Format 1 has no manifest.
@@ -71,14 +71,16 @@ def read_manifest(directory: Path) -> Manifest | None:
         What it says; None where the checkpoint is of format 1, which has none.
 
     Raises:
-        CheckpointError: it is missing or damaged, or of a format that this version does not know.
+        DamagedError: it is missing or damaged, and by `state.json` the checkpoint is of this format.
+        CheckpointError: it cannot be read, or is not of a format that this version knows.
     """
     path = directory / MANIFEST_FILE
     try:
         content = path.read_bytes()
     except FileNotFoundError:
-        if _format_of_state(directory) >= FORMAT:
-            raise CheckpointError(f"{path}: is missing") from None
+        found = _format_of_state(directory)
+        if found >= FORMAT:
+            raise _damaged(found)(f"{path}: is missing") from None
         return None
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from None
@@ -89,14 +91,24 @@ def read_manifest(directory: Path) -> Manifest | None:
     except (ValueError, TypeError, KeyError, RecursionError):
         whole = False
     if not whole:
-        raise CheckpointError(f"{path}: is damaged")
-    if record["format"] != FORMAT:
+        raise _damaged(_format_of_state(directory))(f"{path}: is damaged")
+    if record.get("format") != FORMAT:
         raise CheckpointError(
-            f"{path}: has format {record['format']}, and this version of hvdtrain reads 1 and {FORMAT}; it "
-            f"was saved by {record.get('versions')}"
+            f"{path}: has format {record.get('format')}, and this version of hvdtrain reads 1 and {FORMAT}; "
+            f"it was saved by {record.get('versions')}"
         )
-    record["files"] = {name: FileRecord(**file) for name, file in record["files"].items()}
-    return Manifest(**record)
+    try:
+        files = {name: FileRecord(**file) for name, file in record["files"].items()}
+        manifest = Manifest(**{**record, "files": files})
+    except (TypeError, KeyError, AttributeError) as error:
+        raise CheckpointError(
+            f"{path}: is not what this version of hvdtrain writes as format {FORMAT} ({error}); it was saved "
+            f"by {record.get('versions')}"
+        ) from None
+    for name in files:
+        if name in ("", "..") or Path(name).name != name:
+            raise CheckpointError(f"{path}: names {name!r}, which is no file of a checkpoint")
+    return manifest
 
 
 def verify(directory: Path, manifest: Manifest, sizes_only: bool = False) -> None:
@@ -108,28 +120,35 @@ def verify(directory: Path, manifest: Manifest, sizes_only: bool = False) -> Non
         sizes_only: leave the bytes unread.
 
     Raises:
-        CheckpointError: naming the first file that is missing or not what was saved.
+        DamagedError: naming the first file that is missing or not what was saved.
+        CheckpointError: naming one that cannot be read now.
     """
     for name, expected in manifest.files.items():
         path = directory / name
         try:
             size = path.stat().st_size
             if size != expected.size:
-                raise CheckpointError(f"{path}: has {size} bytes, and {expected.size} were saved")
+                raise DamagedError(f"{path}: has {size} bytes, and {expected.size} were saved")
             if sizes_only:
                 continue
             with path.open("rb") as file:
                 found = hashlib.file_digest(file, "blake2b").hexdigest()
         except OSError as error:
-            raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from None
+            kind = DamagedError if isinstance(error, FileNotFoundError) else CheckpointError
+            raise kind(f"{path}: cannot be read: {error.strerror}") from None
         if found != expected.blake2b:
-            raise CheckpointError(f"{path}: is damaged: its bytes are not those saved")
+            raise DamagedError(f"{path}: is damaged: its bytes are not those saved")
 
 
 def _sealed(record: Mapping[str, Any]) -> str:
     """JSON that ends with a hash of itself: nothing else would tell a flipped bit in it."""
     seal = hashlib.blake2b(strict_json.dumps(record).encode()).hexdigest()
     return strict_json.dumps({**record, _SEAL: seal}, indent=2) + "\n"
+
+
+def _damaged(format_of_state: int) -> type[CheckpointError]:
+    """The error of a manifest that tells nothing: the checkpoint may be of another version or program."""
+    return DamagedError if format_of_state == FORMAT else CheckpointError
 
 
 def _format_of_state(directory: Path) -> int:

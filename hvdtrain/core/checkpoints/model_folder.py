@@ -8,7 +8,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,10 @@ from safetensors import SafetensorError
 from hvdtrain.core.checkpoints.arrays import ArrayStream, SavedArrays, write_arrays
 from hvdtrain.core.checkpoints.manifest import MANIFEST_FILE, FileRecord, Manifest
 from hvdtrain.core.errors import CheckpointError
+from hvdtrain.core.process.files import sync
 
+# Of a run's end, in its output directory.
+MODEL_DIR = "model"
 WEIGHTS_FILE, UNTRAINED_FILE = "model.safetensors", "untrained.safetensors"
 INDEX_FILE = f"{WEIGHTS_FILE}.index.json"
 # From <fcntl.h> and <linux/fs.h>.
@@ -138,6 +141,7 @@ def replace_directory(directory: Path, write: Callable[[Path], object]) -> None:
         write: writes the files into an empty directory; `OSError` leaves everything as it was.
     """
     directory.parent.mkdir(parents=True, exist_ok=True)
+    put_back(directory)
     # What a killed process left; one rank alone writes.
     for left in directory.parent.glob(f".{directory.name}.tmp-*"):
         shutil.rmtree(left, ignore_errors=True)
@@ -146,25 +150,55 @@ def replace_directory(directory: Path, write: Callable[[Path], object]) -> None:
         fresh.mkdir()
         write(fresh)
         for file in fresh.iterdir():
-            _sync(file)
-        _sync(fresh)
+            sync(file)
+        sync(fresh)
         _take_its_place(fresh, directory)
-        _sync(directory.parent)
+        # What was there before is deleted when nobody can find it under its name any more.
+        sync(directory.parent)
+        for left in directory.parent.glob(f".{directory.name}.before*"):
+            _delete_replaced(left, directory)
     finally:
         shutil.rmtree(fresh, ignore_errors=True)
+
+
+def put_back(directory: Path) -> None:
+    """Give a directory its name again where a process was killed between the two renames that replace it.
+
+    Args:
+        directory: its path, where nobody else writes; `OSError` passes.
+    """
+    if directory.exists():
+        return
+    # As `mkdtemp` makes names; an empty one has not taken anything in.
+    names = f".{directory.name}.before-{'[a-z0-9_]' * 8}"
+    left = [path for path in directory.parent.glob(names) if path.is_dir() and any(path.iterdir())]
+    if left:
+        # The last rename counts.
+        max(left, key=lambda path: path.stat().st_ctime_ns).rename(directory)
 
 
 def _take_its_place(fresh: Path, directory: Path) -> None:
     if not directory.exists():
         fresh.rename(directory)
     elif not _exchange(fresh, directory):
-        # NFS cannot exchange names: a kill between these two renames leaves `before` alone. Its name is new:
-        # another that was left so may not let itself be deleted.
-        before = tempfile.mkdtemp(prefix=f".{directory.name}.before-", dir=directory.parent)
+        # NFS cannot exchange names: a kill between these two renames leaves `before`, which is put back. Its
+        # name is new: another that was left so may not let itself be deleted.
+        before = Path(tempfile.mkdtemp(prefix=f".{directory.name}.before-", dir=directory.parent))
         directory.rename(before)
-        fresh.rename(directory)
-    for left in directory.parent.glob(f".{directory.name}.before*"):
-        shutil.rmtree(left, ignore_errors=True)
+        try:
+            fresh.rename(directory)
+        except OSError:
+            before.rename(directory)
+            raise
+
+
+def _delete_replaced(left: Path, directory: Path) -> None:
+    """Delete an older directory of this name; a kill meanwhile leaves nothing that would be put back."""
+    with suppress(OSError):
+        # In the way of nobody, where it cannot be deleted.
+        gone = tempfile.mkdtemp(prefix=f".{directory.name}.tmp-", dir=directory.parent)
+        left.rename(gone)
+        shutil.rmtree(gone, ignore_errors=True)
 
 
 def _exchange(first: Path, second: Path) -> bool:
@@ -174,14 +208,6 @@ def _exchange(first: Path, second: Path) -> bool:
     return (
         renameat2 is not None and renameat2(_AT_FDCWD, names[0], _AT_FDCWD, names[1], _RENAME_EXCHANGE) == 0
     )
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def _index(files: Mapping[str, ArrayStream]) -> str:

@@ -10,8 +10,8 @@ from pathlib import Path
 
 from hvdtrain.core.checkpoints.finding import check_files, check_whole, checkpoints_in, step_of
 from hvdtrain.core.checkpoints.manifest import read_manifest
-from hvdtrain.core.errors import CheckpointError
-from hvdtrain.core.process.files import remove
+from hvdtrain.core.errors import CheckpointError, DamagedError
+from hvdtrain.core.process.files import remove, size_of
 from hvdtrain.core.spec.checkpointing import CheckpointingSpec
 
 Metrics = Mapping[str, float | None]
@@ -77,44 +77,60 @@ def rotate(output_dir: Path, retention: Retention, newest: int) -> None:
     Raises:
         CheckpointError: one cannot be deleted.
     """
-    for place in not_kept(output_dir, retention, newest) if retention.limit is not None else ():
+    if retention.limit is None:
+        return
+    for place in not_kept(output_dir, retention, newest):
         delete(place)
 
 
 def not_kept(
-    output_dir: Path, retention: Retention, newest: int | None = None, every_byte: bool = False
+    output_dir: Path,
+    retention: Retention,
+    newest: int | None = None,
+    every_byte: bool = False,
+    skip: Callable[[Path, CheckpointError], object] = lambda path, error: None,
 ) -> list[Path]:
-    """The checkpoints of a run that are not kept: torn ones first, which count for nothing.
+    """The checkpoints of a run that are not kept: damaged ones first, which count for nothing.
 
     Args:
         output_dir: of the run.
         retention: says which are kept.
         newest: as in `Retention.surplus`.
         every_byte: whether to read all files, not their sizes alone.
+        skip: is told of each that stays because nobody can say what it is, and why: it cannot be read now,
+            or is of another format or another program.
     """
-    whole, torn = measured(output_dir, every_byte)
+    whole, others = measured(output_dir, every_byte)
+    damaged = []
+    for place, error in others.items():
+        if not isinstance(error, DamagedError):
+            skip(place, error)
+        elif step_of(place) != newest:
+            damaged.append(place)
     places = {step_of(place): place for place in whole}
     surplus = retention.surplus({step: whole[place] for step, place in places.items()}, newest)
-    return [*torn, *(places[step] for step in surplus)]
+    return [*damaged, *(places[step] for step in surplus)]
 
 
-def measured(output_dir: Path, every_byte: bool = False) -> tuple[dict[Path, Metrics], list[Path]]:
-    """The whole checkpoints of a run with their metrics, and the others.
+def measured(
+    output_dir: Path, every_byte: bool = False
+) -> tuple[dict[Path, Metrics], dict[Path, CheckpointError]]:
+    """The whole checkpoints of a run with their metrics, and the others with what is wrong with them.
 
     Args:
         output_dir: of the run.
         every_byte: as in `not_kept`.
     """
-    whole, torn = dict[Path, Metrics](), []
+    whole, others = dict[Path, Metrics](), dict[Path, CheckpointError]()
     for place in checkpoints_in(output_dir):
         try:
             manifest = read_manifest(place)
             check_files(place, manifest, sizes_only=not every_byte)
             # Of format 1 no metrics are known.
             whole[place] = manifest.metrics if manifest else {}
-        except CheckpointError:
-            torn.append(place)
-    return whole, torn
+        except CheckpointError as error:
+            others[place] = error
+    return whole, others
 
 
 def best_checkpoint(
@@ -149,7 +165,14 @@ def delete(path: Path) -> None:
     """
     gone = path.with_name(f".{path.name.lstrip('.')}.tmp-{os.getpid()}")
     try:
+        size = size_of(path)
         path.rename(gone)
-        remove(gone)
+        try:
+            remove(gone)
+        except OSError:
+            if size_of(gone) == size:
+                # Nothing of it has gone yet.
+                gone.rename(path)
+            raise
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be deleted: {error.strerror}") from None

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from pydantic import ValidationError
 
-from hvdtrain.core.checkpoints.model_folder import WEIGHTS_FILE, load_model
+from hvdtrain.core.checkpoints.model_folder import MODEL_DIR, WEIGHTS_FILE, load_model
 from hvdtrain.core.data.tokenizer import tokenizer_from
 from hvdtrain.core.errors import CheckpointError, SpecError
 from hvdtrain.core.families import FAMILIES, family_of
@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
 CONFIG_FILE, TOKENIZER_FILE = "config.json", "tokenizer.json"
-_MODEL_DIR = "model"
 
 
 @dataclass(frozen=True, eq=False)
@@ -135,14 +134,14 @@ def find_model(directory: Path) -> Path:
     Raises:
         CheckpointError: there is no such folder, or no model in it.
     """
-    for folder in (directory, directory / _MODEL_DIR):
+    for folder in (directory, directory / MODEL_DIR):
         if (folder / CONFIG_FILE).is_file():
             return folder
     if not directory.is_dir():
         raise CheckpointError(f"{directory}: no such folder")
     raise CheckpointError(
-        f"{directory}: holds no model: neither {CONFIG_FILE} nor {_MODEL_DIR}/{CONFIG_FILE} is there; give a "
-        f"job's output directory, its {_MODEL_DIR}/ or a checkpoint-N/"
+        f"{directory}: holds no model: neither {CONFIG_FILE} nor {MODEL_DIR}/{CONFIG_FILE} is there; give a "
+        f"job's output directory, its {MODEL_DIR}/ or a checkpoint-N/"
     )
 
 

@@ -12,6 +12,8 @@ from typing import Any
 
 import numpy as np
 
+from hvdtrain.core.process.files import sync
+
 META = "meta.json"
 _BLOCK = 1 << 20
 _BLOCKS = 64
@@ -35,7 +37,7 @@ def write_meta(directory: Path, names: Sequence[str], facts: Mapping[str, Any]) 
     meta = {**facts, "files": {name: describe(directory / name) for name in names}}
     (directory / META).write_text(json.dumps(meta, indent=1), encoding="utf-8")
     for path in [*(directory / name for name in (*names, META)), directory]:
-        _sync(path)
+        sync(path)
 
 
 def read_meta(directory: Path) -> dict[str, Any]:
@@ -84,11 +86,3 @@ def describe(path: Path) -> dict[str, Any]:
             file.seek(start)
             digest.update(file.read(_BLOCK))
     return {"size": size, "blake2b": digest.hexdigest()}
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -124,6 +124,9 @@ class LoopWriter:
 
     def _make_parts(self, directory: Path) -> str:
         """Where ranks put what is their own, until the checkpoint is complete."""
+        # What a killed job left.
+        for left in left_behind(self.directory):
+            remove(left)
         if self.goes_on_from is not None:
             set_later_aside(self.directory, self.goes_on_from)
             self.goes_on_from = None
@@ -134,9 +137,6 @@ class LoopWriter:
                 "delete it, or give another directory"
             )
         self.directory.mkdir(parents=True, exist_ok=True)
-        # What a killed job left.
-        for left in left_behind(self.directory):
-            remove(left)
         return Path(tempfile.mkdtemp(prefix=f".{directory.name}.parts-", dir=self.directory)).name
 
     def _write(

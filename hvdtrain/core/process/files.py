@@ -17,8 +17,19 @@ def remove(path: Path) -> None:
     shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
 
 
+def sync(path: Path) -> None:
+    """Wait until a file, or the names in a directory, would outlive a power failure."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
 def write_whole(path: Path, text: str) -> None:
     """Write a file, or replace an older one, so that whoever is killed or finds no space leaves it as it was.
+
+    When it returns, the file outlives a power failure.
 
     Args:
         path: of the file, in an existing directory.
@@ -31,5 +42,6 @@ def write_whole(path: Path, text: str) -> None:
             file.flush()
             os.fsync(file.fileno())
         unfinished.replace(path)
+        sync(path.parent)
     finally:
         unfinished.unlink(missing_ok=True)

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from hvdtrain.core.checkpoints.finding import AUTO
+from hvdtrain.core.checkpoints.model_folder import MODEL_DIR
 from hvdtrain.core.data import Dataset
 from hvdtrain.core.errors import CheckpointError
 from hvdtrain.core.families import custom, family_of
@@ -33,7 +34,6 @@ from hvdtrain.core.run.initial import save_initial_values
 from hvdtrain.core.run.lock import locked
 from hvdtrain.core.run.metrics import METRICS_FILE
 from hvdtrain.core.run.output_dir import (
-    MODEL_DIR,
     begin_run,
     check_begins_anew,
     check_output_dir,

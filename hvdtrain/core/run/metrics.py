@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import socket
 import time
 from collections.abc import Iterator, Mapping
@@ -78,6 +79,15 @@ class MetricLog:
         if self._events is not None:
             with _told(self._events.path):
                 self._events.write(line)
+
+    def sync(self) -> None:
+        """Wait until all lines would outlive a power failure, as those before a checkpoint must.
+
+        Raises:
+            TrainingError: when they cannot be written.
+        """
+        with _told(self._path):
+            os.fsync(self._file.fileno())
 
 
 @contextmanager

@@ -11,11 +11,14 @@ from hvdtrain.core.checkpoints.finding import (
     LATEST_FILE,
     checkpoints_in,
     first_whole,
+    is_ours,
+    keys_in,
     left_behind,
     set_aside,
     step_of,
 )
 from hvdtrain.core.checkpoints.manifest import SPEC_FILE
+from hvdtrain.core.checkpoints.model_folder import MODEL_DIR
 from hvdtrain.core.errors import CheckpointError
 from hvdtrain.core.plan.plan import Plan
 from hvdtrain.core.process.files import remove, write_whole
@@ -23,7 +26,7 @@ from hvdtrain.core.run.lock import unwritable
 from hvdtrain.core.run.metrics import METRICS_FILE, TENSORBOARD_DIR
 from hvdtrain.core.spec.job_spec import JobSpec
 
-PLAN_FILE, MODEL_DIR, INITIAL_DIR = "plan.json", "model", "initial"
+PLAN_FILE, INITIAL_DIR = "plan.json", "initial"
 RESTARTS_FILE = "restarts.jsonl"
 # Shell patterns of what a run leaves beside its checkpoints.
 _OF_A_RUN = (
@@ -48,7 +51,8 @@ def check_output_dir(directory: Path, resume_from: Path | None, overwrite: bool)
         overwrite: whether the other run is deleted.
 
     Raises:
-        CheckpointError: the directory holds another run, or the checkpoint would be deleted with it.
+        CheckpointError: the directory holds another run, or the checkpoint would be deleted with it; or what
+            `overwrite` is to delete is no run.
     """
     own = goes_on_in(directory, resume_from)
     if own and overwrite:
@@ -56,7 +60,15 @@ def check_output_dir(directory: Path, resume_from: Path | None, overwrite: bool)
             f"--output-dir {directory}: --overwrite would delete --resume {resume_from}: give one of the two"
         )
     found = next(iter(_left_by_a_run(directory)), None)
-    if own or overwrite or found is None:
+    if own or found is None:
+        return
+    if overwrite:
+        if not _is_a_run(directory):
+            raise CheckpointError(
+                f"--output-dir {directory}: --overwrite deletes runs, and this is none: {found.name} is "
+                f"there, but neither the {SPEC_FILE} of a job nor a checkpoint; give another --output-dir, "
+                "or delete what is there yourself"
+            )
         return
     what = f"--output-dir {directory}: holds another run ({found.name} is there)"
     if resume_from is not None:
@@ -137,13 +149,12 @@ def begin_run(
         CheckpointError: the directory cannot be written.
     """
     try:
-        # What `hvdtrain run` notes there may stand alone, for a job that has not come so far.
-        for left in (*_left_by_a_run(directory), *directory.glob(RESTARTS_FILE)) if overwrite else ():
-            remove(left)
         for left in left_behind(directory):
             with suppress(OSError):
                 # In the way of nobody, where it cannot be deleted.
                 remove(left)
+        if overwrite:
+            _delete_run(directory)
         if after_step is not None:
             set_later_aside(directory, after_step)
         directory.mkdir(parents=True, exist_ok=True)
@@ -173,6 +184,20 @@ def _tell_skipped(path: Path, error: CheckpointError) -> None:
     print(f"warning: {path.name} skipped: {error}", flush=True)
 
 
+def _delete_run(directory: Path) -> None:
+    """Delete a run, its checkpoints first and its spec last: what a kill leaves of it is still its own."""
+    # What `hvdtrain run` notes there may stand alone, for a job that has not come so far.
+    for left in (*directory.glob(RESTARTS_FILE), *reversed(_left_by_a_run(directory))):
+        remove(left)
+
+
+def _is_a_run(directory: Path) -> bool:
+    """Whether a job or a loop of hvdtrain wrote there: others, too, have a `model` or a `plan.json`."""
+    of_a_job = keys_in(directory / SPEC_FILE) >= {"model", "data", "batch", "optimizer"}
+    return of_a_job or any(map(is_ours, (*checkpoints_in(directory), *set_aside(directory))))
+
+
 def _left_by_a_run(directory: Path) -> list[Path]:
+    """What there is of a run, its spec first and its checkpoints last."""
     others = [path for pattern in _OF_A_RUN for path in sorted(directory.glob(pattern))]
     return [*others, *checkpoints_in(directory), *set_aside(directory)]

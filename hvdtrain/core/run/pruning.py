@@ -21,12 +21,13 @@ from hvdtrain.core.spec.checkpointing import CheckpointingSpec
 def prune(output_dir: Path, keep: int | None, say: Callable[[str], None]) -> None:
     """Delete what killed jobs have left, damaged checkpoints, and those that are not kept.
 
-    The newest checkpoint stays, and the best one where the run looks for it.
+    The newest checkpoint stays, and the best one where the run looks for it. So does what cannot be read, or
+    is of another format or another program.
 
     Args:
         output_dir: of the run.
         keep: how many stay at most; None: as many as its spec's `save_total_limit` says.
-        say: is told what was deleted.
+        say: is told what was deleted, and what could not be judged.
 
     Raises:
         CheckpointError: there is no such directory, it holds no run, a job is writing there, or something
@@ -41,8 +42,14 @@ def prune(output_dir: Path, keep: int | None, say: Callable[[str], None]) -> Non
         retention = Retention() if own_loop else _retention(spec)
         if keep is not None:
             retention = replace(retention, limit=keep)
-        total = 0
-        for path in (*left_behind(output_dir), *not_kept(output_dir, retention, every_byte=True)):
+        total, left = 0, left_behind(output_dir)
+        surplus = not_kept(
+            output_dir,
+            retention,
+            every_byte=True,
+            skip=lambda path, error: say(f"left {path.name} alone: {error}"),
+        )
+        for path in (*left, *surplus):
             size = size_of(path)
             delete(path)
             say(f"deleted {path.name} ({size} bytes)")

@@ -10,8 +10,9 @@ from typing import Any
 
 import numpy as np
 
+from hvdtrain.core.checkpoints.finding import checkpoints_in
 from hvdtrain.core.checkpoints.manifest import SPEC_FILE
-from hvdtrain.core.checkpoints.model_folder import load_model
+from hvdtrain.core.checkpoints.model_folder import MODEL_DIR, load_model
 from hvdtrain.core.checkpoints.saved_models import CONFIG_FILE
 from hvdtrain.core.data.labels import names_in
 from hvdtrain.core.errors import CheckpointError, SpecError
@@ -20,7 +21,7 @@ from hvdtrain.core.run.evaluation import count, report
 from hvdtrain.core.run.examination import examine
 from hvdtrain.core.run.framework import Framework
 from hvdtrain.core.run.job import open_run
-from hvdtrain.core.run.output_dir import MODEL_DIR, PLAN_FILE
+from hvdtrain.core.run.output_dir import PLAN_FILE
 from hvdtrain.core.run.run import Run
 from hvdtrain.core.run.streams import set_weights
 from hvdtrain.core.spec.job_spec import JobSpec, parse_spec
@@ -133,13 +134,10 @@ def evaluate_saved(
 def _without_model(directory: Path) -> str:
     if directory.is_file():
         return f"is a file; give a job's output directory, its {MODEL_DIR}/ or a checkpoint-N/"
-    found = [path.name for path in directory.glob("checkpoint-*") if path.name.partition("-")[2].isdigit()]
+    found = checkpoints_in(directory)
     if not found:
         return f"holds no {MODEL_DIR}/: the job has not ended, and has saved no checkpoint"
-    newest = max(found, key=lambda name: int(name.partition("-")[2]))
-    return (
-        f"holds no {MODEL_DIR}/, since the job has not ended; its newest checkpoint is {directory / newest}"
-    )
+    return f"holds no {MODEL_DIR}/, since the job has not ended; its newest checkpoint is {found[-1]}"
 
 
 def _for_evaluation(path: Path) -> dict[str, Any]:

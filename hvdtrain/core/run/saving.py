@@ -24,7 +24,13 @@ from hvdtrain.core.checkpoints.manifest import (
     FileRecord,
     Manifest,
 )
-from hvdtrain.core.checkpoints.model_folder import UNTRAINED_FILE, WEIGHTS_FILE, copy_model, save_model
+from hvdtrain.core.checkpoints.model_folder import (
+    MODEL_DIR,
+    UNTRAINED_FILE,
+    WEIGHTS_FILE,
+    copy_model,
+    save_model,
+)
 from hvdtrain.core.checkpoints.retention import Retention, best_checkpoint, rotate
 from hvdtrain.core.checkpoints.state import (
     COMPRESSION_FILE,
@@ -37,7 +43,7 @@ from hvdtrain.core.checkpoints.state import (
 )
 from hvdtrain.core.families.weights import initial_weights
 from hvdtrain.core.run.lock import check_still_locked
-from hvdtrain.core.run.output_dir import MODEL_DIR, spec_text
+from hvdtrain.core.run.output_dir import spec_text
 from hvdtrain.core.run.ranks import Ranks
 from hvdtrain.core.run.run import Run
 from hvdtrain.core.run.state import RunState

@@ -12,6 +12,7 @@ import numpy as np
 
 from hvdtrain.core.checkpoints.background import BackgroundWriter
 from hvdtrain.core.checkpoints.finding import checkpoint_dir
+from hvdtrain.core.checkpoints.model_folder import MODEL_DIR
 from hvdtrain.core.data import Prefetcher, Window, train_windows
 from hvdtrain.core.process.heartbeat import report_step
 from hvdtrain.core.process.preemption import Preempted
@@ -20,7 +21,6 @@ from hvdtrain.core.run.evaluation import compression_counters, evaluate
 from hvdtrain.core.run.joint_updates import joint_updates
 from hvdtrain.core.run.local_updates import local_updates
 from hvdtrain.core.run.metrics import Line, MetricLog
-from hvdtrain.core.run.output_dir import MODEL_DIR
 from hvdtrain.core.run.progress import Progress
 from hvdtrain.core.run.requests import SaveClock
 from hvdtrain.core.run.results import TrainingResult
@@ -77,7 +77,7 @@ def train(run: Run, start: RunState, snapshots: Snapshots | None = None) -> Trai
                 eval_loss = measured.get("eval_loss")
             if due:
                 # What is written in the background is a copy.
-                _save_checkpoint(run, state, loss, measured, writer if saving.async_save else None)
+                _save_checkpoint(run, log, state, loss, measured, writer if saving.async_save else None)
                 clock.restart()
                 saved, owed = state, False
         writer.wait()
@@ -88,18 +88,25 @@ def train(run: Run, start: RunState, snapshots: Snapshots | None = None) -> Trai
             save_final_model(run, state, measured)
             if run.checkpoint_is_due(state.step):
                 # Behind the model: who goes on from here has nothing to do, and so makes none.
-                _save_checkpoint(run, state, loss, measured)
+                _save_checkpoint(run, log, state, loss, measured)
         elif saved is not state:
             average_buffers(run, state.own_samples - averaged)
-            _save_checkpoint(run, state, loss, {})
+            _save_checkpoint(run, log, state, loss, {})
     if state.step < run.plan.max_steps:
         _leave(run, state, snapshots)
     return TrainingResult(state, loss, eval_loss, run.output_dir / MODEL_DIR, time.perf_counter() - started)
 
 
 def _save_checkpoint(
-    run: Run, state: RunState, loss: float, measured: Line, writer: BackgroundWriter | None = None
+    run: Run,
+    log: MetricLog | None,
+    state: RunState,
+    loss: float,
+    measured: Line,
+    writer: BackgroundWriter | None = None,
 ) -> None:
+    if log:
+        log.sync()
     metrics = {name: value for name, value in measured.items() if name.startswith("eval_")}
     save(run, checkpoint_dir(run.output_dir, state.step), state, {"loss": loss, **metrics}, writer)
 

@@ -123,6 +123,18 @@ def test_what_a_killed_job_left_is_deleted(tmp_path: Path) -> None:
     assert not left.exists()
 
 
+def test_what_a_killed_job_has_set_aside_is_a_later_checkpoint(tmp_path: Path) -> None:
+    into = writer(tmp_path)
+    for step in (5, 9):
+        save(into, step)
+    into.wait()
+    # As where names cannot be exchanged.
+    (tmp_path / "checkpoint-9").rename(tmp_path / ".checkpoint-9.before-abcd0123")
+    with pytest.raises(CheckpointError, match="checkpoint-6: checkpoint-9 is there already"):
+        save(writer(tmp_path), 6)
+    assert [each.step for each in list_checkpoints(tmp_path, every_byte=True)] == [5, 9]
+
+
 def test_prune_knows_them(tmp_path: Path) -> None:
     into = writer(tmp_path)
     for step in (1, 2, 3):
