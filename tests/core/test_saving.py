@@ -24,6 +24,7 @@ from hvdtrain.core.run.saving import save
 from hvdtrain.core.run.state import RunState
 from hvdtrain.core.run.world import World
 from hvdtrain.core.spec.job_spec import load_spec
+from hvdtrain.core.update.accumulation import resolve_accumulation
 from hvdtrain.core.update.buckets import plan_buckets
 
 # Two weights a bucket, of 1 MB together.
@@ -76,7 +77,7 @@ def run_of(rank: int, ranks: int = 2, broadcast: Any = lambda values, name: valu
     world = World(rank, ranks, rank, ranks, 8)
     return SimpleNamespace(
         spec=spec,
-        plan=SimpleNamespace(buckets=BUCKETS),
+        plan=SimpleNamespace(buckets=BUCKETS, accumulation=resolve_accumulation(spec.batch, ranks)),
         ranks=Ranks(world, lambda values, name: values, broadcast, lambda data, name: [data] * ranks),
         framework=SimpleNamespace(name="torch", versions={}),
         dataset=SimpleNamespace(config={}, files={}, fingerprint="data", fingerprint_with=lambda place: ""),

@@ -61,7 +61,7 @@ def resume(run: Run, directory: Path, allow_changes: Collection[str] = ()) -> Ru
     if ranks.is_chief:
         training, weights = load_state(directory), load_model(directory)
         _check(run, directory, training, weights.shapes)
-        check_changes(run, directory, allow_changes)
+        check_changes(run, directory, manifest, allow_changes)
     set_weights(run, lambda weight: weights[weight.name])
     position = ranks.broadcast(_numbers(training.record.run if training else RunState()))
     state = _state(position, LossScale.of_spec(run.spec))
