@@ -153,8 +153,8 @@ def _check_is_of_a_job(directory: Path) -> None:
         return
     if loop is not None:
         raise CheckpointError(
-            f"{directory}: was saved by a loop of your own (hvdtrain.{loop}): go on from it there; a job goes "
-            "on from checkpoints of jobs"
+            f"{directory}: was saved by a loop of your own (hvdtrain.{loop}): go on from it there; a job "
+            "goes on from checkpoints of jobs"
         )
 
 
