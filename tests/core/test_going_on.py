@@ -24,6 +24,7 @@ from hvdtrain.core.run.ranks import Ranks
 from hvdtrain.core.run.results import TrainingResult, UpdateResult
 from hvdtrain.core.run.world import World
 from hvdtrain.core.spec.job_spec import JobSpec, load_spec
+from tests.core.test_manifest import make_format_1
 from tests.core.test_output_dir import hold
 from tests.core.test_resume import Drawing
 from tests.jobs.runs import TINY, small_corpus
@@ -195,14 +196,34 @@ def test_another_global_batch_by_another_number_of_ranks_is_refused(
 ) -> None:
     with pytest.raises(CheckpointError, match="global_batch_size was 2 and is now 4"):
         job(tmp_path / "out", sets, whole / "checkpoint-4", ranks=2)
-    # Away from its run a checkpoint has its model alone to be compared with.
-    (whole / "checkpoint-4").rename(tmp_path / "checkpoint-4")
-    try:
-        job(tmp_path / "out", sets, tmp_path / "checkpoint-4", ranks=2)
-        with pytest.raises(CheckpointError, match=r"model.hidden_act was \"gelu\" and is now \"gelu_new\""):
-            job(tmp_path / "else", [*sets, "model.hidden_act=gelu_new"], tmp_path / "checkpoint-4")
-    finally:
-        (tmp_path / "checkpoint-4").rename(whole / "checkpoint-4")
+    # Of a format 1 away from its run there is the model alone to be compared with.
+    moved = Path(shutil.copytree(whole / "checkpoint-4", tmp_path / "checkpoint-4"))
+    make_format_1(moved)
+    job(tmp_path / "out", sets, moved, ranks=2)
+    with pytest.raises(CheckpointError, match=r"model.hidden_act was \"gelu\" and is now \"gelu_new\""):
+        job(tmp_path / "else", [*sets, "model.hidden_act=gelu_new"], moved)
+
+
+def test_the_global_batch_is_compared_with_that_of_the_checkpoint_wherever_it_lies(
+    sets: list[str], tmp_path: Path
+) -> None:
+    run, larger = tmp_path / "run", [*sets, "batch={per_device_train_batch_size: 4}"]
+    job(run, sets)
+    moved = Path(shutil.copytree(run / "checkpoint-4", tmp_path / "checkpoint-4"))
+    with pytest.raises(CheckpointError, match="global_batch_size was 2 and is now 4"):
+        job(tmp_path / "out", larger, moved)
+    # The run's plan is of the larger batch now, and the earlier checkpoint still is not.
+    job(
+        run,
+        [*larger, "max_steps=8"],
+        run / "checkpoint-6",
+        allow_changes=["batch.global_batch_size", "max_steps"],
+    )
+    with pytest.raises(CheckpointError, match="global_batch_size was 2 and is now 4"):
+        job(tmp_path / "out", larger, run / "checkpoint-4")
+    with pytest.raises(CheckpointError, match="global_batch_size was 4 and is now 2"):
+        job(tmp_path / "out", [*sets, "max_steps=8"], run / "checkpoint-8")
+    job(tmp_path / "out", sets, run / "checkpoint-4")
 
 
 @pytest.mark.parametrize("max_steps", [6, 5])

@@ -214,6 +214,22 @@ def test_memory_counts_what_compression_keeps(compression: str, kept: int) -> No
     assert found.total == found.weights + found.gradients + found.optimizer + kept
 
 
+# What differs by rank is written at once, however many ranks there are.
+@pytest.mark.parametrize(
+    ("compression", "copies"),
+    [
+        ("{type: none}", 3),
+        ("{type: sign}", 3),
+        ("{type: local_sgd, sync_every: 2, start_localSGD_iter: 4}", 3),
+        ("{type: local_sgd, sync_every: 2}", 1),
+        ("{type: diloco, sync_every: 2}", 1),
+    ],
+)
+def test_the_copy_of_a_checkpoint_does_not_grow_with_the_ranks(compression: str, copies: int) -> None:
+    found = plan(f"compression={compression}", "checkpointing.save_steps=2", size=8).memory
+    assert found.checkpoint == copies * 4 * ELEMENTS
+
+
 def test_memory_of_a_forward_pass_is_the_familys(capsys: pytest.CaptureFixture[str]) -> None:
     asked = []
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import tracemalloc
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,7 +14,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from hvdtrain.core.checkpoints.finding import AUTO
+from hvdtrain.core.checkpoints.background import BackgroundWriter
+from hvdtrain.core.checkpoints.finding import AUTO, check_whole
 from hvdtrain.core.checkpoints.model_folder import load_model
 from hvdtrain.core.checkpoints.state import load_state
 from hvdtrain.core.errors import CheckpointError
@@ -24,6 +27,7 @@ from hvdtrain.core.run.saving import save
 from hvdtrain.core.run.state import RunState
 from hvdtrain.core.run.world import World
 from hvdtrain.core.spec.job_spec import load_spec
+from hvdtrain.core.update.accumulation import resolve_accumulation
 from hvdtrain.core.update.buckets import plan_buckets
 
 # Two weights a bucket, of 1 MB together.
@@ -76,7 +80,7 @@ def run_of(rank: int, ranks: int = 2, broadcast: Any = lambda values, name: valu
     world = World(rank, ranks, rank, ranks, 8)
     return SimpleNamespace(
         spec=spec,
-        plan=SimpleNamespace(buckets=BUCKETS),
+        plan=SimpleNamespace(buckets=BUCKETS, accumulation=resolve_accumulation(spec.batch, ranks)),
         ranks=Ranks(world, lambda values, name: values, broadcast, lambda data, name: [data] * ranks),
         framework=SimpleNamespace(name="torch", versions={}),
         dataset=SimpleNamespace(config={}, files={}, fingerprint="data", fingerprint_with=lambda place: ""),
@@ -86,9 +90,41 @@ def run_of(rank: int, ranks: int = 2, broadcast: Any = lambda values, name: valu
             model=Weights(),
             optimizer=Moments(),
             reducer=SimpleNamespace(read=lambda: [{} for _ in BUCKETS]),
-            generators=SimpleNamespace(read=lambda: {"cpu": np.arange(5)}, write=lambda states: None),
+            generators=SimpleNamespace(
+                read=lambda: {"cpu": np.arange(5)}, write=lambda states: None, seed=lambda seed: None
+            ),
         ),
     )
+
+
+class Residuals:
+    """Makes a bucket's residual when it is read."""
+
+    def __init__(self) -> None:
+        self.written: list[float] = []
+
+    def read(self) -> Iterator[dict[str, np.ndarray]]:
+        yield from ({"residual": np.zeros(bucket.size)} for bucket in BUCKETS)
+
+    def write(self, states: list[dict[str, np.ndarray]]) -> None:
+        for bucket, state in zip(BUCKETS, states, strict=True):
+            assert state["residual"].shape == (bucket.size,)
+            assert np.ptp(state["residual"]) == 0
+            self.written.append(float(state["residual"][0]))
+
+
+SAVED_ON = 8
+WITH_RESIDUALS = ("zero_stage=0", "compression={type: topk, ratio: 0.02}")
+ONE_BATCH = "batch={gradient_accumulation_steps: 1, global_batch_size: 8}"
+
+
+def run_with_residuals(rank: int, ranks: int, broadcast: Any = None) -> Any:
+    """Each bucket's residual has one number throughout: 100 times its rank and its own number."""
+    numbers = (100.0 * rank + bucket for bucket in range(len(BUCKETS)) for rank in range(ranks))
+    run = run_of(rank, ranks, broadcast, *WITH_RESIDUALS, ONE_BATCH)
+    run.ranks = replace(run.ranks, sum_arrays=lambda values, name: np.full_like(values, next(numbers)))
+    run.adapter.reducer = Residuals()
+    return run
 
 
 def peak_of(call: Callable[[], object]) -> int:
@@ -113,6 +149,74 @@ def test_a_rank_that_has_no_part_in_a_file_reads_nothing(tmp_path: Path) -> None
     run = run_of(1, 2, None, "zero_stage=0")
     save(run, tmp_path / "checkpoint-4", STATE)
     assert run.adapter.optimizer.gathered == 0
+
+
+@pytest.mark.parametrize("background", [False, True])
+def test_rank_0_never_holds_all_ranks_residuals(tmp_path: Path, background: bool) -> None:
+    run, folder = run_with_residuals(0, SAVED_ON), tmp_path / "checkpoint-4"
+    if background:
+        left = tmp_path / ".checkpoint-2.parts-of-a-killed-job"
+        left.mkdir()
+        (left / "compression.safetensors").write_bytes(b"half")
+    with BackgroundWriter() as writer:
+        peak = peak_of(lambda: save(run, folder, STATE, None, writer if background else None))
+    # A copy of weights and moments stays until it is written.
+    assert peak < background * 3 * ALL_BYTES + 6 * BUCKET_BYTES
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint-4", "latest"]
+    manifest = check_whole(folder)
+    assert manifest is not None and "compression.safetensors" in manifest.files
+    for bucket in range(len(BUCKETS)):
+        rows = load_state(folder).compression(bucket)["residual"]
+        np.testing.assert_array_equal(rows[:, 0], [100 * rank + bucket for rank in range(SAVED_ON)])
+
+
+def test_rank_0_never_holds_all_ranks_moments_of_local_updates(tmp_path: Path) -> None:
+    run = run_of(0, SAVED_ON, None, "zero_stage=0", "compression={type: local_sgd, sync_every: 2}")
+    with BackgroundWriter() as writer:
+        peak = peak_of(lambda: save(run, tmp_path / "checkpoint-4", STATE, None, writer))
+    assert peak < ALL_BYTES + 6 * BUCKET_BYTES
+    shapes = load_state(tmp_path / "checkpoint-4").moments.shapes
+    assert {*shapes.values()} == {(SAVED_ON, *WEIGHTS[0].shape)}
+
+
+def test_what_a_full_disk_has_cut_off_is_deleted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(path: Path, stream: Any) -> None:
+        path.write_bytes(b"half")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("hvdtrain.core.checkpoints.model_folder.write_arrays", full)
+    with (
+        BackgroundWriter() as writer,
+        pytest.raises(CheckpointError, match=r"could not be saved: .*No space"),
+    ):
+        save(run_with_residuals(0, SAVED_ON), tmp_path / "checkpoint-4", STATE, None, writer)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("ranks", [SAVED_ON, 4, 1])
+def test_resuming_gives_each_rank_its_own_residuals_alone(tmp_path: Path, ranks: int) -> None:
+    folder = tmp_path / "checkpoint-4"
+    save(run_with_residuals(0, SAVED_ON), folder, STATE)
+    # Messages lie on disk meanwhile, where they are no memory.
+    with (tmp_path / "messages").open("w+b") as tape:
+
+        def send(values: np.ndarray, name: str) -> np.ndarray:
+            tape.write(values.data)
+            return values
+
+        def receive(values: np.ndarray, name: str) -> np.ndarray:
+            tape.readinto(values.data)
+            return values
+
+        for rank in sorted({0, ranks - 1}):
+            tape.seek(0)
+            run = run_with_residuals(rank, ranks, receive if rank else send)
+            place = tmp_path / "only rank 0 reads it" if rank else folder
+            # Its own, and a bucket on its way as messages and as arrays.
+            assert peak_of(lambda run=run, place=place: resume(run, place)) < ALL_BYTES + 12 * BUCKET_BYTES
+            for bucket, found in enumerate(run.adapter.reducer.written):
+                total = sum(100.0 * each + bucket for each in range(SAVED_ON))
+                assert found == (100.0 * rank + bucket if ranks == SAVED_ON else total / ranks)
 
 
 @pytest.mark.parametrize("auto", [False, True])

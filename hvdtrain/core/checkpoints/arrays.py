@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
@@ -63,8 +63,9 @@ class ArrayStream:
 
     Attributes:
         kinds: of every array, by name; those of one dtype lie in the file in this order.
-        arrays: each of them once, with its name, made when it is asked for; in any order, but what comes
-            before its turn is read again for the file's hash.
+        arrays: each of them once, with its name, made when it is asked for, or in parts along its first axis
+            that follow each other; in any order, but what comes before its turn is read again for the file's
+            hash.
     """
 
     kinds: Mapping[str, Kind]
@@ -93,16 +94,20 @@ def write_arrays(path: Path, stream: ArrayStream) -> FileRecord:
     Raises:
         SafetensorError: an array is missing, is another than was said, or has a dtype that the format lacks.
     """
-    header, starts = _header(stream.kinds)
+    header, ends = _header(stream.kinds)
     missing = dict(stream.kinds)
     digest, hashed = hashlib.blake2b(header), len(header)
     with path.open("w+b") as file:
         file.write(header)
         for name, array in stream.arrays:
             expected, found = missing.pop(name, None), Kind.of(array)
-            if found != expected:
+            if expected is None or found not in (expected, _first(expected, found)):
                 raise SafetensorError(f"{name}: expected {expected}, found {found}")
-            file.seek(len(header) + starts[name])
+            file.seek(len(header) + ends[name] - expected.nbytes)
+            if found != expected:
+                missing[name] = Kind(
+                    (expected.shape[0] - found.shape[0], *expected.shape[1:]), expected.dtype
+                )
             # As bytes, which every dtype has.
             content = np.asarray(array, order="C").reshape(-1).view(np.uint8).data
             file.write(content)
@@ -144,6 +149,10 @@ class SavedArrays(Mapping[str, np.ndarray]):
         found: np.ndarray = self._opened.get_tensor(name)
         return found
 
+    def rows(self, name: str) -> SavedRows:
+        """What lies along an array's first axis; each is read whenever it is asked for."""
+        return SavedRows(self._opened.get_slice(name), self.shapes[name][0])
+
     def __contains__(self, name: object) -> bool:
         return name in self.shapes
 
@@ -154,8 +163,31 @@ class SavedArrays(Mapping[str, np.ndarray]):
         return len(self.shapes)
 
 
+class SavedRows(Sequence[np.ndarray]):
+    """The rows of a saved array; each is read whenever it is asked for."""
+
+    def __init__(self, opened: Any, number: int) -> None:
+        """Take safetensors' view of the array, and how many rows it has."""
+        self._opened, self._number = opened, number
+
+    def __getitem__(self, row: Any) -> Any:
+        if not 0 <= row < self._number:
+            raise IndexError(row)
+        return self._opened[row : row + 1][0, ...]
+
+    def __len__(self) -> int:
+        return self._number
+
+
+def _first(whole: Kind, part: Kind) -> Kind | None:
+    """The first rows of an array, as many as a part of it has; None where it has no more than those."""
+    if not whole.shape or not part.shape or part.shape[0] >= whole.shape[0]:
+        return None
+    return Kind((part.shape[0], *whole.shape[1:]), whole.dtype)
+
+
 def _header(kinds: Mapping[str, Kind]) -> tuple[bytes, dict[str, int]]:
-    """The file's beginning, and where behind it each array lies."""
+    """The file's beginning, and where behind it each array ends."""
     dtypes = {name: kind.dtype.name for name, kind in kinds.items()}
     order = {dtype: place for place, dtype in enumerate(_DTYPES)}
     for name, dtype in dtypes.items():
@@ -172,4 +204,4 @@ def _header(kinds: Mapping[str, Kind]) -> tuple[bytes, dict[str, int]]:
         }
     text = json.dumps(record, ensure_ascii=False, separators=(",", ":")).encode()
     text += b" " * (-len(text) % _ALIGNMENT)
-    return len(text).to_bytes(8, "little") + text, dict(zip(names, ends, strict=False))
+    return len(text).to_bytes(8, "little") + text, dict(zip(names, ends[1:], strict=True))

@@ -34,6 +34,7 @@ def save_model(
     config: Mapping[str, Any],
     files: Mapping[str, str],
     manifest: Callable[[Mapping[str, FileRecord]], Manifest] | None = None,
+    parts: Mapping[Path, FileRecord] | None = None,
 ) -> None:
     """Write `config.json`, files of arrays and other files, replacing an older model of the same name.
 
@@ -46,6 +47,7 @@ def save_model(
         config: the content of `config.json`.
         files: content of the files that belong to the model beside these, such as a tokenizer's, by name.
         manifest: makes the manifest of a checkpoint from the records of its files; it is written last.
+        parts: what `write_parts` has written; it moves into the directory.
 
     Raises:
         CheckpointError: when the disk is full or the directory cannot be written; nothing is left behind.
@@ -54,8 +56,46 @@ def save_model(
     texts = {"config.json": _json(config), **files}
     if UNTRAINED_FILE in streams:
         texts[INDEX_FILE] = _index({name: streams[name] for name in (WEIGHTS_FILE, UNTRAINED_FILE)})
+    parts = parts or {}
+
+    def write(into: Path) -> None:
+        for part in parts:
+            part.rename(into / part.name)
+        there = {part.name: record for part, record in parts.items()}
+        write_files(into, streams, texts, manifest, there)
+
+    try:
+        with _told(directory):
+            replace_directory(directory, write)
+    finally:
+        for folder in {part.parent for part in parts}:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def write_parts(directory: Path, streams: Mapping[str, ArrayStream]) -> dict[Path, FileRecord]:
+    """Write files of arrays that `save_model` is to move into a directory, beside which they lie until then.
+
+    Args:
+        directory: it need not exist.
+        streams: as in `save_model`.
+
+    Returns:
+        The files, by their paths.
+
+    Raises:
+        CheckpointError: as `save_model`.
+    """
     with _told(directory):
-        replace_directory(directory, lambda into: write_files(into, streams, texts, manifest))
+        directory.parent.mkdir(parents=True, exist_ok=True)
+        # What a killed process left; one rank alone writes, one checkpoint at a time.
+        for left in directory.parent.glob(".checkpoint-*.parts-*"):
+            shutil.rmtree(left, ignore_errors=True)
+        folder = Path(tempfile.mkdtemp(prefix=f".{directory.name}.parts-", dir=directory.parent))
+        try:
+            return {folder / name: write_arrays(folder / name, stream) for name, stream in streams.items()}
+        except BaseException:
+            shutil.rmtree(folder, ignore_errors=True)
+            raise
 
 
 def write_files(

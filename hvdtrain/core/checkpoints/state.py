@@ -7,7 +7,7 @@ on another number of ranks.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from operator import itemgetter
 from pathlib import Path
@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from safetensors import SafetensorError
 
-from hvdtrain.core.checkpoints.arrays import SavedArrays
+from hvdtrain.core.checkpoints.arrays import SavedArrays, SavedRows
 from hvdtrain.core.checkpoints.manifest import FORMAT, MANIFEST_FILE, SPEC_FILE, STATE_FILE
 from hvdtrain.core.checkpoints.model_folder import WEIGHTS_FILE
 from hvdtrain.core.compression.protocol import Policy
@@ -87,12 +87,18 @@ class TrainingState:
     moments: SavedArrays
     residuals: SavedArrays
 
-    def compression(self, bucket: int) -> Arrays:
-        """Read the compression state of the bucket of this number."""
+    def compression(self, bucket: int, without: Collection[str] = ()) -> Arrays:
+        """Read the compression state of the bucket of this number, but for the arrays of these names."""
+        names = self._names(bucket)
+        return {name: self.residuals[path] for name, path in names.items() if name not in without}
+
+    def rows(self, bucket: int, names: Collection[str]) -> dict[str, SavedRows]:
+        """Every rank's arrays of these names in that state, each of which is read when it is asked for."""
+        return {n: self.residuals.rows(path) for n, path in self._names(bucket).items() if n in names}
+
+    def _names(self, bucket: int) -> dict[str, str]:
         mine = f"{bucket}."
-        return {
-            name.removeprefix(mine): self.residuals[name] for name in self.residuals if name.startswith(mine)
-        }
+        return {path.removeprefix(mine): path for path in self.residuals if path.startswith(mine)}
 
 
 def load_state(directory: Path) -> TrainingState:
@@ -147,8 +153,8 @@ def _check_is_of_a_job(directory: Path) -> None:
         return
     if loop is not None:
         raise CheckpointError(
-            f"{directory}: was saved by a loop of your own (hvdtrain.{loop}): go on from it there; a job goes "
-            "on from checkpoints of jobs"
+            f"{directory}: was saved by a loop of your own (hvdtrain.{loop}): go on from it there; a job "
+            "goes on from checkpoints of jobs"
         )
 
 
@@ -184,7 +190,7 @@ def share_out(policy: Policy, arrays: Mapping[str, np.ndarray], ranks: int) -> l
 
 def share_moments(
     record: StateRecord, rules: Rules, ranks: int
-) -> list[tuple[Callable[[np.ndarray], np.ndarray], int]]:
+) -> list[tuple[Callable[[Any], np.ndarray], int]]:
     """What each of so many ranks takes of a saved moment, with the number of updates its optimizer counts.
 
     After local updates each rank gets its own again. Where the number of ranks has changed, or ranks update
@@ -196,7 +202,8 @@ def share_moments(
         ranks: how many there are now.
 
     Returns:
-        One pair a rank, or a single one that is for all.
+        One pair a rank, or a single one that is for all. What is taken is taken of the rows of a moment that
+        has a first axis of ranks, one at a time, or of the whole.
     """
     applied, step = record.applied, record.run.step
     if not applied:
@@ -205,7 +212,15 @@ def share_moments(
     local = rules.at(min(applied) + 1).local
     if local and len(applied) == ranks:
         return [(itemgetter(rank), applied[rank]) for rank in range(ranks)]
-    return [(lambda array: array.mean(axis=0), sum(applied) // len(applied) if local else step)]
+    return [(lambda rows: total(rows) / len(rows), sum(applied) // len(applied) if local else step)]
+
+
+def total(rows: Sequence[np.ndarray]) -> np.ndarray:
+    """The sum of arrays of one shape, of which one is there at a time; of their dtype."""
+    found = np.array(rows[0])
+    for row in range(1, len(rows)):
+        found += rows[row]
+    return found
 
 
 def _numbers(run: RunState) -> dict[str, Any]:
@@ -244,7 +259,7 @@ def _run_state(
 def _rows(array: np.ndarray, ranks: int, counts: bool) -> Sequence[np.ndarray]:
     if len(array) == ranks:
         return list(array)
-    total = array.sum(axis=0)
+    whole = total([*array])
     if counts:
-        return [total, *[np.zeros_like(total)] * (ranks - 1)]
-    return [total / ranks] * ranks
+        return [whole, *[np.zeros_like(whole)] * (ranks - 1)]
+    return [whole / ranks] * ranks

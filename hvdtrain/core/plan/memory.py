@@ -106,15 +106,15 @@ def predict_memory(
         compression=spec.rules.state_bytes(buckets, spec.model.dtype, size),
         activations=activations,
         low_precision_weights=copies,
-        checkpoint=_checkpoint(spec, buckets, size),
+        checkpoint=_checkpoint(spec, buckets),
     )
 
 
-def _checkpoint(spec: JobSpec, buckets: Sequence[Bucket], size: int) -> int:
+def _checkpoint(spec: JobSpec, buckets: Sequence[Bucket]) -> int:
     """Bytes of the copy from which a checkpoint is written in the background."""
     if not (spec.checkpointing.saves and spec.checkpointing.async_save):
         return 0
-    # After local updates each rank has moments of its own.
-    moments = len(MOMENTS[spec.optimizer.type]) * (size if spec.rules.period > 1 else 1)
+    # What differs by rank, moments after local updates and the state of compression, is written at once.
+    moments = 0 if spec.rules.at(1).local else len(MOMENTS[spec.optimizer.type])
     weights = np.dtype(spec.model.dtype).itemsize * sum(bucket.size for bucket in buckets)
-    return weights * (1 + moments) + size * spec.rules.state_bytes(buckets, spec.model.dtype, size)
+    return weights * (1 + moments)

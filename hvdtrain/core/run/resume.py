@@ -23,6 +23,7 @@ from hvdtrain.core.checkpoints.state import (
     load_state,
     share_moments,
     share_out,
+    total,
 )
 from hvdtrain.core.errors import CheckpointError
 from hvdtrain.core.random import framework_seed
@@ -61,7 +62,7 @@ def resume(run: Run, directory: Path, allow_changes: Collection[str] = ()) -> Ru
     if ranks.is_chief:
         training, weights = load_state(directory), load_model(directory)
         _check(run, directory, training, weights.shapes)
-        check_changes(run, directory, allow_changes)
+        check_changes(run, directory, manifest, allow_changes)
     set_weights(run, lambda weight: weights[weight.name])
     position = ranks.broadcast(_numbers(training.record.run if training else RunState()))
     state = _state(position, LossScale.of_spec(run.spec))
@@ -140,7 +141,8 @@ def _load_moments(run: Run, training: TrainingState | None) -> int:
 
     def find(index: int, name: str) -> np.ndarray:
         assert training
-        return shares[index][0](training.moments[name])
+        moments = training.moments
+        return shares[index][0](moments.rows(name) if training.record.applied else moments[name])
 
     def moments() -> Iterator[tuple[str, np.ndarray]]:
         for name, kind in moment_kinds(run).items():
@@ -156,10 +158,22 @@ def _load_moments(run: Run, training: TrainingState | None) -> int:
 
 
 def _own_residuals(run: Run, training: TrainingState | None, bucket: Bucket) -> Arrays:
-    """This rank's state of a bucket's compression."""
-    saved = run.ranks.broadcast_arrays(training.compression(bucket.index) if training else {})
-    own = share_out(run.spec.rules.policy(bucket), saved, run.ranks.size)[run.ranks.rank]
-    # Copies: a row would keep those of all ranks.
+    """This rank's state of a bucket's compression; no rank holds all ranks' residuals."""
+    ranks, policy = run.ranks, run.spec.rules.policy(bucket)
+    rows = training.rows(bucket.index, policy.residuals) if training else {}
+    same = bool(ranks.broadcast(np.array([any(len(each) == ranks.size for each in rows.values())]))[0])
+    alike = training.compression(bucket.index, policy.residuals) if training else {}
+    if not same:
+        alike |= {name: total(each) for name, each in rows.items()}
+    found = ranks.broadcast_arrays(alike)
+    saved = {name: array[None] if name in policy.residuals else array for name, array in found.items()}
+    own = share_out(policy, saved, ranks.size)[ranks.rank]
+    for rank in range(ranks.size) if same else ():
+        # One rank's after the other's, and the others drop it.
+        found = ranks.broadcast_arrays({name: each[rank] for name, each in rows.items()})
+        if rank == ranks.rank:
+            own |= found
+    # What has travelled cannot be written to.
     return {name: array.copy() for name, array in own.items()}
 
 

@@ -30,6 +30,7 @@ from hvdtrain.core.checkpoints.model_folder import (
     WEIGHTS_FILE,
     copy_model,
     save_model,
+    write_parts,
 )
 from hvdtrain.core.checkpoints.retention import Retention, best_checkpoint, rotate
 from hvdtrain.core.checkpoints.state import (
@@ -69,7 +70,8 @@ def save(
         directory: replaced when it exists.
         state: where the run stands, for a checkpoint to go on from; None: the model alone.
         metrics: of this state, which the checkpoint's manifest shows.
-        writer: writes a copy of everything in the background; None: it is written now, without a copy.
+        writer: writes a copy of everything in the background, but for what differs by rank, which is written
+            now; None: all is written now, without a copy.
         retention: which checkpoints beside this one are kept; None: those that the spec says.
         writers: the ranks that write it, each into a directory of its own.
 
@@ -91,9 +93,13 @@ def save(
             deque(stream.arrays, maxlen=0)
         return
     config = {**run.family.hf_config(run.spec.model), **run.dataset.config}
+    parts: Mapping[Path, FileRecord] = {}
     if writer:
+        # All ranks' may be many times the model. They come last.
+        own = {name: streams.pop(name) for name in _by_rank(run, state) if streams[name].kinds}
         streams = {name: stream.snapshot() for name, stream in streams.items()}
-    write = partial(save_model, directory, streams, config, files, manifest)
+        parts = write_parts(directory, own) if own else {}
+    write = partial(save_model, directory, streams, config, files, manifest, parts)
     if state:
         retention = retention or Retention.of_spec(run.spec.checkpointing)
         write = partial(_write_checkpoint, directory, write, retention)
@@ -146,6 +152,13 @@ def order_of(run: Run, fingerprint: str | None = None) -> str:
     return json.dumps({"seed": run.spec.seed, "data": fingerprint or run.dataset.fingerprint})
 
 
+def _by_rank(run: Run, state: RunState | None) -> list[str]:
+    """Files that hold arrays of every rank, in the order of `_streams`."""
+    if state is None:
+        return []
+    return [*[OPTIMIZER_FILE] * run.spec.rules.at(state.step).local, COMPRESSION_FILE]
+
+
 def _streams(run: Run, state: RunState | None, writes: bool) -> dict[str, ArrayStream]:
     """What each file of arrays holds, in the order in which all ranks go through them; made here alone.
 
@@ -164,9 +177,9 @@ def _streams(run: Run, state: RunState | None, writes: bool) -> dict[str, ArrayS
         moments, local = moment_kinds(run), rules.at(state.step).local
         if local:
             moments = {n: Kind((run.ranks.size, *shape), dtype) for n, (shape, dtype) in moments.items()}
-        read = _by_rank(run, writes) if local else run.adapter.optimizer.read() if takes_part else ()
+        read = _moments(run) if local else run.adapter.optimizer.read() if takes_part else ()
         streams[OPTIMIZER_FILE] = ArrayStream(moments, read)
-        streams[COMPRESSION_FILE] = _residuals(run, writes)
+        streams[COMPRESSION_FILE] = _residuals(run)
         streams[GENERATORS_FILE] = _generators(run)
     return streams
 
@@ -199,13 +212,13 @@ def _record(run: Run, state: RunState) -> StateRecord:
     return StateRecord(stands, len(buckets), layout_of(buckets, rules), order_of(run), applied)
 
 
-def _by_rank(run: Run, writes: bool) -> Iterator[tuple[str, np.ndarray]]:
+def _moments(run: Run) -> Iterator[tuple[str, np.ndarray]]:
     """The moments after local updates, which are each rank's own."""
     for name, array in run.adapter.optimizer.read():
-        yield name, _stack(run.ranks, array, writes)
+        yield from _rows(run.ranks, name, array)
 
 
-def _residuals(run: Run, writes: bool) -> ArrayStream:
+def _residuals(run: Run) -> ArrayStream:
     """The state of compression: what differs by rank from all of them, the rest as it is."""
     policies = [run.spec.rules.policy(bucket) for bucket in run.plan.buckets]
 
@@ -217,8 +230,8 @@ def _residuals(run: Run, writes: bool) -> ArrayStream:
     ranks = run.ranks
     # Read twice, since only the policies know the shapes of their states.
     kinds = {n: Kind((*[ranks.size] * by_rank, *a.shape), a.dtype) for n, a, by_rank in read()}
-    arrays = ((n, _stack(ranks, a, writes) if by_rank else a) for n, a, by_rank in read())
-    return ArrayStream(kinds, arrays)
+    arrays = (_rows(ranks, n, a) if by_rank else [(n, a)] for n, a, by_rank in read())
+    return ArrayStream(kinds, chain.from_iterable(arrays))
 
 
 def _generators(run: Run) -> ArrayStream:
@@ -230,12 +243,8 @@ def _generators(run: Run) -> ArrayStream:
     return ArrayStream.of(named)
 
 
-def _stack(ranks: Ranks, array: np.ndarray, writes: bool) -> np.ndarray:
-    """Every rank's array on a rank that writes; on the others their own, for nobody asks them for more."""
-    rows = []
+def _rows(ranks: Ranks, name: str, array: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
+    """Every rank's array, one at a time: the parts of one with a first axis of ranks."""
     for rank in range(ranks.size):
         mine = array if rank == ranks.rank else np.zeros_like(array)
-        found = ranks.sum(mine.reshape(-1)).reshape(array.shape)
-        if writes:
-            rows.append(found)
-    return np.stack(rows) if rows else array
+        yield name, ranks.sum(mine.reshape(-1)).reshape(1, *array.shape)

@@ -7,15 +7,16 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
-from hvdtrain.core.checkpoints.manifest import SPEC_FILE
+from hvdtrain.core.checkpoints.manifest import SPEC_FILE, Manifest
 from hvdtrain.core.checkpoints.saved_models import CONFIG_FILE
-from hvdtrain.core.errors import CheckpointError
+from hvdtrain.core.errors import CheckpointError, SpecError
 from hvdtrain.core.run.output_dir import PLAN_FILE
 from hvdtrain.core.run.run import Run
-from hvdtrain.core.update.accumulation import Accumulation
+from hvdtrain.core.spec.sections import BatchSpec
+from hvdtrain.core.update.accumulation import Accumulation, resolve_accumulation
 
 # Sections and fields that leave samples and updates as they are, but for rounding; or that are compared in
-# another way: data by its content, `batch` by the plan's global batch, `model` by `config.json`.
+# another way: data by its content, `batch` by the global batch, `model` by `config.json`.
 _HARMLESS = {
     "batch",
     "checkpointing",
@@ -45,21 +46,23 @@ _LENGTHS = ("max_steps", "num_train_epochs")
 _ENDLESS = ("constant", "constant_with_warmup", "inverse_sqrt")
 
 
-def check_changes(run: Run, checkpoint: Path, allowed: Collection[str]) -> None:
+def check_changes(run: Run, checkpoint: Path, manifest: Manifest | None, allowed: Collection[str]) -> None:
     """Refuse to go on with another spec where that would change what is computed.
 
-    The model is compared with the checkpoint's `config.json`, the rest with its `spec.json`; in format 1 that
-    lies beside the checkpoint, as the plan does, where it is still in its run's output directory.
+    The model is compared with the checkpoint's `config.json`, the rest with its `spec.json`, and the global
+    batch with what that makes on the ranks that saved. In format 1 the spec lies beside the checkpoint, as
+    the plan does, which then has the global batch, where it is still in its run's output directory.
 
     Args:
         run: on rank 0.
         checkpoint: a `checkpoint-N`.
+        manifest: its own; None in format 1.
         allowed: fields that may differ.
 
     Raises:
         CheckpointError: naming each field that differs, and both values.
     """
-    found = _model_changes(run, checkpoint) | _spec_changes(run, checkpoint)
+    found = _model_changes(run, checkpoint) | _spec_changes(run, checkpoint, manifest)
     lines = [
         f"\n  {field} was {json.dumps(was)} and is now {json.dumps(now)}"
         for field, (was, now) in found.items()
@@ -86,7 +89,7 @@ def _model_changes(run: Run, checkpoint: Path) -> dict[str, tuple[Any, Any]]:
     }
 
 
-def _spec_changes(run: Run, checkpoint: Path) -> dict[str, tuple[Any, Any]]:
+def _spec_changes(run: Run, checkpoint: Path, manifest: Manifest | None) -> dict[str, tuple[Any, Any]]:
     specs = (folder / SPEC_FILE for folder in (checkpoint, checkpoint.parent))
     path = next((path for path in specs if path.is_file()), None)
     if path is None:
@@ -98,12 +101,26 @@ def _spec_changes(run: Run, checkpoint: Path) -> dict[str, tuple[Any, Any]]:
         for name in fields
         if name in before and not _is_harmless(name, run) and not _same(before[name], fields[name])
     }
-    plan = checkpoint.parent / PLAN_FILE
-    planned = _read(plan) if plan.is_file() else {}
-    if "accumulation" in planned:
-        batches = _global_batch(Accumulation(**planned["accumulation"])), _global_batch(run.plan.accumulation)
+    accumulation = _of_plan(checkpoint.parent / PLAN_FILE) if manifest is None else _of_spec(path, manifest)
+    if accumulation is not None:
+        batches = _global_batch(accumulation), _global_batch(run.plan.accumulation)
         found |= {"batch.global_batch_size": batches} if batches[0] != batches[1] else {}
     return found
+
+
+def _of_spec(path: Path, manifest: Manifest) -> Accumulation:
+    """What the updates of a checkpoint's run were made of when it was saved."""
+    try:
+        batch = BatchSpec.model_validate_json(json.dumps(_read(path)["batch"]))
+        return resolve_accumulation(batch, manifest.ranks)
+    except (KeyError, ValueError, SpecError):
+        raise _strange(path) from None
+
+
+def _of_plan(path: Path) -> Accumulation | None:
+    """The same from the plan of the last run in its directory; None where that does not say so."""
+    accumulation = _read(path).get("accumulation") if path.is_file() else None
+    return accumulation and Accumulation(**accumulation)
 
 
 def _global_batch(accumulation: Accumulation) -> Any:
@@ -151,4 +168,8 @@ def _read(path: Path) -> dict[str, Any]:
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from None
     except (ValueError, TypeError):
-        raise CheckpointError(f"{path}: is not what a job has written; take it from a copy") from None
+        raise _strange(path) from None
+
+
+def _strange(path: Path) -> CheckpointError:
+    return CheckpointError(f"{path}: is not what a job has written; take it from a copy")
