@@ -69,6 +69,8 @@ def fit(directory: str, stop: int | None = None, **options: Any) -> tuple[keras.
             made.fit(data, epochs=3, verbose=0, shuffle=False, callbacks=given)
         except KeyboardInterrupt:
             kept.on_train_end()
+    # It is restored: nothing of it is open, or deleting it would free no space.
+    assert f"{directory}/checkpoint-" not in Path("/proc/self/maps").read_text()
     hvd.allgather_object(None)
     return made, losses.found
 
@@ -195,3 +197,16 @@ def check_a_state_of_an_earlier_version_is_read() -> None:
 def check_steps_need_a_position() -> None:
     with raises(SpecError, "give dataset="):
         callbacks.Checkpoint("state", save_steps=2)
+
+
+def check_accumulation_may_be_turned_on() -> None:
+    parts = cases.shares(cases.batches([4] * 6))
+    for steps, applied in ((1, 6), (2, 9)):
+        optimizer = hvd.DistributedOptimizer(
+            keras.optimizers.SGD(0.1), gradient_accumulation_steps=steps, average="samples"
+        )
+        given = [callbacks.BroadcastGlobalVariables(0), callbacks.Checkpoint("windows")]
+        model, _ = cases.train(optimizer, parts, epochs=steps, callbacks=given)
+        (engine,) = engines_of(model)
+        assert engine.gradients.applied == applied
+        hvd.allgather_object(None)

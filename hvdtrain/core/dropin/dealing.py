@@ -175,6 +175,37 @@ class Dealer:
         return consumed + left if self.drop_last and left < self.global_batch_size else consumed
 
 
+class Positioned:
+    """A loader whose position is that of its dealer."""
+
+    _dealer: Dealer
+
+    @property
+    def epoch(self) -> int:
+        """The epoch of the next batch, from 0."""
+        return self._dealer.epoch
+
+    @property
+    def order(self) -> dict[str, Any]:
+        """What must be equal for a position to mean the same, JSON-ready."""
+        return self._dealer.order
+
+    def state_dict(self) -> dict[str, int]:
+        """The position: `{"samples_consumed": N}`, over all ranks, valid on any number of them."""
+        return self._dealer.state_dict()
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Go on from a position with the next iterator.
+
+        Args:
+            state_dict: of a loader with the same dataset, seed and `shuffle`, on any number of ranks.
+
+        Raises:
+            SpecError: it is something else.
+        """
+        self._dealer.load_state_dict(state_dict)
+
+
 def read_samples(dataset: Any, indices: Sequence[int], key: tuple[int, ...] | None = None) -> list[Any]:
     """Read samples of a map-style dataset.
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 from hvdtrain.core.checkpoints.model_folder import WEIGHTS_FILE
 from hvdtrain.core.checkpoints.state import Arrays, share_out
@@ -16,7 +16,7 @@ from hvdtrain.core.errors import CheckpointError
 from hvdtrain.core.random import framework_seed
 from hvdtrain.core.run.adapter import GeneratorState
 
-_FRAMEWORK, _GLOBAL = "generator.framework.", "generator.global."
+_FRAMEWORK, _GLOBAL, _COMPRESSION = "generator.framework.", "generator.global.", "compression."
 
 
 @dataclass(frozen=True)
@@ -32,20 +32,34 @@ class Restored:
     extra: Any = None
 
 
-def own_compression(
-    checkpoint: LoopCheckpoint, states: Sequence[tuple[Policy, Mapping[str, Any]]]
-) -> list[Arrays]:
-    """This rank's state of each bucket's compression; every rank calls it.
+class CompressionState(Protocol):
+    """This rank's state of each bucket's compression, as the frameworks' drivers keep it."""
 
-    Where the number of ranks has changed it is shared out as by `share_out`.
+    @property
+    def states(self) -> Sequence[tuple[Policy, Mapping[str, Any]]]:
+        """Each bucket's policy and its state, arrays by name."""
+        ...
+
+    def write(self, states: Sequence[Arrays]) -> None:
+        """Set the states."""
+        ...
+
+
+def restore_compression(checkpoint: LoopCheckpoint, today: CompressionState) -> None:
+    """Give this rank its state of each bucket's compression; every rank calls it.
+
+    Where the number of ranks has changed it is shared out as by `share_out`. Where nothing was saved, as
+    without compression, states stay as they begin.
 
     Args:
         checkpoint: with the same layout.
-        states: each bucket's policy, and its state today, of which the names count.
+        today: of this rank.
     """
+    if not _compressed(checkpoint):
+        return
     rank, size = checkpoint.ranks.rank, checkpoint.ranks.size
     found: list[Arrays] = []
-    for i, (policy, state) in enumerate(states):
+    for i, (policy, state) in enumerate(today.states):
         own: Arrays = {}
         for name in state:
             path = compression_name(i, name)
@@ -56,12 +70,12 @@ def own_compression(
             else:
                 own |= share_out(policy, {name: checkpoint.total(path)[None]}, size)[rank]
         found.append(own)
-    return found
+    today.write(found)
 
 
 def compression_name(bucket: int, name: str) -> str:
     """What an array of a bucket's compression state is called in a rank's file."""
-    return f"compression.{bucket}.{name}"
+    return f"{_COMPRESSION}{bucket}.{name}"
 
 
 def restore_generators(checkpoint: LoopCheckpoint, framework: GeneratorState, seed: int) -> None:
@@ -120,21 +134,46 @@ def check_fits(
                 f"{where}: was saved with other weights: {name} has shape {saved.get(name)} there and "
                 f"{weights.get(name)} in the model (None: it has none); build the model that was saved"
             )
-    states = [name for name in checkpoint.shapes[rank_file(0)] if name.startswith("compression.")]
-    if states and record["layout"] != layout:
+    if _compressed(checkpoint) and record["layout"] != layout:
         raise CheckpointError(
             f"{where}: was saved with other compression or bucket_cap_mb, and its residuals do not fit: keep "
             "those"
         )
-    if record["order"] and order and record["order"] != dict(order):
+    if record["order"] and record["order"] != (order and dict(order)):
         raise CheckpointError(
             f"{where}: was saved with other data ({_shown(record['order'])}; now {_shown(order)}): samples "
             "would be repeated or left out; keep the dataset, seed and shuffle"
         )
 
 
-def _shown(order: Mapping[str, Any]) -> str:
+def check_objects(checkpoint: LoopCheckpoint, today: Collection[str]) -> None:
+    """Refuse a checkpoint of other objects: the state of one that is left out would be lost in silence.
+
+    Args:
+        checkpoint: it.
+        today: names of the objects that have a state.
+
+    Raises:
+        CheckpointError: naming the first one and what to do.
+    """
+    for name in sorted({*checkpoint.record["objects"]} ^ {*today}):
+        raise CheckpointError(
+            f"{checkpoint.directory}: was saved without {name}: leave it out, or save with it"
+            if name in today
+            else f"{checkpoint.directory}: was saved with {name}, whose state would be lost: give Checkpoint "
+            f"{name}, too"
+        )
+
+
+def _shown(order: Mapping[str, Any] | None) -> str:
+    if not order:
+        return "no loader or dataset of hvdtrain's"
     return ", ".join(f"{name} {value}" for name, value in order.items())
+
+
+def _compressed(checkpoint: LoopCheckpoint) -> bool:
+    """Whether it has states of compression."""
+    return any(name.startswith(_COMPRESSION) for name in checkpoint.shapes[rank_file(0)])
 
 
 def _inside(arrays: Arrays, prefix: str) -> Arrays:

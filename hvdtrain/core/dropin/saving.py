@@ -7,8 +7,8 @@ import shutil
 import sys
 import tempfile
 import weakref
-from collections.abc import Callable, Mapping
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import partial
@@ -31,13 +31,15 @@ from hvdtrain.core.checkpoints.model_folder import replace_directory, write_file
 from hvdtrain.core.checkpoints.retention import Retention, delete, rotate
 from hvdtrain.core.checkpoints.state import Arrays
 from hvdtrain.core.dropin.own_files import tell, write_own
-from hvdtrain.core.errors import CheckpointError
+from hvdtrain.core.errors import CheckpointError, HvdtrainError
 from hvdtrain.core.process.files import remove
 from hvdtrain.core.run.lock import locked
 from hvdtrain.core.run.output_dir import set_later_aside
 from hvdtrain.core.run.ranks import Ranks
 
 _Files = Mapping[str, FileRecord]
+# What `state.json` is to hold, JSON-ready, and what each file of arrays is to hold, copies of all.
+Taken = tuple[Mapping[str, Any], Mapping[str, ArrayStream]]
 
 
 @dataclass
@@ -76,8 +78,7 @@ class LoopWriter:
     def save(
         self,
         step: int,
-        record: Mapping[str, Any],
-        streams: Mapping[str, ArrayStream],
+        take: Callable[[], Taken],
         own: Arrays,
         metrics: Mapping[str, float | None],
     ) -> None:
@@ -88,17 +89,22 @@ class LoopWriter:
 
         Args:
             step: updates that were taken.
-            record: what `state.json` is to hold, JSON-ready; rank 0's counts.
-            streams: what each file of arrays is to hold, copies of all; rank 0's count.
+            take: called on rank 0 alone, once the last checkpoint is on disk, for what is alike on all ranks.
             own: this rank's state, by name; of the same names, shapes and dtypes on all ranks.
             metrics: the last ones, for the manifest.
 
         Raises:
-            CheckpointError: it cannot be written, or the one before could not; what was there is as it was.
+            CheckpointError: on every rank: it cannot be written, or the one before could not; what was there
+                is as it was.
         """
-        self.wait()
-        directory = checkpoint_dir(self.directory, step)
-        parts = self.directory / self._together(partial(self._make_parts, directory))
+        directory, taken = checkpoint_dir(self.directory, step), list[Taken]()
+
+        def begin() -> str:
+            self._background.wait()
+            taken.append(take())
+            return self._make_parts(directory)
+
+        parts = self.directory / self._together(begin)
         try:
             files = write_own(self.ranks, parts, own)
         except CheckpointError as error:
@@ -106,6 +112,7 @@ class LoopWriter:
             raise _failed(directory, str(error)) from None
         if not self.ranks.is_chief:
             return
+        record, streams = taken.pop()
         texts = {STATE_FILE: json.dumps({"format": FORMAT, "step": step, **record}, indent=2) + "\n"}
         whole = {name: stream.snapshot() for name, stream in streams.items()}
         manifest = partial(self._manifest, step, dict(metrics))
@@ -115,18 +122,19 @@ class LoopWriter:
         self._background.submit(partial(self._replace, directory, write, others))
 
     def wait(self) -> None:
-        """Wait until the last checkpoint is on disk.
+        """Wait until the last checkpoint is on disk; every rank calls it.
 
         Raises:
-            CheckpointError: it could not be written.
+            CheckpointError: on every rank: it could not be written.
         """
-        self._background.wait()
+        self._together(self._background.wait)
 
     def _make_parts(self, directory: Path) -> str:
         """Where ranks put what is their own, until the checkpoint is complete."""
         # What a killed job left.
         for left in left_behind(self.directory):
-            remove(left)
+            with _in_nobodys_way():
+                remove(left)
         if self.goes_on_from is not None:
             set_later_aside(self.directory, self.goes_on_from)
             self.goes_on_from = None
@@ -166,7 +174,8 @@ class LoopWriter:
         point_to(directory)
         for other in others:
             delete(other)
-        rotate(self.directory, Retention(self.save_total_limit), step_of(directory))
+        with _in_nobodys_way():
+            rotate(self.directory, Retention(self.save_total_limit), step_of(directory))
 
     def _manifest(self, step: int, metrics: Mapping[str, float | None], files: _Files) -> Manifest:
         return Manifest(
@@ -187,7 +196,7 @@ class LoopWriter:
         if self.ranks.is_chief:
             try:
                 made = act()
-            except CheckpointError as error:
+            except HvdtrainError as error:
                 problem = str(error)
             except OSError as error:
                 problem = str(_failed(self.directory, str(error)))
@@ -195,6 +204,15 @@ class LoopWriter:
         if problem:
             raise CheckpointError(problem)
         return made
+
+
+@contextmanager
+def _in_nobodys_way() -> Iterator[None]:
+    """Training goes on where something old cannot be deleted; each save tries again."""
+    try:
+        yield
+    except (CheckpointError, OSError) as error:
+        print(f"hvdtrain: warning: {error}", file=sys.stderr, flush=True)
 
 
 def _end(background: BackgroundWriter, lock: ExitStack) -> None:

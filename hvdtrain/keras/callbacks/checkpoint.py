@@ -5,19 +5,19 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import horovod.tensorflow as hvd
 import keras
 import numpy as np
 
 from hvdtrain.core.checkpoints.arrays import ArrayStream
 from hvdtrain.core.checkpoints.model_folder import WEIGHTS_FILE
 from hvdtrain.core.checkpoints.state import OPTIMIZER_FILE
-from hvdtrain.core.dropin.resuming import check_fits, own_compression, restore_generators
+from hvdtrain.core.dropin.resuming import check_fits, restore_compression, restore_generators
 from hvdtrain.core.dropin.saved import LoopCheckpoint, find_checkpoint
-from hvdtrain.core.dropin.saving import LoopWriter
+from hvdtrain.core.dropin.saving import LoopWriter, Taken
 from hvdtrain.core.errors import SpecError
 from hvdtrain.core.run.framework import versions_of
 from hvdtrain.keras.attach import shardings_of
@@ -156,11 +156,7 @@ class Checkpoint(Callback):
         self._save(epoch, None)
 
     def _save(self, epoch: int, logs: Mapping[str, Any] | None) -> None:
-        writer, gradients, streams = self._open_writer(), gradients_of(self.model), {}
-        with whole_state(shardings_of(self.model)):
-            if hvd.rank() == 0:
-                streams[WEIGHTS_FILE] = ArrayStream.of(arrays_of(self.model.weights))
-                streams[OPTIMIZER_FILE] = ArrayStream.of(arrays_of(self.model.optimizer.variables))
+        writer, gradients, model = self._open_writer(), gradients_of(self.model), self.model
         record = {
             "loop": "keras",
             "epoch": epoch,
@@ -168,8 +164,14 @@ class Checkpoint(Callback):
             "order": None if self.dataset is None else self.dataset.order,
             "layout": layout_of_buckets(gradients),
         }
+
+        def take() -> Taken:
+            variables = {WEIGHTS_FILE: model.weights, OPTIMIZER_FILE: model.optimizer.variables}
+            return record, {file: ArrayStream.of(arrays_of(each)) for file, each in variables.items()}
+
         self._saved = gradients.applied
-        writer.save(self._saved, record, streams, own_arrays(self.model, gradients), _metrics(logs))
+        with whole_state(shardings_of(model)):
+            writer.save(self._saved, take, own_arrays(model, gradients), _metrics(logs))
 
     def _open_writer(self) -> LoopWriter:
         if self._writer is None:
@@ -203,10 +205,12 @@ class Checkpoint(Callback):
         check_fits(found, shapes, layout_of_buckets(gradients), order)
         assign(self.model.weights, found, WEIGHTS_FILE)
         assign(self.model.optimizer.variables, found, OPTIMIZER_FILE)
-        gradients.driver.write(own_compression(found, gradients.driver.states))
+        restore_compression(found, gradients.driver)
         gradients.accumulation.write(own_window(found, gradients))
         restore_generators(found, Generators(self.model), (order or {}).get("seed", 0))
         self._saved = self._open_writer().goes_on_from = gradients.applied
+        # Its files are closed: rotation deletes it while training goes on.
+        self._found = replace(found, files={})
 
 
 def _metrics(logs: Mapping[str, Any] | None) -> dict[str, float | None]:

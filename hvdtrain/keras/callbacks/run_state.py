@@ -84,9 +84,12 @@ def own_arrays(model: keras.Model, gradients: Gradients) -> Arrays:
 def own_window(found: LoopCheckpoint, gradients: Gradients) -> Arrays:
     """A checkpoint's window under way; other ranks than saved it have equal shares of what was added up."""
     own: Arrays = {}
-    for name in gradients.accumulation.read():
+    for name, today in gradients.accumulation.read().items():
         path = f"{WINDOW}{name}"
-        if found.same_ranks:
+        if path not in found.shapes[rank_file(0)]:
+            # Saved without accumulation: nothing was added up.
+            own[name] = np.zeros_like(today)
+        elif found.same_ranks:
             own[name] = found.mine(path)
         elif name.startswith(("total", "samples")):
             own[name] = found.total(path) / found.ranks.size

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import horovod.tensorflow as hvd
@@ -10,7 +10,7 @@ import numpy as np
 import tensorflow as tf
 
 from hvdtrain.core.data import Prefetcher
-from hvdtrain.core.dropin.dealing import Dealer, Share, read_samples
+from hvdtrain.core.dropin.dealing import Dealer, Positioned, Share, read_samples
 from hvdtrain.tensorflow.dropin.session import require_init
 
 _Collate = Callable[[list[Any]], Any]
@@ -72,7 +72,7 @@ def dataset(
     return Dataset(dealer, collate_fn or _stack, prefetch)
 
 
-class Dataset(tf.data.Dataset):  # type: ignore[misc]
+class Dataset(Positioned, tf.data.Dataset):  # type: ignore[misc]
     """What `dataset` makes.
 
     A batch counts as consumed when it is taken from this object, and not when it is made ahead. It is so with
@@ -107,34 +107,9 @@ class Dataset(tf.data.Dataset):  # type: ignore[misc]
         return tf.constant(len(self._dealer), tf.int64)
 
     @property
-    def epoch(self) -> int:
-        """The epoch of the next batch, from 0."""
-        return self._dealer.epoch
-
-    @property
     def within_epoch(self) -> bool:
         """Whether some of this epoch's batches have been consumed, and some not."""
         return self._dealer.within_epoch
-
-    @property
-    def order(self) -> dict[str, Any]:
-        """What must be equal for a position to mean the same, JSON-ready."""
-        return self._dealer.order
-
-    def state_dict(self) -> dict[str, int]:
-        """The position: `{"samples_consumed": N}`, over all ranks, valid on any number of them."""
-        return self._dealer.state_dict()
-
-    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Go on from a position with the next iterator.
-
-        Args:
-            state_dict: of a loader with the same dataset, seed and `shuffle`, on any number of ranks.
-
-        Raises:
-            SpecError: it is something else.
-        """
-        self._dealer.load_state_dict(state_dict)
 
     def _inputs(self) -> list[Any]:
         return [self._made]

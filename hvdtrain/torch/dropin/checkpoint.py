@@ -17,13 +17,14 @@ from hvdtrain.core.dropin.plain import put_together, take_apart
 from hvdtrain.core.dropin.resuming import (
     Restored,
     check_fits,
+    check_objects,
     compression_name,
-    own_compression,
     own_generators,
+    restore_compression,
     restore_generators,
 )
 from hvdtrain.core.dropin.saved import find_checkpoint
-from hvdtrain.core.dropin.saving import LoopWriter
+from hvdtrain.core.dropin.saving import LoopWriter, Taken
 from hvdtrain.core.errors import CheckpointError, SpecError, TrainingError
 from hvdtrain.core.run.framework import versions_of
 from hvdtrain.torch.dropin.gradients import Gradients
@@ -93,7 +94,7 @@ class Checkpoint:
         self._writer.begin()
 
     def save(self, step: int, *, metrics: Mapping[str, float] | None = None, extra: Any = None) -> None:
-        """Save after an update; every rank calls it at the same one.
+        """Save after an update; every rank calls it at the same one, and an error is raised on all.
 
         The state is copied, and written in the background while training goes on; the next `save` waits.
 
@@ -112,21 +113,25 @@ class Checkpoint:
                 "Checkpoint.save: an update is under way, whose micro-batches are not part of a checkpoint: "
                 "save after optimizer.step()"
             )
-        arrays: dict[str, torch.Tensor] = {}
+        if hasattr(self._optimizer, "consolidate_state_dict"):
+            self._optimizer.consolidate_state_dict(to=0)
+        # Asking for a state may be a collective.
         objects = {name: each.state_dict() for name, each in self._objects.items()}
-        record = {
-            "loop": "torch",
-            "optimizer": self._optimizer_state(arrays),
-            "objects": take_apart(objects, "objects", torch.is_tensor, arrays),
-            "extra": take_apart(extra, "extra", torch.is_tensor, arrays),
-            "order": getattr(self._loader, "order", None),
-            "layout": self._layout,
-            "applied": gradients.applied if gradients is not None else None,
-        }
-        streams = {}
-        if self._writer.ranks.is_chief:
-            streams = {WEIGHTS_FILE: _stream(self._weights()), OPTIMIZER_FILE: _stream(arrays)}
-        self._writer.save(step, record, streams, self._own(), metrics or {})
+
+        def take() -> Taken:
+            arrays: dict[str, torch.Tensor] = {}
+            record = {
+                "loop": "torch",
+                "optimizer": self._optimizer_state(arrays),
+                "objects": take_apart(objects, "objects", torch.is_tensor, arrays),
+                "extra": take_apart(extra, "extra", torch.is_tensor, arrays),
+                "order": getattr(self._loader, "order", None),
+                "layout": self._layout,
+                "applied": gradients.applied if gradients is not None else None,
+            }
+            return record, {WEIGHTS_FILE: _stream(self._weights()), OPTIMIZER_FILE: _stream(arrays)}
+
+        self._writer.save(step, take, self._own(), metrics or {})
 
     def restore(self, which: str | Path = "auto") -> Restored | None:
         """Go on from a checkpoint; every rank calls it before it takes a batch.
@@ -147,11 +152,8 @@ class Checkpoint:
             return None
         record, weights = found.record, self._weights()
         order = getattr(self._loader, "order", None)
+        check_objects(found, self._objects)
         check_fits(found, {name: tuple(t.shape) for name, t in weights.items()}, self._layout, order)
-        for name in self._objects.keys() - record["objects"].keys():
-            raise CheckpointError(
-                f"{found.directory}: was saved without {name}: leave it out, or save with it"
-            )
         check_named_state(record["optimizer"], self._optimizer, self._model, found.directory)
 
         def read(name: str) -> torch.Tensor:
@@ -164,7 +166,7 @@ class Checkpoint:
         for name, each in self._objects.items():
             each.load_state_dict(put_together(record["objects"][name], read, each.state_dict()))
         if self._gradients is not None:
-            self._gradients.driver.write(own_compression(found, self._gradients.driver.states))
+            restore_compression(found, self._gradients.driver)
             applied = record["applied"]
             self._gradients.applied = record["step"] if applied is None else applied
         restore_generators(found, Generators(self._model), (order or {}).get("seed", 0))
@@ -172,7 +174,7 @@ class Checkpoint:
         return Restored(record["step"], put_together(record["extra"], read))
 
     def wait(self) -> None:
-        """Wait until the last checkpoint is on disk; call it at the end.
+        """Wait until the last checkpoint is on disk; every rank calls it at the end.
 
         Raises:
             CheckpointError: it could not be written.
@@ -201,13 +203,8 @@ class Checkpoint:
         return found
 
     def _optimizer_state(self, arrays: dict[str, torch.Tensor]) -> Any:
-        """The record of the optimizer; with `zero_stage` on rank 0 alone."""
-        optimizer = self._optimizer
-        if hasattr(optimizer, "consolidate_state_dict"):
-            optimizer.consolidate_state_dict(to=0)
-            if optimizer._sharding.others is None:
-                return None
-        named = named_state(optimizer, self._model)
+        """The record of the optimizer, on rank 0, which knows all of its state."""
+        named = named_state(self._optimizer, self._model)
         state = {
             name: take_apart(value, name, torch.is_tensor, arrays) for name, value in named["state"].items()
         }

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import horovod.torch as hvd
 import torch
 from torch.utils import data
 
-from hvdtrain.core.dropin.dealing import Dealer, Share, read_samples
+from hvdtrain.core.dropin.dealing import Dealer, Positioned, Share, read_samples
 from hvdtrain.core.errors import SpecError
 from hvdtrain.torch.dropin.session import require_init
 from hvdtrain.torch.dropin.state import swap
@@ -23,7 +23,7 @@ _INSTEAD = {
 }
 
 
-class DataLoader:
+class DataLoader(Positioned):
     """In place of `torch.utils.data.DataLoader`: global batches, shared out over ranks, with a position.
 
     Iterating gives the rest of the current epoch, so a loop over epochs goes on in the middle of one after
@@ -109,31 +109,6 @@ class DataLoader:
     def __len__(self) -> int:
         """Batches of a whole epoch on each rank."""
         return len(self._dealer)
-
-    @property
-    def epoch(self) -> int:
-        """The epoch of the next batch, from 0."""
-        return self._dealer.epoch
-
-    @property
-    def order(self) -> dict[str, Any]:
-        """What must be equal for a position to mean the same, JSON-ready."""
-        return self._dealer.order
-
-    def state_dict(self) -> dict[str, int]:
-        """The position: `{"samples_consumed": N}`, over all ranks, valid on any number of them."""
-        return self._dealer.state_dict()
-
-    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Go on from a position with the next iterator.
-
-        Args:
-            state_dict: of a loader with the same dataset, seed and `shuffle`, on any number of ranks.
-
-        Raises:
-            SpecError: it is something else.
-        """
-        self._dealer.load_state_dict(state_dict)
 
 
 class _Shares:

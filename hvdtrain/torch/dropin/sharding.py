@@ -155,9 +155,7 @@ class Sharding:
             return
         found: dict[str, _State] = {}
         for bucket in self._filling.buckets:
-            own = {
-                name: optimizer.state.get(self._filling.parameters[name]) for name in self._own(bucket.views)
-            }
+            own = {n: optimizer.state.get(self._filling.parameters[n]) for n in self._own(bucket.views)}
             message = pack({name: state for name, state in own.items() if state})
             name = f"{self._name}.state.bucket{bucket.layout.index}"
             with waiting_for_ranks("consolidate_state_dict"):
@@ -195,9 +193,7 @@ class Sharding:
     def _show_and_exchange(self) -> None:
         """Send what was stepped here to the other ranks, and receive the rest, a bucket at a time."""
         self.show()
-        buckets = [
-            bucket for bucket in self._filling.buckets if bucket.layout.size and self._is_trained(bucket)
-        ]
+        buckets = [each for each in self._filling.buckets if each.layout.size and self._is_trained(each)]
         with waiting_for_ranks("updated parameters"):
             # Two are under way at a time: all together would be a second model.
             handle = self._send(buckets[0]) if buckets else None
@@ -235,11 +231,7 @@ class Sharding:
 
 
 def check_shardable(optimizer: torch.optim.Optimizer) -> None:
-    """Refuse an optimizer that is known not to step each parameter by itself.
-
-    Raises:
-        SpecError: naming it.
-    """
+    """Raise SpecError for an optimizer that is known not to step each parameter by itself."""
     for kind in type(optimizer).__mro__:
         if any(name in kind.__name__ for name in _WHOLE_ALONE):
             raise SpecError(

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import os
-from dataclasses import replace
+import shutil
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,15 +21,16 @@ from hvdtrain.core.checkpoints.state import OPTIMIZER_FILE, check_checkpoint, lo
 from hvdtrain.core.compression import TopK
 from hvdtrain.core.data.seeding import read_generators, write_generators
 from hvdtrain.core.dropin.own_files import rank_file
-from hvdtrain.core.dropin.resuming import compression_name, own_compression
+from hvdtrain.core.dropin.resuming import check_fits, check_objects, compression_name, restore_compression
 from hvdtrain.core.dropin.saved import LoopCheckpoint, find_checkpoint
-from hvdtrain.core.dropin.saving import LoopWriter
+from hvdtrain.core.dropin.saving import LoopWriter, Taken
 from hvdtrain.core.errors import CheckpointError
 from hvdtrain.core.run.pruning import prune
 from hvdtrain.core.run.ranks import Ranks
 from hvdtrain.core.run.world import World
 
 RECORD = {"loop": "torch", "layout": None, "order": None}
+UNKNOWN = np.zeros(1, np.complex128)
 
 
 def ranks(rank: int = 0, size: int = 1) -> Ranks:
@@ -34,14 +39,51 @@ def ranks(rank: int = 0, size: int = 1) -> Ranks:
     return Ranks(world, lambda a, _: a, lambda a, _: a, lambda data, _: [data] * size)
 
 
-def writer(directory: Path, **options: Any) -> LoopWriter:
-    return LoopWriter(directory, ranks(), "torch", {"torch": "1"}, options.pop("limit", None), **options)
+def on_each(size: int, act: Callable[[Ranks], Any]) -> list[Any]:
+    """What each of so many ranks returns or raises; a rank that waits for one that has gone raises, too."""
+    # Ranks of a job would wait for ever.
+    met = threading.Barrier(size, timeout=20)
+    board: list[Any] = [None] * size
+    found: list[Any] = [None] * size
+
+    def exchange(rank: int, value: Any) -> list[Any]:
+        board[rank] = value
+        met.wait()
+        every = [*board]
+        met.wait()
+        return every
+
+    def run(rank: int) -> None:
+        each = Ranks(
+            World(rank, size, rank, size, 1),
+            lambda array, _: sum(exchange(rank, array)),
+            lambda array, _: exchange(rank, array)[0],
+            lambda data, _: exchange(rank, data),
+        )
+        try:
+            found[rank] = act(each)
+        except Exception as error:
+            found[rank] = error
+
+    threads = [threading.Thread(target=run, args=(rank,)) for rank in range(size)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return found
 
 
-def save(into: LoopWriter, step: int) -> None:
-    weights = {"w": np.full(3, step, np.float32)}
-    streams = {WEIGHTS_FILE: ArrayStream.of(weights), OPTIMIZER_FILE: ArrayStream.of({})}
-    into.save(step, RECORD, streams, {"own": np.array([step])}, {"loss": float("nan")})
+def writer(directory: Path, among: Ranks | None = None, **options: Any) -> LoopWriter:
+    limit = options.pop("limit", None)
+    return LoopWriter(directory, among or ranks(), "torch", {"torch": "1"}, limit, **options)
+
+
+def save(into: LoopWriter, step: int, array: np.ndarray | None = None) -> None:
+    def take() -> Taken:
+        weights = {"w": np.full(3, step, np.float32) if array is None else array}
+        return RECORD, {WEIGHTS_FILE: ArrayStream.of(weights), OPTIMIZER_FILE: ArrayStream.of({})}
+
+    into.save(step, take, {"own": np.array([step])}, {"loss": float("nan")})
 
 
 def test_saved_and_found(tmp_path: Path) -> None:
@@ -73,8 +115,7 @@ def test_an_error_of_the_background_is_told_by_the_next_call(tmp_path: Path) -> 
     save(into, 1)
     into.wait()
     whole = {path: path.read_bytes() for path in (tmp_path / "checkpoint-1").iterdir()}
-    streams = {WEIGHTS_FILE: ArrayStream.of({"w": np.zeros(1, np.complex128)})}
-    into.save(2, RECORD, streams, {}, {})
+    save(into, 2, UNKNOWN)
     with pytest.raises(
         CheckpointError, match=r"checkpoint-2: .* no complex128; earlier ones are as they were"
     ):
@@ -85,8 +126,66 @@ def test_an_error_of_the_background_is_told_by_the_next_call(tmp_path: Path) -> 
 
 def test_what_a_rank_cannot_write_is_told(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="rank 0: own: safetensors has no complex128"):
-        writer(tmp_path).save(1, RECORD, {}, {"own": np.zeros(1, np.complex128)}, {})
+        writer(tmp_path).save(1, lambda: (RECORD, {}), {"own": UNKNOWN}, {})
     assert not list(tmp_path.iterdir())
+
+
+def test_an_error_of_rank_0_is_raised_on_every_rank(tmp_path: Path) -> None:
+    """Else the others would wait for it in their next collective."""
+
+    def refuse() -> Taken:
+        raise CheckpointError("extra.what: a function cannot be saved")
+
+    def loop(among: Ranks) -> list[str]:
+        into, said = writer(tmp_path, among), []
+        for act in (
+            lambda: save(into, 1, UNKNOWN),
+            lambda: save(into, 2),
+            lambda: save(into, 3, UNKNOWN),
+            into.wait,
+            lambda: into.save(4, refuse, {}, {}),
+            lambda: save(into, 5),
+            into.wait,
+        ):
+            try:
+                act()
+                said.append("")
+            except CheckpointError as error:
+                said.append(str(error))
+        return said
+
+    first, second = on_each(2, loop)
+    assert first == second
+    assert ["no complex128" in each for each in first] == [False, True, False, True, False, False, False]
+    assert first[4] == "extra.what: a function cannot be saved"
+    assert first[5:] == ["", ""]
+    assert [each.step for each in list_checkpoints(tmp_path, every_byte=True)] == [5]
+
+
+def test_an_old_checkpoint_that_cannot_be_deleted_ends_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """On NFS a file that is open somewhere leaves something in its directory."""
+    plain = shutil.rmtree
+
+    def busy(path: Any, ignore_errors: bool = False, **options: Any) -> None:
+        if not ignore_errors:
+            raise OSError(errno.ENOTEMPTY, "Directory not empty", str(path))
+        plain(path, ignore_errors, **options)
+
+    into = writer(tmp_path, limit=1)
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "rmtree", busy)
+        for step in (1, 2, 3):
+            save(into, step)
+        into.wait()
+    assert "warning: " in (said := capsys.readouterr().err)
+    assert "checkpoint-1: cannot be deleted" in said
+    assert [each.step for each in list_checkpoints(tmp_path, every_byte=True)] == [3]
+    # The next save tries again.
+    save(into, 4)
+    into.wait()
+    assert not list(tmp_path.glob(".checkpoint-*"))
 
 
 def test_a_later_checkpoint_that_is_there_is_not_passed_over(tmp_path: Path) -> None:
@@ -164,18 +263,53 @@ def test_two_jobs_cannot_write_into_one_directory(tmp_path: Path) -> None:
 def test_residuals_keep_their_sum_on_any_number_of_ranks(tmp_path: Path, size: int) -> None:
     name = compression_name(0, "residual")
     files = {rank_file(rank): {name: np.array([1.0, 10.0]) * (rank + 1)} for rank in range(3)}
-    checkpoint = LoopCheckpoint(tmp_path, {}, 3, ranks(0, size), {}, files)
-    # Every rank has opened the files: none is told by another here.
-    each = [
-        own_compression(
-            replace(checkpoint, ranks=_chief(rank, size)), [(TopK(ratio=0.1), {"residual": None})]
-        )
-        for rank in range(size)
-    ]
-    found = np.stack([state["residual"] for (state,) in each])
+    shapes = {rank_file(0): {name: (2,)}}
+    checkpoint = LoopCheckpoint(tmp_path, {}, 3, ranks(0, size), shapes, files)
+    each = [Kept() for _ in range(size)]
+    for rank, kept in enumerate(each):
+        # Every rank has opened the files: none is told by another here.
+        restore_compression(replace(checkpoint, ranks=_chief(rank, size)), kept)
+    found = np.stack([kept.written[0]["residual"] for kept in each])
     np.testing.assert_allclose(found.sum(axis=0), [6.0, 60.0])
     expected = [[1, 10], [2, 20], [3, 30]] if size == 3 else [[6 / size, 60 / size]] * size
     np.testing.assert_allclose(found, expected)
+
+
+@dataclass
+class Kept:
+    """What a framework keeps of one bucket's compression."""
+
+    states: Any = ((TopK(ratio=0.1), {"residual": np.zeros(2)}),)
+    written: list[Any] = field(default_factory=list)
+
+    def write(self, states: Any) -> None:
+        self.written = states
+
+
+def test_compression_that_is_turned_on_starts_without_residuals(tmp_path: Path) -> None:
+    shapes = {WEIGHTS_FILE: {"w": (3,)}, rank_file(0): {"generator.global.numpy": (625,)}}
+    checkpoint = LoopCheckpoint(tmp_path, RECORD, 1, ranks(), shapes, {rank_file(0): {}})
+    check_fits(checkpoint, {"w": (3,)}, "topk", None)
+    restore_compression(checkpoint, kept := Kept())
+    assert not kept.written
+
+
+def test_what_was_saved_and_is_not_there_any_more_is_not_lost_in_silence(tmp_path: Path) -> None:
+    order = {"samples": 8, "seed": 1, "shuffle": True}
+    record = RECORD | {"objects": {"loader": {}, "scaler": {}}, "order": order}
+    shapes: dict[str, Any] = {WEIGHTS_FILE: {}, rank_file(0): {}}
+    checkpoint = LoopCheckpoint(tmp_path, record, 1, ranks(), shapes, {})
+    check_objects(checkpoint, ["scaler", "loader"])
+    with pytest.raises(
+        CheckpointError, match=r"was saved with loader, whose state .* give Checkpoint loader"
+    ):
+        check_objects(checkpoint, ["scaler"])
+    with pytest.raises(CheckpointError, match="was saved without scheduler"):
+        check_objects(checkpoint, ["scaler", "loader", "scheduler"])
+    check_fits(checkpoint, {}, None, order)
+    for other in (None, order | {"seed": 2}):
+        with pytest.raises(CheckpointError, match=r"other data .*seed 1.*; now .* repeated or left out"):
+            check_fits(checkpoint, {}, None, other)
 
 
 def _chief(rank: int, size: int) -> Ranks:
