@@ -14,6 +14,8 @@ from hvdtrain.core.errors import LaunchError
 from hvdtrain.launch.commands import Launcher, Wire
 from hvdtrain.launch.hosts import Host, parse_hostfile, parse_hosts, take_slots
 
+_HEARTBEAT_TIMEOUT_S, _SNAPSHOT_STEPS = 30.0, 20
+
 
 class Framework(StrEnum):
     """The framework that trains."""
@@ -23,7 +25,6 @@ class Framework(StrEnum):
 
 
 def run(
-    context: typer.Context,
     spec: Annotated[str, typer.Argument(help="YAML file or packaged spec, such as bert.")],
     *,
     framework: Annotated[Framework, typer.Option(help="Which framework trains it.")],
@@ -71,11 +72,13 @@ def run(
         typer.Option(metavar="MIN MAX", help="Elastic: seconds on the blacklist after a failure."),
     ] = None,
     heartbeat_timeout: Annotated[
-        float, typer.Option(min=5, help="Elastic: seconds of silence after which a host is lost.")
-    ] = 30.0,
+        float | None,
+        typer.Option(min=5, help="Elastic: seconds of silence after which a host is lost (default: 30)."),
+    ] = None,
     snapshot_steps: Annotated[
-        int, typer.Option(min=1, help="Elastic: updates from one snapshot in memory to the next.")
-    ] = 20,
+        int | None,
+        typer.Option(min=1, help="Elastic: updates from one snapshot in memory to the next (default: 20)."),
+    ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the launcher's command only.")] = False,
 ) -> None:
     """Train SPEC on -np ranks, here or on several hosts, with the fastest launcher at hand.
@@ -108,11 +111,16 @@ def run(
     elastic = (min_np, max_np, host_discovery_script) != (None, None, None)
     if elastic and max_restarts:
         raise LaunchError("--max-restarts: an elastic job has --reset-limit in its place")
-    given = [f"--{name.replace('_', '-')}" for name in _ELASTIC if _is_typed(context, name)]
-    if not elastic and given:
-        raise LaunchError(
-            f"{given[0]} is for elastic jobs: give --min-np, --max-np or --host-discovery-script as well"
-        )
+    for option, value in (
+        ("--reset-limit", reset_limit),
+        ("--blacklist-cooldown-range", blacklist_cooldown_range),
+        ("--heartbeat-timeout", heartbeat_timeout),
+        ("--snapshot-steps", snapshot_steps),
+    ):
+        if not elastic and value is not None:
+            raise LaunchError(
+                f"{option} is for elastic jobs: give --min-np, --max-np or --host-discovery-script as well"
+            )
     if allow_change and resume is None:
         raise LaunchError("--allow-change: is for a job that goes on: give --resume as well")
     if host_discovery_script is not None and (hostfile, hosts) != (None, None):
@@ -120,7 +128,7 @@ def run(
     if elastic:
         overrides = [*overrides, *keep_global_batch(found, np)]
         found = load_spec(spec, overrides)
-        ranks_get = ("--snapshots", name, "--snapshot-steps", str(snapshot_steps))
+        ranks_get = ("--snapshots", name, "--snapshot-steps", str(snapshot_steps or _SNAPSHOT_STEPS))
 
     def program(resume: Path | None, overwrite: bool) -> tuple[str, ...]:
         command = _program(framework, spec, overrides, output_dir, resume, overwrite, allow_change or [])
@@ -139,7 +147,7 @@ def run(
             timeout=elastic_timeout,
             reset_limit=reset_limit,
             cooldown=blacklist_cooldown_range,
-            silence=heartbeat_timeout,
+            silence=heartbeat_timeout or _HEARTBEAT_TIMEOUT_S,
             name=name,
         )
         usable = _read_hosts(hostfile, hosts, options.slots_here)
@@ -152,22 +160,6 @@ def run(
         typer.echo(shlex.join(job.command(runner.first_hosts(), resume, overwrite)))
     elif status := runner.run():
         raise typer.Exit(status)
-
-
-# Options without which a job may be elastic, and which say nothing of others.
-_ELASTIC = (
-    "elastic_timeout",
-    "reset_limit",
-    "blacklist_cooldown_range",
-    "heartbeat_timeout",
-    "snapshot_steps",
-)
-
-
-def _is_typed(context: typer.Context, name: str) -> bool:
-    """Whether a parameter was given on the command line, not by the environment."""
-    source = context.get_parameter_source(name)
-    return source is not None and source.name == "COMMANDLINE"
 
 
 def _read_hosts(hostfile: Path | None, hosts: str | None, slots: int) -> tuple[Host, ...]:

@@ -263,7 +263,7 @@ def test_a_checkpoint_that_outlives_a_power_failure_has_its_lines_in_the_log_and
     out, fsync, synced = tmp_path / "out", os.fsync, []
 
     def watched(handle: int) -> None:
-        path = Path(os.readlink(f"/proc/self/fd/{handle}"))
+        path = Path(f"/proc/self/fd/{handle}").readlink()
         name = path.name.partition(".tmp-")[0]
         if path == out / "metrics.jsonl":
             name += f" {json.loads(path.read_text().splitlines()[-1])['step']}"

@@ -108,7 +108,6 @@ def test_hostfile(tmp_path: Path) -> None:
                 # Whatever they are by default.
                 ("--snapshot-steps", "20"),
                 ("--heartbeat-timeout", "30"),
-                ("--elastic-timeout", "600"),
             )
         ],
         (("-np", "2", "--allow-change", "seed"), LaunchError, "--allow-change: .*give --resume"),
