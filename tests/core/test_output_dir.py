@@ -76,6 +76,8 @@ from hvdtrain.core.errors import CheckpointError
 from hvdtrain.core.run.lock import locked
 from hvdtrain.core.run.output_dir import begin_run
 from hvdtrain.core.spec.job_spec import load_spec
+# Python would leave what it compiles cut off.
+sys.dont_write_bytecode = True
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[2]), int(sys.argv[2])))
 try:
