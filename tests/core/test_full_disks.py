@@ -15,7 +15,9 @@ from tests.jobs.runs import ROOT, TINY, small_corpus
 # From update 5 on, when checkpoint 4 is on disk, no file grows beyond a limit, as on a full disk: another
 # limit for each file that is to be the first that does not fit.
 PROGRAM = """
-import os, resource, signal, sys
+import os, resource, signal, sys, threading
+# What it compiles would be cut off.
+sys.dont_write_bytecode = True
 from pathlib import Path
 from hvdtrain.core.process.ending import ends_the_job
 from tests.core.test_going_on import Counting, job
@@ -25,7 +27,9 @@ where, out, sets = sys.argv[1], Path(sys.argv[2]), sys.argv[3:]
 update = Counting.update
 
 def spoil():
-    wait_for(lambda: (out / "latest").exists() and (out / "latest").read_text() == "checkpoint-4\\n")
+    # Checkpoint 4 is complete when nobody writes any more.
+    wait_for(lambda: all(thread.name != "checkpoint-writer" for thread in threading.enumerate()))
+    assert (out / "latest").read_text() == "checkpoint-4\\n"
     if where == "read-only":
         out.chmod(0o555)
         if os.geteuid() == 0:
