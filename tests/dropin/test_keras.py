@@ -38,7 +38,8 @@ def said(
     """What each rank says of each check, and of the launch."""
     results = directory / modules[0]
     names = [f"tests.dropin.{module}" for module in modules]
-    done = launch(ranks, [str(HERE / "keras_worker.py"), str(results), *names], wire)
+    # All checks of a job take long where the host has other things to do.
+    done = launch(ranks, [str(HERE / "keras_worker.py"), str(results), *names], wire, timeout=1800)
     files = [Path(f"{results}.{rank}") for rank in range(ranks)]
     found = [json.loads(file.read_text()) if file.exists() else {} for file in files]
     return [{"launch": done.stdout[-5000:]} | each for each in found]
