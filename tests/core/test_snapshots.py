@@ -104,10 +104,11 @@ def on_hosts(names: str, work: Callable[[Ranks], Any], **here: Any) -> list[Any]
         vars(Doomed.here).update({"host": names[rank], "ranks": ranks, "last": None, "stop": None} | here)
         try:
             found[rank] = work(ranks)
-        except (Lost, CheckpointError) as error:
+        except CheckpointError as error:
             found[rank] = error
             meeting.leave()
-        except (Preempted, threading.BrokenBarrierError) as error:
+        except (Lost, Preempted, threading.BrokenBarrierError) as error:
+            # All are lost at the same update; to leave would end one that is still on its way there.
             found[rank] = error
 
     threads = [threading.Thread(target=run, args=(rank,)) for rank in range(len(names))]
