@@ -263,6 +263,8 @@ def check_ends(program_text: str, end: Callable[[subprocess.Popen[str]], object]
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
+        # What a shell starts in the background ignores it, and so do its children.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # noqa: PLW1509
     )
     assert program.stdout is not None
     pids = [int(pid) for pid in program.stdout.readline().split()]
