@@ -77,6 +77,14 @@ def steps(model: Path, start: Path) -> float:
     return round(float((load_model(model)[name] - load_model(start)[name])[0]), 6)
 
 
+@pytest.fixture
+def no_skips(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every window becomes an update, unless a test says otherwise."""
+    monkeypatch.setattr(test_resume, "BAD_WINDOWS", set())
+    monkeypatch.setattr(test_resume, "EMPTY_WINDOWS", set())
+
+
+@pytest.mark.usefixtures("no_skips")
 @pytest.mark.parametrize(
     ("compression", "expected"),
     [
@@ -87,30 +95,25 @@ def steps(model: Path, start: Path) -> float:
     ],
 )
 def test_by_epochs_a_run_saves_when_one_has_ended(
-    sets: list[str],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    compression: str,
-    expected: list[int],
+    sets: list[str], tmp_path: Path, compression: str, expected: list[int]
 ) -> None:
-    monkeypatch.setattr(test_resume, "BAD_WINDOWS", set())
-    monkeypatch.setattr(test_resume, "EMPTY_WINDOWS", set())
     spec = load_spec("bert", [*sets, f"compression={compression}", "checkpointing.save_strategy=epoch"])
     test_resume.train(tmp_path / "run", spec, prepare_data(spec, print))
     assert sorted(kept(tmp_path / "run")) == expected
 
 
+@pytest.mark.usefixtures("no_skips")
 def test_an_epoch_whose_last_update_was_skipped_is_saved_after_the_next(
     sets: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(test_resume, "BAD_WINDOWS", {2})
-    monkeypatch.setattr(test_resume, "EMPTY_WINDOWS", set())
     spec = load_spec("bert", [*sets, "checkpointing.save_strategy=epoch", "max_steps=6"])
     test_resume.train(tmp_path / "run", spec, prepare_data(spec, print))
     # Windows 1 to 3 are the first epoch; updates 1, 2 and 3 are windows 1, 2 and 4.
     assert sorted(kept(tmp_path / "run")) == [3, 5, 6]
 
 
+@pytest.mark.usefixtures("no_skips")
 @pytest.mark.parametrize(
     ("compression", "expected"),
     [
@@ -126,8 +129,6 @@ def test_by_minutes_rank_0s_clock_decides(
     compression: str,
     expected: list[int],
 ) -> None:
-    monkeypatch.setattr(test_resume, "BAD_WINDOWS", set())
-    monkeypatch.setattr(test_resume, "EMPTY_WINDOWS", set())
     ticks = itertools.count(0, 10)
     # Ten seconds pass whenever somebody looks.
     monkeypatch.setattr(requests, "time", SimpleNamespace(monotonic=lambda: float(next(ticks))))

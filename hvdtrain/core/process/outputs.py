@@ -27,6 +27,11 @@ def open_outputs() -> None:
             stream.reconfigure(errors="backslashreplace")
 
 
+def say(text: str) -> None:
+    """Print a line on standard output at once, whatever its buffer holds."""
+    print(text, flush=True)
+
+
 def outlast_readers() -> None:
     """As `open_outputs`; and from now on a stream that cannot be written any more is dropped in silence.
 

@@ -24,7 +24,7 @@ from hvdtrain.core.process.ending import ends_the_job
 from hvdtrain.core.process.environment import launched_rank
 from hvdtrain.core.process.host import cpu_flags
 from hvdtrain.core.process.orphans import end_with_launcher
-from hvdtrain.core.process.outputs import outlast_readers
+from hvdtrain.core.process.outputs import outlast_readers, say
 from hvdtrain.core.process.paths import default_output_dir, user_path
 from hvdtrain.core.process.preemption import Preempted, heed_preemption, requests_wait
 from hvdtrain.core.run.arguments import parse_arguments
@@ -175,7 +175,7 @@ def train_spec(
             held.delete()
     if ranks.is_chief:
         where = f"model in {result.model_dir}, metrics in {output_dir / METRICS_FILE}"
-        _say(f"done: {describe_result(result, run.plan)}; {where}")
+        say(f"done: {describe_result(result, run.plan)}; {where}")
     return result
 
 
@@ -205,7 +205,7 @@ def open_run(
     """
     world = ranks.world
     check_command(framework, ranks, spec, resume_from)
-    dataset = prepare_data(spec, announce=_say if world.local_rank == 0 else _keep_silent)
+    dataset = prepare_data(spec, announce=say if world.local_rank == 0 else _keep_silent)
     check_data(dataset, ranks)
     family, network = open_family(framework, spec, dataset)
     weights = family.weights(spec.model)
@@ -269,15 +269,11 @@ def _run(load: Callable[[], Framework], default_spec: str, arguments: Sequence[s
 
 def _nothing_to_do(run: Run, state: RunState) -> TrainingResult:
     if run.ranks.is_chief:
-        _say(
+        say(
             f"nothing to do: the checkpoint is of update {state.step}, and max_steps is {run.plan.max_steps}"
             "; everything is left as it is. Give more max_steps to train on"
         )
     return TrainingResult(state, math.nan, None, run.output_dir / MODEL_DIR, 0.0)
-
-
-def _say(text: str) -> None:
-    print(text, flush=True)
 
 
 def _keep_silent(text: str) -> None:

@@ -26,6 +26,7 @@ from hvdtrain.core.checkpoints.state import (
     total,
 )
 from hvdtrain.core.errors import CheckpointError
+from hvdtrain.core.process.outputs import say
 from hvdtrain.core.random import framework_seed
 from hvdtrain.core.run.output_dir import check_begins_anew
 from hvdtrain.core.run.run import Run
@@ -77,7 +78,7 @@ def resume(run: Run, directory: Path, allow_changes: Collection[str] = ()) -> Ru
 def _find(run: Run, directory: Path) -> tuple[Path, Manifest | None] | None:
     """The checkpoint to go on from, of which every byte has been verified, and its manifest."""
     if directory == AUTO:
-        found = newest_whole(run.output_dir, _say)
+        found = newest_whole(run.output_dir, say)
         if found is None:
             check_begins_anew(run.output_dir, run.spec)
     else:
@@ -87,7 +88,7 @@ def _find(run: Run, directory: Path) -> tuple[Path, Manifest | None] | None:
             advice = "take another checkpoint, or let --resume auto find one"
             raise CheckpointError(f"--resume {error}; {advice}") from None
     if found and found[1] is None:
-        _say(f"{found[0]} has format 1, without a manifest: its files cannot be verified")
+        say(f"{found[0]} has format 1, without a manifest: its files cannot be verified")
     return found
 
 
@@ -106,11 +107,7 @@ def _restore_generators(run: Run, directory: Path, manifest: Manifest | None, st
     if ranks.is_chief:
         there = f"{manifest.framework} on {manifest.ranks} rank(s)" if manifest else "an earlier version"
         why = "has other random generators" if same else f"was saved by {there}, not {here[0]} on {here[1]}"
-        _say(f"{directory} {why}: dropout is drawn from seed, rank and step")
-
-
-def _say(text: str) -> None:
-    print(text, flush=True)
+        say(f"{directory} {why}: dropout is drawn from seed, rank and step")
 
 
 def _numbers(state: RunState) -> np.ndarray:

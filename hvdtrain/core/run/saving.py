@@ -43,6 +43,7 @@ from hvdtrain.core.checkpoints.state import (
     layout_of,
 )
 from hvdtrain.core.families.weights import initial_weights
+from hvdtrain.core.process.outputs import say
 from hvdtrain.core.run.lock import check_still_locked
 from hvdtrain.core.run.output_dir import spec_text
 from hvdtrain.core.run.ranks import Ranks
@@ -124,12 +125,11 @@ def save_final_model(run: Run, state: RunState, metrics: Mapping[str, float | No
     if run.spec.checkpointing.load_best_model_at_end:
         retention = Retention.of_spec(run.spec.checkpointing)
         if run.ranks.is_chief:
-            say = partial(print, flush=True)
             best = best_checkpoint(run.output_dir, retention, {state.step: metrics}, say)
         if run.ranks.broadcast(np.array([best is not None]))[0]:
             if best is not None:
                 copy_model(best, directory, TRAINING_FILES)
-                print(f"{directory} is the model of {best.name}, the best by {retention.metric}", flush=True)
+                say(f"{directory} is the model of {best.name}, the best by {retention.metric}")
             return
     save(run, directory)
 

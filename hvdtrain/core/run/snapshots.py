@@ -28,6 +28,7 @@ from hvdtrain.core.checkpoints.finding import checkpoint_dir, checkpoints_in, fi
 from hvdtrain.core.checkpoints.model_folder import replace_directory
 from hvdtrain.core.checkpoints.retention import Retention
 from hvdtrain.core.errors import CheckpointError
+from hvdtrain.core.process.outputs import say
 from hvdtrain.core.process.paths import is_own_folder, own_folder, user_path
 from hvdtrain.core.run.lock import check_still_locked
 from hvdtrain.core.run.ranks import Ranks
@@ -118,7 +119,7 @@ class Snapshots:
         """
         places = chain.from_iterable(map(checkpoints_in, self._folders())) if self._is_first_here else ()
         newest_first = sorted(places, key=step_of, reverse=True)
-        found = first_whole(newest_first, lambda path, error: _say(f"warning: snapshot skipped: {error}"))
+        found = first_whole(newest_first, lambda path, error: say(f"warning: snapshot skipped: {error}"))
         step = step_of(found[0]) if found else -1
         steps = [int(answer) for answer in self._ranks.gather(str(step).encode())]
         holder = steps.index(max(steps))
@@ -132,7 +133,7 @@ class Snapshots:
             place = self._send(holder, place, steps[holder])
         if self._ranks.is_chief:
             sent = f", which rank {holder} has sent" if holder else ""
-            _say(f"going on from a snapshot of update {steps[holder]}{sent}")
+            say(f"going on from a snapshot of update {steps[holder]}{sent}")
         return place or Path(f"the snapshot of update {steps[holder]}")
 
     def take(self, run: Run, state: RunState, wait: bool = False) -> None:
@@ -247,16 +248,10 @@ def _roomy_root(needed: int) -> Path:
     root = (rooms or usable[-1:] or places)[0]
     for place in places[: places.index(root)]:
         full = f"{place.parent} has no room for {needed} bytes"
-        _say(
-            f"{full if place in usable else f'others can write to {place}'}: snapshots are written to {root}"
-        )
+        say(f"{full if place in usable else f'others can write to {place}'}: snapshots are written to {root}")
     return own_folder(root, _ADVICE)
 
 
 def _size(run: Run) -> int:
     """Bytes of a snapshot, but for the states of compression."""
     return sum(kind.nbytes for kind in chain(weight_kinds(run).values(), moment_kinds(run).values()))
-
-
-def _say(text: str) -> None:
-    print(text, flush=True)

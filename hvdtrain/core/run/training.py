@@ -15,6 +15,7 @@ from hvdtrain.core.checkpoints.finding import checkpoint_dir
 from hvdtrain.core.checkpoints.model_folder import MODEL_DIR
 from hvdtrain.core.data import Prefetcher, Window, train_windows
 from hvdtrain.core.process.heartbeat import report_step
+from hvdtrain.core.process.outputs import say
 from hvdtrain.core.process.preemption import Preempted
 from hvdtrain.core.run.buffers import average_buffers
 from hvdtrain.core.run.evaluation import compression_counters, evaluate
@@ -118,7 +119,7 @@ def _leave(run: Run, state: RunState, snapshots: Snapshots | None) -> NoReturn:
         snapshots.take(run, state, wait=True)
     if run.ranks.is_chief:
         where = checkpoint_dir(run.output_dir, state.step)
-        print(f"preempted at update {state.step}: go on with --resume {where}", flush=True)
+        say(f"preempted at update {state.step}: go on with --resume {where}")
     # A launcher ends the others when one leaves: none does before all is saved and said.
     run.ranks.sum(np.zeros(1))
     raise Preempted
