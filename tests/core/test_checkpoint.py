@@ -19,7 +19,6 @@ from tokenizers.models import WordPiece
 from tokenizers.pre_tokenizers import BertPreTokenizer
 from transformers import AutoModelForMaskedLM, AutoTokenizer
 
-from hvdtrain.core.checkpoints import model_folder
 from hvdtrain.core.checkpoints.arrays import ArrayStream
 from hvdtrain.core.checkpoints.finding import left_behind
 from hvdtrain.core.checkpoints.model_folder import WEIGHTS_FILE, load_model, save_model
@@ -29,6 +28,7 @@ from hvdtrain.core.errors import CheckpointError
 from hvdtrain.core.families import bert
 from hvdtrain.core.families.bert import ModelSpec
 from hvdtrain.core.families.weights import initial_weights
+from hvdtrain.core.process import directories
 
 IDS = TokenIds(24, 0, 2, 3, 4, (0, 1, 2, 3, 4))
 VOCABULARY = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"abcdefghijklmno", *(f"##{c}" for c in "abcd")]
@@ -156,7 +156,6 @@ FULL_DISK = """
 import resource, signal, sys
 from pathlib import Path
 import numpy as np
-from hvdtrain.core.checkpoints import model_folder
 from hvdtrain.core.checkpoints.arrays import ArrayStream
 from hvdtrain.core.checkpoints.model_folder import save_model
 from hvdtrain.core.errors import CheckpointError
@@ -196,7 +195,7 @@ KILLED = """
 import os, signal, sys
 from pathlib import Path
 import numpy as np
-from hvdtrain.core.checkpoints import model_folder
+from hvdtrain.core.process import directories
 from hvdtrain.core.checkpoints.arrays import ArrayStream
 from hvdtrain.core.checkpoints.model_folder import save_model
 
@@ -207,7 +206,7 @@ def audit(event, arguments):
         os.kill(os.getpid(), signal.SIGKILL)
 
 if sys.argv[3] == "renames":
-    model_folder._exchange = lambda first, second: False
+    directories._exchange = lambda first, second: False
 
 sys.addaudithook(audit)
 streams = {"model.safetensors": ArrayStream.of({"w": np.ones(10)})}
@@ -260,7 +259,7 @@ def test_a_rename_that_fails_leaves_the_old_model_whole(
         return rename(path, target)
 
     save(out / "model", tokenizer, arrays(1))
-    monkeypatch.setattr(model_folder, "_exchange", lambda first, second: False)
+    monkeypatch.setattr(directories, "_exchange", lambda first, second: False)
     monkeypatch.setattr(Path, "rename", failing)
     with pytest.raises(CheckpointError, match="Input/output error; what was there before is as it was"):
         save(out / "model", tokenizer, arrays(2))
@@ -271,7 +270,7 @@ def test_a_rename_that_fails_leaves_the_old_model_whole(
 def test_the_old_model_is_deleted_when_the_name_of_the_new_one_is_synced(
     tmp_path: Path, tokenizer: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    out, sync, held = tmp_path / "out", model_folder.sync, []
+    out, sync, held = tmp_path / "out", directories.sync, []
 
     def watched(path: Path) -> None:
         if path == out:
@@ -279,8 +278,8 @@ def test_the_old_model_is_deleted_when_the_name_of_the_new_one_is_synced(
         sync(path)
 
     save(out / "model", tokenizer, arrays(1))
-    monkeypatch.setattr(model_folder, "_exchange", lambda first, second: False)
-    monkeypatch.setattr(model_folder, "sync", watched)
+    monkeypatch.setattr(directories, "_exchange", lambda first, second: False)
+    monkeypatch.setattr(directories, "sync", watched)
     save(out / "model", tokenizer, arrays(2))
     assert held == [".model.before", "model"]
     assert [file.name for file in out.iterdir()] == ["model"]
@@ -315,7 +314,7 @@ def test_what_a_kill_between_two_renames_leaves_hinders_no_later_save(
     tmp_path: Path, tokenizer: Path, monkeypatch: pytest.MonkeyPatch, deletable: bool
 ) -> None:
     """As on NFS, which cannot exchange two names, and where what others have open does not go away."""
-    monkeypatch.setattr(model_folder, "_exchange", lambda first, second: False)
+    monkeypatch.setattr(directories, "_exchange", lambda first, second: False)
     for name in (".model.before", ".model.before-1"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "model.safetensors").write_bytes(b"older")
@@ -326,7 +325,7 @@ def test_what_a_kill_between_two_renames_leaves_hinders_no_later_save(
             if ".before" not in Path(path).name:
                 delete(path, ignore_errors)
 
-        monkeypatch.setattr(model_folder.shutil, "rmtree", refusing)
+        monkeypatch.setattr(directories.shutil, "rmtree", refusing)
     for seed in range(3):
         save(tmp_path / "model", tokenizer, arrays(seed))
         assert_holds(tmp_path / "model", arrays(seed))

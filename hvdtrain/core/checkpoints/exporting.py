@@ -9,11 +9,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 from hvdtrain.core.checkpoints.manifest import read_manifest, verify
-from hvdtrain.core.checkpoints.model_folder import WEIGHTS_FILE, copy_files, load_model, replace_directory
+from hvdtrain.core.checkpoints.model_folder import WEIGHTS_FILE, copy_files, load_model
 from hvdtrain.core.checkpoints.saved_models import CONFIG_FILE, find_model, read_model
 from hvdtrain.core.checkpoints.state import TRAINING_FILES
 from hvdtrain.core.errors import CheckpointError
 from hvdtrain.core.families import family_of
+from hvdtrain.core.process.directories import replace_directory
 
 KERAS_FILE = "model.keras"
 # Writes what is exported into an empty folder.

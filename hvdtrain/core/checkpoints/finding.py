@@ -8,9 +8,10 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from hvdtrain.core.checkpoints.manifest import MANIFEST_FILE, STATE_FILE, Manifest, read_manifest, verify
-from hvdtrain.core.checkpoints.model_folder import MODEL_DIR, load_model, put_back
+from hvdtrain.core.checkpoints.model_folder import MODEL_DIR, load_model
 from hvdtrain.core.checkpoints.state import load_state
 from hvdtrain.core.errors import CheckpointError
+from hvdtrain.core.process.directories import put_back
 from hvdtrain.core.process.files import write_whole
 
 _PREFIX = "checkpoint-"

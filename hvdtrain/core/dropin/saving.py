@@ -27,11 +27,12 @@ from hvdtrain.core.checkpoints.finding import (
     step_of,
 )
 from hvdtrain.core.checkpoints.manifest import FORMAT, STATE_FILE, FileRecord, Manifest
-from hvdtrain.core.checkpoints.model_folder import replace_directory, write_files
+from hvdtrain.core.checkpoints.model_folder import write_files
 from hvdtrain.core.checkpoints.retention import Retention, delete, rotate
 from hvdtrain.core.checkpoints.state import Arrays
 from hvdtrain.core.dropin.own_files import tell, write_own
 from hvdtrain.core.errors import CheckpointError, HvdtrainError
+from hvdtrain.core.process.directories import replace_directory
 from hvdtrain.core.process.files import remove
 from hvdtrain.core.run.lock import locked
 from hvdtrain.core.run.output_dir import set_later_aside

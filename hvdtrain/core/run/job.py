@@ -159,7 +159,7 @@ def train_spec(
         examine(run)
         if state.step >= run.plan.max_steps:
             return _nothing_to_do(run, state)
-        # Who is told to stop behind this point leaves a run that can go on, not a directory that is refused.
+        # A signal waits until the run has begun: the directory then holds a run that can be resumed.
         with requests_wait():
             # Nor does anyone come here whom another rank does not follow.
             ranks.sum(np.zeros(1))

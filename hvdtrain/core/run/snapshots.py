@@ -25,9 +25,9 @@ import numpy as np
 
 from hvdtrain.core.checkpoints.background import BackgroundWriter
 from hvdtrain.core.checkpoints.finding import checkpoint_dir, checkpoints_in, first_whole, step_of
-from hvdtrain.core.checkpoints.model_folder import replace_directory
 from hvdtrain.core.checkpoints.retention import Retention
 from hvdtrain.core.errors import CheckpointError
+from hvdtrain.core.process.directories import replace_directory
 from hvdtrain.core.process.outputs import say
 from hvdtrain.core.process.paths import is_own_folder, own_folder, user_path
 from hvdtrain.core.run.lock import check_still_locked
