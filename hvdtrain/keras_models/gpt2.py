@@ -32,9 +32,7 @@ def build(model: ModelSpec, folder: Path) -> keras.Model:
     for i in range(model.n_layer):
         hidden = _layer(model, layers, f"transformer.h.{i}", hidden, looked_at)
     hidden = layers.norm("transformer.ln_f", hidden, model.layer_norm_epsilon)
-    tied = model.tie_word_embeddings
-    logits = tokens(hidden, reverse=True) if tied else layers.linear("lm_head", hidden)
-    return layers.model(inputs, logits, folder)
+    return layers.model(inputs, layers.lm_head(tokens, hidden, model.tie_word_embeddings), folder)
 
 
 def _layer(model: ModelSpec, layers: Layers, name: str, hidden: Any, looked_at: Any) -> Any:

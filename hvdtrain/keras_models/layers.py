@@ -51,6 +51,10 @@ class Layers:
         rows, elements = (1, *self._shape(name))[-2:]
         return keras.layers.ReversibleEmbedding(rows, elements, **self._named(name))
 
+    def lm_head(self, tokens: keras.layers.ReversibleEmbedding, hidden: Any, tied: bool) -> Any:
+        """Logits of the next token: of the table of tokens where the two are tied, else of `lm_head`."""
+        return tokens(hidden, reverse=True) if tied else self.linear("lm_head", hidden)
+
     def table(self, name: str, values: np.ndarray) -> keras.layers.Embedding:
         """Rows that are looked up and never trained.
 
@@ -149,6 +153,17 @@ class Layers:
 def text_inputs(*names: str) -> dict[str, Any]:
     """Inputs as Hugging Face's tokenizers return them, int32 (rows, length), by name."""
     return {name: keras.Input((None,), dtype="int32", name=name) for name in names}
+
+
+def pixel_values(channels: int, dtype: str, side: int | None = None) -> Any:
+    """An input of normalised pixels, (rows, height, width, channels), by the name that Hugging Face gives it.
+
+    Args:
+        channels: of an image.
+        dtype: of the pixels.
+        side: height and width; None: any.
+    """
+    return keras.Input((side, side, channels), dtype=dtype, name="pixel_values")
 
 
 def places(x: Any) -> Any:

@@ -35,9 +35,7 @@ def build(model: ModelSpec, folder: Path) -> keras.Model:
     for i in range(model.num_hidden_layers):
         hidden = _layer(model, layers, f"model.layers.{i}", hidden, rotation, looked_at)
     hidden = layers.norm("model.norm", hidden, model.rms_norm_eps)
-    tied = model.tie_word_embeddings
-    logits = tokens(hidden, reverse=True) if tied else layers.linear("lm_head", hidden)
-    return layers.model(inputs, logits, folder)
+    return layers.model(inputs, layers.lm_head(tokens, hidden, model.tie_word_embeddings), folder)
 
 
 def _layer(

@@ -11,7 +11,7 @@ from keras import ops
 from hvdtrain.core.families import resnet
 from hvdtrain.core.families.convolutions import Block, Convolution
 from hvdtrain.core.families.resnet import ModelSpec
-from hvdtrain.keras_models.layers import Layers
+from hvdtrain.keras_models.layers import Layers, pixel_values
 
 
 def build(model: ModelSpec, folder: Path) -> keras.Model:
@@ -26,7 +26,7 @@ def build(model: ModelSpec, folder: Path) -> keras.Model:
     """
     layers = Layers(model)
     # Of any size: the mean of the last maps is taken.
-    pixels = keras.Input((None, None, model.num_channels), dtype=model.dtype, name="pixel_values")
+    pixels = pixel_values(model.num_channels, model.dtype)
     maps = ops.relu(_convolved(layers, resnet.stem(model), pixels))
     # Zeros, behind ReLU, are as good as nothing.
     maps = keras.layers.MaxPooling2D(3, 2, dtype=model.dtype)(_padded(maps, 3))

@@ -9,7 +9,7 @@ import keras
 from keras import ops
 
 from hvdtrain.core.families.vit import ModelSpec
-from hvdtrain.keras_models.layers import ACTIVATIONS, Layers, only, places
+from hvdtrain.keras_models.layers import ACTIVATIONS, Layers, only, pixel_values, places
 
 
 def build(model: ModelSpec, folder: Path) -> keras.Model:
@@ -23,8 +23,7 @@ def build(model: ModelSpec, folder: Path) -> keras.Model:
         A model of normalised pixels, (rows, height, width, channels); logits, (rows, num_labels).
     """
     layers = Layers(model)
-    side, where = model.image_size, "vit.embeddings"
-    pixels = keras.Input((side, side, model.num_channels), dtype=model.dtype, name="pixel_values")
+    where, pixels = "vit.embeddings", pixel_values(model.num_channels, model.dtype, model.image_size)
     patches = layers.convolution(f"{where}.patch_embeddings.projection", pixels, model.patch_size)
     patches = keras.layers.Reshape((-1, model.hidden_size), dtype=model.dtype)(patches)
     token = layers.embedding(f"{where}.cls_token")(only(patches[:, :, 0]))

@@ -111,16 +111,13 @@ def run(
     elastic = (min_np, max_np, host_discovery_script) != (None, None, None)
     if elastic and max_restarts:
         raise LaunchError("--max-restarts: an elastic job has --reset-limit in its place")
-    for option, value in (
-        ("--reset-limit", reset_limit),
-        ("--blacklist-cooldown-range", blacklist_cooldown_range),
-        ("--heartbeat-timeout", heartbeat_timeout),
-        ("--snapshot-steps", snapshot_steps),
-    ):
-        if not elastic and value is not None:
-            raise LaunchError(
-                f"{option} is for elastic jobs: give --min-np, --max-np or --host-discovery-script as well"
-            )
+    if not elastic:
+        _refuse_elastic_options(
+            reset_limit=reset_limit,
+            blacklist_cooldown_range=blacklist_cooldown_range,
+            heartbeat_timeout=heartbeat_timeout,
+            snapshot_steps=snapshot_steps,
+        )
     if allow_change and resume is None:
         raise LaunchError("--allow-change: is for a job that goes on: give --resume as well")
     if host_discovery_script is not None and (hostfile, hosts) != (None, None):
@@ -160,6 +157,15 @@ def run(
         typer.echo(shlex.join(job.command(runner.first_hosts(), resume, overwrite)))
     elif status := runner.run():
         raise typer.Exit(status)
+
+
+def _refuse_elastic_options(**given: object) -> None:
+    for name, value in given.items():
+        if value is not None:
+            raise LaunchError(
+                f"--{name.replace('_', '-')} is for elastic jobs: give --min-np, --max-np or "
+                "--host-discovery-script as well"
+            )
 
 
 def _read_hosts(hostfile: Path | None, hosts: str | None, slots: int) -> tuple[Host, ...]:

@@ -51,7 +51,7 @@ def by_script(command: str) -> Find:
                 stdin=subprocess.DEVNULL,
                 capture_output=True,
                 text=True,
-                # What is no name of a host is told as such.
+                # Such a name is refused below.
                 errors="replace",
                 timeout=_SECONDS_TO_DISCOVER,
                 check=False,

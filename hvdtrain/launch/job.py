@@ -84,7 +84,7 @@ class Job:
         self, hosts: Sequence[Host], resume: Path | None, overwrite: bool, attendant: Attendant | None
     ) -> Ending:
         """Run it once, to its end."""
-        # Part of the command, for launchers that pass on what they are told to.
+        # Also in the command: some launchers pass on only the variables that it names.
         env = {**os.environ, HEARTBEAT: "1"} if attendant else os.environ
         return run_command(self.command(hosts, resume, overwrite, env), env, attendant)
 

@@ -147,7 +147,7 @@ def first_whole(
 
     Args:
         directories: in the order in which they are tried.
-        skip: is told of each that is not whole, and why.
+        skip: called with each that is not whole, and the error.
     """
     for directory in directories:
         try:
@@ -164,8 +164,8 @@ def newest_whole(
 
     Args:
         output_dir: of the run, where nobody else writes.
-        say: is told what was chosen, and which newer ones were skipped for what reason.
-        who: looks for it, for what is said.
+        say: prints a line: what was chosen, and which newer ones were skipped and why.
+        who: named in these lines.
     """
     try:
         put_back_all(output_dir)

@@ -97,8 +97,8 @@ def not_kept(
         retention: says which are kept.
         newest: as in `Retention.surplus`.
         every_byte: whether to read all files, not their sizes alone.
-        skip: is told of each that stays because nobody can say what it is, and why: it cannot be read now,
-            or is of another format or another program.
+        skip: called with each that stays because it cannot be read now, or is of another format or another
+            program, and the error.
     """
     whole, others = measured(output_dir, every_byte)
     damaged = []
@@ -142,7 +142,7 @@ def best_checkpoint(
         output_dir: of the run.
         retention: says what is best.
         others: metrics of states that are not saved yet, by their step.
-        say: is told of damaged ones, which are passed over.
+        say: prints a line for each damaged one, which is passed over.
     """
     whole, _ = measured(output_dir)
     places = {step_of(place): place for place in whole}

@@ -86,7 +86,7 @@ def notes_on_text(text: TextFacts | None) -> list[str]:
 
 
 def notes_on_memory(spec: JobSpec) -> list[str]:
-    """What becomes of memory that ranks give back."""
+    """Whether freed memory goes back to the system."""
     if not spec.rules.shards_gradients:
         return []
     return ["zero_stage: large blocks of freed memory go back to the system at once, which takes time"]

@@ -50,7 +50,7 @@ def set_initial_values(run: Run) -> None:
 
 
 def save_initial_values(run: Run) -> None:
-    """Save what a user's model starts from, which its spec alone does not give back; every rank calls it.
+    """Save the first weights of a user's model, which the spec cannot reproduce; every rank calls it.
 
     Args:
         run: on this rank, which has taken no update.

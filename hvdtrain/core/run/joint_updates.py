@@ -25,7 +25,7 @@ from hvdtrain.core.run.state import RunState
 def joint_updates(
     run: Run, state: RunState, windows: Iterator[Window], clock: SaveClock
 ) -> Generator[tuple[Line, RunState], None, tuple[RunState, Window]]:
-    """Take updates to the run's last, to the first that ranks take alone, or until ranks are told to stop.
+    """Take updates until the run ends, local updates begin, or ranks get a signal to stop.
 
     Args:
         run: on this rank.

@@ -32,7 +32,7 @@ def local_updates(
 ) -> Iterator[tuple[Line, RunState]]:
     """Take all remaining updates, with an exchange after every one that the period divides and the last.
 
-    They end sooner, with an exchange, when ranks are told to stop.
+    After a signal to stop there is one more exchange, and no further update.
 
     Args:
         run: on this rank; its weights are those of all ranks, and are so again at every line, or with a

@@ -27,7 +27,7 @@ def prune(output_dir: Path, keep: int | None, say: Callable[[str], None]) -> Non
     Args:
         output_dir: of the run.
         keep: how many stay at most; None: as many as its spec's `save_total_limit` says.
-        say: is told what was deleted, and what could not be judged.
+        say: prints a line for each thing that was deleted, and for each that could not be read.
 
     Raises:
         CheckpointError: there is no such directory, it holds no run, a job is writing there, or something

@@ -128,7 +128,7 @@ def _leave(run: Run, state: RunState, snapshots: Snapshots | None) -> NoReturn:
 def _followed(
     run: Run, start: RunState, updates: Iterator[tuple[Line, RunState]], snapshots: Snapshots | None
 ) -> Iterator[tuple[Line, RunState]]:
-    """The same updates; the launcher is told of them, and snapshots are taken."""
+    """The same updates; each is reported to the launcher, and snapshots are taken."""
     if snapshots:
         # From here on the loss of any one host loses nothing, whoever held what the run goes on from.
         snapshots.take(run, start, wait=True)
