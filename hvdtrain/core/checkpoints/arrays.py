@@ -7,6 +7,7 @@ import json
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from io import BufferedRandom
 from itertools import accumulate
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -37,7 +38,7 @@ _DTYPES = {
     "bool": "BOOL",
 }
 _ALIGNMENT = 8
-_CHUNK = 2**20
+_CHUNK = 2**22
 
 
 class Kind(NamedTuple):
@@ -96,33 +97,68 @@ def write_arrays(path: Path, stream: ArrayStream) -> FileRecord:
     """
     header, ends = _header(stream.kinds)
     missing = dict(stream.kinds)
-    digest, hashed = hashlib.blake2b(header), len(header)
     with path.open("w+b") as file:
-        file.write(header)
+        written = _HashedFile(file)
+        written.put(0, memoryview(header))
         for name, array in stream.arrays:
             expected, found = missing.pop(name, None), Kind.of(array)
             if expected is None or found not in (expected, _first(expected, found)):
                 raise SafetensorError(f"{name}: expected {expected}, found {found}")
-            file.seek(len(header) + ends[name] - expected.nbytes)
             if found != expected:
                 missing[name] = Kind(
                     (expected.shape[0] - found.shape[0], *expected.shape[1:]), expected.dtype
                 )
             # As bytes, which every dtype has.
             content = np.asarray(array, order="C").reshape(-1).view(np.uint8).data
-            file.write(content)
-            if file.tell() - len(content) == hashed:
-                digest.update(content)
-                hashed += len(content)
+            written.put(len(header) + ends[name] - expected.nbytes, content)
             # It may be a view of more, which would otherwise stay until the next one is made.
             del array, content
         if missing:
             raise SafetensorError(f"{', '.join(missing)}: expected, and never came")
+        return written.record()
+
+
+class _HashedFile:
+    """A file that is written in parts and hashed; small parts that follow each other go together.
+
+    Whoever writes or hashes gives Python's lock away. A background thread that waits to have it back stops
+    the training loop each time, until the system lets the thread run.
+    """
+
+    def __init__(self, file: BufferedRandom) -> None:
+        self._file, self._digest, self._hashed = file, hashlib.blake2b(), 0
+        # Where the next part would follow: what is written ends, and what is not yet.
+        self._written, self._together = 0, bytearray()
+
+    def put(self, start: int, content: memoryview) -> None:
+        """Write a part that begins at this byte of the file."""
+        follows = start == self._written + len(self._together)
+        if not follows or len(self._together) + len(content) > _CHUNK:
+            self._write(self._together)
+            self._together = bytearray()
+        if not follows:
+            self._file.seek(start)
+            self._written = start
+        if len(content) > _CHUNK:
+            self._write(content)
+        else:
+            self._together += content
+
+    def record(self) -> FileRecord:
+        """The size and hash of what was written."""
+        self._write(self._together)
+        self._file.seek(self._hashed)
         # What came before its turn.
-        file.seek(hashed)
-        while part := file.read(_CHUNK):
-            digest.update(part)
-        return FileRecord(file.tell(), digest.hexdigest())
+        while part := self._file.read(_CHUNK):
+            self._digest.update(part)
+        return FileRecord(self._file.tell(), self._digest.hexdigest())
+
+    def _write(self, content: memoryview | bytearray) -> None:
+        self._file.write(content)
+        if self._written == self._hashed:
+            self._digest.update(content)
+            self._hashed += len(content)
+        self._written += len(content)
 
 
 class SavedArrays(Mapping[str, np.ndarray]):
