@@ -24,6 +24,7 @@ from hvdtrain.core.compression.protocol import (
 from hvdtrain.core.compression.rules import Rules
 from hvdtrain.core.update.buckets import Bucket
 from hvdtrain.torch.ops import Ops
+from hvdtrain.torch.weights import host_copy
 from hvdtrain.torch.world import reduces_over_gloo
 
 
@@ -155,7 +156,7 @@ class Driver:
     def read(self) -> Iterator[dict[str, np.ndarray]]:
         """Copies of this rank's policy state, a mapping a bucket, in the Hugging Face layout."""
         for state in self._states:
-            yield {name: array.cpu().numpy().copy() for name, array in state.items()}
+            yield {name: host_copy(array).numpy() for name, array in state.items()}
 
     def write(self, states: Sequence[Mapping[str, np.ndarray]]) -> None:
         """Set what `read` read."""

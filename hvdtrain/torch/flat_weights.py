@@ -13,7 +13,7 @@ from hvdtrain.core.compression.rules import Rules
 from hvdtrain.core.families.weights import Weight
 from hvdtrain.core.update.shards import UNDER_WAY, Shard
 from hvdtrain.torch.shards import ShardExchange
-from hvdtrain.torch.weights import write
+from hvdtrain.torch.weights import host_copy, write
 
 
 class HeldWeights(ABC):
@@ -55,7 +55,7 @@ class HeldWeights(ABC):
                 parts = self._master(bucket.index)[: bucket.size].split(bucket.sizes)
                 for weight, part in zip(bucket.weights, parts, strict=True):
                     if weight.name in wanted:
-                        yield weight.name, part.reshape(weight.shape).cpu().numpy().copy()
+                        yield weight.name, host_copy(part).numpy().reshape(weight.shape)
 
     @abstractmethod
     def write(self, weight: Weight, array: np.ndarray) -> None:

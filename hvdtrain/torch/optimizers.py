@@ -15,6 +15,7 @@ from hvdtrain.core.update.shards import Shard, scratch_elements
 from hvdtrain.torch.flat_weights import HeldWeights
 from hvdtrain.torch.shards import ShardExchange
 from hvdtrain.torch.update_rules import Norms, build_rule, empty_group
+from hvdtrain.torch.weights import host_copy
 
 
 class Optimizer:
@@ -114,8 +115,9 @@ class Optimizer:
         self, shard: Shard, pieces: Sequence[torch.nn.Parameter], moment: str
     ) -> Iterator[tuple[str, np.ndarray]]:
         flat = self._whole(shard, [self._moment(piece, moment) for piece in pieces])
+        flat = host_copy(flat) if flat.is_cuda else flat
         for weight, part in zip(shard.bucket.weights, flat.split(shard.bucket.sizes), strict=True):
-            yield f"{weight.name}.{moment}", part.reshape(weight.shape).cpu().numpy()
+            yield f"{weight.name}.{moment}", part.reshape(weight.shape).numpy()
 
     def _moment(self, piece: torch.nn.Parameter, moment: str) -> torch.Tensor:
         found = self._optimizer.state.get(piece, {}).get(moment)

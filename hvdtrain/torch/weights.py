@@ -15,9 +15,16 @@ Parameter: TypeAlias = torch.Tensor
 Parameters: TypeAlias = Mapping[str, Parameter]
 
 
+def host_copy(tensor: torch.Tensor) -> torch.Tensor:
+    """A contiguous copy in host memory; of a tensor on a GPU in pinned memory, into which the GPU writes."""
+    layout = torch.contiguous_format
+    host = torch.empty_like(tensor, device="cpu", memory_format=layout, pin_memory=tensor.is_cuda)
+    return host.copy_(tensor.detach())
+
+
 def read(weight: Weight, parameter: Parameter) -> np.ndarray:
     """A copy of what a parameter holds, in the Hugging Face layout."""
-    return parameter.detach().cpu().numpy().reshape(weight.shape).copy()
+    return host_copy(parameter).numpy().reshape(weight.shape)
 
 
 def write(weight: Weight, parameter: Parameter, array: np.ndarray) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 import hvdtrain.torch as hvd
+from hvdtrain.torch.weights import host_copy
 from tests.dropin.trial import Trial, mean_loss, mlp, own, same_on_all_ranks, sgd, wrap
 
 
@@ -50,3 +51,11 @@ def check_a_scaler_skips_every_ranks_update() -> None:
     scaler.step(optimizer)
     assert not any(torch.equal(p, old) for p, old in zip(model.parameters(), before, strict=True))
     same_on_all_ranks(model)
+
+
+def check_copies_in_host_memory_are_pinned() -> None:
+    there = torch.arange(6.0, device="cuda").reshape(2, 3).T
+    found = host_copy(there)
+    assert found.is_pinned()
+    assert found.is_contiguous()
+    assert torch.equal(found, there.cpu())

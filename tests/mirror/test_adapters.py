@@ -65,6 +65,7 @@ BY_NATURE = {
         ("Norms", "Piece", "Task", "build_rule", "empty_group", "update_pieces"),
         "PyTorch's rules are its optimizers of flat parameters, TensorFlow's are kernels in a graph",
     ),
+    "weights.py": {"host_copy": "TensorFlow copies from GPUs through pinned memory by itself"},
     "dropin/accumulation.py": {"Accumulation": _HOOKS},
     "dropin/arguments.py": dict.fromkeys(
         ("Reach", "check_local_layers", "handles"), "layers that stay local are Horovod's in TensorFlow alone"

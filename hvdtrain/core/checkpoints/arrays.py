@@ -38,7 +38,7 @@ _DTYPES = {
     "bool": "BOOL",
 }
 _ALIGNMENT = 8
-_CHUNK = 2**22
+_CHUNK = 2**18
 
 
 class Kind(NamedTuple):

@@ -37,6 +37,7 @@ from hvdtrain.torch.dropin.optimizer_state import (
 )
 from hvdtrain.torch.dropin.session import require_init
 from hvdtrain.torch.generators import Generators
+from hvdtrain.torch.weights import host_copy
 from hvdtrain.torch.world import all_ranks
 
 _LOADER = "loader"
@@ -231,7 +232,7 @@ def _stream(tensors: Mapping[str, torch.Tensor]) -> ArrayStream:
 
 
 def _array(tensor: torch.Tensor) -> np.ndarray:
-    found = tensor.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
+    found = host_copy(tensor)
     if found.dtype == torch.bfloat16:
         return found.view(torch.int16).numpy().view(ml_dtypes.bfloat16)
     try:

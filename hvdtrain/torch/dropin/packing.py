@@ -11,6 +11,7 @@ import torch
 
 from hvdtrain.core.errors import TrainingError
 from hvdtrain.torch.dropin.state import swap
+from hvdtrain.torch.weights import host_copy
 
 _State = dict[str, Any]
 _TENSOR, _REST = "hvdtrain.tensor", "rest"
@@ -28,7 +29,7 @@ def pack(states: Mapping[str, _State]) -> bytes:
     tensors: dict[str, torch.Tensor] = {}
 
     def take_out(tensor: torch.Tensor) -> _State:
-        tensors[str(len(tensors))] = tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
+        tensors[str(len(tensors))] = host_copy(tensor)
         return {_TENSOR: str(len(tensors) - 1)}
 
     for name, state in states.items():
