@@ -10,14 +10,17 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors.numpy import load_file, save_file
 from typer.testing import CliRunner
 
 from hvdtrain.cli import app
 from hvdtrain.core.checkpoints.finding import AUTO, check_whole, left_behind, newest_whole
-from hvdtrain.core.checkpoints.manifest import MANIFEST_FILE, SPEC_FILE, _sealed, read_manifest
+from hvdtrain.core.checkpoints.manifest import MANIFEST_FILE, SPEC_FILE, FileRecord, _sealed, read_manifest
+from hvdtrain.core.checkpoints.rank_files import rank_file
 from hvdtrain.core.data import Dataset
 from hvdtrain.core.errors import CheckpointError, DamagedError
 from hvdtrain.core.run.job import prepare_data
@@ -28,10 +31,10 @@ from tests.jobs.runs import TINY, small_corpus
 FILES = (
     "compression.safetensors",
     "config.json",
-    "generators.safetensors",
     "manifest.json",
     "model.safetensors",
     "optimizer.safetensors",
+    "rank-0.safetensors",
     "sentence_bert_config.json",
     "spec.json",
     "state.json",
@@ -206,15 +209,15 @@ def test_a_later_format_says_which_version_reads_it(run_dir: Path, tmp_path: Pat
     shutil.copytree(run_dir / "checkpoint-8", place)
     manifest = read_manifest(place)
     assert manifest is not None
-    (place / MANIFEST_FILE).write_text(replace(manifest, format=3).text())
-    with pytest.raises(CheckpointError, match="has format 3, and this version of hvdtrain reads 1 and 2"):
+    (place / MANIFEST_FILE).write_text(replace(manifest, format=4).text())
+    with pytest.raises(CheckpointError, match="has format 4, and this version of hvdtrain reads 1 to 3"):
         read_manifest(place)
 
 
 @pytest.mark.parametrize(
     ("change", "told"),
     [
-        ({"shards": 2}, "is not what this version of hvdtrain writes .*shards.*it was saved by"),
+        ({"shards": 2}, "is not what this version of hvdtrain reads .*shards.*it was saved by"),
         ({"step": None}, "is not what this version .*step"),
         ({"format": None}, "has format None"),
         ({"files": None}, "is not what this version .*files"),
@@ -238,8 +241,35 @@ def test_a_sealed_manifest_of_other_fields_or_of_files_elsewhere_is_refused(
     check_refused(tmp_path, {MANIFEST_FILE})
 
 
+def make_format_2(place: Path) -> Path:
+    """As an earlier version would have saved it: all ranks in one file, along a first axis or by name."""
+    manifest = read_manifest(place)
+    assert manifest is not None
+    files = [place / rank_file(rank) for rank in range(manifest.ranks)]
+    every = [load_file(file) for file in files]
+    for name in ("compression", "optimizer"):
+        own = [key for key in every[0] if key.startswith(f"{name}.")]
+        rows = {key.partition(".")[2]: np.stack([each[key] for each in every]) for key in own}
+        save_file(load_file(place / f"{name}.safetensors") | rows, place / f"{name}.safetensors")
+    generators = {
+        key.replace("generator.framework", str(rank)): array
+        for rank, each in enumerate(every)
+        for key, array in each.items()
+        if key.startswith("generator.")
+    }
+    save_file(generators, place / "generators.safetensors")
+    for file in (*files, place / MANIFEST_FILE):
+        file.unlink()
+    record = json.loads((place / "state.json").read_text()) | {"format": 2}
+    (place / "state.json").write_text(json.dumps(record))
+    records = {file.name: FileRecord.of(file.read_bytes()) for file in place.iterdir()}
+    (place / MANIFEST_FILE).write_text(replace(manifest, format=2, files=records).text())
+    return place
+
+
 def make_format_1(place: Path) -> None:
-    """As an earlier version would have saved it."""
+    """As the version before that would have saved it."""
+    make_format_2(place)
     for name in (MANIFEST_FILE, SPEC_FILE, "generators.safetensors"):
         (place / name).unlink()
     record = json.loads((place / "state.json").read_text())
@@ -257,6 +287,20 @@ def test_format_1_goes_on_and_says_that_it_cannot_be_verified(
     told = capsys.readouterr().out
     assert "checkpoint-4 has format 1, without a manifest: its files cannot be verified" in told
     assert "saved by an earlier version, not torch on 1: dropout is drawn from seed, rank and step" in told
+
+
+def test_format_2_goes_on_with_its_generators(
+    job: tuple[JobSpec, Dataset], run_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.rmtree(copied(run_dir, tmp_path))
+    make_format_2(tmp_path / "checkpoint-4")
+    state, numbers = train(tmp_path, *job, AUTO)
+    assert (state.step, numbers[0]) == (8, 5)
+    assert "dropout is drawn" not in capsys.readouterr().out
+    # Each update adds to their state.
+    for name in ("checkpoint-8/rank-0.safetensors", "checkpoint-8/optimizer.safetensors"):
+        assert (tmp_path / name).read_bytes() == (run_dir / name).read_bytes()
+    assert not (tmp_path / "checkpoint-8" / "generators.safetensors").exists()
 
 
 def test_a_checkpoint_of_the_other_framework_says_that_dropout_starts_anew(
@@ -281,8 +325,8 @@ def test_the_command_lists_checkpoints_and_verifies_every_byte(run_dir: Path, tm
     listed = invoke(0, str(tmp_path), "--json")
     assert [(each["step"], each["format"], each["state"]) for each in listed] == [
         (2, 1, "unverified"),
-        (4, 2, "unverified"),
-        (8, 2, "unverified"),
+        (4, 3, "unverified"),
+        (8, 3, "unverified"),
     ]
     assert listed[0]["loss"] is None
     assert all(each["loss"] > 0 for each in listed[1:])

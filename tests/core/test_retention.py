@@ -148,7 +148,7 @@ def test_of_others_and_of_later_versions_nothing_is_deleted(tmp_path: Path) -> N
     gone = not_kept(tmp_path, Retention(1), skip=lambda path, error: left.update({path.name: str(error)}))
     assert {path.name for path in gone} == {"checkpoint-6", "checkpoint-7"}
     assert left.keys() == foreign
-    assert "has format 3, and this version of hvdtrain reads 1 and 2" in left["checkpoint-1"]
+    assert "has format 4, and this version of hvdtrain reads 1 to 3" in left["checkpoint-1"]
     rotate(tmp_path, Retention(1), 8)
     assert there(tmp_path) == {*foreign, "checkpoint-8"}
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import shutil
 import tracemalloc
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
@@ -13,10 +14,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from safetensors.numpy import load_file
 
+from hvdtrain.core.checkpoints.arrays import write_arrays
 from hvdtrain.core.checkpoints.background import BackgroundWriter
 from hvdtrain.core.checkpoints.finding import AUTO, check_whole
 from hvdtrain.core.checkpoints.model_folder import load_model
+from hvdtrain.core.checkpoints.rank_files import rank_file
 from hvdtrain.core.checkpoints.state import load_state
 from hvdtrain.core.errors import CheckpointError
 from hvdtrain.core.families.initializers import ZEROS
@@ -29,11 +33,14 @@ from hvdtrain.core.run.world import World
 from hvdtrain.core.spec.job_spec import load_spec
 from hvdtrain.core.update.accumulation import resolve_accumulation
 from hvdtrain.core.update.buckets import plan_buckets
+from tests.core.dropin.test_loop_checkpoints import on_each
+from tests.core.test_manifest import make_format_2
 
 # Two weights a bucket, of 1 MB together.
 WEIGHTS = tuple(Weight(f"layer{i}.weight", (64, 1024), True, ZEROS) for i in range(32))
 BUCKETS = plan_buckets(WEIGHTS, itemsize=8, cap_bytes=2**20)
 BUCKET_BYTES = 2**20
+GENERATOR = "generator.framework.cpu"
 ALL_BYTES = len(WEIGHTS) * 64 * 1024 * 8
 STATE = RunState(step=4, windows=4, samples_consumed=16)
 
@@ -98,13 +105,14 @@ def run_of(rank: int, ranks: int = 2, broadcast: Any = lambda values, name: valu
 
 
 class Residuals:
-    """Makes a bucket's residual when it is read."""
+    """Makes a bucket's residual when it is read: 100 times its rank and its own number, throughout."""
 
-    def __init__(self) -> None:
-        self.written: list[float] = []
+    def __init__(self, rank: int) -> None:
+        self.rank, self.written = rank, list[float]()
 
     def read(self) -> Iterator[dict[str, np.ndarray]]:
-        yield from ({"residual": np.zeros(bucket.size)} for bucket in BUCKETS)
+        for number, bucket in enumerate(BUCKETS):
+            yield {"residual": np.full(bucket.size, 100.0 * self.rank + number)}
 
     def write(self, states: list[dict[str, np.ndarray]]) -> None:
         for bucket, state in zip(BUCKETS, states, strict=True):
@@ -113,18 +121,54 @@ class Residuals:
             self.written.append(float(state["residual"][0]))
 
 
-SAVED_ON = 8
+SAVED_ON = 4
 WITH_RESIDUALS = ("zero_stage=0", "compression={type: topk, ratio: 0.02}")
 ONE_BATCH = "batch={gradient_accumulation_steps: 1, global_batch_size: 8}"
 
 
 def run_with_residuals(rank: int, ranks: int, broadcast: Any = None) -> Any:
-    """Each bucket's residual has one number throughout: 100 times its rank and its own number."""
-    numbers = (100.0 * rank + bucket for bucket in range(len(BUCKETS)) for rank in range(ranks))
     run = run_of(rank, ranks, broadcast, *WITH_RESIDUALS, ONE_BATCH)
-    run.ranks = replace(run.ranks, sum_arrays=lambda values, name: np.full_like(values, next(numbers)))
-    run.adapter.reducer = Residuals()
+    run.adapter.reducer = Residuals(rank)
     return run
+
+
+def save_on_each(folder: Path, others: Path | None = None, writer: Any = None) -> tuple[list[Any], list[int]]:
+    """What a save with residuals returns or raises on each rank, and the bytes of each sum over ranks.
+
+    Args:
+        folder: of the checkpoint.
+        others: the same on ranks other than 0.
+        writer: of rank 0.
+    """
+    sums: list[int] = []
+
+    def act(ranks: Ranks) -> None:
+        def sum_arrays(array: np.ndarray, name: str) -> np.ndarray:
+            sums.append(array.nbytes)
+            return ranks.sum_arrays(array, name)
+
+        run = run_with_residuals(ranks.rank, SAVED_ON)
+        run.ranks = replace(ranks, sum_arrays=sum_arrays)
+        if ranks.rank:
+            save(run, others or folder, STATE)
+        else:
+            save(run, folder, STATE, None, writer)
+
+    return on_each(SAVED_ON, act), sums
+
+
+class Tape:
+    """What rank 0 broadcasts, for another rank to receive."""
+
+    def __init__(self) -> None:
+        self.messages: list[np.ndarray] = []
+
+    def send(self, values: np.ndarray, name: str) -> np.ndarray:
+        self.messages.append(values.copy())
+        return values
+
+    def receive(self, values: np.ndarray, name: str) -> np.ndarray:
+        return self.messages.pop(0)
 
 
 def peak_of(call: Callable[[], object]) -> int:
@@ -136,67 +180,101 @@ def peak_of(call: Callable[[], object]) -> int:
         tracemalloc.stop()
 
 
-@pytest.mark.parametrize("rank", [0, 1])
-def test_saving_holds_one_bucket_of_moments_on_every_rank(tmp_path: Path, rank: int) -> None:
-    run, folder = run_of(rank), tmp_path / "checkpoint-4"
-    # Half a bucket for all that is no array.
-    assert peak_of(lambda: save(run, folder, STATE)) < 1.5 * BUCKET_BYTES < ALL_BYTES / 10
-    assert run.adapter.optimizer.gathered == 2 * len(BUCKETS)
-    assert folder.exists() == (rank == 0)
+@pytest.mark.parametrize(("stage", "takes_part"), [(1, True), (0, False)])
+def test_saving_holds_one_bucket_of_moments_on_every_rank(
+    tmp_path: Path, stage: int, takes_part: bool
+) -> None:
+    tape = Tape()
+    for rank, carry in enumerate((tape.send, tape.receive)):
+        run, folder = run_of(rank, 2, carry, f"zero_stage={stage}"), tmp_path / str(rank) / "checkpoint-4"
+        # Half a bucket for all that is no array.
+        assert peak_of(lambda run=run, folder=folder: save(run, folder, STATE)) < 1.5 * BUCKET_BYTES
+        # Without shards rank 0 alone reads them.
+        assert run.adapter.optimizer.gathered == (rank == 0 or takes_part) * 2 * len(BUCKETS)
+        assert folder.exists() == (rank == 0)
+    assert 1.5 * BUCKET_BYTES < ALL_BYTES / 10
 
 
-def test_a_rank_that_has_no_part_in_a_file_reads_nothing(tmp_path: Path) -> None:
-    run = run_of(1, 2, None, "zero_stage=0")
-    save(run, tmp_path / "checkpoint-4", STATE)
-    assert run.adapter.optimizer.gathered == 0
-
-
-@pytest.mark.parametrize("background", [False, True])
-def test_rank_0_never_holds_all_ranks_residuals(tmp_path: Path, background: bool) -> None:
-    run, folder = run_with_residuals(0, SAVED_ON), tmp_path / "checkpoint-4"
-    if background:
-        left = tmp_path / ".checkpoint-2.parts-of-a-killed-job"
-        left.mkdir()
-        (left / "compression.safetensors").write_bytes(b"half")
+@pytest.mark.parametrize("seen", [True, False])
+def test_no_rank_holds_the_residuals_of_others_and_each_file_has_those_of_its_own(
+    tmp_path: Path, seen: bool
+) -> None:
+    folder = tmp_path / "out" / "checkpoint-4"
     with BackgroundWriter() as writer:
-        peak = peak_of(lambda: save(run, folder, STATE, None, writer if background else None))
-    # A copy of weights and moments stays until it is written.
-    assert peak < background * 3 * ALL_BYTES + 6 * BUCKET_BYTES
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint-4", "latest"]
+        saved: list[Any] = []
+        others = folder if seen else tmp_path / "elsewhere" / "checkpoint-4"
+        peak = peak_of(lambda: saved.append(save_on_each(folder, others, writer)))
+    ((errors, sums),) = saved
+    assert errors == [None] * SAVED_ON
+    # Of all ranks together: rank 0's copy of weights and moments, and a few residuals of a bucket on each.
+    assert peak < 3 * ALL_BYTES + SAVED_ON * 5 * BUCKET_BYTES < (3 + SAVED_ON - 1) * ALL_BYTES
+    # Where all see the folder, nothing but small messages travels; else one residual at a time.
+    assert max(sums) == (8 if seen else BUCKET_BYTES)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out"]
+    assert sorted(path.name for path in folder.parent.iterdir()) == ["checkpoint-4", "latest"]
     manifest = check_whole(folder)
-    assert manifest is not None and "compression.safetensors" in manifest.files
-    for bucket in range(len(BUCKETS)):
-        rows = load_state(folder).compression(bucket)["residual"]
-        np.testing.assert_array_equal(rows[:, 0], [100 * rank + bucket for rank in range(SAVED_ON)])
+    assert manifest is not None
+    for rank in range(SAVED_ON):
+        assert rank_file(rank) in manifest.files
+        own = load_file(folder / rank_file(rank))
+        assert own.keys() == {f"compression.{i}.residual" for i in range(len(BUCKETS))} | {GENERATOR}
+        for number, bucket in enumerate(BUCKETS):
+            expected = np.full(bucket.size, 100.0 * rank + number)
+            np.testing.assert_array_equal(own[f"compression.{number}.residual"], expected)
+    assert not load_file(folder / "compression.safetensors")
 
 
-def test_rank_0_never_holds_all_ranks_moments_of_local_updates(tmp_path: Path) -> None:
-    run = run_of(0, SAVED_ON, None, "zero_stage=0", "compression={type: local_sgd, sync_every: 2}")
+def test_moments_of_local_updates_are_each_ranks_own(tmp_path: Path) -> None:
+    policy = "compression={type: local_sgd, sync_every: 2}"
+    run = run_of(0, SAVED_ON, Tape().send, "zero_stage=0", policy)
+    folder = tmp_path / "checkpoint-4"
     with BackgroundWriter() as writer:
-        peak = peak_of(lambda: save(run, tmp_path / "checkpoint-4", STATE, None, writer))
+        peak = peak_of(lambda: save(run, folder, STATE, None, writer))
+    # A copy of the weights stays until it is written.
     assert peak < ALL_BYTES + 6 * BUCKET_BYTES
-    shapes = load_state(tmp_path / "checkpoint-4").moments.shapes
-    assert {*shapes.values()} == {(SAVED_ON, *WEIGHTS[0].shape)}
+    for rank in range(SAVED_ON):
+        own = load_file(folder / rank_file(rank))
+        assert own.keys() == {f"optimizer.{name}" for name, _ in Moments().read()} | {GENERATOR}
+    state = load_state(folder)
+    assert not state.moments
+    assert {*state.moment_shapes.values()} == {(SAVED_ON, *WEIGHTS[0].shape)}
 
 
-def test_what_a_full_disk_has_cut_off_is_deleted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(path: Path, stream: Any) -> None:
+@pytest.mark.parametrize(("seen", "full"), [(True, 2), (False, 0)])
+def test_what_a_rank_cannot_write_is_told_on_every_rank_and_deleted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seen: bool, full: int
+) -> None:
+    def write(path: Path, stream: Any) -> Any:
+        if path.name != rank_file(2):
+            return write_arrays(path, stream)
+        next(iter(stream.arrays))
         path.write_bytes(b"half")
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr("hvdtrain.core.checkpoints.model_folder.write_arrays", full)
-    with (
-        BackgroundWriter() as writer,
-        pytest.raises(CheckpointError, match=r"could not be saved: .*No space"),
-    ):
-        save(run_with_residuals(0, SAVED_ON), tmp_path / "checkpoint-4", STATE, None, writer)
+    monkeypatch.setattr("hvdtrain.core.checkpoints.rank_files.write_arrays", write)
+    others = None if seen else tmp_path / "elsewhere" / "checkpoint-4"
+    errors, _ = save_on_each(tmp_path / "checkpoint-4", others)
+    assert {type(error) for error in errors} == {CheckpointError}
+    expected = f"checkpoint-4: the model could not be saved: rank {full}: [Errno 28] No space left"
+    assert all(expected in str(error) for error in errors)
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("ranks", [SAVED_ON, 4, 1])
-def test_resuming_gives_each_rank_its_own_residuals_alone(tmp_path: Path, ranks: int) -> None:
-    folder = tmp_path / "checkpoint-4"
-    save(run_with_residuals(0, SAVED_ON), folder, STATE)
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """A checkpoint with residuals as it is written today, and as an earlier version wrote it."""
+    root = tmp_path_factory.mktemp("saved")
+    save_on_each(root / "checkpoint-4")
+    make_format_2(shutil.copytree(root / "checkpoint-4", root / "before"))
+    return {"today": root / "checkpoint-4", "format 2": root / "before"}
+
+
+@pytest.mark.parametrize("layout", ["today", "format 2"])
+@pytest.mark.parametrize("ranks", [SAVED_ON, 2, 1])
+def test_resuming_gives_each_rank_its_own_residuals_alone(
+    saved: dict[str, Path], tmp_path: Path, ranks: int, layout: str
+) -> None:
+    folder = saved[layout]
     # Messages lie on disk meanwhile, where they are no memory.
     with (tmp_path / "messages").open("w+b") as tape:
 

@@ -13,9 +13,11 @@ from typing import Any
 import numpy as np
 import pytest
 
+from hvdtrain.core.checkpoints.arrays import write_arrays
 from hvdtrain.core.checkpoints.finding import AUTO, checkpoints_in, step_of
 from hvdtrain.core.checkpoints.manifest import MANIFEST_FILE
 from hvdtrain.core.checkpoints.model_folder import load_model
+from hvdtrain.core.checkpoints.rank_files import rank_file
 from hvdtrain.core.errors import CheckpointError, HvdtrainError
 from hvdtrain.core.process.preemption import Preempted
 from hvdtrain.core.run import snapshots
@@ -142,12 +144,30 @@ def steps(hosts: Path, name: str) -> list[int]:
 
 
 def test_rank_0_and_one_neighbour_keep_the_newest_two_alike(hosts: Path) -> None:
+    left = [hosts / name / OPTIONS.job / name / ".checkpoint-2.parts-of-killed-ranks" for name in "ab"]
+    for place in left:
+        place.mkdir(parents=True)
     train(hosts, "aabc", "out", last=8)
+    assert not any(place.exists() for place in left)
     assert {name: steps(hosts, name) for name in "abc"} == {"a": [4, 6], "b": [4, 6], "c": []}
     for mine, other in zip(held(hosts, "a"), held(hosts, "b"), strict=True):
+        assert {rank_file(rank) for rank in range(4)} < {file.name for file in mine.iterdir()}
         for file in mine.iterdir():
             if file.name != MANIFEST_FILE:
                 assert file.read_bytes() == (other / file.name).read_bytes(), file.name
+
+
+def test_on_one_host_each_rank_writes_its_own_file(hosts: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    written: list[tuple[str, str]] = []
+
+    def write(path: Path, stream: Any) -> Any:
+        written.append((path.name, rank_file(Doomed.here.ranks.rank)))
+        return write_arrays(path, stream)
+
+    monkeypatch.setattr("hvdtrain.core.checkpoints.rank_files.write_arrays", write)
+    train(hosts, "aaa", "out", last=4)
+    assert sorted(written) == [(rank_file(rank), rank_file(rank)) for rank in range(3) for _ in range(2)]
+    assert steps(hosts, "a") == [0, 2]
 
 
 # Rank 0's host is lost, that of its neighbour is, or neither; and what is left comes in another order.

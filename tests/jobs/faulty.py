@@ -11,12 +11,13 @@ import os
 import resource
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
 from hvdtrain.core.data import Window
+from hvdtrain.core.families.weights import Weight
 from hvdtrain.core.process.environment import launched_rank
 from hvdtrain.core.run.adapter import Adapter, ModelState, OptimizerState
 from hvdtrain.core.run.framework import Framework
@@ -44,11 +45,11 @@ class OnFullDisk:
         self.write = model.write
         self._read = model.read
 
-    def read(self) -> Iterator[tuple[str, np.ndarray]]:
+    def read(self, weights: Sequence[Weight] | None = None) -> Iterator[tuple[str, np.ndarray]]:
         # The kernel then refuses to let any file grow beyond 20 kB, as a full disk would.
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
-        return self._read()
+        return self._read(weights)
 
 
 class KilledWhenRead:

@@ -10,9 +10,11 @@ import pytest
 
 from hvdtrain.core.checkpoints.finding import AUTO
 from hvdtrain.core.checkpoints.manifest import STATE_FILE
-from hvdtrain.core.checkpoints.state import load_state, share_out
+from hvdtrain.core.checkpoints.rank_files import rank_file
+from hvdtrain.core.checkpoints.state import load_state
 from hvdtrain.core.compression import TopK
 from hvdtrain.core.run.metrics import read_metrics
+from tests.core.test_manifest import make_format_2
 from tests.jobs.runs import TINY, small_corpus, train_all
 
 SETTINGS = [
@@ -90,6 +92,9 @@ def stop_and_go(
     stayed = {"stayed": root / "whole" / "local" / "checkpoint-4"} | thirds(root / "whole", again)
     found = {"whole": train_all(root / "whole", "torch", 2, scenarios | beside | both, stayed)}
     saved = {name: found["whole"][name] / "checkpoint-4" for name in scenarios}
+    if "local" in saved:
+        # As an earlier version laid it out.
+        saved["local"] = make_format_2(shutil.copytree(saved["local"], root / "before" / "checkpoint-4"))
     saved |= thirds(root / "tensorflow", again)
     found["tensorflow"] = train_all(root / "tensorflow", "tensorflow", 2, scenarios | both, saved)
     return found
@@ -177,10 +182,11 @@ def test_dropout_goes_on_to_the_bit(runs: Runs, framework: str, name: str) -> No
     expected, found = losses(unbroken), losses(again)
     assert [*found] == [4, 5, 6]
     assert found == {step: expected[step] for step in found}
-    for file in ("model/model.safetensors", "checkpoint-6/generators.safetensors"):
+    own = [f"checkpoint-6/{rank_file(rank)}" for rank in range(2)]
+    for file in ("model/model.safetensors", *own):
         assert (again / file).read_bytes() == (unbroken / file).read_bytes()
     # Dropout was on: each update draws other numbers than the one before.
-    states = [(unbroken / f"checkpoint-{n}" / "generators.safetensors").read_bytes() for n in (3, 6)]
+    states = [(unbroken / f"checkpoint-{n}" / rank_file(1)).read_bytes() for n in (3, 6)]
     assert states[0] != states[1]
 
 
@@ -207,8 +213,9 @@ def check_without_a_trace(whole: Path, again: Path) -> None:
     assert all(loss == pytest.approx(expected[step], rel=1e-12) for step, loss in found.items())
     ours, theirs = (load_state(run / "checkpoint-12") for run in (whole, again))
     assert ours.record.applied == theirs.record.applied
-    for name, array in ours.moments.items():
-        np.testing.assert_allclose(theirs.moments[name], array, rtol=1e-9, atol=1e-13, err_msg=name)
+    for name in ours.moment_shapes:
+        found, array = (np.stack([read() for read in state.own_moments(name)]) for state in (theirs, ours))
+        np.testing.assert_allclose(found, array, rtol=1e-9, atol=1e-13, err_msg=name)
 
 
 def test_local_updates_go_on_without_a_trace(runs: Runs) -> None:
@@ -227,24 +234,29 @@ def test_local_moments_are_saved_by_rank_and_others_are_not(runs: Runs) -> None:
     shapes = {}
     for name in ("plain", "local"):
         state = load_state(runs["whole"][name] / "checkpoint-8")
-        shapes[name] = state.moments.shapes
+        shapes[name] = state.moment_shapes
     assert shapes["local"] == {moment: (2, *shape) for moment, shape in shapes["plain"].items()}
-    assert all(np.any(array[0] != array[1]) for array in state.moments.values())
+    for name in shapes["local"]:
+        ours, theirs = (read() for read in state.own_moments(name))
+        assert np.any(ours != theirs), name
     assert state.record.applied[0] > state.record.applied[1] > 0
     assert "applied" not in (runs["whole"]["plain"] / "checkpoint-8" / STATE_FILE).read_text()
 
 
-def test_residuals_are_saved_by_rank_and_shared_out_by_their_sum(runs: Runs) -> None:
-    state = load_state(runs["whole"]["dgc"] / "checkpoint-8")
-    saved = [state.compression(bucket) for bucket in range(state.record.buckets)]
+def residuals(checkpoint: Path) -> list[dict[str, np.ndarray]]:
+    """Of each bucket, with a first axis of ranks."""
+    state = load_state(checkpoint)
+    names = TopK(momentum=0.5).residuals
+    found = [state.residuals(bucket, names) for bucket in range(state.record.buckets)]
+    return [{name: np.stack([read() for read in rows]) for name, rows in each.items()} for each in found]
+
+
+def test_residuals_are_saved_by_rank(runs: Runs) -> None:
+    saved = residuals(runs["whole"]["dgc"] / "checkpoint-8")
     for arrays in saved:
         assert set(arrays) == {"residual", "momentum"}
         ours, theirs = arrays["residual"]
         assert np.any(ours != theirs)
-        (alone,) = share_out(TopK(momentum=0.5), arrays, 1)
-        np.testing.assert_allclose(alone["residual"], ours + theirs, rtol=1e-12, atol=1e-15)
     # The same residuals, in the Hugging Face layout, whichever framework saved them.
-    other = load_state(runs["tensorflow"]["dgc"] / "checkpoint-8")
-    for bucket, arrays in enumerate(saved):
-        theirs = other.compression(bucket)
+    for arrays, theirs in zip(saved, residuals(runs["tensorflow"]["dgc"] / "checkpoint-8"), strict=True):
         np.testing.assert_allclose(arrays["residual"], theirs["residual"], rtol=1e-6, atol=1e-12)

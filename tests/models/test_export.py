@@ -21,6 +21,7 @@ from hvdtrain.cli import app
 from hvdtrain.core.checkpoints.arrays import ArrayStream
 from hvdtrain.core.checkpoints.manifest import FORMAT, MANIFEST_FILE, SPEC_FILE, STATE_FILE, Manifest
 from hvdtrain.core.checkpoints.model_folder import WEIGHTS_FILE, save_model
+from hvdtrain.core.checkpoints.rank_files import rank_file
 from hvdtrain.core.checkpoints.state import OPTIMIZER_FILE
 from hvdtrain.core.families import family_of
 from hvdtrain.core.spec.job_spec import load_spec
@@ -61,7 +62,7 @@ def save(folder: Path, model: ModelSection, step: int | None = None) -> Path:
     if step is None:
         save_model(folder, streams, family.hf_config(model), files)
         return folder
-    streams[OPTIMIZER_FILE] = ArrayStream.of({"moment": np.ones(3)})
+    streams[OPTIMIZER_FILE] = streams[rank_file(0)] = ArrayStream.of({"moment": np.ones(3)})
     files |= {STATE_FILE: json.dumps({"format": FORMAT}), SPEC_FILE: "{}\n"}
 
     def manifest(written: Any) -> Manifest:

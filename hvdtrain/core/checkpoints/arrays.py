@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from io import BufferedRandom
 from itertools import accumulate
@@ -64,9 +64,8 @@ class ArrayStream:
 
     Attributes:
         kinds: of every array, by name; those of one dtype lie in the file in this order.
-        arrays: each of them once, with its name, made when it is asked for, or in parts along its first axis
-            that follow each other; in any order, but what comes before its turn is read again for the file's
-            hash.
+        arrays: each of them once, with its name, made when it is asked for; in any order, but what comes
+            before its turn is read again for the file's hash.
     """
 
     kinds: Mapping[str, Kind]
@@ -102,12 +101,8 @@ def write_arrays(path: Path, stream: ArrayStream) -> FileRecord:
         written.put(0, memoryview(header))
         for name, array in stream.arrays:
             expected, found = missing.pop(name, None), Kind.of(array)
-            if expected is None or found not in (expected, _first(expected, found)):
+            if expected is None or found != expected:
                 raise SafetensorError(f"{name}: expected {expected}, found {found}")
-            if found != expected:
-                missing[name] = Kind(
-                    (expected.shape[0] - found.shape[0], *expected.shape[1:]), expected.dtype
-                )
             # As bytes, which every dtype has.
             content = np.asarray(array, order="C").reshape(-1).view(np.uint8).data
             written.put(len(header) + ends[name] - expected.nbytes, content)
@@ -185,9 +180,10 @@ class SavedArrays(Mapping[str, np.ndarray]):
         found: np.ndarray = self._opened.get_tensor(name)
         return found
 
-    def rows(self, name: str) -> SavedRows:
-        """What lies along an array's first axis; each is read whenever it is asked for."""
-        return SavedRows(self._opened.get_slice(name), self.shapes[name][0])
+    def row(self, name: str, index: int) -> np.ndarray:
+        """What lies at this place of an array's first axis; the rest of it is not read."""
+        found: np.ndarray = self._opened.get_slice(name)[index : index + 1][0, ...]
+        return found
 
     def __contains__(self, name: object) -> bool:
         return name in self.shapes
@@ -197,29 +193,6 @@ class SavedArrays(Mapping[str, np.ndarray]):
 
     def __len__(self) -> int:
         return len(self.shapes)
-
-
-class SavedRows(Sequence[np.ndarray]):
-    """The rows of a saved array; each is read whenever it is asked for."""
-
-    def __init__(self, opened: Any, number: int) -> None:
-        """Take safetensors' view of the array, and how many rows it has."""
-        self._opened, self._number = opened, number
-
-    def __getitem__(self, row: Any) -> Any:
-        if not 0 <= row < self._number:
-            raise IndexError(row)
-        return self._opened[row : row + 1][0, ...]
-
-    def __len__(self) -> int:
-        return self._number
-
-
-def _first(whole: Kind, part: Kind) -> Kind | None:
-    """The first rows of an array, as many as a part of it has; None where it has no more than those."""
-    if not whole.shape or not part.shape or part.shape[0] >= whole.shape[0]:
-        return None
-    return Kind((part.shape[0], *whole.shape[1:]), whole.dtype)
 
 
 def _header(kinds: Mapping[str, Kind]) -> tuple[bytes, dict[str, int]]:

@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,8 +14,9 @@ from hvdtrain.core import strict_json
 from hvdtrain.core.errors import CheckpointError, DamagedError
 
 MANIFEST_FILE, STATE_FILE, SPEC_FILE = "manifest.json", "state.json", "spec.json"
-# Of what is written today. Format 1 has no manifest.
-FORMAT = 2
+# Of what is written today. Format 2 had no files of ranks, and format 1 no manifest.
+FORMAT = 3
+_SEALED_FORMATS = range(2, FORMAT + 1)
 _SEAL = "blake2b"
 
 
@@ -61,6 +63,20 @@ class Manifest:
         return _sealed({**asdict(self), "files": {n: r._asdict() for n, r in self.files.items()}})
 
 
+def new_manifest(
+    step: int,
+    framework: str,
+    ranks: int,
+    metrics: Mapping[str, float | None],
+    spec: str,
+    versions: Mapping[str, str],
+    files: Mapping[str, FileRecord],
+) -> Manifest:
+    """The manifest of a checkpoint that is written now; arguments are attributes of `Manifest`."""
+    now = datetime.now(UTC).isoformat(timespec="seconds")
+    return Manifest(FORMAT, step, now, framework, ranks, metrics, spec, versions, files)
+
+
 def read_manifest(directory: Path) -> Manifest | None:
     """Read a checkpoint's manifest.
 
@@ -71,7 +87,7 @@ def read_manifest(directory: Path) -> Manifest | None:
         What it says; None where the checkpoint is of format 1, which has none.
 
     Raises:
-        DamagedError: it is missing or damaged, and by `state.json` the checkpoint is of this format.
+        DamagedError: it is missing or damaged, and by `state.json` the format has one.
         CheckpointError: it cannot be read, or is not of a format that this version knows.
     """
     path = directory / MANIFEST_FILE
@@ -79,7 +95,7 @@ def read_manifest(directory: Path) -> Manifest | None:
         content = path.read_bytes()
     except FileNotFoundError:
         found = _format_of_state(directory)
-        if found >= FORMAT:
+        if found >= _SEALED_FORMATS.start:
             raise _damaged(found)(f"{path}: is missing") from None
         return None
     except OSError as error:
@@ -92,9 +108,9 @@ def read_manifest(directory: Path) -> Manifest | None:
         whole = False
     if not whole:
         raise _damaged(_format_of_state(directory))(f"{path}: is damaged")
-    if record.get("format") != FORMAT:
+    if record.get("format") not in _SEALED_FORMATS:
         raise CheckpointError(
-            f"{path}: has format {record.get('format')}, and this version of hvdtrain reads 1 and {FORMAT}; "
+            f"{path}: has format {record.get('format')}, and this version of hvdtrain reads 1 to {FORMAT}; "
             f"it was saved by {record.get('versions')}"
         )
     try:
@@ -102,8 +118,8 @@ def read_manifest(directory: Path) -> Manifest | None:
         manifest = Manifest(**{**record, "files": files})
     except (TypeError, KeyError, AttributeError) as error:
         raise CheckpointError(
-            f"{path}: is not what this version of hvdtrain writes as format {FORMAT} ({error}); it was saved "
-            f"by {record.get('versions')}"
+            f"{path}: is not what this version of hvdtrain reads as format {record['format']} ({error}); it "
+            f"was saved by {record.get('versions')}"
         ) from None
     for name in files:
         if name in ("", "..") or Path(name).name != name:
@@ -148,7 +164,7 @@ def _sealed(record: Mapping[str, Any]) -> str:
 
 def _damaged(format_of_state: int) -> type[CheckpointError]:
     """The error of a manifest that tells nothing: the checkpoint may be of another version or program."""
-    return DamagedError if format_of_state == FORMAT else CheckpointError
+    return DamagedError if format_of_state in _SEALED_FORMATS else CheckpointError
 
 
 def _format_of_state(directory: Path) -> int:

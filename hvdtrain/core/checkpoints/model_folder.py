@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 import shutil
-import tempfile
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -42,82 +42,53 @@ def save_model(
         config: the content of `config.json`.
         files: content of the files that belong to the model beside these, such as a tokenizer's, by name.
         manifest: makes the manifest of a checkpoint from the records of its files; it is written last.
-        parts: what `write_parts` has written; it moves into the directory.
+        parts: what `write_own` has written; it moves into the directory.
 
     Raises:
         CheckpointError: when the disk is full or the directory cannot be written; nothing is left behind.
     """
-
     texts = {"config.json": _json(config), **files}
     if UNTRAINED_FILE in streams:
         texts[INDEX_FILE] = _index({name: streams[name] for name in (WEIGHTS_FILE, UNTRAINED_FILE)})
-    parts = parts or {}
-
-    def write(into: Path) -> None:
-        for part in parts:
-            part.rename(into / part.name)
-        there = {part.name: record for part, record in parts.items()}
-        write_files(into, streams, texts, manifest, there)
-
-    try:
-        with _told(directory):
-            replace_directory(directory, write)
-    finally:
-        for folder in {part.parent for part in parts}:
-            shutil.rmtree(folder, ignore_errors=True)
+    with told(directory):
+        write_directory(directory, streams, texts, manifest, parts or {})
 
 
-def write_parts(directory: Path, streams: Mapping[str, ArrayStream]) -> dict[Path, FileRecord]:
-    """Write files of arrays that `save_model` is to move into a directory, beside which they lie until then.
-
-    Args:
-        directory: it need not exist.
-        streams: as in `save_model`.
-
-    Returns:
-        The files, by their paths.
-
-    Raises:
-        CheckpointError: as `save_model`.
-    """
-    with _told(directory):
-        directory.parent.mkdir(parents=True, exist_ok=True)
-        # What a killed process left; one rank alone writes, one checkpoint at a time.
-        for left in directory.parent.glob(".checkpoint-*.parts-*"):
-            shutil.rmtree(left, ignore_errors=True)
-        folder = Path(tempfile.mkdtemp(prefix=f".{directory.name}.parts-", dir=directory.parent))
-        try:
-            return {folder / name: write_arrays(folder / name, stream) for name, stream in streams.items()}
-        except BaseException:
-            shutil.rmtree(folder, ignore_errors=True)
-            raise
-
-
-def write_files(
+def write_directory(
     directory: Path,
     streams: Mapping[str, ArrayStream],
     texts: Mapping[str, str],
-    manifest: Callable[[Mapping[str, FileRecord]], Manifest] | None = None,
-    there: Mapping[str, FileRecord] | None = None,
+    manifest: Callable[[Mapping[str, FileRecord]], Manifest] | None,
+    parts: Mapping[Path, FileRecord],
 ) -> None:
-    """Write files of arrays and of text, and the manifest last; `OSError` and `SafetensorError` pass.
+    """Replace a directory by files of arrays and of text, the manifest last.
 
     Args:
-        directory: exists.
+        directory: as in `save_model`; `OSError` and `SafetensorError` leave it as it was, and pass.
         streams: as in `save_model`.
         texts: content of the others, by name.
         manifest: as in `save_model`.
-        there: files that are there already, which belong into the manifest.
+        parts: as in `save_model`.
     """
-    written = dict(there or {})
-    for name, stream in streams.items():
-        written[name] = write_arrays(directory / name, stream)
-    for name, text in texts.items():
-        content = text.encode()
-        (directory / name).write_bytes(content)
-        written[name] = FileRecord.of(content)
-    if manifest:
-        (directory / MANIFEST_FILE).write_text(manifest(written).text(), encoding="utf-8")
+
+    def write(into: Path) -> None:
+        written = {part.name: record for part, record in parts.items()}
+        for part in parts:
+            part.rename(into / part.name)
+        for name, stream in streams.items():
+            written[name] = write_arrays(into / name, stream)
+        for name, text in texts.items():
+            content = text.encode()
+            (into / name).write_bytes(content)
+            written[name] = FileRecord.of(content)
+        if manifest:
+            (into / MANIFEST_FILE).write_text(manifest(written).text(), encoding="utf-8")
+
+    try:
+        replace_directory(directory, write)
+    finally:
+        for folder in {part.parent for part in parts}:
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def load_model(directory: Path, name: str = WEIGHTS_FILE) -> SavedArrays:
@@ -140,7 +111,7 @@ def copy_model(checkpoint: Path, directory: Path, others: Collection[str]) -> No
         directory: as in `save_model`.
         others: as in `copy_files`.
     """
-    with _told(directory):
+    with told(directory):
         replace_directory(directory, lambda into: copy_files(checkpoint, into, others))
 
 
@@ -150,21 +121,22 @@ def copy_files(folder: Path, into: Path, others: Collection[str]) -> None:
     Args:
         folder: has them.
         into: gets them.
-        others: names of those that do not belong to the model.
+        others: shell patterns of names of those that do not belong to the model.
     """
     for file in folder.iterdir():
-        if file.name not in others:
+        if not any(fnmatch(file.name, pattern) for pattern in others):
             shutil.copyfile(file, into / file.name)
 
 
 @contextmanager
-def _told(directory: Path) -> Iterator[None]:
+def told(directory: Path, what: str = "model", option: str = "--output-dir") -> Iterator[None]:
+    """Say in words what could not be saved, by `OSError` or `SafetensorError`, and which option to change."""
     try:
         yield
     except (OSError, SafetensorError) as error:
         raise CheckpointError(
-            f"{directory}: the model could not be saved: {error}; what was there before is as it was. "
-            "Free some space or choose another --output-dir"
+            f"{directory}: the {what} could not be saved: {error}; what was there before is as it was. "
+            f"Free some space or choose another {option}"
         ) from None
 
 

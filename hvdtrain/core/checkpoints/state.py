@@ -9,31 +9,41 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
-from operator import itemgetter
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from safetensors import SafetensorError
 
-from hvdtrain.core.checkpoints.arrays import SavedArrays, SavedRows
+from hvdtrain.core.checkpoints.arrays import SavedArrays
 from hvdtrain.core.checkpoints.manifest import FORMAT, MANIFEST_FILE, SPEC_FILE, STATE_FILE
 from hvdtrain.core.checkpoints.model_folder import WEIGHTS_FILE
-from hvdtrain.core.compression.protocol import Policy
+from hvdtrain.core.checkpoints.rank_files import (
+    COMPRESSION,
+    GENERATORS,
+    OPTIMIZER,
+    named_after,
+    rank_file,
+)
 from hvdtrain.core.compression.rules import Rules
 from hvdtrain.core.errors import CheckpointError
 from hvdtrain.core.run.state import RunState
 from hvdtrain.core.update.buckets import Bucket
 from hvdtrain.core.update.precision import LossScale
 
-OPTIMIZER_FILE, COMPRESSION_FILE, GENERATORS_FILE = (
-    "optimizer.safetensors",
-    "compression.safetensors",
-    "generators.safetensors",
-)
-# What a checkpoint has beside its model.
-TRAINING_FILES = frozenset(
-    (MANIFEST_FILE, SPEC_FILE, STATE_FILE, OPTIMIZER_FILE, COMPRESSION_FILE, GENERATORS_FILE)
+OPTIMIZER_FILE, COMPRESSION_FILE = "optimizer.safetensors", "compression.safetensors"
+# Of every rank; since format 3 each has a file of its own.
+_GENERATORS_FILE = "generators.safetensors"
+# Shell patterns of what a checkpoint has beside its model.
+TRAINING_FILES = (
+    MANIFEST_FILE,
+    SPEC_FILE,
+    STATE_FILE,
+    OPTIMIZER_FILE,
+    COMPRESSION_FILE,
+    _GENERATORS_FILE,
+    rank_file("*"),
 )
 # Torch's names of each optimizer's moments.
 MOMENTS = {
@@ -43,6 +53,8 @@ MOMENTS = {
     "lars": ("momentum_buffer",),
 }
 Arrays = dict[str, np.ndarray]
+# Every rank's array of one name, in the order of ranks, each of which is read when it is called for.
+Rows = Sequence[Callable[[], np.ndarray]]
 
 
 @dataclass(frozen=True)
@@ -77,28 +89,61 @@ class StateRecord:
 class TrainingState:
     """Everything beside the weights, as it lies on disk.
 
+    Before format 3 ranks had no files: what differs by rank lies among the rest, with a first axis of ranks,
+    and all generators in a file.
+
     Attributes:
         record: where the run stands.
-        moments: the optimizer's, as `WEIGHT.exp_avg`; with a first axis of ranks where they differ by rank.
-        residuals: the state of compression as `BUCKET.NAME`. What differs by rank has a first axis of ranks.
+        moments: the optimizer's, as `WEIGHT.exp_avg`, where they are alike on all ranks.
+        compression: what is alike on all ranks of its state, as `BUCKET.NAME`.
+        own: each rank's file.
+        old_generators: of all ranks, as `RANK.NAME`.
     """
 
     record: StateRecord
     moments: SavedArrays
-    residuals: SavedArrays
+    compression: SavedArrays
+    own: Sequence[SavedArrays]
+    old_generators: Mapping[str, np.ndarray]
 
-    def compression(self, bucket: int, without: Collection[str] = ()) -> Arrays:
+    @property
+    def is_compressed(self) -> bool:
+        """Whether there is a state of compression."""
+        return bool(self.compression or self._own_shapes(COMPRESSION))
+
+    @property
+    def moment_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Of each moment; with a first axis of ranks where they differ by rank."""
+        own = {name: (len(self.own), *shape) for name, shape in self._own_shapes(OPTIMIZER).items()}
+        return {**self.moments.shapes, **own}
+
+    def own_moments(self, name: str) -> Rows:
+        """Every rank's moment of this name, where they differ by rank."""
+        return self._rows(self.moments, name, OPTIMIZER)
+
+    def alike(self, bucket: int, residuals: Collection[str]) -> Arrays:
         """Read the compression state of the bucket of this number, but for the arrays of these names."""
-        names = self._names(bucket)
-        return {name: self.residuals[path] for name, path in names.items() if name not in without}
+        places = named_after({place: place for place in self.compression}, f"{bucket}.")
+        return {name: self.compression[place] for name, place in places.items() if name not in residuals}
 
-    def rows(self, bucket: int, names: Collection[str]) -> dict[str, SavedRows]:
-        """Every rank's arrays of these names in that state, each of which is read when it is asked for."""
-        return {n: self.residuals.rows(path) for n, path in self._names(bucket).items() if n in names}
+    def residuals(self, bucket: int, names: Collection[str]) -> dict[str, Rows]:
+        """Every rank's arrays of these names in that state."""
+        places = {name: f"{bucket}.{name}" for name in names}
+        found = {*self.compression, *self._own_shapes(COMPRESSION)}
+        return {n: self._rows(self.compression, p, COMPRESSION) for n, p in places.items() if p in found}
 
-    def _names(self, bucket: int) -> dict[str, str]:
-        mine = f"{bucket}."
-        return {path.removeprefix(mine): path for path in self.residuals if path.startswith(mine)}
+    def generators(self, rank: int) -> Arrays:
+        """The states of a rank's random generators; none in format 1."""
+        own, old = self.own, self.old_generators
+        return named_after(own[rank], GENERATORS) if own else named_after(old, f"{rank}.")
+
+    def _own_shapes(self, prefix: str) -> dict[str, tuple[int, ...]]:
+        return named_after(self.own[0].shapes, prefix) if self.own else {}
+
+    def _rows(self, alike: SavedArrays, name: str, prefix: str) -> Rows:
+        if name in alike:
+            return [partial(alike.row, name, rank) for rank in range(alike.shapes[name][0])]
+        return [partial(own.__getitem__, f"{prefix}{name}") for own in self.own]
 
 
 def load_state(directory: Path) -> TrainingState:
@@ -113,10 +158,13 @@ def load_state(directory: Path) -> TrainingState:
         buckets, layout, order = (record.pop(name) for name in ("buckets", "layout", "order"))
         applied = tuple(record.pop("applied", ()))
         record.pop("format", None)
+        ranks, generators = len([*directory.glob(rank_file("*"))]), directory / _GENERATORS_FILE
         return TrainingState(
             StateRecord(_run_state(**record), buckets, layout, order, applied),
             SavedArrays(directory / OPTIMIZER_FILE),
             SavedArrays(directory / COMPRESSION_FILE),
+            [SavedArrays(directory / rank_file(rank)) for rank in range(ranks)],
+            SavedArrays(generators) if generators.exists() else {},
         )
     except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(
@@ -165,64 +213,6 @@ def layout_of(buckets: Sequence[Bucket], rules: Rules) -> str:
     )
 
 
-def share_out(policy: Policy, arrays: Mapping[str, np.ndarray], ranks: int) -> list[Arrays]:
-    """One bucket's saved compression state for each of so many ranks.
-
-    Residuals go back to the ranks they came from; where their number has changed, every rank gets the same
-    share of their sum (counts go to rank 0), because their sum over ranks must not change.
-
-    Args:
-        policy: the bucket's.
-        arrays: residuals with a first axis of the ranks that saved them, the rest as it was on all ranks.
-        ranks: how many there are now.
-
-    Returns:
-        The state of each rank.
-    """
-    found: list[Arrays] = [{} for _ in range(ranks)]
-    for name, array in arrays.items():
-        counts = name in policy.counters
-        rows = _rows(array, ranks, counts) if name in policy.residuals else [array] * ranks
-        for state, row in zip(found, rows, strict=True):
-            state[name] = np.asarray(row)
-    return found
-
-
-def share_moments(
-    record: StateRecord, rules: Rules, ranks: int
-) -> list[tuple[Callable[[Any], np.ndarray], int]]:
-    """What each of so many ranks takes of a saved moment, with the number of updates its optimizer counts.
-
-    After local updates each rank gets its own again. Where the number of ranks has changed, or ranks update
-    together from here on and so need the same, every rank gets the mean over those that saved.
-
-    Args:
-        record: of the run that has saved.
-        rules: by which the run goes on.
-        ranks: how many there are now.
-
-    Returns:
-        One pair a rank, or a single one that is for all. What is taken is taken of the rows of a moment that
-        has a first axis of ranks, one at a time, or of the whole.
-    """
-    applied, step = record.applied, record.run.step
-    if not applied:
-        return [(lambda array: array, step)]
-    # A policy goes by the number of a rank's own updates: it must be local for the rank with the fewest, too.
-    local = rules.at(min(applied) + 1).local
-    if local and len(applied) == ranks:
-        return [(itemgetter(rank), applied[rank]) for rank in range(ranks)]
-    return [(lambda rows: total(rows) / len(rows), sum(applied) // len(applied) if local else step)]
-
-
-def total(rows: Sequence[np.ndarray]) -> np.ndarray:
-    """The sum of arrays of one shape, of which one is there at a time; of their dtype."""
-    found = np.array(rows[0])
-    for row in range(1, len(rows)):
-        found += rows[row]
-    return found
-
-
 def _numbers(run: RunState) -> dict[str, Any]:
     return {
         "step": run.step,
@@ -254,12 +244,3 @@ def _run_state(
         empty_updates=empty_updates,
         loss_scale=LossScale(loss_scale, good_updates),
     )
-
-
-def _rows(array: np.ndarray, ranks: int, counts: bool) -> Sequence[np.ndarray]:
-    if len(array) == ranks:
-        return list(array)
-    whole = total([*array])
-    if counts:
-        return [whole, *[np.zeros_like(whole)] * (ranks - 1)]
-    return [whole / ranks] * ranks

@@ -7,16 +7,17 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from hvdtrain.core.checkpoints.model_folder import WEIGHTS_FILE
-from hvdtrain.core.checkpoints.state import Arrays, share_out
+from hvdtrain.core.checkpoints.rank_files import COMPRESSION, GENERATORS, named_after, rank_file
+from hvdtrain.core.checkpoints.sharing import share_of
+from hvdtrain.core.checkpoints.state import Arrays
 from hvdtrain.core.compression.protocol import Policy
 from hvdtrain.core.data.seeding import read_generators, seed_generators, write_generators
-from hvdtrain.core.dropin.own_files import rank_file
 from hvdtrain.core.dropin.saved import LoopCheckpoint, say
 from hvdtrain.core.errors import CheckpointError
 from hvdtrain.core.random import framework_seed
 from hvdtrain.core.run.adapter import GeneratorState
 
-_FRAMEWORK, _GLOBAL, _COMPRESSION = "generator.framework.", "generator.global.", "compression."
+_GLOBAL_GENERATORS = "generator.global."
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,7 @@ class CompressionState(Protocol):
 def restore_compression(checkpoint: LoopCheckpoint, today: CompressionState) -> None:
     """Give this rank its state of each bucket's compression; every rank calls it.
 
-    Where the number of ranks has changed it is shared out as by `share_out`. Where nothing was saved, as
+    Where the number of ranks has changed each has its share (`share_of`). Where nothing was saved, as
     without compression, states stay as they begin.
 
     Args:
@@ -68,14 +69,14 @@ def restore_compression(checkpoint: LoopCheckpoint, today: CompressionState) -> 
             elif checkpoint.same_ranks:
                 own[name] = checkpoint.mine(path)
             else:
-                own |= share_out(policy, {name: checkpoint.total(path)[None]}, size)[rank]
+                own[name] = share_of(policy, name, checkpoint.total(path), rank, size)
         found.append(own)
     today.write(found)
 
 
 def compression_name(bucket: int, name: str) -> str:
     """What an array of a bucket's compression state is called in a rank's file."""
-    return f"{_COMPRESSION}{bucket}.{name}"
+    return f"{COMPRESSION}{bucket}.{name}"
 
 
 def restore_generators(checkpoint: LoopCheckpoint, framework: GeneratorState, seed: int) -> None:
@@ -91,8 +92,8 @@ def restore_generators(checkpoint: LoopCheckpoint, framework: GeneratorState, se
     today = {name: array.shape for name, array in own_generators(framework).items()}
     if checkpoint.same_ranks and today == {name: saved.get(name) for name in today}:
         states = {name: checkpoint.mine(name) for name in today}
-        framework.write(_inside(states, _FRAMEWORK))
-        write_generators(_inside(states, _GLOBAL))
+        framework.write(named_after(states, GENERATORS))
+        write_generators(named_after(states, _GLOBAL_GENERATORS))
         return
     seed_generators(seed, rank, step)
     framework.seed(framework_seed(seed, rank, step))
@@ -105,8 +106,8 @@ def restore_generators(checkpoint: LoopCheckpoint, framework: GeneratorState, se
 
 def own_generators(framework: GeneratorState) -> Arrays:
     """The states of this rank's generators, the framework's, Python's and NumPy's, as they are saved."""
-    found = {f"{_FRAMEWORK}{name}": array for name, array in framework.read().items()}
-    return found | {f"{_GLOBAL}{name}": array for name, array in read_generators().items()}
+    found = {f"{GENERATORS}{name}": array for name, array in framework.read().items()}
+    return found | {f"{_GLOBAL_GENERATORS}{name}": array for name, array in read_generators().items()}
 
 
 def check_fits(
@@ -173,8 +174,4 @@ def _shown(order: Mapping[str, Any] | None) -> str:
 
 def _compressed(checkpoint: LoopCheckpoint) -> bool:
     """Whether it has states of compression."""
-    return any(name.startswith(_COMPRESSION) for name in checkpoint.shapes[rank_file(0)])
-
-
-def _inside(arrays: Arrays, prefix: str) -> Arrays:
-    return {n.removeprefix(prefix): array for n, array in arrays.items() if n.startswith(prefix)}
+    return bool(named_after(checkpoint.shapes[rank_file(0)], COMPRESSION))

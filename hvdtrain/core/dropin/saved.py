@@ -17,8 +17,8 @@ from hvdtrain.core.checkpoints.arrays import SavedArrays
 from hvdtrain.core.checkpoints.finding import AUTO, check_whole, checkpoints_in, newest_whole
 from hvdtrain.core.checkpoints.manifest import STATE_FILE, Manifest
 from hvdtrain.core.checkpoints.model_folder import WEIGHTS_FILE
+from hvdtrain.core.checkpoints.rank_files import rank_file, tell
 from hvdtrain.core.checkpoints.state import OPTIMIZER_FILE
-from hvdtrain.core.dropin.own_files import rank_file, tell
 from hvdtrain.core.errors import CheckpointError
 from hvdtrain.core.run.ranks import Ranks
 

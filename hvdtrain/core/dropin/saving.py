@@ -3,19 +3,14 @@
 from __future__ import annotations
 
 import json
-import shutil
 import sys
-import tempfile
 import weakref
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import Any
-
-from safetensors import SafetensorError
 
 from hvdtrain.core.checkpoints.arrays import ArrayStream
 from hvdtrain.core.checkpoints.background import BackgroundWriter
@@ -26,19 +21,18 @@ from hvdtrain.core.checkpoints.finding import (
     point_to,
     step_of,
 )
-from hvdtrain.core.checkpoints.manifest import FORMAT, STATE_FILE, FileRecord, Manifest
-from hvdtrain.core.checkpoints.model_folder import write_files
+from hvdtrain.core.checkpoints.manifest import FORMAT, STATE_FILE, new_manifest
+from hvdtrain.core.checkpoints.model_folder import told, write_directory
+from hvdtrain.core.checkpoints.rank_files import make_parts, together, write_own
 from hvdtrain.core.checkpoints.retention import Retention, delete, rotate
 from hvdtrain.core.checkpoints.state import Arrays
-from hvdtrain.core.dropin.own_files import tell, write_own
-from hvdtrain.core.errors import CheckpointError, HvdtrainError
-from hvdtrain.core.process.directories import replace_directory
+from hvdtrain.core.errors import CheckpointError
 from hvdtrain.core.process.files import remove
 from hvdtrain.core.run.lock import locked
 from hvdtrain.core.run.output_dir import set_later_aside
 from hvdtrain.core.run.ranks import Ranks
 
-_Files = Mapping[str, FileRecord]
+_told = partial(told, what="checkpoint", option="directory")
 # What `state.json` is to hold, JSON-ready, and what each file of arrays is to hold, copies of all.
 Taken = tuple[Mapping[str, Any], Mapping[str, ArrayStream]]
 
@@ -106,20 +100,18 @@ class LoopWriter:
             return self._make_parts(directory)
 
         parts = self.directory / self._together(begin)
-        try:
-            files = write_own(self.ranks, parts, own)
-        except CheckpointError as error:
-            shutil.rmtree(parts, ignore_errors=True)
-            raise _failed(directory, str(error)) from None
+        with _told(directory):
+            files = write_own(self.ranks, parts, ArrayStream.of(own))
         if not self.ranks.is_chief:
             return
         record, streams = taken.pop()
         texts = {STATE_FILE: json.dumps({"format": FORMAT, "step": step, **record}, indent=2) + "\n"}
         whole = {name: stream.snapshot() for name, stream in streams.items()}
-        manifest = partial(self._manifest, step, dict(metrics))
+        size, found = self.ranks.size, dict(metrics)
+        manifest = partial(new_manifest, step, self.framework, size, found, "", self.versions)
         others = [path for path in checkpoints_in(self.directory) if self.overwrite and path != directory]
         self.overwrite = False
-        write = partial(self._write, directory, parts, files, whole, texts, manifest)
+        write = partial(write_directory, directory, whole, texts, manifest, files)
         self._background.submit(partial(self._replace, directory, write, others))
 
     def wait(self) -> None:
@@ -145,66 +137,22 @@ class LoopWriter:
                 f"{directory}: {newest.name} is there already, and would be taken for the newer: restore it, "
                 "delete it, or give another directory"
             )
-        self.directory.mkdir(parents=True, exist_ok=True)
-        return Path(tempfile.mkdtemp(prefix=f".{directory.name}.parts-", dir=self.directory)).name
-
-    def _write(
-        self,
-        directory: Path,
-        parts: Path,
-        files: _Files,
-        streams: Mapping[str, ArrayStream],
-        texts: Mapping[str, str],
-        manifest: Callable[[_Files], Manifest],
-    ) -> None:
-        def write(into: Path) -> None:
-            for name in files:
-                (parts / name).rename(into / name)
-            write_files(into, streams, texts, manifest, files)
-
-        try:
-            replace_directory(directory, write)
-        except (OSError, SafetensorError) as error:
-            raise _failed(directory, str(error)) from None
-        finally:
-            shutil.rmtree(parts, ignore_errors=True)
+        return make_parts(directory)
 
     def _replace(self, directory: Path, write: Callable[[], None], others: list[Path]) -> None:
         """Write a checkpoint, and delete those that are not kept."""
-        write()
+        with _told(directory):
+            write()
         point_to(directory)
         for other in others:
             delete(other)
         with _in_nobodys_way():
             rotate(self.directory, Retention(self.save_total_limit), step_of(directory))
 
-    def _manifest(self, step: int, metrics: Mapping[str, float | None], files: _Files) -> Manifest:
-        return Manifest(
-            format=FORMAT,
-            step=step,
-            saved_at=datetime.now(UTC).isoformat(timespec="seconds"),
-            framework=self.framework,
-            ranks=self.ranks.size,
-            metrics=metrics,
-            spec="",
-            versions=self.versions,
-            files=files,
-        )
-
     def _together(self, act: Callable[[], Any]) -> Any:
         """What rank 0 makes, which is JSON-ready or None; its error is raised on every rank."""
-        made, problem = None, ""
-        if self.ranks.is_chief:
-            try:
-                made = act()
-            except HvdtrainError as error:
-                problem = str(error)
-            except OSError as error:
-                problem = str(_failed(self.directory, str(error)))
-        made, problem = tell(self.ranks, [made, problem])
-        if problem:
-            raise CheckpointError(problem)
-        return made
+
+        return together(self.ranks, _told(self.directory)(act))
 
 
 @contextmanager
@@ -223,10 +171,3 @@ def _end(background: BackgroundWriter, lock: ExitStack) -> None:
             background.wait()
         except CheckpointError as error:
             print(f"hvdtrain: {error}", file=sys.stderr, flush=True)
-
-
-def _failed(path: Path, error: str) -> CheckpointError:
-    return CheckpointError(
-        f"{path}: the checkpoint could not be saved: {error}; earlier ones are as they were. Free some space "
-        "or give another directory"
-    )

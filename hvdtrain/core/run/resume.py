@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -14,21 +14,13 @@ import numpy as np
 from hvdtrain.core.checkpoints.finding import AUTO, check_whole, newest_whole
 from hvdtrain.core.checkpoints.manifest import Manifest
 from hvdtrain.core.checkpoints.model_folder import load_model
-from hvdtrain.core.checkpoints.state import (
-    GENERATORS_FILE,
-    MOMENTS,
-    Arrays,
-    TrainingState,
-    layout_of,
-    load_state,
-    share_moments,
-    share_out,
-    total,
-)
+from hvdtrain.core.checkpoints.sharing import share_moments, share_of, total
+from hvdtrain.core.checkpoints.state import MOMENTS, Arrays, TrainingState, layout_of, load_state
 from hvdtrain.core.errors import CheckpointError
 from hvdtrain.core.process.outputs import say
 from hvdtrain.core.random import framework_seed
 from hvdtrain.core.run.output_dir import check_begins_anew
+from hvdtrain.core.run.ranks import Ranks
 from hvdtrain.core.run.run import Run
 from hvdtrain.core.run.saving import order_of
 from hvdtrain.core.run.spec_changes import check_changes
@@ -71,7 +63,7 @@ def resume(run: Run, directory: Path, allow_changes: Collection[str] = ()) -> Ru
     own = [_own_residuals(run, training, bucket) for bucket in run.plan.buckets]
     if any(own):
         run.adapter.reducer.write(own)
-    _restore_generators(run, directory, manifest, state.step)
+    _restore_generators(run, directory, manifest, training, state.step)
     return state
 
 
@@ -92,14 +84,14 @@ def _find(run: Run, directory: Path) -> tuple[Path, Manifest | None] | None:
     return found
 
 
-def _restore_generators(run: Run, directory: Path, manifest: Manifest | None, step: int) -> None:
+def _restore_generators(
+    run: Run, directory: Path, manifest: Manifest | None, training: TrainingState | None, step: int
+) -> None:
     """Give this rank's random generators their states, or new ones where it has others."""
     ranks, generators = run.ranks, run.adapter.generators
     here = run.framework.name, ranks.size
     same = manifest is not None and (manifest.framework, manifest.ranks) == here
-    every = ranks.broadcast_arrays(load_model(directory, GENERATORS_FILE) if same else {})
-    mine = f"{ranks.rank}."
-    states = {name.removeprefix(mine): array for name, array in every.items() if name.startswith(mine)}
+    states = _mine(ranks, lambda rank: training.generators(rank) if training and same else {})
     if {n: a.shape for n, a in states.items()} == {n: a.shape for n, a in generators.read().items()}:
         generators.write(states)
         return
@@ -138,8 +130,10 @@ def _load_moments(run: Run, training: TrainingState | None) -> int:
 
     def find(index: int, name: str) -> np.ndarray:
         assert training
-        moments = training.moments
-        return shares[index][0](moments.rows(name) if training.record.applied else moments[name])
+        if not (whose := shares[index][0]):
+            return training.moments[name]
+        every = training.own_moments(name)
+        return total([every[rank] for rank in whose]) / len(whose)
 
     def moments() -> Iterator[tuple[str, np.ndarray]]:
         for name, kind in moment_kinds(run).items():
@@ -157,21 +151,27 @@ def _load_moments(run: Run, training: TrainingState | None) -> int:
 def _own_residuals(run: Run, training: TrainingState | None, bucket: Bucket) -> Arrays:
     """This rank's state of a bucket's compression; no rank holds all ranks' residuals."""
     ranks, policy = run.ranks, run.spec.rules.policy(bucket)
-    rows = training.rows(bucket.index, policy.residuals) if training else {}
+    rows = training.residuals(bucket.index, policy.residuals) if training else {}
     same = bool(ranks.broadcast(np.array([any(len(each) == ranks.size for each in rows.values())]))[0])
-    alike = training.compression(bucket.index, policy.residuals) if training else {}
+    alike = training.alike(bucket.index, policy.residuals) if training else {}
     if not same:
         alike |= {name: total(each) for name, each in rows.items()}
-    found = ranks.broadcast_arrays(alike)
-    saved = {name: array[None] if name in policy.residuals else array for name, array in found.items()}
-    own = share_out(policy, saved, ranks.size)[ranks.rank]
-    for rank in range(ranks.size) if same else ():
-        # One rank's after the other's, and the others drop it.
-        found = ranks.broadcast_arrays({name: each[rank] for name, each in rows.items()})
-        if rank == ranks.rank:
-            own |= found
+    own = ranks.broadcast_arrays(alike)
+    if same:
+        own |= _mine(ranks, lambda rank: {name: each[rank]() for name, each in rows.items()})
+    for name in () if same else policy.residuals & own.keys():
+        own[name] = share_of(policy, name, own[name], ranks.rank, ranks.size)
     # What has travelled cannot be written to.
     return {name: array.copy() for name, array in own.items()}
+
+
+def _mine(ranks: Ranks, read: Callable[[int], Arrays]) -> Arrays:
+    """What rank 0 reads for this rank; one rank's arrays travel after the other's, and others drop them."""
+    for rank in range(ranks.size):
+        found = ranks.broadcast_arrays(read(rank) if ranks.is_chief else {})
+        if rank == ranks.rank:
+            mine = found
+    return mine
 
 
 def _same_tokens(run: Run, directory: Path, training: TrainingState) -> bool:
@@ -208,7 +208,7 @@ def _check(run: Run, directory: Path, training: TrainingState, shapes: Mapping[s
             f"{order_of(run)}): samples would be repeated or left out; take its spec.json"
         )
     layout = layout_of(run.plan.buckets, run.spec.rules)
-    if training.residuals and _with_state(training.record.layout) != _with_state(layout):
+    if training.is_compressed and _with_state(training.record.layout) != _with_state(layout):
         raise CheckpointError(
             f"--resume {directory}: its residuals belong to another compression or other buckets: keep "
             "compression, communication.bucket_cap_mb, zero_stage and model.dtype as in its run's spec.json"
@@ -222,7 +222,7 @@ def _with_state(layout: str) -> list[Any]:
 
 def _check_moments(run: Run, directory: Path, training: TrainingState) -> None:
     kind, kept = run.spec.optimizer.type, MOMENTS[run.spec.optimizer.type]
-    shapes, ranks = training.moments.shapes, len(training.record.applied)
+    shapes, ranks = training.moment_shapes, len(training.record.applied)
     expected = {name: (*[ranks] * (ranks > 0), *k.shape) for name, k in moment_kinds(run).items()}
     if expected.keys() - shapes.keys():
         found = sorted({name.rpartition(".")[2] for name in shapes})

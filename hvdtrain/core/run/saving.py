@@ -1,4 +1,4 @@
-"""Saving a run: its model, and in a checkpoint all that it needs to go on, gathered from all ranks."""
+"""Saving a run: its model, and in a checkpoint all that it needs to go on."""
 
 from __future__ import annotations
 
@@ -6,36 +6,35 @@ import json
 from collections import deque
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import replace
-from datetime import UTC, datetime
 from functools import partial
 from itertools import chain
 from pathlib import Path
 
 import numpy as np
-from safetensors import numpy as safetensors
 
 from hvdtrain.core.checkpoints.arrays import ArrayStream, Kind
 from hvdtrain.core.checkpoints.background import BackgroundWriter
 from hvdtrain.core.checkpoints.finding import point_to, step_of
-from hvdtrain.core.checkpoints.manifest import (
-    FORMAT,
-    SPEC_FILE,
-    STATE_FILE,
-    FileRecord,
-    Manifest,
-)
+from hvdtrain.core.checkpoints.manifest import SPEC_FILE, STATE_FILE, FileRecord, new_manifest
 from hvdtrain.core.checkpoints.model_folder import (
     MODEL_DIR,
     UNTRAINED_FILE,
     WEIGHTS_FILE,
     copy_model,
     save_model,
-    write_parts,
+    told,
+)
+from hvdtrain.core.checkpoints.rank_files import (
+    COMPRESSION,
+    GENERATORS,
+    OPTIMIZER,
+    make_parts,
+    together,
+    write_own,
 )
 from hvdtrain.core.checkpoints.retention import Retention, best_checkpoint, rotate
 from hvdtrain.core.checkpoints.state import (
     COMPRESSION_FILE,
-    GENERATORS_FILE,
     OPTIMIZER_FILE,
     TRAINING_FILES,
     Arrays,
@@ -46,7 +45,6 @@ from hvdtrain.core.families.weights import initial_weights
 from hvdtrain.core.process.outputs import say
 from hvdtrain.core.run.lock import check_still_locked
 from hvdtrain.core.run.output_dir import spec_text
-from hvdtrain.core.run.ranks import Ranks
 from hvdtrain.core.run.run import Run
 from hvdtrain.core.run.state import RunState
 from hvdtrain.core.run.streams import moment_kinds, weight_kinds, weights_by_bucket
@@ -62,9 +60,10 @@ def save(
     retention: Retention | None = None,
     writers: Collection[int] = (0,),
 ) -> None:
-    """Write the model in Hugging Face layout, atomically; every rank calls it, and rank 0 alone writes.
+    """Write the model in Hugging Face layout, atomically; every rank calls it.
 
-    Checkpoints of the same run that its spec does not keep are deleted when a new one is on disk.
+    Rank 0 writes it, and each rank what differs by rank (`write_own`). Checkpoints of the same run that its
+    spec does not keep are deleted when a new one is on disk.
 
     Args:
         run: on this rank.
@@ -79,27 +78,24 @@ def save(
     Raises:
         CheckpointError: it cannot be written, or the writer could not write the one before.
     """
-    if writer:
-        # Of two copies the first is written before the second is made.
-        writer.wait()
     writes = run.ranks.rank in writers
     streams, files, manifest = _streams(run, state, writes), dict(run.dataset.files), None
+    parts: Mapping[Path, FileRecord] = {}
     if state:
+        parts = _write_own(run, directory, _own(run, state), writer, writers)
         files[STATE_FILE] = _record(run, state).text()
         files[SPEC_FILE] = spec_text(run.spec)
-        manifest = partial(_manifest, run, state.step, metrics or {})
+        spec, found = FileRecord.of(files[SPEC_FILE].encode()).blake2b, metrics or {}
+        name, versions = run.framework.name, run.framework.versions
+        manifest = partial(new_manifest, state.step, name, run.ranks.size, found, spec, versions)
     if not writes:
         for stream in streams.values():
             # Goes through them and keeps none, not even until the next one is there.
             deque(stream.arrays, maxlen=0)
         return
     config = {**run.family.hf_config(run.spec.model), **run.dataset.config}
-    parts: Mapping[Path, FileRecord] = {}
     if writer:
-        # All ranks' may be many times the model. They come last.
-        own = {name: streams.pop(name) for name in _by_rank(run, state) if streams[name].kinds}
         streams = {name: stream.snapshot() for name, stream in streams.items()}
-        parts = write_parts(directory, own) if own else {}
     write = partial(save_model, directory, streams, config, files, manifest, parts)
     if state:
         retention = retention or Retention.of_spec(run.spec.checkpointing)
@@ -152,15 +148,25 @@ def order_of(run: Run, fingerprint: str | None = None) -> str:
     return json.dumps({"seed": run.spec.seed, "data": fingerprint or run.dataset.fingerprint})
 
 
-def _by_rank(run: Run, state: RunState | None) -> list[str]:
-    """Files that hold arrays of every rank, in the order of `_streams`."""
-    if state is None:
-        return []
-    return [*[OPTIMIZER_FILE] * run.spec.rules.at(state.step).local, COMPRESSION_FILE]
+def _write_own(
+    run: Run, directory: Path, own: ArrayStream, writer: BackgroundWriter | None, writers: Collection[int]
+) -> dict[Path, FileRecord]:
+    """Write what differs by rank, beside the checkpoint's place; an error is raised on every rank."""
+
+    @told(directory)
+    def begin() -> str:
+        if writer:
+            # Of two copies the first is written before the second is made.
+            writer.wait()
+        return make_parts(directory)
+
+    parts = directory.with_name(together(run.ranks, begin))
+    with told(directory):
+        return write_own(run.ranks, parts, own, writers)
 
 
 def _streams(run: Run, state: RunState | None, writes: bool) -> dict[str, ArrayStream]:
-    """What each file of arrays holds, in the order in which all ranks go through them; made here alone.
+    """What files of arrays hold that is alike on all ranks, in the order in which all go through them.
 
     A rank that has no part in a file has a stream without arrays.
     """
@@ -174,30 +180,13 @@ def _streams(run: Run, state: RunState | None, writes: bool) -> dict[str, ArrayS
         arrays = initial_weights(untrained, run.spec.seed, model.dtype)
         streams[UNTRAINED_FILE] = ArrayStream.of(arrays)
     if state:
-        moments, local = moment_kinds(run), rules.at(state.step).local
-        if local:
-            moments = {n: Kind((run.ranks.size, *shape), dtype) for n, (shape, dtype) in moments.items()}
-        read = _moments(run) if local else run.adapter.optimizer.read() if takes_part else ()
-        streams[OPTIMIZER_FILE] = ArrayStream(moments, read)
-        streams[COMPRESSION_FILE] = _residuals(run)
-        streams[GENERATORS_FILE] = _generators(run)
+        # After local updates moments are each rank's own.
+        alike = not rules.at(state.step).local
+        read = run.adapter.optimizer.read() if alike and takes_part else ()
+        streams[OPTIMIZER_FILE] = ArrayStream(moment_kinds(run) if alike else {}, read)
+        if writes:
+            streams[COMPRESSION_FILE] = _compression(run, own=False)
     return streams
-
-
-def _manifest(
-    run: Run, step: int, metrics: Mapping[str, float | None], files: Mapping[str, FileRecord]
-) -> Manifest:
-    return Manifest(
-        format=FORMAT,
-        step=step,
-        saved_at=datetime.now(UTC).isoformat(timespec="seconds"),
-        framework=run.framework.name,
-        ranks=run.ranks.size,
-        metrics=metrics,
-        spec=files[SPEC_FILE].blake2b,
-        versions=run.framework.versions,
-        files=files,
-    )
 
 
 def _record(run: Run, state: RunState) -> StateRecord:
@@ -212,39 +201,28 @@ def _record(run: Run, state: RunState) -> StateRecord:
     return StateRecord(stands, len(buckets), layout_of(buckets, rules), order_of(run), applied)
 
 
-def _moments(run: Run) -> Iterator[tuple[str, np.ndarray]]:
-    """The moments after local updates, which are each rank's own."""
-    for name, array in run.adapter.optimizer.read():
-        yield from _rows(run.ranks, name, array)
+def _own(run: Run, state: RunState) -> ArrayStream:
+    """What this rank has of its own."""
+    residuals = _compression(run, own=True, prefix=COMPRESSION)
+    generators = {f"{GENERATORS}{name}": a for name, a in run.adapter.generators.read().items()}
+    kinds = {**ArrayStream.of(generators).kinds, **residuals.kinds}
+    arrays = chain(generators.items(), residuals.arrays)
+    if run.spec.rules.at(state.step).local:
+        kinds |= {f"{OPTIMIZER}{name}": kind for name, kind in moment_kinds(run).items()}
+        moments = ((f"{OPTIMIZER}{name}", array) for name, array in run.adapter.optimizer.read())
+        arrays = chain(arrays, moments)
+    return ArrayStream(kinds, arrays)
 
 
-def _residuals(run: Run) -> ArrayStream:
-    """The state of compression: what differs by rank from all of them, the rest as it is."""
+def _compression(run: Run, own: bool, prefix: str = "") -> ArrayStream:
+    """The state of compression: what is this rank's own, or what is alike on all ranks."""
     policies = [run.spec.rules.policy(bucket) for bucket in run.plan.buckets]
 
-    def read() -> Iterator[tuple[str, np.ndarray, bool]]:
+    def read() -> Iterator[tuple[str, np.ndarray]]:
         for index, (policy, state) in enumerate(zip(policies, run.adapter.reducer.read(), strict=True)):
             for name, array in state.items():
-                yield f"{index}.{name}", array, name in policy.residuals
+                if (name in policy.residuals) == own:
+                    yield f"{prefix}{index}.{name}", array
 
-    ranks = run.ranks
     # Read twice, since only the policies know the shapes of their states.
-    kinds = {n: Kind((*[ranks.size] * by_rank, *a.shape), a.dtype) for n, a, by_rank in read()}
-    arrays = (_rows(ranks, n, a) if by_rank else [(n, a)] for n, a, by_rank in read())
-    return ArrayStream(kinds, chain.from_iterable(arrays))
-
-
-def _generators(run: Run) -> ArrayStream:
-    """The states of every rank's random generators, as `RANK.NAME`."""
-    every = run.ranks.gather(safetensors.save(run.adapter.generators.read()))
-    states = enumerate(map(safetensors.load, every))
-    # The library reads them in an order of its own.
-    named = {f"{rank}.{name}": array for rank, state in states for name, array in sorted(state.items())}
-    return ArrayStream.of(named)
-
-
-def _rows(ranks: Ranks, name: str, array: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
-    """Every rank's array, one at a time: the parts of one with a first axis of ranks."""
-    for rank in range(ranks.size):
-        mine = array if rank == ranks.rank else np.zeros_like(array)
-        yield name, ranks.sum(mine.reshape(-1)).reshape(1, *array.shape)
+    return ArrayStream({name: Kind.of(array) for name, array in read()}, read())

@@ -25,6 +25,7 @@ import numpy as np
 
 from hvdtrain.core.checkpoints.background import BackgroundWriter
 from hvdtrain.core.checkpoints.finding import checkpoint_dir, checkpoints_in, first_whole, step_of
+from hvdtrain.core.checkpoints.rank_files import together
 from hvdtrain.core.checkpoints.retention import Retention
 from hvdtrain.core.errors import CheckpointError
 from hvdtrain.core.process.directories import replace_directory
@@ -150,7 +151,10 @@ class Snapshots:
         self._writer.wait()
         # The kinds of buffers are read from the model, on every rank.
         self._size = self._size or _size(run)
-        folder = self._own_folder(self._size) if self._ranks.rank in self._writers else Path()
+        # Rank 0's, which ranks on its host see.
+        folder = Path(together(self._ranks, lambda: str(self._own_folder(self._size))))
+        if self._ranks.rank in self._writers[1:]:
+            folder = self._own_folder(self._size)
         place = checkpoint_dir(folder, state.step)
         writer = None if wait else self._writer
         save(run, place, state, {}, writer, retention=_KEPT, writers=self._writers)

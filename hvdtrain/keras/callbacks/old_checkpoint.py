@@ -13,8 +13,8 @@ from safetensors import SafetensorError
 from hvdtrain.core.checkpoints.arrays import SavedArrays
 from hvdtrain.core.checkpoints.manifest import STATE_FILE
 from hvdtrain.core.checkpoints.model_folder import WEIGHTS_FILE
+from hvdtrain.core.checkpoints.rank_files import rank_file
 from hvdtrain.core.checkpoints.state import OPTIMIZER_FILE
-from hvdtrain.core.dropin.own_files import rank_file
 from hvdtrain.core.dropin.resuming import compression_name
 from hvdtrain.core.dropin.saved import Opened, say
 from hvdtrain.core.errors import CheckpointError
@@ -54,7 +54,7 @@ def shared_layout(layout: str) -> str:
 
 
 class _OldRank(Mapping[str, np.ndarray]):
-    """One rank's arrays, under the names of format 2."""
+    """One rank's arrays, under the names of today."""
 
     def __init__(self, every: SavedArrays, rank: int) -> None:
         self._every, self._names = every, dict[str, str]()

@@ -7,8 +7,8 @@ from collections.abc import Iterable, Sequence
 import keras
 import numpy as np
 
+from hvdtrain.core.checkpoints.rank_files import rank_file
 from hvdtrain.core.checkpoints.state import Arrays, layout_of
-from hvdtrain.core.dropin.own_files import rank_file
 from hvdtrain.core.dropin.resuming import compression_name, own_generators
 from hvdtrain.core.dropin.saved import LoopCheckpoint
 from hvdtrain.core.errors import CheckpointError, TrainingError

@@ -17,10 +17,10 @@ import pytest
 from hvdtrain.core.checkpoints.arrays import ArrayStream
 from hvdtrain.core.checkpoints.listing import list_checkpoints
 from hvdtrain.core.checkpoints.model_folder import WEIGHTS_FILE
+from hvdtrain.core.checkpoints.rank_files import rank_file
 from hvdtrain.core.checkpoints.state import OPTIMIZER_FILE, check_checkpoint, load_state
 from hvdtrain.core.compression import TopK
 from hvdtrain.core.data.seeding import read_generators, write_generators
-from hvdtrain.core.dropin.own_files import rank_file
 from hvdtrain.core.dropin.resuming import check_fits, check_objects, compression_name, restore_compression
 from hvdtrain.core.dropin.saved import LoopCheckpoint, find_checkpoint
 from hvdtrain.core.dropin.saving import LoopWriter, Taken
@@ -117,7 +117,7 @@ def test_an_error_of_the_background_is_told_by_the_next_call(tmp_path: Path) -> 
     whole = {path: path.read_bytes() for path in (tmp_path / "checkpoint-1").iterdir()}
     save(into, 2, UNKNOWN)
     with pytest.raises(
-        CheckpointError, match=r"checkpoint-2: .* no complex128; earlier ones are as they were"
+        CheckpointError, match=r"checkpoint-2: .* no complex128; what was there before is as it was"
     ):
         into.wait()
     assert {path: path.read_bytes() for path in (tmp_path / "checkpoint-1").iterdir()} == whole
