@@ -13,12 +13,13 @@ from typing import Any
 import numpy as np
 import pytest
 
+from hvdtrain.core.checkpoints import finding
 from hvdtrain.core.checkpoints.finding import AUTO, checkpoints_in, step_of
 from hvdtrain.core.checkpoints.manifest import MANIFEST_FILE
 from hvdtrain.core.checkpoints.model_folder import load_model
 from hvdtrain.core.errors import CheckpointError, HvdtrainError
 from hvdtrain.core.process.preemption import Preempted
-from hvdtrain.core.run import snapshots
+from hvdtrain.core.run import output_dir, snapshots
 from hvdtrain.core.run.framework import Framework
 from hvdtrain.core.run.job import train_spec
 from hvdtrain.core.run.metrics import read_metrics
@@ -190,25 +191,32 @@ def test_a_damaged_snapshot_is_passed_over(hosts: Path, capsys: pytest.CaptureFi
     assert "going on from a snapshot of update 4\n" in told
 
 
-@pytest.mark.parametrize("auto", [False, True])
 @pytest.mark.parametrize(
     ("saved", "damaged", "started"),
     [(7, False, 7), (7, True, 6), (5, False, 6)],
     ids=["later", "damaged", "earlier"],
 )
 def test_a_later_checkpoint_is_preferred_to_a_snapshot(
-    hosts: Path, auto: bool, saved: int, damaged: bool, started: int, capsys: pytest.CaptureFixture[str]
+    hosts: Path, saved: int, damaged: bool, started: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sets, place = [f"checkpointing.save_steps={saved}"], hosts.parent / "out" / f"checkpoint-{saved}"
     train(hosts, "ab", "out", sets, last=8)
     lines = len(read_metrics(hosts.parent / "out")[0])
     if damaged:
         (place / "model.safetensors").write_bytes(b"")
-    found = train(hosts, "ab", "out", sets, AUTO if auto else place, last=started + 2)
+    told: list[str] = []
+    monkeypatch.setattr(snapshots, "say", told.append)
+    monkeypatch.setattr(output_dir, "say", told.append)
+    read, verify = list[Path](), finding.verify
+    monkeypatch.setattr(finding, "verify", lambda place, *rest: (read.append(place), verify(place, *rest)))
+    found = train(hosts, "ab", "out", sets, AUTO, last=started + 2)
     assert [type(error) for error in found] == [Lost, Lost]
     assert lines == 7
     assert [line["step"] for line in read_metrics(hosts.parent / "out")[0]] == [*range(1, started + 2)]
-    assert ("going on from a snapshot of update 6\n" in capsys.readouterr().out) == (started == 6)
+    later = f"--resume auto: going on from {place}, which is later than the newest snapshot"
+    assert told[-1] == (later if started == 7 else "going on from a snapshot of update 6")
+    # It is large, and read once.
+    assert read.count(place) == (saved == 7)
     # None that the run goes on from is set aside.
     assert place.is_dir()
     assert len([*place.parent.glob("*.before-resume-*[!l]")]) == damaged
@@ -277,7 +285,7 @@ def test_what_others_have_put_in_the_place_of_snapshots_is_neither_read_nor_dele
 
     def look(ranks: Ranks) -> None:
         held = Snapshots(OPTIONS, ranks)
-        assert held.newest() is None
+        assert held.newest() == (None, None)
         held.delete()
 
     on_hosts("a", look)

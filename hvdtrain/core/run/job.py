@@ -38,7 +38,7 @@ from hvdtrain.core.run.output_dir import (
     check_begins_anew,
     check_output_dir,
     goes_on_in,
-    holds_later,
+    newest_later,
 )
 from hvdtrain.core.run.ranks import Ranks
 from hvdtrain.core.run.results import TrainingResult, describe_result
@@ -145,7 +145,8 @@ def train_spec(
         if ranks.is_chief:
             stack.enter_context(locked(output_dir, job=snapshots.job if snapshots else None))
         held = stack.enter_context(Snapshots(snapshots, ranks)) if snapshots else None
-        snapshot = held.newest(partial(holds_later, output_dir, resume_from)) if held else None
+        find_later = partial(newest_later, output_dir, resume_from)
+        snapshot, verified = held.newest(find_later) if held else (None, None)
         if ranks.is_chief:
             if snapshot:
                 # The job has begun, so what is there is its own, or was never on this host.
@@ -155,7 +156,7 @@ def train_spec(
         # Ranks that hold no snapshot cannot say what is in it.
         given = None if snapshot else resume_from
         run = open_run(framework, ranks, spec, output_dir, given, snapshots.every if snapshots else None)
-        state = start(run, snapshot or resume_from, allow_changes)
+        state = start(run, snapshot or resume_from, allow_changes, verified)
         examine(run)
         if state.step >= run.plan.max_steps:
             return _nothing_to_do(run, state)

@@ -38,13 +38,19 @@ from hvdtrain.core.update.buckets import Bucket
 from hvdtrain.core.update.precision import LossScale
 
 
-def resume(run: Run, directory: Path, allow_changes: Collection[str] = ()) -> RunState | None:
+def resume(
+    run: Run,
+    directory: Path,
+    allow_changes: Collection[str] = (),
+    verified: tuple[Path, Manifest | None] | None = None,
+) -> RunState | None:
     """Give every rank what a checkpoint holds; every rank calls it, and only rank 0 reads the directory.
 
     Args:
         run: on this rank; its adapter may hold any weights, and has those of the checkpoint afterwards.
         directory: a `checkpoint-N`, or `AUTO`.
         allow_changes: fields in which the spec may differ from that of the checkpoint's run.
+        verified: on rank 0, the checkpoint and its manifest where every byte has been compared already.
 
     Returns:
         Where the run goes on; None with `AUTO` where there is nothing to go on from.
@@ -55,7 +61,7 @@ def resume(run: Run, directory: Path, allow_changes: Collection[str] = ()) -> Ru
     """
     ranks, training = run.ranks, None
     weights: Mapping[str, np.ndarray] = {}
-    found = _find(run, directory) if ranks.is_chief else None
+    found = verified or _find(run, directory) if ranks.is_chief else None
     if directory == AUTO and not ranks.broadcast(np.array([found is not None]))[0]:
         return None
     # Other ranks look at neither.

@@ -25,6 +25,7 @@ import numpy as np
 
 from hvdtrain.core.checkpoints.background import BackgroundWriter
 from hvdtrain.core.checkpoints.finding import checkpoint_dir, checkpoints_in, first_whole, step_of
+from hvdtrain.core.checkpoints.manifest import Manifest
 from hvdtrain.core.checkpoints.retention import Retention
 from hvdtrain.core.errors import CheckpointError
 from hvdtrain.core.process.directories import replace_directory
@@ -45,6 +46,7 @@ _KEPT = Retention(limit=2)
 # The kept ones, and one that is being written.
 _COPIES = 3
 _PIECE = 2**26
+Found = tuple[Path, Manifest | None]
 # What a job that has been killed leaves is deleted by another one, so many seconds later.
 _STALE_S = 86400.0
 
@@ -107,15 +109,17 @@ class Snapshots:
     ) -> None:
         self._writer.__exit__(kind, error, at)
 
-    def newest(self, is_passed: Callable[[int], bool] = lambda step: False) -> Path | None:
-        """The newest whole snapshot that any host holds; None where there is none.
+    def newest(
+        self, find_later: Callable[[int], Found | None] = lambda step: None
+    ) -> tuple[Path | None, Found | None]:
+        """The newest whole snapshot that any host holds.
 
         Args:
-            is_passed: asked on rank 0 whether there is something better to go on from than a snapshot of this
-                step; then it is as if there were none.
+            find_later: asked on rank 0 for a checkpoint of a later step than that of the snapshot.
 
         Returns:
-            Its directory on rank 0's host, to which it is sent if need be; on other ranks only a name.
+            Its directory on rank 0's host, to which it is sent if need be, and on other ranks only a name;
+            None where there is none, or a later checkpoint. And on rank 0 which of them it has verified.
         """
         places = chain.from_iterable(map(checkpoints_in, self._folders())) if self._is_first_here else ()
         newest_first = sorted(places, key=step_of, reverse=True)
@@ -124,17 +128,18 @@ class Snapshots:
         steps = [int(answer) for answer in self._ranks.gather(str(step).encode())]
         holder = steps.index(max(steps))
         if steps[holder] < 0:
-            return None
-        passed = self._ranks.is_chief and is_passed(steps[holder])
-        if self._ranks.broadcast(np.array([passed]))[0]:
-            return None
-        place = found[0] if found and holder == self._ranks.rank else None
+            return None, None
+        later = find_later(steps[holder]) if self._ranks.is_chief else None
+        if self._ranks.broadcast(np.array([later is not None]))[0]:
+            return None, later
+        found = found if holder == self._ranks.rank else None
+        place = found[0] if found else None
         if holder != 0:
             place = self._send(holder, place, steps[holder])
         if self._ranks.is_chief:
             sent = f", which rank {holder} has sent" if holder else ""
             say(f"going on from a snapshot of update {steps[holder]}{sent}")
-        return place or Path(f"the snapshot of update {steps[holder]}")
+        return place or Path(f"the snapshot of update {steps[holder]}"), found if holder == 0 else None
 
     def take(self, run: Run, state: RunState, wait: bool = False) -> None:
         """Write a snapshot, in the background.
