@@ -8,7 +8,7 @@ from hvdtrain.core.run.agreement import name_ranks
 from hvdtrain.launch.discovery import run_on
 from hvdtrain.launch.endings import Ending
 from hvdtrain.launch.heartbeats import Heartbeats
-from hvdtrain.launch.hosts import Host, host_of
+from hvdtrain.launch.hosts import Host, host_of, hosts_of
 
 # What ssh exits with when it loses a host, too.
 _LOST = 255
@@ -99,10 +99,12 @@ class ElasticAttendant(Attendant):
         return None
 
     def _lost(self, silent: Sequence[int], timeout: float) -> Ending:
-        names = ", ".join(dict.fromkeys(host_of(self.hosts, rank) for rank in silent))
-        told = (
-            f"nothing was heard from {names} ({name_ranks(silent)}) for {timeout:g} s: frozen, or cut "
-            "off from this host"
-        )
+        where = name_hosts(self.hosts, silent)
+        told = f"nothing was heard from {where} for {timeout:g} s: frozen, or cut off from this host"
         # Where no rank was heard yet, no host is to blame more than another.
         return Ending(_LOST, told, "nothing was heard", tuple(silent) if self.heartbeats.last else ())
+
+
+def name_hosts(hosts: Sequence[Host], ranks: Sequence[int]) -> str:
+    """`nodeb, nodec (ranks 1, 2)`: the hosts of some ranks, and these ranks."""
+    return f"{', '.join(hosts_of(hosts, ranks))} ({name_ranks(ranks)})"

@@ -76,6 +76,11 @@ class Heartbeats:
         return [rank for rank, silence in self._silence.items() if silence >= seconds]
 
     @property
+    def told(self) -> Sequence[int]:
+        """The ranks that their hosts' schedulers have told to stop."""
+        return [rank for rank, beat in self.last.items() if beat.told]
+
+    @property
     def suspects(self) -> Sequence[int]:
         """The ranks that were silent before any has failed: it is them that the others have missed."""
         return self._suspects

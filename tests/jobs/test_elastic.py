@@ -11,10 +11,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from hvdtrain.core.checkpoints.finding import check_whole, checkpoints_in
 from hvdtrain.core.run.metrics import read_metrics
+from hvdtrain.launch.commands import GUARD
 from tests.jobs.runs import TINY, launch, small_corpus, train_all
 from tests.jobs.test_preemption import ENV, scripted
 from tests.launch.cluster import Cluster, emulated_hosts
@@ -26,7 +28,7 @@ SETTINGS = [
     "model.hidden_dropout_prob=0.0",
     "model.attention_probs_dropout_prob=0.0",
     "batch={per_device_train_batch_size: 2, global_batch_size: 12}",
-    "max_steps=160",
+    "max_steps=200",
     "logging.progress_bar=false",
 ]
 COOLDOWN = ("--blacklist-cooldown-range", "1", "2", "--heartbeat-timeout", "8")
@@ -80,7 +82,7 @@ def check_ends_as(expected: Path, root: Path, job: subprocess.Popen[str]) -> Non
 
 @pytest.mark.slow
 @pytest.mark.parametrize("framework", ["torch", "tensorflow"])
-def test_a_host_is_lost_in_three_ways_and_comes_back(framework: str, tmp_path: Path) -> None:
+def test_a_host_is_lost_in_four_ways_and_comes_back(framework: str, tmp_path: Path) -> None:
     out, whole = tmp_path / "out", undisturbed(tmp_path, framework)
     ways: list[tuple[str, str, Step, Step]] = [
         ("killed", "nodec", lambda c: c.signal("nodec", signal.SIGKILL), lambda c: None),
@@ -92,6 +94,7 @@ def test_a_host_is_lost_in_three_ways_and_comes_back(framework: str, tmp_path: P
             lambda c: c.signal("nodeb", signal.SIGSTOP, ssh_server=True),
             lambda c: c.signal("nodeb", signal.SIGCONT, ssh_server=True),
         ),
+        ("told to stop", "nodec", lambda c: tell_rank(c, "nodec"), lambda c: None),
     ]
     with emulated_hosts(3) as cluster:
         job = start(cluster, tmp_path, framework, "-np", "3", "-H", "nodea:1,nodeb:1,nodec:1")
@@ -164,6 +167,13 @@ def test_rank_0_and_its_neighbour_write_the_same(
             assert ours is not None
             assert theirs is not None
             assert ours.files == theirs.files, name
+
+
+def tell_rank(cluster: Cluster, name: str) -> None:
+    """What a scheduler does that takes back a host."""
+    processes = [psutil.Process(pid) for pid in cluster.processes(name)]
+    (rank, *_) = (process for process in processes if tuple(process.cmdline()[1:3]) == GUARD)
+    rank.terminate()
 
 
 def undisturbed(root: Path, framework: str) -> Path:

@@ -7,6 +7,7 @@ import os
 import subprocess
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +26,11 @@ from hvdtrain.launch.restarts import Restarts
 from hvdtrain.launch.roster import Roster
 
 DONE = Ending(0)
+PREEMPTED = Ending(85, "preempted at update 4: go on with --resume out/checkpoint-4")
 # What hosts were told to run.
 told_to: list[tuple[str, tuple[str, ...]]] = []
-REGROUPED = Ending(85, "preempted at update 4: go on with --resume out/checkpoint-4")
+# The same, once the launcher has asked for it.
+REGROUPED = replace(PREEMPTED)
 
 
 def lost(*ranks: int, cause: str = "killed by SIGKILL") -> Ending:
@@ -139,6 +142,27 @@ def test_a_host_that_comes_is_used_from_the_next_update_on(there: set[str], tmp_
     assert run(tmp_path, job) == 0
     # Those that were there keep their places, and so does rank 0.
     assert job.hosts == ["a:1", "a:1,b:1", "a:1,b:1,c:1"]
+
+
+def test_a_host_of_which_a_rank_is_told_to_stop_is_left(
+    there: set[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    job = ScriptedJob((4, PREEMPTED), (2, PREEMPTED), (1, PREEMPTED), (3, DONE))
+    plain = job.start
+
+    def start(hosts: Sequence[Host], resume: Any, overwrite: bool, attendant: ElasticAttendant) -> Ending:
+        ending = plain(hosts, resume, overwrite, attendant)
+        if ending is PREEMPTED:
+            attendant.heartbeats.hear(len(hosts) - 1, Beat(1, job._step, told=True))
+        return ending
+
+    job.start = start  # type: ignore[method-assign]
+    assert run(tmp_path, job) == 0
+    # There is no other host in the end.
+    assert job.hosts == ["a:1,b:1,c:1", "a:1,b:1", "a:1", "a:1"]
+    told = capsys.readouterr().err
+    assert "reset 1: c (rank 2) was told to stop by SIGTERM; it goes on with a:1,b:1\n" in told
+    assert "a stays off the blacklist" in told
 
 
 def test_hosts_without_which_there_are_too_few_slots_are_not_condemned(

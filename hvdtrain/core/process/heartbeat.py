@@ -16,9 +16,9 @@ from typing import NamedTuple
 
 # In the environment: the launcher listens.
 HEARTBEAT = "HVDTRAIN_HEARTBEAT"
-BEAT = re.compile(r"\x16(?P<pid>\d+) (?P<step>-?\d+)\n")
+BEAT = re.compile(r"\x16(?P<pid>\d+) (?P<step>-?\d+)(?P<told> told)?\n")
 _SECONDS_BETWEEN = 1.0
-_step, _reports = -1, 0
+_step, _reports, _told = -1, 0, ""
 
 
 class Beat(NamedTuple):
@@ -27,10 +27,12 @@ class Beat(NamedTuple):
     Attributes:
         pid: of its process, on its own host.
         step: updates that count; -1 before training.
+        told: whether its host's scheduler has told it to stop.
     """
 
     pid: int
     step: int
+    told: bool = False
 
 
 def report_step(step: int) -> None:
@@ -44,6 +46,15 @@ def report_step(step: int) -> None:
     if _reports < 2 and _is_heard():
         # Where it begins, and that it goes on.
         _reports += 1
+        with suppress(OSError):
+            _beat()
+
+
+def report_told() -> None:
+    """Have this rank's heartbeats say that its host's scheduler has told it to stop; said at once."""
+    global _told  # noqa: PLW0603
+    _told = " told"
+    if _is_heard():
         with suppress(OSError):
             _beat()
 
@@ -65,7 +76,7 @@ def _beat_on() -> None:
 
 def _beat() -> None:
     # One call, so that nothing of another thread's comes between.
-    os.write(2, f"\x16{os.getpid()} {_step}\n".encode())
+    os.write(2, f"\x16{os.getpid()} {_step}{_told}\n".encode())
 
 
 def _is_heard() -> bool:
