@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -14,12 +15,13 @@ import numpy as np
 import pytest
 
 from hvdtrain.core.checkpoints import finding
+from hvdtrain.core.checkpoints.arrays import ArrayStream
 from hvdtrain.core.checkpoints.finding import AUTO, checkpoints_in, step_of
 from hvdtrain.core.checkpoints.manifest import MANIFEST_FILE
 from hvdtrain.core.checkpoints.model_folder import load_model
 from hvdtrain.core.errors import CheckpointError, HvdtrainError
 from hvdtrain.core.process.preemption import Preempted
-from hvdtrain.core.run import output_dir, snapshots
+from hvdtrain.core.run import output_dir, saving, snapshots
 from hvdtrain.core.run.framework import Framework
 from hvdtrain.core.run.job import train_spec
 from hvdtrain.core.run.metrics import read_metrics
@@ -40,6 +42,7 @@ SETS = (
     "logging.progress_bar=false",
 )
 OPTIONS = SnapshotOptions("job", 2)
+WRITER = "checkpoint-writer"
 BIAS = "cls.predictions.bias"
 
 
@@ -178,6 +181,27 @@ def test_a_job_that_is_told_to_stop_keeps_a_snapshot_of_that_update(hosts: Path)
     assert all(isinstance(found, Preempted) for found in train(hosts, "ab", "out", stop=3))
     assert (steps(hosts, "a"), steps(hosts, "b")) == ([2, 3], [2, 3])
     assert (hosts.parent / "out" / "checkpoint-3").is_dir()
+
+
+def test_there_is_one_copy_of_the_state_for_snapshots_and_checkpoints(
+    hosts: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copy, write, writing = ArrayStream.snapshot, saving.save_model, list[list[str]]()
+
+    def copied(stream: ArrayStream) -> ArrayStream:
+        writing.append([thread.name for thread in threading.enumerate() if thread.name == WRITER])
+        return copy(stream)
+
+    def written_slowly(*given: Any) -> None:
+        time.sleep(0.1)
+        write(*given)
+
+    monkeypatch.setattr(ArrayStream, "snapshot", copied)
+    monkeypatch.setattr(saving, "save_model", written_slowly)
+    # Both at update 6, else a snapshot at each even one.
+    train(hosts, "a", "out", ["checkpointing.save_steps=3"])
+    assert len(writing) > 4 * 3
+    assert not any(writing)
 
 
 def test_a_damaged_snapshot_is_passed_over(hosts: Path, capsys: pytest.CaptureFixture[str]) -> None:

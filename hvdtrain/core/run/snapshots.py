@@ -80,6 +80,9 @@ class Snapshots:
     """The snapshots of one job, as one of its ranks sees them.
 
     Every rank makes one, and every rank calls every method.
+
+    Attributes:
+        writer: writes them in the background.
     """
 
     def __init__(self, options: SnapshotOptions, ranks: Ranks) -> None:
@@ -94,20 +97,20 @@ class Snapshots:
         self._writers = (0, *neighbours[:1])
         # Of the ranks on one host one looks after its files.
         self._is_first_here = hosts.index(hosts[ranks.rank]) == ranks.rank
-        self._writer = BackgroundWriter()
+        self.writer = BackgroundWriter()
         self._root: Path | None = None
         self._size = 0
         if self._is_first_here:
             self._delete_stale()
 
     def __enter__(self) -> Snapshots:
-        self._writer.__enter__()
+        self.writer.__enter__()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None
     ) -> None:
-        self._writer.__exit__(kind, error, at)
+        self.writer.__exit__(kind, error, at)
 
     def newest(
         self, find_later: Callable[[int], Found | None] = lambda step: None
@@ -152,21 +155,24 @@ class Snapshots:
         Raises:
             CheckpointError: it cannot be written, or the one before it could not.
         """
-        self._writer.wait()
+        self.writer.wait()
         # The kinds of buffers are read from the model, on every rank.
         self._size = self._size or _size(run)
         folder = self._own_folder(self._size) if self._ranks.rank in self._writers else Path()
         place = checkpoint_dir(folder, state.step)
-        writer = None if wait else self._writer
+        writer = None if wait else self.writer
         save(run, place, state, {}, writer, retention=_KEPT, writers=self._writers)
 
     def follow(self, run: Run, state: RunState) -> None:
-        """Take a snapshot where one is due; arguments as `take`.
+        """Take a snapshot where one is due; call it when an update's weights and buffers have been exchanged.
+
+        Args:
+            run: on this rank.
+            state: where it stands.
 
         Raises:
-            CheckpointError: a snapshot could not be written, or the job goes on elsewhere.
+            CheckpointError: a snapshot cannot be written, or the job goes on elsewhere.
         """
-        self._writer.check()
         if self._ranks.is_chief:
             # A launcher that is cut off from this host starts others, and a single rank would notice nothing.
             check_still_locked(run.output_dir)
@@ -175,7 +181,7 @@ class Snapshots:
 
     def delete(self) -> None:
         """Delete this job's snapshots on every host: the run has ended."""
-        self._writer.wait()
+        self.writer.wait()
         if self._is_first_here:
             for root in _roots():
                 shutil.rmtree(root / self._job, ignore_errors=True)
