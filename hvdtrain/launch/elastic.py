@@ -13,7 +13,7 @@ from functools import partial
 
 from hvdtrain.core.errors import LaunchError
 from hvdtrain.core.process.preemption import RESUMABLE_STATUS
-from hvdtrain.core.run.snapshots import deletion
+from hvdtrain.core.run.snapshot_places import deletion
 from hvdtrain.launch.attendants import ElasticAttendant, name_hosts
 from hvdtrain.launch.discovery import Discovery, Find, by_script, run_on_each
 from hvdtrain.launch.endings import Ending

@@ -21,7 +21,7 @@ from hvdtrain.core.checkpoints.manifest import MANIFEST_FILE
 from hvdtrain.core.checkpoints.model_folder import load_model
 from hvdtrain.core.errors import CheckpointError, HvdtrainError
 from hvdtrain.core.process.preemption import Preempted
-from hvdtrain.core.run import output_dir, saving, snapshots
+from hvdtrain.core.run import output_dir, saving, snapshot_places, snapshots
 from hvdtrain.core.run.framework import Framework
 from hvdtrain.core.run.job import train_spec
 from hvdtrain.core.run.metrics import read_metrics
@@ -95,7 +95,7 @@ def hosts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Where each host has its memory."""
     here = Doomed.here
     monkeypatch.setattr(snapshots, "socket", SimpleNamespace(gethostname=lambda: here.host))
-    monkeypatch.setattr(snapshots, "_places", lambda: [tmp_path / "hosts" / here.host])
+    monkeypatch.setattr(snapshot_places, "_places", lambda: [tmp_path / "hosts" / here.host])
     return tmp_path / "hosts"
 
 
@@ -272,23 +272,23 @@ def test_where_memory_has_no_room_the_directory_for_temporary_files_is_used(
     small, large = tmp_path / "small", tmp_path / "large"
     for place in (small, large):
         place.mkdir()
-    monkeypatch.setattr(snapshots, "_places", lambda: [small / "own", large / "own"])
+    monkeypatch.setattr(snapshot_places, "_places", lambda: [small / "own", large / "own"])
     free = {small: 10, large: 10**9}
-    monkeypatch.setattr(snapshots.shutil, "disk_usage", lambda path: SimpleNamespace(free=free[path]))
-    assert snapshots._roomy_root(10) == small / "own"
-    assert snapshots._roomy_root(11) == large / "own"
+    monkeypatch.setattr(snapshot_places.shutil, "disk_usage", lambda path: SimpleNamespace(free=free[path]))
+    assert snapshot_places.roomy_root(10) == small / "own"
+    assert snapshot_places.roomy_root(11) == large / "own"
     assert "has no room for 11 bytes" in capsys.readouterr().out
     monkeypatch.undo()
     given = tmp_path / "given"
     monkeypatch.setenv("HVDTRAIN_SNAPSHOT_DIR", str(given))
     with pytest.raises(CheckpointError, match=f"HVDTRAIN_SNAPSHOT_DIR {given}: no such directory"):
-        snapshots._roomy_root(1)
+        snapshot_places.roomy_root(1)
     given.mkdir()
-    place = snapshots._roomy_root(1)
+    place = snapshot_places.roomy_root(1)
     assert (place.parent, place.stat().st_mode & 0o777) == (given, 0o700)
     place.chmod(0o777)
     with pytest.raises(HvdtrainError, match=r"others can write to it; set HVDTRAIN_SNAPSHOT_DIR"):
-        snapshots._roomy_root(1)
+        snapshot_places.roomy_root(1)
 
 
 @pytest.mark.parametrize("kind", ["link", "open"])

@@ -1,17 +1,14 @@
 """Snapshots of an elastic run: checkpoints in the memory of two hosts, from which it goes on without one.
 
 Rank 0 writes them and a rank on another host, its neighbour. So the run outlives any one host, whatever file
-systems hosts share. Each keeps its newest two, below `/dev/shm` where that has room.
+systems hosts share. Each keeps its newest two.
 """
 
 from __future__ import annotations
 
 import json
-import os
-import shlex
 import shutil
 import socket
-import tempfile
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -30,18 +27,14 @@ from hvdtrain.core.checkpoints.retention import Retention
 from hvdtrain.core.errors import CheckpointError
 from hvdtrain.core.process.directories import replace_directory
 from hvdtrain.core.process.outputs import say
-from hvdtrain.core.process.paths import is_own_folder, own_folder, user_path
 from hvdtrain.core.run.lock import check_still_locked
 from hvdtrain.core.run.ranks import Ranks
 from hvdtrain.core.run.run import Run
 from hvdtrain.core.run.saving import save
+from hvdtrain.core.run.snapshot_places import ADVICE, roomy_root, roots
 from hvdtrain.core.run.state import RunState
 from hvdtrain.core.run.streams import moment_kinds, weight_kinds
 
-_VARIABLE = "HVDTRAIN_SNAPSHOT_DIR"
-_ADVICE = f"set {_VARIABLE} to a directory of yours with more room"
-# For a shell: where `_places` finds them on any host.
-_USUAL = ("/dev/shm", '"${TMPDIR:-/tmp}"')
 _KEPT = Retention(limit=2)
 # The kept ones, and one that is being written.
 _COPIES = 3
@@ -62,18 +55,6 @@ class SnapshotOptions:
 
     job: str
     every: int
-
-
-def deletion(job: str) -> tuple[str, ...]:
-    """The command that deletes a job's snapshots on the host where it is run, for one that has ended early.
-
-    Args:
-        job: its name.
-    """
-    given = os.environ.get(_VARIABLE)
-    places = [shlex.quote(str(user_path(given, _VARIABLE, CheckpointError)))] if given else _USUAL
-    folders = " ".join(f'{place}/hvdtrain-snapshots-"$(id -u)"/{shlex.quote(job)}' for place in places)
-    return ("sh", "-c", f"rm -rf -- {folders}")
 
 
 class Snapshots:
@@ -183,12 +164,12 @@ class Snapshots:
         """Delete this job's snapshots on every host: the run has ended."""
         self.writer.wait()
         if self._is_first_here:
-            for root in _roots():
+            for root in roots():
                 shutil.rmtree(root / self._job, ignore_errors=True)
 
     def _folders(self) -> Iterator[Path]:
         """Where snapshots of this job may lie on this host."""
-        return chain.from_iterable((root / self._job).glob("*") for root in _roots())
+        return chain.from_iterable((root / self._job).glob("*") for root in roots())
 
     def _own_folder(self, size: int) -> Path:
         """Where this host's snapshots lie; decided once, by the bytes of one."""
@@ -196,8 +177,8 @@ class Snapshots:
         folder = Path(self._job, socket.gethostname())
         if self._root is None:
             # Where they lie already they take up room that will be theirs again.
-            begun = [root for root in _roots() if (root / folder).is_dir()]
-            self._root = begun[0] if begun else _roomy_root(_COPIES * size)
+            begun = [root for root in roots() if (root / folder).is_dir()]
+            self._root = begun[0] if begun else roomy_root(_COPIES * size)
         return self._root / folder
 
     def _send(self, holder: int, source: Path | None, step: int) -> Path | None:
@@ -223,44 +204,16 @@ class Snapshots:
         try:
             replace_directory(place, write)
         except OSError as error:
-            raise CheckpointError(f"{place}: cannot be written: {error.strerror}; {_ADVICE}") from None
+            raise CheckpointError(f"{place}: cannot be written: {error.strerror}; {ADVICE}") from None
         return place
 
     def _delete_stale(self) -> None:
-        for folder in chain.from_iterable(root.glob("*") for root in _roots()):
+        for folder in chain.from_iterable(root.glob("*") for root in roots()):
             # Another job may do the same.
             with suppress(OSError):
                 changed = max(path.lstat().st_mtime for path in (folder, *folder.glob("*")))
                 if folder.name != self._job and time.time() - changed > _STALE_S:
                     shutil.rmtree(folder, ignore_errors=True)
-
-
-def _places() -> list[Path]:
-    """Where snapshots may lie on this host, the best place first."""
-    places = [Path("/dev/shm"), Path(tempfile.gettempdir())]
-    if given := os.environ.get(_VARIABLE):
-        places = [user_path(given, _VARIABLE, CheckpointError).absolute()]
-    return [place / f"hvdtrain-snapshots-{os.getuid()}" for place in places if place.is_dir()]
-
-
-def _roots() -> list[Path]:
-    """Those of the places that are there, the best first; what lies in them may be read and deleted."""
-    # Anybody can make something of that name in a directory for all users, or a link.
-    return [place for place in _places() if is_own_folder(place)]
-
-
-def _roomy_root(needed: int) -> Path:
-    """The best place with so many bytes to spare, or else the last one."""
-    places = _places()
-    if not places:
-        raise CheckpointError(f"{_VARIABLE} {os.environ.get(_VARIABLE)}: no such directory")
-    usable = [place for place in places if is_own_folder(place) or not os.path.lexists(place)]
-    rooms = [place for place in usable if shutil.disk_usage(place.parent).free >= needed]
-    root = (rooms or usable[-1:] or places)[0]
-    for place in places[: places.index(root)]:
-        full = f"{place.parent} has no room for {needed} bytes"
-        say(f"{full if place in usable else f'others can write to {place}'}: snapshots are written to {root}")
-    return own_folder(root, _ADVICE)
 
 
 def _size(run: Run) -> int:
