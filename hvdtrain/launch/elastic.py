@@ -42,6 +42,7 @@ class ElasticOptions:
         reset_limit: how often ranks are started again at most; None: without end.
         cooldown: the least and the most seconds on the blacklist; None: a host stays there.
         silence: seconds without a heartbeat after which a rank is lost.
+        patience: seconds after which ranks are started again if none of them has come further.
         name: of the job, by which ranks know their snapshots.
     """
 
@@ -53,6 +54,7 @@ class ElasticOptions:
     reset_limit: int | None
     cooldown: tuple[int, int] | None
     silence: float
+    patience: float
     name: str
 
     @property
@@ -121,6 +123,7 @@ class ElasticJob:
                 hosts,
                 heard=partial(self._restarts.heard, heard),
                 timeout=self._options.silence,
+                patience=self._options.patience,
                 better=partial(self._better, hosts),
             )
             self._discovery.use(host.name for host in hosts)

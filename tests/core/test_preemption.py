@@ -59,7 +59,7 @@ def test_in_training_it_is_noted_and_afterwards_it_is_nothing(name: str) -> None
     assert (done.returncode, done.stdout) == (0, "False\nTrue\nafter\n")
 
 
-@pytest.mark.parametrize(("name", "said"), [("SIGTERM", r"\x16\d+ -1 told\n"), ("SIGUSR1", "")])
+@pytest.mark.parametrize(("name", "said"), [("SIGTERM", r"\x16\d+ -1 0 told\n"), ("SIGUSR1", "")])
 def test_who_was_told_and_has_saved_ends_with_a_status_of_its_own(
     name: str, said: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -28,7 +28,7 @@ SETTINGS = [
     "model.hidden_dropout_prob=0.0",
     "model.attention_probs_dropout_prob=0.0",
     "batch={per_device_train_batch_size: 2, global_batch_size: 12}",
-    "max_steps=200",
+    "max_steps=160",
     "logging.progress_bar=false",
 ]
 COOLDOWN = ("--blacklist-cooldown-range", "1", "2", "--heartbeat-timeout", "8")
@@ -107,6 +107,26 @@ def test_a_host_is_lost_in_four_ways_and_comes_back(framework: str, tmp_path: Pa
             assert name not in note["hosts"]
             bring_back(cluster)
             wait_until(goes_on_with(3, before, out), f"three ranks after one was {what}", job)
+        check_ends_as(whole, tmp_path, job)
+
+
+@pytest.mark.slow
+def test_over_mpi_the_loss_of_a_host_or_of_a_link_between_two_is_noticed(tmp_path: Path) -> None:
+    out, whole = tmp_path / "out", undisturbed(tmp_path, "torch")
+    mpi = ("--wire", "mpi", "--launcher", "mpirun", "--stall-timeout", "20")
+    with emulated_hosts(3) as cluster:
+        job = start(cluster, tmp_path, "torch", "-np", "2", "-H", "nodeb:1,nodec:1", *mpi)
+        wait_until(lambda: len(losses(out)) >= 8, "the first updates", job)
+        # Both ranks are still heard on the third host.
+        cluster.sever("nodec", "nodeb")
+        wait_until(lambda: len(restarts(out)) == 1, "the end of ranks that wait for each other", job)
+        cluster.sever("nodec", "nodeb", back=True)
+        assert restarts(out)[0]["reason"] == "no rank has come further for 20 s (--stall-timeout)"
+        wait_until(goes_on_with(2, 0, out), "both ranks again", job)
+        before = len(restarts(out))
+        cluster.cut("nodec")
+        wait_until(goes_on_with(1, before, out), "the rank that is left", job)
+        assert "nothing was heard from nodec" in restarts(out)[before]["reason"]
         check_ends_as(whole, tmp_path, job)
 
 

@@ -88,6 +88,7 @@ def run(folder: Path, job: ScriptedJob, hosts: str = "a:1,b:1,c:1", **given: Any
             "reset_limit": None,
             "cooldown": None,
             "silence": 30.0,
+            "patience": 1800.0,
             "name": "job",
         }
         | given
@@ -263,7 +264,7 @@ def test_silent_hosts_are_blamed_and_not_those_that_have_missed_them(there: set[
 
 @pytest.mark.parametrize(("steps", "seconds"), [((-1, -1), 120), ((4, 4), 120), ((4, 5), 30)])
 def test_silence_ends_the_job(steps: Sequence[int], seconds: int) -> None:
-    attendant = ElasticAttendant(parse_hosts("a:1,b:2"), lambda heard: None, 30.0, lambda: None)
+    attendant = ElasticAttendant(parse_hosts("a:1,b:2"), lambda heard: None, 30.0, 1800.0, lambda: None)
     for step in steps:
         attendant.heartbeats.hear(0, Beat(1, step))
     for _ in range(seconds):
@@ -277,7 +278,7 @@ def test_silence_ends_the_job(steps: Sequence[int], seconds: int) -> None:
 
 
 def test_a_job_of_which_nothing_is_ever_heard_is_ended_and_no_host_is_blamed() -> None:
-    attendant = ElasticAttendant(parse_hosts("a:1,b:1"), lambda heard: None, 30.0, lambda: None)
+    attendant = ElasticAttendant(parse_hosts("a:1,b:1"), lambda heard: None, 30.0, 1800.0, lambda: None)
     attendant.heartbeats.let_pass(119.0, failed=False)
     assert attendant.look(lambda: None) is None
     attendant.heartbeats.let_pass(1.0, failed=False)
@@ -285,6 +286,28 @@ def test_a_job_of_which_nothing_is_ever_heard_is_ended_and_no_host_is_blamed() -
     assert ending is not None
     assert (ending.status, ending.ranks) == (255, ())
     assert str(ending.told).startswith("nothing was heard from a, b (ranks 0, 1) for 120 s")
+
+
+@pytest.mark.parametrize(("steps", "seconds"), [((-1, -1), 400), ((4, 4), 400), ((4, 5), 100)])
+def test_ranks_that_live_and_wait_for_each_other_are_ended(steps: Sequence[int], seconds: int) -> None:
+    attendant = ElasticAttendant(parse_hosts("a:1,b:1"), lambda heard: None, 30.0, 100.0, lambda: None)
+    for work, step in enumerate(steps):
+        attendant.heartbeats.hear(0, Beat(1, step, work))
+    # One of them evaluates for a long time.
+    for work in range(3, 1000):
+        attendant.heartbeats.let_pass(1.0, failed=False)
+        attendant.heartbeats.hear(0, Beat(1, steps[-1], 2))
+        attendant.heartbeats.hear(1, Beat(1, steps[-1], work))
+        assert attendant.look(lambda: None) is None
+    for _ in range(seconds):
+        assert attendant.look(lambda: None) is None
+        attendant.heartbeats.let_pass(1.0, failed=False)
+        for rank in range(2):
+            attendant.heartbeats.hear(rank, Beat(1, steps[-1], 2 + 997 * rank))
+    ending = attendant.look(lambda: None)
+    assert ending is not None
+    assert (ending.status, ending.ranks) == (255, ())
+    assert ending.told == f"no rank has come further for {seconds} s (--stall-timeout)"
 
 
 def test_a_job_that_is_told_to_stop_before_each_first_update_ends(there: set[str], tmp_path: Path) -> None:
