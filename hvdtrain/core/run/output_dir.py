@@ -9,6 +9,7 @@ from hvdtrain.core import strict_json
 from hvdtrain.core.checkpoints.finding import (
     AUTO,
     LATEST_FILE,
+    Found,
     checkpoints_in,
     first_whole,
     is_ours,
@@ -17,7 +18,7 @@ from hvdtrain.core.checkpoints.finding import (
     set_aside,
     step_of,
 )
-from hvdtrain.core.checkpoints.manifest import SPEC_FILE, Manifest
+from hvdtrain.core.checkpoints.manifest import SPEC_FILE
 from hvdtrain.core.checkpoints.model_folder import MODEL_DIR
 from hvdtrain.core.errors import CheckpointError
 from hvdtrain.core.plan.plan import Plan
@@ -113,8 +114,8 @@ def goes_on_in(directory: Path, resume_from: Path | None) -> bool:
     return resume_from.resolve().parent == directory.resolve()
 
 
-def newest_later(directory: Path, resume_from: Path | None, step: int) -> tuple[Path, Manifest | None] | None:
-    """What `AUTO` finds where it is of a later step than this, as `first_whole` returns it.
+def newest_later(directory: Path, resume_from: Path | None, step: int) -> Found | None:
+    """What `AUTO` finds where it is of a later step than this; else None.
 
     Args:
         directory: where rank 0 writes.

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from hvdtrain.core.checkpoints.finding import AUTO, check_whole, newest_whole
+from hvdtrain.core.checkpoints.finding import AUTO, Found, check_whole, newest_whole
 from hvdtrain.core.checkpoints.manifest import Manifest
 from hvdtrain.core.checkpoints.model_folder import load_model
 from hvdtrain.core.checkpoints.state import (
@@ -42,7 +42,7 @@ def resume(
     run: Run,
     directory: Path,
     allow_changes: Collection[str] = (),
-    verified: tuple[Path, Manifest | None] | None = None,
+    verified: Found | None = None,
 ) -> RunState | None:
     """Give every rank what a checkpoint holds; every rank calls it, and only rank 0 reads the directory.
 
@@ -50,7 +50,7 @@ def resume(
         run: on this rank; its adapter may hold any weights, and has those of the checkpoint afterwards.
         directory: a `checkpoint-N`, or `AUTO`.
         allow_changes: fields in which the spec may differ from that of the checkpoint's run.
-        verified: on rank 0, the checkpoint and its manifest where every byte has been compared already.
+        verified: on rank 0, the checkpoint where every byte of it has been compared already.
 
     Returns:
         Where the run goes on; None with `AUTO` where there is nothing to go on from.
@@ -81,7 +81,7 @@ def resume(
     return state
 
 
-def _find(run: Run, directory: Path) -> tuple[Path, Manifest | None] | None:
+def _find(run: Run, directory: Path) -> Found | None:
     """The checkpoint to go on from, of which every byte has been verified, and its manifest."""
     if directory == AUTO:
         found = newest_whole(run.output_dir, say)

@@ -21,8 +21,7 @@ from types import TracebackType
 import numpy as np
 
 from hvdtrain.core.checkpoints.background import BackgroundWriter
-from hvdtrain.core.checkpoints.finding import checkpoint_dir, checkpoints_in, first_whole, step_of
-from hvdtrain.core.checkpoints.manifest import Manifest
+from hvdtrain.core.checkpoints.finding import Found, checkpoint_dir, checkpoints_in, first_whole, step_of
 from hvdtrain.core.checkpoints.retention import Retention
 from hvdtrain.core.errors import CheckpointError
 from hvdtrain.core.process.directories import replace_directory
@@ -39,7 +38,6 @@ _KEPT = Retention(limit=2)
 # The kept ones, and one that is being written.
 _COPIES = 3
 _PIECE = 2**26
-Found = tuple[Path, Manifest | None]
 # What a job that has been killed leaves is deleted by another one, so many seconds later.
 _STALE_S = 86400.0
 

@@ -7,7 +7,8 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
-from hvdtrain.core.checkpoints.manifest import MANIFEST_FILE, Manifest
+from hvdtrain.core.checkpoints.finding import Found
+from hvdtrain.core.checkpoints.manifest import MANIFEST_FILE
 from hvdtrain.core.data import Dataset
 from hvdtrain.core.families.weights import Weight
 from hvdtrain.core.plan.plan import Plan
@@ -105,7 +106,7 @@ def start(
     run: Run,
     resume_from: Path | None,
     allow_changes: Collection[str] = (),
-    verified: tuple[Path, Manifest | None] | None = None,
+    verified: Found | None = None,
 ) -> RunState:
     """Give every rank the same weights: rank 0's initial ones, or those of a checkpoint.
 

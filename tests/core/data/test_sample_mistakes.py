@@ -96,7 +96,7 @@ MISTAKES: dict[str, tuple[Any, Any, str]] = {
     "an exception in a library": (
         Items(lambda i: np.stack([]) if i == 3 else i),
         None,
-        r"data.dataset\[3\]: ValueError: need at least one array .*test_sample_mistakes.py:\d+, in <lambda>\)",
+        r"data.dataset\[3\]: ValueError: need at least one array .*_mistakes.py:\d+, in <lambda>\)",
     ),
     "requires grad": (
         at_3(1.0, torch.zeros(2, requires_grad=True)),
