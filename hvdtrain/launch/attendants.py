@@ -8,12 +8,13 @@ from hvdtrain.core.run.agreement import name_ranks
 from hvdtrain.launch.discovery import run_on
 from hvdtrain.launch.endings import Ending
 from hvdtrain.launch.heartbeats import Heartbeats
-from hvdtrain.launch.hosts import Host, host_of
+from hvdtrain.launch.hosts import Host, host_of, hosts_of
 
 # What ssh exits with when it loses a host, too.
 _LOST = 255
-# No thread of Python runs while a framework's library is loaded, which takes long from a slow disk.
-_PATIENCE = 4
+# No thread of Python runs while a framework's library is loaded, which takes long from a slow disk. And there
+# may be data to prepare.
+_AT_START = 4
 
 
 class Attendant:
@@ -71,6 +72,7 @@ class ElasticAttendant(Attendant):
         hosts: Sequence[Host],
         heard: Callable[[Heartbeats], object],
         timeout: float,
+        patience: float,
         better: Callable[[], str | None],
     ) -> None:
         """Begin.
@@ -79,30 +81,36 @@ class ElasticAttendant(Attendant):
             hosts: that the job runs on.
             heard: called twice a second with all that was heard.
             timeout: seconds of silence that are too many; before the first update four times as many are.
+            patience: seconds in which no rank has come further that are too many; so here.
             better: why the job is to go on on other hosts; None: it is not.
         """
         super().__init__(hosts, heard)
         self.regrouping: str | None = None
-        self._timeout, self._better = timeout, better
+        self._timeout, self._patience, self._better = timeout, patience, better
 
     def look(self, stop: Callable[[], object]) -> Ending | None:
         """As `Attendant.look`."""
         super().look(stop)
         # At least one update comes of each start, however often hosts come and go.
         moved = self.heartbeats.first_update_at is not None
-        timeout = self._timeout * (1 if moved else _PATIENCE)
-        if silent := self.heartbeats.silent(timeout):
-            return self._lost(silent, timeout)
+        factor = 1 if moved else _AT_START
+        if silent := self.heartbeats.silent(factor * self._timeout):
+            return self._lost(silent, factor * self._timeout)
+        if self.heartbeats.idle >= factor * self._patience:
+            told = f"no rank has come further for {factor * self._patience:g} s (--stall-timeout)"
+            return Ending(_LOST, told, "no rank has come further")
         if moved and self.regrouping is None and (why := self._better()):
             self.regrouping = why
             stop()
         return None
 
     def _lost(self, silent: Sequence[int], timeout: float) -> Ending:
-        names = ", ".join(dict.fromkeys(host_of(self.hosts, rank) for rank in silent))
-        told = (
-            f"nothing was heard from {names} ({name_ranks(silent)}) for {timeout:g} s: frozen, or cut "
-            "off from this host"
-        )
+        where = name_hosts(self.hosts, silent)
+        told = f"nothing was heard from {where} for {timeout:g} s: frozen, or cut off from this host"
         # Where no rank was heard yet, no host is to blame more than another.
         return Ending(_LOST, told, "nothing was heard", tuple(silent) if self.heartbeats.last else ())
+
+
+def name_hosts(hosts: Sequence[Host], ranks: Sequence[int]) -> str:
+    """`nodeb, nodec (ranks 1, 2)`: the hosts of some ranks, and these ranks."""
+    return f"{', '.join(hosts_of(hosts, ranks))} ({name_ranks(ranks)})"

@@ -14,7 +14,7 @@ from hvdtrain.core.errors import LaunchError
 from hvdtrain.launch.commands import Launcher, Wire
 from hvdtrain.launch.hosts import Host, parse_hostfile, parse_hosts, take_slots
 
-_HEARTBEAT_TIMEOUT_S, _SNAPSHOT_STEPS = 30.0, 20
+_HEARTBEAT_TIMEOUT_S, _STALL_TIMEOUT_S, _SNAPSHOT_STEPS = 30.0, 1800.0, 20
 
 
 class Framework(StrEnum):
@@ -75,6 +75,10 @@ def run(
         float | None,
         typer.Option(min=5, help="Elastic: seconds of silence after which a host is lost (default: 30)."),
     ] = None,
+    stall_timeout: Annotated[
+        float | None,
+        typer.Option(min=5, help="Elastic: seconds in which some rank must come further (default: 1800)."),
+    ] = None,
     snapshot_steps: Annotated[
         int | None,
         typer.Option(min=1, help="Elastic: updates from one snapshot in memory to the next (default: 20)."),
@@ -101,41 +105,17 @@ def run(
     from hvdtrain.launch.restarts import FixedJob, Restarts
     from hvdtrain.launch.sizes import keep_global_batch
 
-    overrides = set_ or []
-    ranks_get: tuple[str, ...] = ()
-    # Of an elastic job: by it ranks know which snapshots are theirs.
-    name = secrets.token_hex(8)
+    overrides, for_ranks, options = set_ or [], list[str](), None
     found = load_spec(spec, overrides)
     output_dir = output_dir and user_path(output_dir, "--output-dir", LaunchError)
     resume = resume and user_path(resume, "--resume", LaunchError)
-    elastic = (min_np, max_np, host_discovery_script) != (None, None, None)
-    if elastic and max_restarts:
-        raise LaunchError("--max-restarts: an elastic job has --reset-limit in its place")
-    if not elastic:
-        _refuse_elastic_options(
-            reset_limit=reset_limit,
-            blacklist_cooldown_range=blacklist_cooldown_range,
-            heartbeat_timeout=heartbeat_timeout,
-            snapshot_steps=snapshot_steps,
-        )
     if allow_change and resume is None:
         raise LaunchError("--allow-change: is for a job that goes on: give --resume as well")
     if host_discovery_script is not None and (hostfile, hosts) != (None, None):
         raise LaunchError("give --host-discovery-script, or --hostfile or -H, not both")
-    if elastic:
-        overrides = [*overrides, *keep_global_batch(found, np)]
-        found = load_spec(spec, overrides)
-        ranks_get = ("--snapshots", name, "--snapshot-steps", str(snapshot_steps or _SNAPSHOT_STEPS))
-
-    def program(resume: Path | None, overwrite: bool) -> tuple[str, ...]:
-        command = _program(framework, spec, overrides, output_dir, resume, overwrite, allow_change or [])
-        return (*command, *ranks_get)
-
-    place = output_dir or default_output_dir(spec, framework)
-    job = Job(found, framework, program, place, launcher, wire, network_interface)
-    restarts = Restarts(place, resume, overwrite)
-    runner: FixedJob | ElasticJob
-    if elastic:
+    if (min_np, max_np, host_discovery_script) != (None, None, None):
+        if max_restarts:
+            raise LaunchError("--max-restarts: an elastic job has --reset-limit in its place")
         options = ElasticOptions(
             np=np,
             min_np=min_np,
@@ -145,10 +125,32 @@ def run(
             reset_limit=reset_limit,
             cooldown=blacklist_cooldown_range,
             silence=heartbeat_timeout or _HEARTBEAT_TIMEOUT_S,
-            name=name,
+            patience=stall_timeout or _STALL_TIMEOUT_S,
+            # By it ranks know which snapshots are theirs.
+            name=secrets.token_hex(8),
         )
-        usable = _read_hosts(hostfile, hosts, options.slots_here)
-        runner = ElasticJob(job, restarts, options, usable)
+        for_ranks = ["--snapshots", options.name, "--snapshot-steps", str(snapshot_steps or _SNAPSHOT_STEPS)]
+        overrides = [*overrides, *keep_global_batch(found, np)]
+        found = load_spec(spec, overrides)
+    else:
+        _refuse_elastic_options(
+            reset_limit=reset_limit,
+            blacklist_cooldown_range=blacklist_cooldown_range,
+            heartbeat_timeout=heartbeat_timeout,
+            stall_timeout=stall_timeout,
+            snapshot_steps=snapshot_steps,
+        )
+
+    def program(resume: Path | None, overwrite: bool) -> tuple[str, ...]:
+        command = _program(framework, spec, overrides, output_dir, resume, overwrite, allow_change or [])
+        return (*command, *for_ranks)
+
+    place = output_dir or default_output_dir(spec, framework)
+    job = Job(found, framework, program, place, launcher, wire, network_interface)
+    restarts = Restarts(place, resume, overwrite)
+    runner: FixedJob | ElasticJob
+    if options:
+        runner = ElasticJob(job, restarts, options, _read_hosts(hostfile, hosts, options.slots_here))
     elif np is None:
         raise LaunchError("-np: give the number of ranks")
     else:

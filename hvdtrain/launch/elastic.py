@@ -13,12 +13,12 @@ from functools import partial
 
 from hvdtrain.core.errors import LaunchError
 from hvdtrain.core.process.preemption import RESUMABLE_STATUS
-from hvdtrain.core.run.snapshots import deletion
-from hvdtrain.launch.attendants import ElasticAttendant
+from hvdtrain.core.run.snapshot_places import deletion
+from hvdtrain.launch.attendants import ElasticAttendant, name_hosts
 from hvdtrain.launch.discovery import Discovery, Find, by_script, run_on_each
 from hvdtrain.launch.endings import Ending
 from hvdtrain.launch.heartbeats import Heartbeats
-from hvdtrain.launch.hosts import Host, format_hosts, host_of, take_slots
+from hvdtrain.launch.hosts import Host, format_hosts, hosts_of, take_slots
 from hvdtrain.launch.job import Job
 from hvdtrain.launch.restarts import VAIN, Restarts, say
 from hvdtrain.launch.roster import Roster
@@ -42,6 +42,7 @@ class ElasticOptions:
         reset_limit: how often ranks are started again at most; None: without end.
         cooldown: the least and the most seconds on the blacklist; None: a host stays there.
         silence: seconds without a heartbeat after which a rank is lost.
+        patience: seconds after which ranks are started again if none of them has come further.
         name: of the job, by which ranks know their snapshots.
     """
 
@@ -53,6 +54,7 @@ class ElasticOptions:
     reset_limit: int | None
     cooldown: tuple[int, int] | None
     silence: float
+    patience: float
     name: str
 
     @property
@@ -121,6 +123,7 @@ class ElasticJob:
                 hosts,
                 heard=partial(self._restarts.heard, heard),
                 timeout=self._options.silence,
+                patience=self._options.patience,
                 better=partial(self._better, hosts),
             )
             self._discovery.use(host.name for host in hosts)
@@ -130,7 +133,10 @@ class ElasticJob:
                 break
             heard, reason = attendant.heartbeats, ending.reason
             if ending.status != RESUMABLE_STATUS:
-                self._blame(ending, attendant)
+                self._leave(hosts, heard.suspects or ending.ranks)
+            elif heard.told:
+                reason = f"{name_hosts(hosts, heard.told)} was told to stop by SIGTERM"
+                self._leave(hosts, heard.told)
             elif attendant.regrouping:
                 reason = attendant.regrouping
             self._discovery.use(())
@@ -208,10 +214,9 @@ class ElasticJob:
         raised = bool(ending.ranks) and ending.status < _BY_SIGNAL
         return not raised or heartbeats.step > furthest
 
-    def _blame(self, ending: Ending, attendant: ElasticAttendant) -> None:
-        """Put the hosts of ranks that have failed on the blacklist, unless the job needs them."""
-        ranks = attendant.heartbeats.suspects or ending.ranks
-        for name in dict.fromkeys(host_of(attendant.hosts, rank) for rank in ranks):
+    def _leave(self, hosts: Sequence[Host], ranks: Sequence[int]) -> None:
+        """Put the hosts of these ranks on the blacklist, but those that the job needs."""
+        for name in hosts_of(hosts, ranks):
             others = self._discovery.without(name)
             if self._sizes.largest(sum(host.slots for host in others)) is None:
                 say(f"{name} stays off the blacklist: without it there are fewer than --min-np slots")

@@ -21,6 +21,7 @@ class Heartbeats:
         last: of each rank that was heard.
         step: updates that count; -1 before training.
         begun: updates that counted when training began; None before that.
+        idle: seconds since any rank has come further.
         first_update_at: when the first update after that was heard of; None before that.
         last_update_at: when the last one was; before that, when the job was started.
     """
@@ -35,6 +36,7 @@ class Heartbeats:
         self._clock = clock
         self.last: dict[int, Beat] = {}
         self.step = -1
+        self.idle = 0.0
         self.begun: int | None = None
         self.first_update_at: float | None = None
         self.last_update_at = clock()
@@ -44,8 +46,10 @@ class Heartbeats:
 
     def hear(self, rank: int, beat: Beat) -> None:
         """Take a heartbeat into account."""
-        self.last[rank] = beat
+        before, self.last[rank] = self.last.get(rank), beat
         self._silence[rank] = 0.0
+        if before is None or before.work != beat.work:
+            self.idle = 0.0
         if beat.step <= self.step:
             return
         self.step = beat.step
@@ -65,6 +69,7 @@ class Heartbeats:
         if not self.last:
             self._before_any += seconds
             return
+        self.idle += seconds
         self._silence = {rank: silence + seconds for rank, silence in self._silence.items()}
         if not failed:
             self._suspects = self.silent(_SECONDS_OF_SUSPICION)
@@ -74,6 +79,11 @@ class Heartbeats:
         if not self.last and self._before_any >= seconds:
             return [*self._silence]
         return [rank for rank, silence in self._silence.items() if silence >= seconds]
+
+    @property
+    def told(self) -> Sequence[int]:
+        """The ranks that their hosts' schedulers have told to stop."""
+        return [rank for rank, beat in self.last.items() if beat.told]
 
     @property
     def suspects(self) -> Sequence[int]:

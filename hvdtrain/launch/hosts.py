@@ -87,6 +87,11 @@ def host_of(hosts: Sequence[Host], rank: int) -> str:
     return names[rank]
 
 
+def hosts_of(hosts: Sequence[Host], ranks: Sequence[int]) -> tuple[str, ...]:
+    """The hosts that some ranks run on, each once."""
+    return tuple(dict.fromkeys(host_of(hosts, rank) for rank in ranks))
+
+
 def take_slots(hosts: Sequence[Host], np: int) -> tuple[Host, ...]:
     """Keeps exactly `np` slots, filling hosts in order.
 

@@ -126,7 +126,7 @@ class LineSplitter:
             # It may stand in the middle of a line, of which the rest follows.
             self._begun[rank] = text[: beat.start()]
             if self._hear:
-                self._hear(rank, Beat(int(beat["pid"]), int(beat["step"])))
+                self._hear(rank, Beat.of(beat))
             return None
         return Line(rank, text.removeprefix(f"[rank {rank}] "))
 

@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 
-from hvdtrain.core.checkpoints.finding import checkpoints_in, first_whole
+from hvdtrain.core.checkpoints.finding import AUTO, checkpoints_in
 from hvdtrain.core.checkpoints.manifest import SPEC_FILE, STATE_FILE
 from hvdtrain.core.process.files import write_whole
 from hvdtrain.core.run.output_dir import RESTARTS_FILE, goes_on_in
@@ -32,8 +32,8 @@ class Restart:
         reason: why that job ended.
         hosts: that it was started on, as `-H` takes them.
         ranks: how many.
-        resume: the checkpoint that ranks were told to go on from; None: they begin from the start, unless
-            they hold a snapshot.
+        resume: what ranks were told to go on from, unless they hold a later snapshot: a checkpoint, or
+            `auto`; None: the start.
         step: updates that counted where it went on; None: it did not come so far.
         recovery_s: seconds between the last update before it and the first one after it that the launcher
             has heard of; None: there was none yet.
@@ -102,9 +102,11 @@ class Restarts:
         """
         if _begun(self._output_dir) != self._others:
             # What is there is of the job itself: it has deleted other runs, and set later checkpoints aside.
-            if newest := newest_checkpoint(self._output_dir):
-                self.resume = newest
-            self.overwrite = not goes_on_in(self._output_dir, self.resume)
+            own = self.resume is None or goes_on_in(self._output_dir, self.resume)
+            if own or _written(self._output_dir):
+                # Rank 0 chooses, for it reads every byte before it goes on.
+                self.resume = AUTO
+            self.overwrite = self.resume != AUTO
         self.done.append(
             Restart(
                 number=len(self.done) + 1,
@@ -195,24 +197,13 @@ class FixedJob:
                 break
             heard = attendant.heartbeats
             restarts.go_on(ending, ending.reason, hosts)
-            place = restarts.resume or "the start"
-            say(f"restart {len(restarts.done)} of at most {self._most}, from {place}")
+            how = f"with --resume {restarts.resume}" if restarts.resume else "from the start"
+            say(f"restart {len(restarts.done)} of at most {self._most}, {how}")
         restarts.finish()
         return ending.status
 
 
 VAIN = "it has failed twice with the same error, and has come no further: not restarted again"
-
-
-def newest_checkpoint(output_dir: Path) -> Path | None:
-    """The whole checkpoint of most updates in an output directory; None where there is none.
-
-    Args:
-        output_dir: of a run.
-    """
-    newest_first = reversed(checkpoints_in(output_dir))
-    found = first_whole(newest_first, lambda path, error: say(f"{path.name} is skipped: {error}"))
-    return found[0] if found else None
 
 
 def say(text: str) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from hvdtrain.core.run.framework import Framework
-from hvdtrain.core.run.job import run_job
+from hvdtrain.core.run.script import run_job
 
 
 def main(default_spec: str = "bert") -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from hvdtrain.core.process.heartbeat import HEARTBEAT
 from hvdtrain.core.process.preemption import BEFORE_FIRST_UPDATE
 
 # What it says, it says when it has got there; `told` goes on as soon as the rank was told.
@@ -57,9 +59,15 @@ def test_in_training_it_is_noted_and_afterwards_it_is_nothing(name: str) -> None
     assert (done.returncode, done.stdout) == (0, "False\nTrue\nafter\n")
 
 
-def test_who_was_told_and_has_saved_ends_with_a_status_of_its_own() -> None:
-    done = run("with requests_wait(): kill('SIGTERM'); told()", "raise Preempted")
-    assert (done.returncode, done.stdout, done.stderr) == (85, "", "")
+@pytest.mark.parametrize(("name", "said"), [("SIGTERM", r"\x16\d+ -1 0 told\n"), ("SIGUSR1", "")])
+def test_who_was_told_and_has_saved_ends_with_a_status_of_its_own(
+    name: str, said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # A launcher that listens passes on SIGUSR1: SIGTERM is of another.
+    monkeypatch.setenv(HEARTBEAT, "1")
+    done = run(f"with requests_wait(): kill('{name}'); told()", "raise Preempted")
+    assert (done.returncode, done.stdout) == (85, "")
+    assert re.fullmatch(said, done.stderr)
 
 
 def test_a_second_request_ends_it_at_once() -> None:

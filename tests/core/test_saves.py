@@ -28,7 +28,7 @@ from hvdtrain.core.run.lock import locked
 from hvdtrain.core.spec.job_spec import load_spec
 from tests.core import test_resume
 from tests.core.test_going_on import Counting, content, job
-from tests.core.test_output_dir import hold
+from tests.core.test_lock import hold
 from tests.jobs.runs import TINY, small_corpus
 
 SETS = (

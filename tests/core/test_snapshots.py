@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -13,14 +14,15 @@ from typing import Any
 import numpy as np
 import pytest
 
-from hvdtrain.core.checkpoints.arrays import write_arrays
+from hvdtrain.core.checkpoints import finding
+from hvdtrain.core.checkpoints.arrays import ArrayStream, write_arrays
 from hvdtrain.core.checkpoints.finding import AUTO, checkpoints_in, step_of
 from hvdtrain.core.checkpoints.manifest import MANIFEST_FILE
 from hvdtrain.core.checkpoints.model_folder import load_model
 from hvdtrain.core.checkpoints.rank_files import rank_file
 from hvdtrain.core.errors import CheckpointError, HvdtrainError
 from hvdtrain.core.process.preemption import Preempted
-from hvdtrain.core.run import snapshots
+from hvdtrain.core.run import output_dir, saving, snapshot_places, snapshots
 from hvdtrain.core.run.framework import Framework
 from hvdtrain.core.run.job import train_spec
 from hvdtrain.core.run.metrics import read_metrics
@@ -41,6 +43,7 @@ SETS = (
     "logging.progress_bar=false",
 )
 OPTIONS = SnapshotOptions("job", 2)
+WRITER = "checkpoint-writer"
 BIAS = "cls.predictions.bias"
 
 
@@ -93,7 +96,7 @@ def hosts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Where each host has its memory."""
     here = Doomed.here
     monkeypatch.setattr(snapshots, "socket", SimpleNamespace(gethostname=lambda: here.host))
-    monkeypatch.setattr(snapshots, "_places", lambda: [tmp_path / "hosts" / here.host])
+    monkeypatch.setattr(snapshot_places, "_places", lambda: [tmp_path / "hosts" / here.host])
     return tmp_path / "hosts"
 
 
@@ -199,6 +202,27 @@ def test_a_job_that_is_told_to_stop_keeps_a_snapshot_of_that_update(hosts: Path)
     assert (hosts.parent / "out" / "checkpoint-3").is_dir()
 
 
+def test_there_is_one_copy_of_the_state_for_snapshots_and_checkpoints(
+    hosts: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copy, write, writing = ArrayStream.snapshot, saving.save_model, list[list[str]]()
+
+    def copied(stream: ArrayStream) -> ArrayStream:
+        writing.append([thread.name for thread in threading.enumerate() if thread.name == WRITER])
+        return copy(stream)
+
+    def written_slowly(*given: Any) -> None:
+        time.sleep(0.1)
+        write(*given)
+
+    monkeypatch.setattr(ArrayStream, "snapshot", copied)
+    monkeypatch.setattr(saving, "save_model", written_slowly)
+    # Both at update 6, else a snapshot at each even one.
+    train(hosts, "a", "out", ["checkpointing.save_steps=3"])
+    assert len(writing) > 4 * 3
+    assert not any(writing)
+
+
 def test_a_damaged_snapshot_is_passed_over(hosts: Path, capsys: pytest.CaptureFixture[str]) -> None:
     train(hosts, "ab", "out", last=8)
     for name in "ab":
@@ -210,25 +234,32 @@ def test_a_damaged_snapshot_is_passed_over(hosts: Path, capsys: pytest.CaptureFi
     assert "going on from a snapshot of update 4\n" in told
 
 
-@pytest.mark.parametrize("auto", [False, True])
 @pytest.mark.parametrize(
     ("saved", "damaged", "started"),
     [(7, False, 7), (7, True, 6), (5, False, 6)],
     ids=["later", "damaged", "earlier"],
 )
 def test_a_later_checkpoint_is_preferred_to_a_snapshot(
-    hosts: Path, auto: bool, saved: int, damaged: bool, started: int, capsys: pytest.CaptureFixture[str]
+    hosts: Path, saved: int, damaged: bool, started: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sets, place = [f"checkpointing.save_steps={saved}"], hosts.parent / "out" / f"checkpoint-{saved}"
     train(hosts, "ab", "out", sets, last=8)
     lines = len(read_metrics(hosts.parent / "out")[0])
     if damaged:
         (place / "model.safetensors").write_bytes(b"")
-    found = train(hosts, "ab", "out", sets, AUTO if auto else place, last=started + 2)
+    told: list[str] = []
+    monkeypatch.setattr(snapshots, "say", told.append)
+    monkeypatch.setattr(output_dir, "say", told.append)
+    read, verify = list[Path](), finding.verify
+    monkeypatch.setattr(finding, "verify", lambda place, *rest: (read.append(place), verify(place, *rest)))
+    found = train(hosts, "ab", "out", sets, AUTO, last=started + 2)
     assert [type(error) for error in found] == [Lost, Lost]
     assert lines == 7
     assert [line["step"] for line in read_metrics(hosts.parent / "out")[0]] == [*range(1, started + 2)]
-    assert ("going on from a snapshot of update 6\n" in capsys.readouterr().out) == (started == 6)
+    later = f"--resume auto: going on from {place}, which is later than the newest snapshot"
+    assert told[-1] == (later if started == 7 else "going on from a snapshot of update 6")
+    # It is large, and read once.
+    assert read.count(place) == (saved == 7)
     # None that the run goes on from is set aside.
     assert place.is_dir()
     assert len([*place.parent.glob("*.before-resume-*[!l]")]) == damaged
@@ -260,23 +291,23 @@ def test_where_memory_has_no_room_the_directory_for_temporary_files_is_used(
     small, large = tmp_path / "small", tmp_path / "large"
     for place in (small, large):
         place.mkdir()
-    monkeypatch.setattr(snapshots, "_places", lambda: [small / "own", large / "own"])
+    monkeypatch.setattr(snapshot_places, "_places", lambda: [small / "own", large / "own"])
     free = {small: 10, large: 10**9}
-    monkeypatch.setattr(snapshots.shutil, "disk_usage", lambda path: SimpleNamespace(free=free[path]))
-    assert snapshots._roomy_root(10) == small / "own"
-    assert snapshots._roomy_root(11) == large / "own"
+    monkeypatch.setattr(snapshot_places.shutil, "disk_usage", lambda path: SimpleNamespace(free=free[path]))
+    assert snapshot_places.roomy_root(10) == small / "own"
+    assert snapshot_places.roomy_root(11) == large / "own"
     assert "has no room for 11 bytes" in capsys.readouterr().out
     monkeypatch.undo()
     given = tmp_path / "given"
     monkeypatch.setenv("HVDTRAIN_SNAPSHOT_DIR", str(given))
     with pytest.raises(CheckpointError, match=f"HVDTRAIN_SNAPSHOT_DIR {given}: no such directory"):
-        snapshots._roomy_root(1)
+        snapshot_places.roomy_root(1)
     given.mkdir()
-    place = snapshots._roomy_root(1)
+    place = snapshot_places.roomy_root(1)
     assert (place.parent, place.stat().st_mode & 0o777) == (given, 0o700)
     place.chmod(0o777)
     with pytest.raises(HvdtrainError, match=r"others can write to it; set HVDTRAIN_SNAPSHOT_DIR"):
-        snapshots._roomy_root(1)
+        snapshot_places.roomy_root(1)
 
 
 @pytest.mark.parametrize("kind", ["link", "open"])
@@ -297,7 +328,7 @@ def test_what_others_have_put_in_the_place_of_snapshots_is_neither_read_nor_dele
 
     def look(ranks: Ranks) -> None:
         held = Snapshots(OPTIONS, ranks)
-        assert held.newest() is None
+        assert held.newest() == (None, None)
         held.delete()
 
     on_hosts("a", look)

@@ -21,9 +21,9 @@ from hvdtrain.core.families.weights import Weight
 from hvdtrain.core.process.environment import launched_rank
 from hvdtrain.core.run.adapter import Adapter, ModelState, OptimizerState
 from hvdtrain.core.run.framework import Framework
-from hvdtrain.core.run.job import run_job
 from hvdtrain.core.run.requests import NO_REQUESTS, Requests
 from hvdtrain.core.run.results import UpdateResult
+from hvdtrain.core.run.script import run_job
 from tests.jobs.runs import TINY, start_sooner
 
 

@@ -27,8 +27,8 @@ from hvdtrain.core.process.environment import launched_rank
 from hvdtrain.core.process.preemption import told_to_stop
 from hvdtrain.core.run.adapter import Adapter
 from hvdtrain.core.run.framework import Framework
-from hvdtrain.core.run.job import run_job
 from hvdtrain.core.run.results import UpdateResult
+from hvdtrain.core.run.script import run_job
 from hvdtrain.launch import command
 from tests.jobs.runs import start_sooner
 

@@ -26,7 +26,7 @@ if __name__ == "__main__":
 
     with_changes: list[tuple[Any, str, Any]] = [
         (snapshots, "socket", host),
-        (Snapshots, "delete", lambda self: self._writer.wait()),
+        (Snapshots, "delete", lambda self: self.writer.wait()),
         (worker, "train_spec", train),
     ]
     for owner, name, value in with_changes:

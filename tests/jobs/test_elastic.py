@@ -11,10 +11,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from hvdtrain.core.checkpoints.finding import check_whole, checkpoints_in
 from hvdtrain.core.run.metrics import read_metrics
+from hvdtrain.launch.commands import GUARD
 from tests.jobs.runs import TINY, launch, small_corpus, train_all
 from tests.jobs.test_preemption import ENV, scripted
 from tests.launch.cluster import Cluster, emulated_hosts
@@ -80,7 +82,7 @@ def check_ends_as(expected: Path, root: Path, job: subprocess.Popen[str]) -> Non
 
 @pytest.mark.slow
 @pytest.mark.parametrize("framework", ["torch", "tensorflow"])
-def test_a_host_is_lost_in_three_ways_and_comes_back(framework: str, tmp_path: Path) -> None:
+def test_a_host_is_lost_in_four_ways_and_comes_back(framework: str, tmp_path: Path) -> None:
     out, whole = tmp_path / "out", undisturbed(tmp_path, framework)
     ways: list[tuple[str, str, Step, Step]] = [
         ("killed", "nodec", lambda c: c.signal("nodec", signal.SIGKILL), lambda c: None),
@@ -92,6 +94,7 @@ def test_a_host_is_lost_in_three_ways_and_comes_back(framework: str, tmp_path: P
             lambda c: c.signal("nodeb", signal.SIGSTOP, ssh_server=True),
             lambda c: c.signal("nodeb", signal.SIGCONT, ssh_server=True),
         ),
+        ("told to stop", "nodec", lambda c: tell_rank(c, "nodec"), lambda c: None),
     ]
     with emulated_hosts(3) as cluster:
         job = start(cluster, tmp_path, framework, "-np", "3", "-H", "nodea:1,nodeb:1,nodec:1")
@@ -104,6 +107,26 @@ def test_a_host_is_lost_in_three_ways_and_comes_back(framework: str, tmp_path: P
             assert name not in note["hosts"]
             bring_back(cluster)
             wait_until(goes_on_with(3, before, out), f"three ranks after one was {what}", job)
+        check_ends_as(whole, tmp_path, job)
+
+
+@pytest.mark.slow
+def test_over_mpi_the_loss_of_a_host_or_of_a_link_between_two_is_noticed(tmp_path: Path) -> None:
+    out, whole = tmp_path / "out", undisturbed(tmp_path, "torch")
+    mpi = ("--wire", "mpi", "--launcher", "mpirun", "--stall-timeout", "20")
+    with emulated_hosts(3) as cluster:
+        job = start(cluster, tmp_path, "torch", "-np", "2", "-H", "nodeb:1,nodec:1", *mpi)
+        wait_until(lambda: len(losses(out)) >= 8, "the first updates", job)
+        # Both ranks are still heard on the third host.
+        cluster.sever("nodec", "nodeb")
+        wait_until(lambda: len(restarts(out)) == 1, "the end of ranks that wait for each other", job)
+        cluster.sever("nodec", "nodeb", back=True)
+        assert restarts(out)[0]["reason"] == "no rank has come further for 20 s (--stall-timeout)"
+        wait_until(goes_on_with(2, 0, out), "both ranks again", job)
+        before = len(restarts(out))
+        cluster.cut("nodec")
+        wait_until(goes_on_with(1, before, out), "the rank that is left", job)
+        assert "nothing was heard from nodec" in restarts(out)[before]["reason"]
         check_ends_as(whole, tmp_path, job)
 
 
@@ -164,6 +187,13 @@ def test_rank_0_and_its_neighbour_write_the_same(
             assert ours is not None
             assert theirs is not None
             assert ours.files == theirs.files, name
+
+
+def tell_rank(cluster: Cluster, name: str) -> None:
+    """What a scheduler does that takes back a host."""
+    processes = [psutil.Process(pid) for pid in cluster.processes(name)]
+    (rank, *_) = (process for process in processes if tuple(process.cmdline()[1:3]) == GUARD)
+    rank.terminate()
 
 
 def undisturbed(root: Path, framework: str) -> Path:

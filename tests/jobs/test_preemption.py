@@ -12,9 +12,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from hvdtrain.core.checkpoints.finding import newest_whole
 from hvdtrain.core.checkpoints.model_folder import load_model
 from hvdtrain.core.run.metrics import read_metrics
-from hvdtrain.launch.restarts import newest_checkpoint
 from tests.jobs.runs import ROOT, TINY, small_corpus, train_all
 from tests.launch.cluster import emulated_hosts
 
@@ -52,10 +52,15 @@ def scripted(root: Path, framework: str, script: dict[int, str], sets: list[str]
     ]
 
 
+def newest(out: Path) -> Path | None:
+    found = newest_whole(out, print)
+    return found[0] if found else None
+
+
 def preempted(root: Path, done: Done) -> Path:
     """The checkpoint that a job has left that was told to stop; it is whole, and the last line names it."""
     assert done.returncode == 85, done.stderr[-3000:]
-    found = newest_checkpoint(root / "out")
+    found = newest(root / "out")
     assert found is not None
     step = found.name.partition("-")[2]
     last = done.stderr.splitlines()[-1]
@@ -88,12 +93,12 @@ def test_preempted_then_killed_it_ends_as_if_nothing_had_been(whole: Path, tmp_p
     done = run(tmp_path, "torch", {9: "kill"}, [*sets, "checkpointing.save_steps=7"], *restarting)
     assert done.returncode == 0, done.stderr[-3000:]
     check_unbroken(whole, tmp_path / "out")
-    place = tmp_path / "out" / "checkpoint-7"
+    assert f"--resume auto: going on from {tmp_path / 'out' / 'checkpoint-7'}\n" in done.stdout
     told = "rank 1 failed first (killed by SIGKILL); restart 1 on localhost:2 went on from update 7, after"
     assert re.fullmatch(rf"{re.escape(f'hvdtrain: {told}')} \d+ s", done.stderr.splitlines()[-1])
     assert "\x16" not in done.stdout + done.stderr
     (line,) = map(json.loads, (tmp_path / "out" / "restarts.jsonl").read_text().splitlines())
-    assert (line["number"], line["status"], line["resume"], line["step"]) == (1, 137, str(place), 7)
+    assert (line["number"], line["status"], line["resume"], line["step"]) == (1, 137, "auto", 7)
     assert (line["hosts"], line["ranks"]) == ("localhost:2", 2)
     assert line["recovery_s"] > 0
     assert line["reason"] == "rank 1 failed first (killed by SIGKILL)"
@@ -136,7 +141,7 @@ def test_ranks_on_other_hosts_are_told_too(hosts: str, launcher: str, tmp_path: 
     with emulated_hosts(2) as cluster:
         status, output = cluster.run("nodea", command, cwd=tmp_path, env=ENV, timeout_s=300)
     assert status == 85, output[-3000:]
-    found = newest_checkpoint(tmp_path / "out")
+    found = newest(tmp_path / "out")
     assert f"--resume {found}" in output.splitlines()[-1]
 
 
@@ -160,7 +165,7 @@ def test_a_second_signal_ends_the_rank_at_once(tmp_path: Path) -> None:
     done = run(tmp_path, "torch", {3: "twice"}, settings(tmp_path), "--max-restarts", "2")
     assert done.returncode == 143, done.stderr[-3000:]
     assert "ended by a second SIGTERM" in done.stderr
-    assert newest_checkpoint(tmp_path / "out") is None
+    assert newest(tmp_path / "out") is None
 
 
 @pytest.mark.slow

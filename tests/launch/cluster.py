@@ -92,6 +92,11 @@ class Cluster:
             *(("master", "bridge") if back else ("nomaster",)),
         )
 
+    def sever(self, name: str, other: str, back: bool = False) -> None:
+        """Has what a node sends to another vanish, but nothing else; or ends that."""
+        address = _address(self.names.index(other))
+        _ip("-n", _namespace(name), "route", "del" if back else "add", "blackhole", address)
+
     def signal(self, name: str, number: signal.Signals, ssh_server: bool = False) -> None:
         """Sends a signal to every process on a node, with or without its ssh server."""
         for pid in self.processes(name) | ({self.pids[name]} if ssh_server else set()):

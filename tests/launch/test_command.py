@@ -108,6 +108,7 @@ def test_hostfile(tmp_path: Path) -> None:
                 # Whatever they are by default.
                 ("--snapshot-steps", "20"),
                 ("--heartbeat-timeout", "30"),
+                ("--stall-timeout", "1800"),
             )
         ],
         (("-np", "2", "--allow-change", "seed"), LaunchError, "--allow-change: .*give --resume"),

@@ -19,7 +19,7 @@ from hvdtrain.core.run.output_dir import RESTARTS_FILE
 from hvdtrain.launch.endings import Ending, ending_of
 from hvdtrain.launch.hosts import Host
 from hvdtrain.launch.output import FailureWatch, Line
-from hvdtrain.launch.restarts import FixedJob, Restarts, newest_checkpoint
+from hvdtrain.launch.restarts import FixedJob, Restarts
 
 SAID = "preempted at update 4: go on with --resume out/checkpoint-4"
 EXITED = "Process {} exit with status code {}."
@@ -115,7 +115,7 @@ DONE, KILLED, PREEMPTED = Ending(0), crash("killed by SIGKILL", 137), Ending(85,
             [(None, KILLED), (4, KILLED), (8, crash("x")), (None, DONE)],
             3,
             0,
-            [None, None, "checkpoint-4", "checkpoint-8"],
+            [None, None, "auto", "auto"],
         ),
         ([(None, KILLED), (4, KILLED)], 1, 137, [None, None]),
         # Each goes as far as the one before.
@@ -123,7 +123,7 @@ DONE, KILLED, PREEMPTED = Ending(0), crash("killed by SIGKILL", 137), Ending(85,
             [(4, crash("x")), (None, crash("x")), (None, crash("x"))],
             9,
             1,
-            [None, "checkpoint-4", "checkpoint-4"],
+            [None, "auto", "auto"],
         ),
         ([(None, crash("x")), (None, crash("y")), (None, crash("x")), (12, DONE)], 9, 0, [None] * 4),
         ([(4, PREEMPTED)], 9, 85, [None]),
@@ -179,7 +179,7 @@ def test_a_restart_takes_the_place_of_what_its_own_run_has_left(
         def start(self, hosts: Any, resume: Path | None, overwrite: bool, attendant: Any) -> Ending:
             told.append((str(resume), overwrite))
             number = len(told) - 1
-            if number == 1 and not own:
+            if number == 1 and given in (None, "ELSE/checkpoint-4"):
                 # As the run does that begins there.
                 shutil.rmtree(older)
             if number:
@@ -189,27 +189,13 @@ def test_a_restart_takes_the_place_of_what_its_own_run_has_left(
                 write_checkpoint(out, 108)
             return DONE if number == 4 else crash(str(number))
 
-    own = given in ("auto", "OUT/checkpoint-100")
+    own = given != "ELSE/checkpoint-4"
     resume = given and Path(given.replace("OUT", str(out)).replace("ELSE", str(tmp_path)))
     assert run(Told(), out, resume or None, overwrite, 9) == 0
     # The first has come to nothing: what is there is still of another run.
     assert told[:2] == [(str(resume), overwrite)] * 2
-    assert told[2:4] == [(str(older) if own else str(resume), not own)] * 2
-    assert told[4] == (str(out / "checkpoint-108"), False)
-
-
-def test_the_newest_whole_checkpoint_is_taken(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert newest_checkpoint(tmp_path) is None
-    for step in (9, 10, 11, 12):
-        write_checkpoint(tmp_path, step)
-    (tmp_path / "checkpoint-12" / OPTIMIZER_FILE).unlink()
-    # Every byte counts.
-    (tmp_path / "checkpoint-11" / WEIGHTS_FILE).write_bytes(b"x")
-    (tmp_path / "checkpoint-best").mkdir()
-    assert newest_checkpoint(tmp_path) == tmp_path / "checkpoint-10"
-    told = capsys.readouterr().err
-    assert f"checkpoint-12/{OPTIMIZER_FILE}" in told
-    assert f"checkpoint-11/{WEIGHTS_FILE}" in told
+    assert told[2:4] == [("auto", False) if own else (str(resume), True)] * 2
+    assert told[4] == ("auto", False)
 
 
 def test_an_older_runs_restarts_stay_or_go_with_it(tmp_path: Path) -> None:
@@ -227,5 +213,6 @@ def test_an_older_runs_restarts_stay_or_go_with_it(tmp_path: Path) -> None:
             return super().start(hosts, resume, overwrite, attendant)
 
     jobs = Replacing(tmp_path, (None, crash("x")), (None, crash("y")), (None, DONE))
-    assert run(jobs, tmp_path, None, True, 2) == 0
+    # Of another run, from which it begins each time.
+    assert run(jobs, tmp_path, tmp_path / "else" / "checkpoint-4", True, 2) == 0
     assert [json.loads(line)["number"] for line in file.read_text().splitlines()] == [1, 2]

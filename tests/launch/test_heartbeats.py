@@ -11,7 +11,8 @@ from hvdtrain.core.process.heartbeat import Beat
 from hvdtrain.launch.heartbeats import Heartbeats
 from hvdtrain.launch.output import LineSplitter
 
-BEAT = "\x1612 7\n"
+# Rank 1 is told to stop.
+BEATS = ("\x1612 7 5\n", "\x1612 7 5 told\n")
 # Each piece is what a rank writes in one call; a heartbeat may come between any two.
 WRITTEN = (("", "one\n", "two ", "and three\n"), ("bar 1\r", "", "bar 2\r", "end\n"))
 
@@ -21,7 +22,7 @@ def test_they_are_taken_out_wherever_they_stand(data: st.DataObject, by_open_mpi
     streams, expected = [], {}
     for rank, pieces in enumerate(WRITTEN):
         beats = data.draw(st.lists(st.integers(0, 2), min_size=len(pieces), max_size=len(pieces)))
-        written = "".join(piece + BEAT * count for piece, count in zip(pieces, beats, strict=True))
+        written = "".join(piece + BEATS[rank] * count for piece, count in zip(pieces, beats, strict=True))
         streams.append(written.splitlines(keepends=True))
         expected[rank] = sum(beats)
     tag = "[1,{}]<stderr>:" if by_open_mpi else "[{}]<stderr>:"
@@ -34,7 +35,7 @@ def test_they_are_taken_out_wherever_they_stand(data: st.DataObject, by_open_mpi
     cuts = sorted(data.draw(st.lists(st.integers(0, len(text)))))
     lines = [line for a, b in pairwise([0, *cuts, len(text)]) for line in splitter.feed(text[a:b])]
     lines += splitter.close()
-    assert {rank: heard.count((rank, Beat(12, 7))) for rank in expected} == expected
+    assert {rank: heard.count((rank, Beat(12, 7, 5, told=bool(rank)))) for rank in expected} == expected
     assert len(heard) == sum(expected.values())
     shown = {rank: "".join(line.text for line in lines if line.rank == rank) for rank in expected}
     assert shown == {rank: "".join(pieces) for rank, pieces in enumerate(WRITTEN)}

@@ -17,8 +17,8 @@ import numpy as np
 import hvdtrain
 from hvdtrain.core.errors import HvdtrainError
 from hvdtrain.core.process.environment import launched_rank
-from hvdtrain.core.run.job import join_and_train
 from hvdtrain.core.run.own_job import OwnCode, own_spec
+from hvdtrain.core.run.script import join_and_train
 from tests.jobs.runs import start_sooner
 
 RANK = launched_rank() or 0

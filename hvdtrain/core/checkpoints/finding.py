@@ -17,6 +17,8 @@ from hvdtrain.core.process.files import write_whole
 _PREFIX = "checkpoint-"
 # In the place of a checkpoint's directory: the newest whole one in the output directory.
 AUTO = Path("auto")
+# A checkpoint that is whole, and its manifest; format 1 has none.
+Found = tuple[Path, Manifest | None]
 # A text file with the name of the checkpoint that was saved last.
 LATEST_FILE = "latest"
 # Names of what is being written, and of what it replaces: nothing else in a user's directory.
@@ -140,10 +142,8 @@ def check_files(directory: Path, manifest: Manifest | None, sizes_only: bool = F
         verify(directory, manifest, sizes_only)
 
 
-def first_whole(
-    directories: Iterable[Path], skip: Callable[[Path, CheckpointError], object]
-) -> tuple[Path, Manifest | None] | None:
-    """The first of some checkpoints that is whole, with its manifest; None where none is.
+def first_whole(directories: Iterable[Path], skip: Callable[[Path, CheckpointError], object]) -> Found | None:
+    """The first of some checkpoints that is whole; None where none is.
 
     Args:
         directories: in the order in which they are tried.
@@ -157,10 +157,8 @@ def first_whole(
     return None
 
 
-def newest_whole(
-    output_dir: Path, say: Callable[[str], None], who: str = "--resume auto"
-) -> tuple[Path, Manifest | None] | None:
-    """The newest whole checkpoint of a run, with its manifest; None where there is none.
+def newest_whole(output_dir: Path, say: Callable[[str], None], who: str = "--resume auto") -> Found | None:
+    """The newest whole checkpoint of a run; None where there is none.
 
     Args:
         output_dir: of the run, where nobody else writes.

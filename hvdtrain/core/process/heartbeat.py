@@ -16,9 +16,9 @@ from typing import NamedTuple
 
 # In the environment: the launcher listens.
 HEARTBEAT = "HVDTRAIN_HEARTBEAT"
-BEAT = re.compile(r"\x16(?P<pid>\d+) (?P<step>-?\d+)\n")
+BEAT = re.compile(r"\x16(?P<pid>\d+) (?P<step>-?\d+) (?P<work>\d+)(?P<told> told)?\n")
 _SECONDS_BETWEEN = 1.0
-_step, _reports = -1, 0
+_step, _work, _reports, _told = -1, 0, 0, ""
 
 
 class Beat(NamedTuple):
@@ -27,10 +27,20 @@ class Beat(NamedTuple):
     Attributes:
         pid: of its process, on its own host.
         step: updates that count; -1 before training.
+        work: a count of all that it has done: while it waits, it is the same.
+        told: whether its host's scheduler has told it to stop.
     """
 
     pid: int
     step: int
+    work: int = 0
+    told: bool = False
+
+    @classmethod
+    def of(cls, found: re.Match[str]) -> Beat:
+        """What `BEAT` has found."""
+        pid, step, work = map(int, found.group("pid", "step", "work"))
+        return cls(pid, step, work, found["told"] is not None)
 
 
 def report_step(step: int) -> None:
@@ -41,9 +51,25 @@ def report_step(step: int) -> None:
     """
     global _step, _reports  # noqa: PLW0603
     _step = step
+    report_work()
     if _reports < 2 and _is_heard():
         # Where it begins, and that it goes on.
         _reports += 1
+        with suppress(OSError):
+            _beat()
+
+
+def report_work() -> None:
+    """Have this rank's next heartbeats say that it has come further, if only by a message or a batch."""
+    global _work  # noqa: PLW0603
+    _work += 1
+
+
+def report_told() -> None:
+    """Have this rank's heartbeats say that its host's scheduler has told it to stop; said at once."""
+    global _told  # noqa: PLW0603
+    _told = " told"
+    if _is_heard():
         with suppress(OSError):
             _beat()
 
@@ -65,7 +91,7 @@ def _beat_on() -> None:
 
 def _beat() -> None:
     # One call, so that nothing of another thread's comes between.
-    os.write(2, f"\x16{os.getpid()} {_step}\n".encode())
+    os.write(2, f"\x16{os.getpid()} {_step} {_work}{_told}\n".encode())
 
 
 def _is_heard() -> bool:

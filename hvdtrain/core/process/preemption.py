@@ -18,6 +18,7 @@ from contextlib import contextmanager
 from types import FrameType
 
 from hvdtrain.core.process.environment import launched_rank
+from hvdtrain.core.process.heartbeat import report_told
 
 RESUMABLE_STATUS = 85
 PREEMPTION_SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
@@ -53,6 +54,9 @@ class _Requests:
             os._exit(RESUMABLE_STATUS)
         now = time.monotonic()
         if self.first is None:
+            if number == signal.SIGTERM:
+                # Meant for this host: what `hvdtrain run` hears, it passes on as SIGUSR1.
+                report_told()
             self.first = now
         elif now - self.first > _SAME_REQUEST_S:
             name = signal.Signals(number).name

@@ -7,8 +7,9 @@ import functools
 import numpy as np
 from numpy.typing import NDArray
 
-from hvdtrain.core.data import eval_batches
+from hvdtrain.core.data import Batch, eval_batches
 from hvdtrain.core.data.batches import Split
+from hvdtrain.core.process.heartbeat import report_work
 from hvdtrain.core.run.run import Run
 from hvdtrain.core.tasks.measures import measures_of
 from hvdtrain.core.tasks.task import Measures
@@ -53,8 +54,12 @@ def count(run: Run, measures: Measures, split: Split) -> NDArray[np.float64]:
     batches = eval_batches(
         split, per_device=run.plan.per_device_eval_batch_size, rank=run.ranks.rank, size=run.ranks.size
     )
-    counts = (np.append(measures.count(run.adapter, batch), batch.counts["samples"]) for batch in batches)
-    return run.ranks.sum(functools.reduce(np.add, counts))
+
+    def counted(batch: Batch) -> NDArray[np.float64]:
+        report_work()
+        return np.append(measures.count(run.adapter, batch), batch.counts["samples"])
+
+    return run.ranks.sum(functools.reduce(np.add, map(counted, batches)))
 
 
 def compression_counters(run: Run) -> dict[str, float]:

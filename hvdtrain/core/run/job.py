@@ -1,9 +1,9 @@
-"""What a job script does in either framework: join, plan, train, and say what came of it."""
+"""A job on ranks that have been joined: prepare, plan, train, and say what came of it."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
@@ -14,20 +14,14 @@ import numpy as np
 from hvdtrain.core.checkpoints.finding import AUTO
 from hvdtrain.core.checkpoints.model_folder import MODEL_DIR
 from hvdtrain.core.data import Dataset
-from hvdtrain.core.errors import CheckpointError
 from hvdtrain.core.families import custom, family_of
 from hvdtrain.core.families.family import Family
 from hvdtrain.core.families.weights import trained
 from hvdtrain.core.plan.plan import Plan, make_plan
 from hvdtrain.core.plan.table import print_plan
-from hvdtrain.core.process.ending import ends_the_job
-from hvdtrain.core.process.environment import launched_rank
 from hvdtrain.core.process.host import cpu_flags
-from hvdtrain.core.process.orphans import end_with_launcher
-from hvdtrain.core.process.outputs import outlast_readers, say
-from hvdtrain.core.process.paths import default_output_dir, user_path
-from hvdtrain.core.process.preemption import Preempted, heed_preemption, requests_wait
-from hvdtrain.core.run.arguments import parse_arguments
+from hvdtrain.core.process.outputs import say
+from hvdtrain.core.process.preemption import requests_wait
 from hvdtrain.core.run.examination import examine
 from hvdtrain.core.run.framework import Framework
 from hvdtrain.core.run.initial import save_initial_values
@@ -38,7 +32,7 @@ from hvdtrain.core.run.output_dir import (
     check_begins_anew,
     check_output_dir,
     goes_on_in,
-    holds_later,
+    newest_later,
 )
 from hvdtrain.core.run.ranks import Ranks
 from hvdtrain.core.run.results import TrainingResult, describe_result
@@ -47,23 +41,8 @@ from hvdtrain.core.run.snapshots import SnapshotOptions, Snapshots
 from hvdtrain.core.run.start import check_command, check_data, check_model, check_plan, start
 from hvdtrain.core.run.state import RunState
 from hvdtrain.core.run.training import train
-from hvdtrain.core.spec.job_spec import JobSpec, load_spec
+from hvdtrain.core.spec.job_spec import JobSpec
 from hvdtrain.core.tasks import task_of
-
-
-def run_job(load: Callable[[], Framework], default_spec: str, arguments: Sequence[str] | None = None) -> None:
-    """Run a job script on this rank; a failure shows its rank and ends the process at once.
-
-    Args:
-        load: imports the adapter; called after the spec is known to be good.
-        default_spec: the spec without `--spec`: a file or a packaged spec's name.
-        arguments: command-line arguments, those of the process by default.
-    """
-    outlast_readers()
-    if launched_rank() is not None:
-        end_with_launcher()
-    with heed_preemption(), ends_the_job():
-        _run(load, default_spec, arguments)
 
 
 def prepare_data(spec: JobSpec, announce: Callable[[str], None]) -> Dataset:
@@ -130,8 +109,8 @@ def train_spec(
             one of the output directory, if there is one.
         overwrite: whether a run that the output directory holds is deleted.
         allow_changes: fields of the spec in which it may differ from that of the run that goes on.
-        snapshots: of an elastic job; where some rank holds one, the run goes on from it, unless `resume_from`
-            is of a later step.
+        snapshots: of an elastic job; where some rank holds one, the run goes on from it, unless `AUTO` finds
+            a checkpoint of a later step.
 
     Returns:
         What was produced; rank 0 has said it too.
@@ -145,7 +124,8 @@ def train_spec(
         if ranks.is_chief:
             stack.enter_context(locked(output_dir, job=snapshots.job if snapshots else None))
         held = stack.enter_context(Snapshots(snapshots, ranks)) if snapshots else None
-        snapshot = held.newest(partial(holds_later, output_dir, resume_from)) if held else None
+        find_later = partial(newest_later, output_dir, resume_from)
+        snapshot, verified = held.newest(find_later) if held else (None, None)
         if ranks.is_chief:
             if snapshot:
                 # The job has begun, so what is there is its own, or was never on this host.
@@ -155,21 +135,14 @@ def train_spec(
         # Ranks that hold no snapshot cannot say what is in it.
         given = None if snapshot else resume_from
         run = open_run(framework, ranks, spec, output_dir, given, snapshots.every if snapshots else None)
-        state = start(run, snapshot or resume_from, allow_changes)
+        state = start(run, snapshot or resume_from, allow_changes, verified)
         examine(run)
         if state.step >= run.plan.max_steps:
             return _nothing_to_do(run, state)
         # A signal waits until the run has begun: the directory then holds a run that can be resumed.
         with requests_wait():
-            # Nor does anyone come here whom another rank does not follow.
-            ranks.sum(np.zeros(1))
-            if ranks.is_chief:
-                chosen = snapshot or (resume_from not in (None, AUTO) and goes_on_in(output_dir, resume_from))
-                after = state.step if chosen else None
-                begin_run(output_dir, spec, run.plan, overwrite and not snapshot, after)
-                print_plan(run.plan, f"{framework.name}: what this run will do")
-            if not state.windows:
-                save_initial_values(run)
+            chosen = snapshot or (resume_from not in (None, AUTO) and goes_on_in(output_dir, resume_from))
+            _begin(run, state, overwrite and not snapshot, state.step if chosen else None)
             result = train(run, state, held)
         if held:
             held.delete()
@@ -219,52 +192,15 @@ def open_run(
     return Run(*parts, snapshot_steps)
 
 
-def join_and_train(
-    framework: Framework,
-    spec: JobSpec,
-    output_dir: Path,
-    resume_from: Path | None,
-    *,
-    overwrite: bool = False,
-    allow_changes: Collection[str] = (),
-    snapshots: SnapshotOptions | None = None,
-) -> TrainingResult:
-    """Join the job with the other ranks and train; arguments, result and errors as `train_spec`."""
-    spec.rules.check_wire(framework.wire_types)
-    ranks = framework.init(spec)
-    try:
-        return train_spec(
-            framework,
-            ranks,
-            spec,
-            output_dir,
-            resume_from,
-            overwrite=overwrite,
-            allow_changes=allow_changes,
-            snapshots=snapshots,
-        )
-    except Preempted:
-        framework.shutdown()
-        raise
-
-
-def _run(load: Callable[[], Framework], default_spec: str, arguments: Sequence[str] | None) -> None:
-    options = parse_arguments(arguments, default_spec)
-    spec = load_spec(options.spec, options.set)
-    resume_from = options.resume and user_path(options.resume, "--resume", CheckpointError)
-    framework = load()
-    output_dir = options.output_dir or default_output_dir(options.spec, framework.name)
-    output_dir = user_path(output_dir, "--output-dir", CheckpointError)
-    join_and_train(
-        framework,
-        spec,
-        output_dir,
-        resume_from or None,
-        overwrite=options.overwrite,
-        allow_changes=options.allow_change,
-        snapshots=SnapshotOptions(options.snapshots, options.snapshot_steps) if options.snapshots else None,
-    )
-    framework.shutdown()
+def _begin(run: Run, state: RunState, overwrite: bool, after_step: int | None) -> None:
+    """Write down and say what the run is about to do; every rank calls it, and no rank refuses any more."""
+    # Nobody comes here whom another rank does not follow.
+    run.ranks.sum(np.zeros(1))
+    if run.ranks.is_chief:
+        begin_run(run.output_dir, run.spec, run.plan, overwrite, after_step)
+        print_plan(run.plan, f"{run.framework.name}: what this run will do")
+    if not state.windows:
+        save_initial_values(run)
 
 
 def _nothing_to_do(run: Run, state: RunState) -> TrainingResult:

@@ -9,6 +9,7 @@ from hvdtrain.core import strict_json
 from hvdtrain.core.checkpoints.finding import (
     AUTO,
     LATEST_FILE,
+    Found,
     checkpoints_in,
     first_whole,
     is_ours,
@@ -22,6 +23,7 @@ from hvdtrain.core.checkpoints.model_folder import MODEL_DIR
 from hvdtrain.core.errors import CheckpointError
 from hvdtrain.core.plan.plan import Plan
 from hvdtrain.core.process.files import remove, write_whole
+from hvdtrain.core.process.outputs import say
 from hvdtrain.core.run.lock import unwritable
 from hvdtrain.core.run.metrics import METRICS_FILE, TENSORBOARD_DIR
 from hvdtrain.core.spec.job_spec import JobSpec
@@ -112,19 +114,21 @@ def goes_on_in(directory: Path, resume_from: Path | None) -> bool:
     return resume_from.resolve().parent == directory.resolve()
 
 
-def holds_later(directory: Path, resume_from: Path | None, step: int) -> bool:
-    """Whether what a job is to go on from is in its output directory, whole, and of a later step than this.
+def newest_later(directory: Path, resume_from: Path | None, step: int) -> Found | None:
+    """What `AUTO` finds where it is of a later step than this; else None.
 
     Args:
         directory: where rank 0 writes.
         resume_from: a `checkpoint-N`, `AUTO` or None.
-        step: to compare with.
+        step: of what the job goes on from otherwise.
     """
-    if resume_from is None or not goes_on_in(directory, resume_from):
-        return False
-    named = [path for path in checkpoints_in(directory) if resume_from.name in (AUTO.name, path.name)]
-    later = (path for path in reversed(named) if step_of(path) > step)
-    return first_whole(later, _tell_skipped) is not None
+    if resume_from != AUTO:
+        return None
+    later = (path for path in reversed(checkpoints_in(directory)) if step_of(path) > step)
+    found = first_whole(later, lambda path, error: say(f"warning: {path.name} skipped: {error}"))
+    if found:
+        say(f"--resume auto: going on from {found[0]}, which is later than the newest snapshot")
+    return found
 
 
 def spec_text(spec: JobSpec) -> str:
@@ -178,10 +182,6 @@ def set_later_aside(directory: Path, after_step: int) -> None:
                 # Of a run that went on from there before.
                 remove(place)
             later.rename(place)
-
-
-def _tell_skipped(path: Path, error: CheckpointError) -> None:
-    print(f"warning: {path.name} skipped: {error}", flush=True)
 
 
 def _delete_run(directory: Path) -> None:

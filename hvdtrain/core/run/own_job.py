@@ -18,8 +18,8 @@ from hvdtrain.core.process.environment import launched_rank
 from hvdtrain.core.process.paths import default_output_dir, user_path
 from hvdtrain.core.process.preemption import heed_preemption
 from hvdtrain.core.run.framework import Framework
-from hvdtrain.core.run.job import join_and_train
 from hvdtrain.core.run.results import TrainingResult
+from hvdtrain.core.run.script import join_and_train
 from hvdtrain.core.spec.job_spec import JobSpec, parse_spec
 from hvdtrain.core.spec.reading import read_spec
 

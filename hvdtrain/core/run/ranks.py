@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from safetensors.numpy import load, save
 
+from hvdtrain.core.process.heartbeat import report_work
 from hvdtrain.core.run.world import World
 
 # Horovod counts what it hands to MPI in an int, up to 2^31 - 1. Shorter messages are as quick, and take less
@@ -58,7 +59,9 @@ class Ranks:
         Returns:
             The sum, of the same shape and dtype.
         """
-        return in_pieces(values, lambda piece: self.sum_arrays(piece, "sum_over_ranks"))
+        found = in_pieces(values, lambda piece: self.sum_arrays(piece, "sum_over_ranks"))
+        report_work()
+        return found
 
     def broadcast(self, values: np.ndarray) -> np.ndarray:
         """Rank 0's copy of an array, which travels as bytes and in several messages where one is too short.
@@ -68,6 +71,7 @@ class Ranks:
         """
         sent = np.asarray(values, order="C").reshape(-1).view(np.uint8)
         found = in_pieces(sent, lambda piece: self.broadcast_array(piece, "broadcast")) if sent.size else sent
+        report_work()
         return found.view(values.dtype).reshape(values.shape)
 
     def broadcast_arrays(self, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -88,7 +92,9 @@ class Ranks:
         Args:
             data: of any length above 0, which may differ between ranks.
         """
-        return self.gather_bytes(data, "agreement")
+        found = self.gather_bytes(data, "agreement")
+        report_work()
+        return found
 
 
 def in_pieces(values: np.ndarray, send: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from hvdtrain.core.checkpoints.finding import AUTO, check_whole, newest_whole
+from hvdtrain.core.checkpoints.finding import AUTO, Found, check_whole, newest_whole
 from hvdtrain.core.checkpoints.manifest import Manifest
 from hvdtrain.core.checkpoints.model_folder import load_model
 from hvdtrain.core.checkpoints.sharing import share_moments, share_of, total
@@ -30,13 +30,19 @@ from hvdtrain.core.update.buckets import Bucket
 from hvdtrain.core.update.precision import LossScale
 
 
-def resume(run: Run, directory: Path, allow_changes: Collection[str] = ()) -> RunState | None:
+def resume(
+    run: Run,
+    directory: Path,
+    allow_changes: Collection[str] = (),
+    verified: Found | None = None,
+) -> RunState | None:
     """Give every rank what a checkpoint holds; every rank calls it, and only rank 0 reads the directory.
 
     Args:
         run: on this rank; its adapter may hold any weights, and has those of the checkpoint afterwards.
         directory: a `checkpoint-N`, or `AUTO`.
         allow_changes: fields in which the spec may differ from that of the checkpoint's run.
+        verified: on rank 0, the checkpoint where every byte of it has been compared already.
 
     Returns:
         Where the run goes on; None with `AUTO` where there is nothing to go on from.
@@ -47,7 +53,7 @@ def resume(run: Run, directory: Path, allow_changes: Collection[str] = ()) -> Ru
     """
     ranks, training = run.ranks, None
     weights: Mapping[str, np.ndarray] = {}
-    found = _find(run, directory) if ranks.is_chief else None
+    found = verified or _find(run, directory) if ranks.is_chief else None
     if directory == AUTO and not ranks.broadcast(np.array([found is not None]))[0]:
         return None
     # Other ranks look at neither.
@@ -67,7 +73,7 @@ def resume(run: Run, directory: Path, allow_changes: Collection[str] = ()) -> Ru
     return state
 
 
-def _find(run: Run, directory: Path) -> tuple[Path, Manifest | None] | None:
+def _find(run: Run, directory: Path) -> Found | None:
     """The checkpoint to go on from, of which every byte has been verified, and its manifest."""
     if directory == AUTO:
         found = newest_whole(run.output_dir, say)

@@ -1,17 +1,14 @@
 """Snapshots of an elastic run: checkpoints in the memory of two hosts, from which it goes on without one.
 
 Rank 0 writes them and a rank on another host, its neighbour. So the run outlives any one host, whatever file
-systems hosts share. Each keeps its newest two, below `/dev/shm` where that has room.
+systems hosts share. Each keeps its newest two.
 """
 
 from __future__ import annotations
 
 import json
-import os
-import shlex
 import shutil
 import socket
-import tempfile
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -24,24 +21,20 @@ from types import TracebackType
 import numpy as np
 
 from hvdtrain.core.checkpoints.background import BackgroundWriter
-from hvdtrain.core.checkpoints.finding import checkpoint_dir, checkpoints_in, first_whole, step_of
+from hvdtrain.core.checkpoints.finding import Found, checkpoint_dir, checkpoints_in, first_whole, step_of
 from hvdtrain.core.checkpoints.rank_files import together
 from hvdtrain.core.checkpoints.retention import Retention
 from hvdtrain.core.errors import CheckpointError
 from hvdtrain.core.process.directories import replace_directory
 from hvdtrain.core.process.outputs import say
-from hvdtrain.core.process.paths import is_own_folder, own_folder, user_path
 from hvdtrain.core.run.lock import check_still_locked
 from hvdtrain.core.run.ranks import Ranks
 from hvdtrain.core.run.run import Run
 from hvdtrain.core.run.saving import save
+from hvdtrain.core.run.snapshot_places import ADVICE, roomy_root, roots
 from hvdtrain.core.run.state import RunState
 from hvdtrain.core.run.streams import moment_kinds, weight_kinds
 
-_VARIABLE = "HVDTRAIN_SNAPSHOT_DIR"
-_ADVICE = f"set {_VARIABLE} to a directory of yours with more room"
-# For a shell: where `_places` finds them on any host.
-_USUAL = ("/dev/shm", '"${TMPDIR:-/tmp}"')
 _KEPT = Retention(limit=2)
 # The kept ones, and one that is being written.
 _COPIES = 3
@@ -63,22 +56,13 @@ class SnapshotOptions:
     every: int
 
 
-def deletion(job: str) -> tuple[str, ...]:
-    """The command that deletes a job's snapshots on the host where it is run, for one that has ended early.
-
-    Args:
-        job: its name.
-    """
-    given = os.environ.get(_VARIABLE)
-    places = [shlex.quote(str(user_path(given, _VARIABLE, CheckpointError)))] if given else _USUAL
-    folders = " ".join(f'{place}/hvdtrain-snapshots-"$(id -u)"/{shlex.quote(job)}' for place in places)
-    return ("sh", "-c", f"rm -rf -- {folders}")
-
-
 class Snapshots:
     """The snapshots of one job, as one of its ranks sees them.
 
     Every rank makes one, and every rank calls every method.
+
+    Attributes:
+        writer: writes them in the background.
     """
 
     def __init__(self, options: SnapshotOptions, ranks: Ranks) -> None:
@@ -93,30 +77,32 @@ class Snapshots:
         self._writers = (0, *neighbours[:1])
         # Of the ranks on one host one looks after its files.
         self._is_first_here = hosts.index(hosts[ranks.rank]) == ranks.rank
-        self._writer = BackgroundWriter()
+        self.writer = BackgroundWriter()
         self._root: Path | None = None
         self._size = 0
         if self._is_first_here:
             self._delete_stale()
 
     def __enter__(self) -> Snapshots:
-        self._writer.__enter__()
+        self.writer.__enter__()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None
     ) -> None:
-        self._writer.__exit__(kind, error, at)
+        self.writer.__exit__(kind, error, at)
 
-    def newest(self, is_passed: Callable[[int], bool] = lambda step: False) -> Path | None:
-        """The newest whole snapshot that any host holds; None where there is none.
+    def newest(
+        self, find_later: Callable[[int], Found | None] = lambda step: None
+    ) -> tuple[Path | None, Found | None]:
+        """The newest whole snapshot that any host holds.
 
         Args:
-            is_passed: asked on rank 0 whether there is something better to go on from than a snapshot of this
-                step; then it is as if there were none.
+            find_later: asked on rank 0 for a checkpoint of a later step than that of the snapshot.
 
         Returns:
-            Its directory on rank 0's host, to which it is sent if need be; on other ranks only a name.
+            Its directory on rank 0's host, to which it is sent if need be, and on other ranks only a name;
+            None where there is none, or a later checkpoint. And on rank 0 which of them it has verified.
         """
         places = chain.from_iterable(map(checkpoints_in, self._folders())) if self._is_first_here else ()
         newest_first = sorted(places, key=step_of, reverse=True)
@@ -125,17 +111,18 @@ class Snapshots:
         steps = [int(answer) for answer in self._ranks.gather(str(step).encode())]
         holder = steps.index(max(steps))
         if steps[holder] < 0:
-            return None
-        passed = self._ranks.is_chief and is_passed(steps[holder])
-        if self._ranks.broadcast(np.array([passed]))[0]:
-            return None
-        place = found[0] if found and holder == self._ranks.rank else None
+            return None, None
+        later = find_later(steps[holder]) if self._ranks.is_chief else None
+        if self._ranks.broadcast(np.array([later is not None]))[0]:
+            return None, later
+        found = found if holder == self._ranks.rank else None
+        place = found[0] if found else None
         if holder != 0:
             place = self._send(holder, place, steps[holder])
         if self._ranks.is_chief:
             sent = f", which rank {holder} has sent" if holder else ""
             say(f"going on from a snapshot of update {steps[holder]}{sent}")
-        return place or Path(f"the snapshot of update {steps[holder]}")
+        return place or Path(f"the snapshot of update {steps[holder]}"), found if holder == 0 else None
 
     def take(self, run: Run, state: RunState, wait: bool = False) -> None:
         """Write a snapshot, in the background.
@@ -148,7 +135,7 @@ class Snapshots:
         Raises:
             CheckpointError: it cannot be written, or the one before it could not.
         """
-        self._writer.wait()
+        self.writer.wait()
         # The kinds of buffers are read from the model, on every rank.
         self._size = self._size or _size(run)
         # Rank 0's, which ranks on its host see.
@@ -156,16 +143,19 @@ class Snapshots:
         if self._ranks.rank in self._writers[1:]:
             folder = self._own_folder(self._size)
         place = checkpoint_dir(folder, state.step)
-        writer = None if wait else self._writer
+        writer = None if wait else self.writer
         save(run, place, state, {}, writer, retention=_KEPT, writers=self._writers)
 
     def follow(self, run: Run, state: RunState) -> None:
-        """Take a snapshot where one is due; arguments as `take`.
+        """Take a snapshot where one is due; call it when an update's weights and buffers have been exchanged.
+
+        Args:
+            run: on this rank.
+            state: where it stands.
 
         Raises:
-            CheckpointError: a snapshot could not be written, or the job goes on elsewhere.
+            CheckpointError: a snapshot cannot be written, or the job goes on elsewhere.
         """
-        self._writer.check()
         if self._ranks.is_chief:
             # A launcher that is cut off from this host starts others, and a single rank would notice nothing.
             check_still_locked(run.output_dir)
@@ -174,14 +164,14 @@ class Snapshots:
 
     def delete(self) -> None:
         """Delete this job's snapshots on every host: the run has ended."""
-        self._writer.wait()
+        self.writer.wait()
         if self._is_first_here:
-            for root in _roots():
+            for root in roots():
                 shutil.rmtree(root / self._job, ignore_errors=True)
 
     def _folders(self) -> Iterator[Path]:
         """Where snapshots of this job may lie on this host."""
-        return chain.from_iterable((root / self._job).glob("*") for root in _roots())
+        return chain.from_iterable((root / self._job).glob("*") for root in roots())
 
     def _own_folder(self, size: int) -> Path:
         """Where this host's snapshots lie; decided once, by the bytes of one."""
@@ -189,8 +179,8 @@ class Snapshots:
         folder = Path(self._job, socket.gethostname())
         if self._root is None:
             # Where they lie already they take up room that will be theirs again.
-            begun = [root for root in _roots() if (root / folder).is_dir()]
-            self._root = begun[0] if begun else _roomy_root(_COPIES * size)
+            begun = [root for root in roots() if (root / folder).is_dir()]
+            self._root = begun[0] if begun else roomy_root(_COPIES * size)
         return self._root / folder
 
     def _send(self, holder: int, source: Path | None, step: int) -> Path | None:
@@ -216,44 +206,16 @@ class Snapshots:
         try:
             replace_directory(place, write)
         except OSError as error:
-            raise CheckpointError(f"{place}: cannot be written: {error.strerror}; {_ADVICE}") from None
+            raise CheckpointError(f"{place}: cannot be written: {error.strerror}; {ADVICE}") from None
         return place
 
     def _delete_stale(self) -> None:
-        for folder in chain.from_iterable(root.glob("*") for root in _roots()):
+        for folder in chain.from_iterable(root.glob("*") for root in roots()):
             # Another job may do the same.
             with suppress(OSError):
                 changed = max(path.lstat().st_mtime for path in (folder, *folder.glob("*")))
                 if folder.name != self._job and time.time() - changed > _STALE_S:
                     shutil.rmtree(folder, ignore_errors=True)
-
-
-def _places() -> list[Path]:
-    """Where snapshots may lie on this host, the best place first."""
-    places = [Path("/dev/shm"), Path(tempfile.gettempdir())]
-    if given := os.environ.get(_VARIABLE):
-        places = [user_path(given, _VARIABLE, CheckpointError).absolute()]
-    return [place / f"hvdtrain-snapshots-{os.getuid()}" for place in places if place.is_dir()]
-
-
-def _roots() -> list[Path]:
-    """Those of the places that are there, the best first; what lies in them may be read and deleted."""
-    # Anybody can make something of that name in a directory for all users, or a link.
-    return [place for place in _places() if is_own_folder(place)]
-
-
-def _roomy_root(needed: int) -> Path:
-    """The best place with so many bytes to spare, or else the last one."""
-    places = _places()
-    if not places:
-        raise CheckpointError(f"{_VARIABLE} {os.environ.get(_VARIABLE)}: no such directory")
-    usable = [place for place in places if is_own_folder(place) or not os.path.lexists(place)]
-    rooms = [place for place in usable if shutil.disk_usage(place.parent).free >= needed]
-    root = (rooms or usable[-1:] or places)[0]
-    for place in places[: places.index(root)]:
-        full = f"{place.parent} has no room for {needed} bytes"
-        say(f"{full if place in usable else f'others can write to {place}'}: snapshots are written to {root}")
-    return own_folder(root, _ADVICE)
 
 
 def _size(run: Run) -> int:

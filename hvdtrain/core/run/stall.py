@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from hvdtrain.core.errors import TrainingError
+from hvdtrain.core.run.agreement import name_ranks
 
 _SECONDS_BETWEEN_REPORTS = 1.0
 _SECONDS_TO_CONNECT = 30.0
@@ -51,18 +52,18 @@ def verdict(standings: Mapping[int, Standing], still: float, timeout: float) -> 
     training = {rank: s for rank, s in standings.items() if not s.done}
     lost = [rank for rank, s in training.items() if not s.connected]
     if lost:
-        return f"{_ranks(lost)} ended without leaving training: look for the first error in the output"
+        return f"{name_ranks(lost)} ended without leaving training: look for the first error in the output"
     if still < timeout or not training:
         return None
     furthest = max(s.progress for s in training.values())
     behind = [rank for rank, s in training.items() if s.progress < furthest]
     left = [rank for rank, s in standings.items() if s.done]
     if behind:
-        return f"{_ranks(behind)} stopped answering {still:.0f} s ago, and the others wait"
+        return f"{name_ranks(behind)} stopped answering {still:.0f} s ago, and the others wait"
     if left:
         return (
-            f"{_ranks(left)} left training {still:.0f} s ago, and the others wait: every rank needs the same "
-            "number of batches; give fit steps_per_epoch, the least of any rank"
+            f"{name_ranks(left)} left training {still:.0f} s ago, and the others wait: every rank needs the "
+            "same number of batches; give fit steps_per_epoch, the least of any rank"
         )
     return None
 
@@ -250,7 +251,3 @@ def _read_line(link: socket.socket) -> Any:
 
 def _same(expected: str, found: object) -> bool:
     return hmac.compare_digest(expected.encode(), str(found).encode("utf-8", "replace"))
-
-
-def _ranks(ranks: list[int]) -> str:
-    return f"rank{'s' * (len(ranks) > 1)} {', '.join(map(str, ranks))}"

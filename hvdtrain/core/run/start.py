@@ -7,6 +7,7 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
+from hvdtrain.core.checkpoints.finding import Found
 from hvdtrain.core.checkpoints.manifest import MANIFEST_FILE
 from hvdtrain.core.data import Dataset
 from hvdtrain.core.families.weights import Weight
@@ -101,13 +102,19 @@ def check_plan(plan: Plan, ranks: Ranks) -> None:
     )
 
 
-def start(run: Run, resume_from: Path | None, allow_changes: Collection[str] = ()) -> RunState:
+def start(
+    run: Run,
+    resume_from: Path | None,
+    allow_changes: Collection[str] = (),
+    verified: Found | None = None,
+) -> RunState:
     """Give every rank the same weights: rank 0's initial ones, or those of a checkpoint.
 
     Args:
         run: on this rank.
         resume_from: a `checkpoint-N` directory that rank 0 can read, or `AUTO`.
         allow_changes: fields in which the spec may differ from that of the checkpoint's run.
+        verified: as in `resume`.
 
     Returns:
         Where the run starts.
@@ -115,7 +122,7 @@ def start(run: Run, resume_from: Path | None, allow_changes: Collection[str] = (
     Raises:
         CheckpointError: the checkpoint is damaged or does not fit the spec.
     """
-    if resume_from is not None and (state := resume(run, resume_from, allow_changes)):
+    if resume_from is not None and (state := resume(run, resume_from, allow_changes, verified)):
         return state
     set_initial_values(run)
     return RunState(loss_scale=LossScale.of_spec(run.spec))

@@ -55,7 +55,8 @@ def train(run: Run, start: RunState, snapshots: Snapshots | None = None) -> Trai
     clock = SaveClock(saving.save_minutes if run.ranks.is_chief else None)
     with ExitStack() as stack:
         log, progress = _open_log(run, start, stack)
-        writer = stack.enter_context(BackgroundWriter())
+        # One for both: there is at most one copy of the state in memory.
+        writer = snapshots.writer if snapshots else stack.enter_context(BackgroundWriter())
         windows = stack.enter_context(Prefetcher(_windows(run, start), depth=run.spec.data.prefetch))
         for line, state in _followed(run, start, _updates(run, start, windows, clock), snapshots):
             writer.check()
@@ -76,6 +77,9 @@ def train(run: Run, start: RunState, snapshots: Snapshots | None = None) -> Trai
             if run.evaluation_is_due(state.step) or (due and saving.best_metric):
                 measured = _evaluate_into(log, run, state)
                 eval_loss = measured.get("eval_loss")
+            if snapshots:
+                # First, since it is written to memory: whatever is saved next waits for it.
+                snapshots.follow(run, state)
             if due:
                 # What is written in the background is a copy.
                 _save_checkpoint(run, log, state, loss, measured, writer if saving.async_save else None)
@@ -83,19 +87,24 @@ def train(run: Run, start: RunState, snapshots: Snapshots | None = None) -> Trai
                 saved, owed = state, False
         writer.wait()
         if state.step >= run.plan.max_steps:
-            if not run.evaluation_is_due(state.step):
-                measured = _evaluate_into(log, run, state)
-                eval_loss = measured.get("eval_loss")
-            save_final_model(run, state, measured)
-            if run.checkpoint_is_due(state.step):
-                # Behind the model: who goes on from here has nothing to do, and so makes none.
-                _save_checkpoint(run, log, state, loss, measured)
+            eval_loss = _complete(run, log, state, loss, measured).get("eval_loss")
         elif saved is not state:
             average_buffers(run, state.own_samples - averaged)
             _save_checkpoint(run, log, state, loss, {})
     if state.step < run.plan.max_steps:
         _leave(run, state, snapshots)
     return TrainingResult(state, loss, eval_loss, run.output_dir / MODEL_DIR, time.perf_counter() - started)
+
+
+def _complete(run: Run, log: MetricLog | None, state: RunState, loss: float, measured: Line) -> Line:
+    """Evaluate a run at its end, unless that was done, and save what it leaves; returns what was measured."""
+    if not run.evaluation_is_due(state.step):
+        measured = _evaluate_into(log, run, state)
+    save_final_model(run, state, measured)
+    if run.checkpoint_is_due(state.step):
+        # Behind the model: who goes on from here has nothing to do, and so makes none.
+        _save_checkpoint(run, log, state, loss, measured)
+    return measured
 
 
 def _save_checkpoint(
@@ -128,7 +137,7 @@ def _leave(run: Run, state: RunState, snapshots: Snapshots | None) -> NoReturn:
 def _followed(
     run: Run, start: RunState, updates: Iterator[tuple[Line, RunState]], snapshots: Snapshots | None
 ) -> Iterator[tuple[Line, RunState]]:
-    """The same updates; each is reported to the launcher, and snapshots are taken."""
+    """The same updates, each reported to the launcher; before them a snapshot is taken."""
     if snapshots:
         # From here on the loss of any one host loses nothing, whoever held what the run goes on from.
         snapshots.take(run, start, wait=True)
@@ -136,9 +145,6 @@ def _followed(
     for line, state in updates:
         report_step(state.step)
         yield line, state
-        # The weights and buffers that are due have been exchanged meanwhile.
-        if snapshots and "loss" in line:
-            snapshots.follow(run, state)
 
 
 def _updates(

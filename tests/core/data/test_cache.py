@@ -1,131 +1,23 @@
-"""The node-local cache: built once, waited for, checked when opened, rebuilt when torn."""
+"""The cache of prepared data: what names it, and that it holds what its name says."""
 
 from __future__ import annotations
 
 import json
 import os
-import signal
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 from tokenizers import Tokenizer
 
-from hvdtrain.core.data import Dataset, Sequences, building, prepare
+from hvdtrain.core.data import building, prepare
 from hvdtrain.core.data.hashing import file_stamp, hash_contents
 from hvdtrain.core.data.lines import hash_file
 from hvdtrain.core.data.tokenizer import train_tokenizer
 from hvdtrain.core.errors import DataError
 from hvdtrain.core.tasks.masked_lm import DataSpec
-
-VOCAB = 300
-TEXT = "\n\n".join(
-    f"Paragraph {i} tells of {i * 7919} things and of {'many ' * (i % 9)}others." for i in range(120)
-)
-
-# Prints what it announces and, last, what it opened; arguments: DataSpec as JSON, vocabulary, seed.
-PREPARE = """
-import json, sys
-from hvdtrain.core.data import prepare
-from hvdtrain.core.errors import DataError
-from hvdtrain.core.tasks.masked_lm import DataSpec
-try:
-    dataset = prepare(
-        DataSpec.model_validate_json(sys.argv[1]), int(sys.argv[2]), 0, lambda line: print(line, flush=True)
-    )
-except DataError as error:
-    sys.exit(f"DataError: {error}")
-print(json.dumps([dataset.fingerprint, len(dataset.train), len(dataset.validation)]))
-"""
-
-
-@pytest.fixture
-def corpus(tmp_path: Path) -> Path:
-    path = tmp_path / "corpus.txt"
-    path.write_text(TEXT)
-    return path
-
-
-def spec(corpus: Path, cache: str = "cache", **more: Any) -> DataSpec:
-    more = {"max_seq_length": 16, **more}
-    return DataSpec(files=(str(corpus),), cache_dir=str(corpus.parent / cache), **more)
-
-
-def start(data: DataSpec, before: str = "", vocab_size: int = VOCAB) -> subprocess.Popen[str]:
-    command = [sys.executable, "-c", before + PREPARE, data.model_dump_json(), str(vocab_size)]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-
-
-def contents(view: Sequences) -> list[list[int]]:
-    return [view[i].tolist() for i in range(len(view))]
-
-
-def same(one: Dataset, other: Dataset) -> bool:
-    return (
-        one.fingerprint == other.fingerprint
-        and contents(one.train) == contents(other.train)
-        and contents(one.validation) == contents(other.validation)
-    )
-
-
-def entry(cache: Path) -> Path:
-    """The only cache directory, and nothing else but locks and the index."""
-    [found] = [path for path in cache.iterdir() if path.suffix not in (".lock", ".json")]
-    return found
-
-
-def test_sequences_hold_the_whole_corpus(corpus: Path) -> None:
-    data = prepare(spec(corpus, validation_split=0.0), VOCAB, 0)
-    tokenizer = Tokenizer.from_file(str(data.tokenizer_path))
-    inside = [token for sequence in contents(data.train) for token in sequence[1:-1]]
-    paragraphs = [tokenizer.encode(text, add_special_tokens=False).ids for text in TEXT.split("\n\n")]
-    joined = [token for ids in paragraphs for token in [data.token_ids.sep, *ids]][1:]
-    assert inside == joined
-    assert data.train.lengths.tolist() == [len(sequence) for sequence in contents(data.train)]
-    assert data.token_ids.size == tokenizer.get_vocab_size() <= VOCAB
-    assert len(data.validation) == 0
-
-
-def test_without_packing_each_paragraph_stands_alone(corpus: Path) -> None:
-    data = prepare(spec(corpus, packing=False, validation_split=0.0), VOCAB, 0)
-    tokenizer = Tokenizer.from_file(str(data.tokenizer_path))
-    expected = sum(
-        -(-len(tokenizer.encode(text, add_special_tokens=False).ids) // 14) for text in TEXT.split("\n\n")
-    )
-    assert len(data.train) == expected
-    assert len(set(data.train.lengths.tolist())) > 5
-
-
-@pytest.mark.parametrize("fraction", [0.001, 0.05, 0.5])
-def test_split_is_disjoint_complete_and_stable(corpus: Path, fraction: float) -> None:
-    data = prepare(spec(corpus, validation_split=fraction), VOCAB, 3)
-    train, validation = data.train.members.tolist(), data.validation.members.tolist()
-    count = len(train) + len(validation)
-    assert sorted(train + validation) == list(range(count))
-    assert len(validation) == max(1, round(fraction * count))
-    assert same(data, prepare(spec(corpus, validation_split=fraction), VOCAB, 3))
-    other = prepare(spec(corpus, validation_split=fraction), VOCAB, 4)
-    assert other.validation.members.tolist() != validation
-    assert other.fingerprint != data.fingerprint
-
-
-def test_too_little_text_to_split_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "a.txt").write_text("word")
-    with pytest.raises(
-        DataError, match=r"the corpus gives 1 sequence, too few for data\.validation_split 0\.05"
-    ):
-        prepare(spec(tmp_path / "a.txt"), VOCAB, 0)
-
-
-@pytest.mark.parametrize("text", ["", " \n\n\t\n"])
-def test_empty_corpus_is_refused_and_leaves_nothing(tmp_path: Path, text: str) -> None:
-    (tmp_path / "a.txt").write_text(text)
-    with pytest.raises(DataError, match=r"data\.files .*a\.txt: no text found"):
-        prepare(spec(tmp_path / "a.txt"), VOCAB, 0)
-    assert {path.suffix for path in (tmp_path / "cache").iterdir()} <= {".lock", ".json"}
+from tests.core.data.corpora import TEXT, VOCAB, contents, edit, entry, same, spec
 
 
 def test_second_start_reads_the_cache(corpus: Path) -> None:
@@ -168,208 +60,6 @@ def test_given_tokenizer_is_kept_and_checked(corpus: Path) -> None:
         prepare(spec(corpus, tokenizer_file=str(given)), 50, 0)
     with pytest.raises(DataError, match=r"data\.tokenizer_file: .*none\.json: cannot be read"):
         prepare(spec(corpus, tokenizer_file=str(corpus.parent / "none.json")), VOCAB, 0)
-
-
-def test_large_vocabulary_keeps_its_ids(corpus: Path) -> None:
-    given = corpus.parent / "given.json"
-    tokenizer = json.loads(train_tokenizer(lambda: [TEXT], 200).to_str())
-    tokenizer["model"]["vocab"]["paragraph"] = 70_000
-    given.write_text(json.dumps(tokenizer))
-    data = prepare(spec(corpus, tokenizer_file=str(given)), 80_000, 0)
-    assert max(max(sequence) for sequence in contents(data.train)) == 70_000
-
-
-def test_unknown_words_are_counted(tmp_path: Path) -> None:
-    (tmp_path / "a.txt").write_text("aa bb aa cc\n\naa dd " * 50)
-    given = tmp_path / "given.json"
-    made = train_tokenizer(lambda: ["aa"] * 3, 10)
-    given.write_text(made.to_str())
-    for packing in (True, False):
-        data = prepare(spec(tmp_path / "a.txt", tokenizer_file=str(given), packing=packing), VOCAB, 0)
-        assert data.unknown_share == 0.5
-        assert data.token_ids.size == made.get_vocab_size()
-
-
-@pytest.mark.parametrize("packing", [True, False])
-def test_corpus_with_nothing_to_predict_is_refused(tmp_path: Path, packing: bool) -> None:
-    (tmp_path / "a.txt").write_text("\n\n".join(f"{i} {i + 1}" for i in range(5000, 6000)))
-    given = tmp_path / "given.json"
-    given.write_text(train_tokenizer(lambda: ["aa"] * 3, 10).to_str())
-    # The second time the cache is there.
-    for _ in range(2):
-        with pytest.raises(
-            DataError, match=r"data\.files .*a\.txt: nothing to predict, all of the training split is \[UNK\]"
-        ):
-            prepare(spec(tmp_path / "a.txt", tokenizer_file=str(given), packing=packing), VOCAB, 0)
-
-
-# Argument: DataSpec as JSON. Prints the most memory it ever had, in MiB.
-MEASURE = """
-import resource, sys
-from hvdtrain.core.data import prepare
-from hvdtrain.core.tasks.masked_lm import DataSpec
-prepare(DataSpec.model_validate_json(sys.argv[1]), 300, 0)
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10)
-"""
-
-
-def test_memory_does_not_grow_with_a_line_or_a_document(tmp_path: Path) -> None:
-    words = TEXT.replace("\n\n", " ") * 300
-    assert len(words) > 2 << 20
-    (tmp_path / "a.txt").write_text(words)
-    (tmp_path / "b.jsonl").write_text(json.dumps({"text": words}))
-    peaks = []
-    for files in (("a.txt", "b.jsonl"), ("small.txt",)):
-        (tmp_path / "small.txt").write_text(TEXT)
-        data = DataSpec(
-            files=tuple(str(tmp_path / name) for name in files), cache_dir=str(tmp_path / "cache")
-        )
-        command = [sys.executable, "-c", MEASURE, data.model_dump_json()]
-        done = subprocess.run(command, capture_output=True, text=True, check=True)
-        peaks.append(int(done.stdout))
-    # The library takes 500 MiB for such a document at once.
-    assert peaks[0] < peaks[1] + 200
-
-
-def test_two_nodes_build_the_same(corpus: Path) -> None:
-    one, two = (start(spec(corpus, cache)) for cache in ("node1", "node2"))
-    assert one.communicate(timeout=60)[0].splitlines()[-1] == two.communicate(timeout=60)[0].splitlines()[-1]
-    files = [entry(corpus.parent / node) for node in ("node1", "node2")]
-    assert files[0].name == files[1].name
-    for name in ("tokens.bin", "offsets.bin", "tokenizer.json", "meta.json"):
-        assert (files[0] / name).read_bytes() == (files[1] / name).read_bytes()
-
-
-def test_one_process_builds_and_three_wait(corpus: Path) -> None:
-    processes = [start(spec(corpus)) for _ in range(4)]
-    outputs = [process.communicate(timeout=120) for process in processes]
-    assert [process.returncode for process in processes] == [0] * 4, outputs
-    assert sum("tokenising" in out for out, _ in outputs) == 1
-    assert len({out.splitlines()[-1] for out, _ in outputs}) == 1
-    assert {path.name for path in entry(corpus.parent / "cache").iterdir()} == {
-        "tokens.bin",
-        "offsets.bin",
-        "tokenizer.json",
-        "meta.json",
-    }
-
-
-# Stops for ever once part of the tokens is on disk, as a slow or dying machine might.
-STALL = """
-import signal
-from hvdtrain.core.data import store
-def stall(directory, sequences, *rest, write=store.write_store):
-    def some():
-        for number, sequence in enumerate(sequences):
-            if number == 5:
-                print("half way", flush=True)
-                signal.pause()
-            yield sequence
-    return write(directory, some(), *rest)
-import hvdtrain.core.data.cache as cache
-cache.write_store = stall
-"""
-
-
-def test_killed_builder_hands_over_to_a_waiting_process(corpus: Path) -> None:
-    builder = start(spec(corpus), before=STALL)
-    assert builder.stdout is not None
-    while "half way" not in builder.stdout.readline():
-        assert builder.poll() is None
-    waiting = start(spec(corpus))
-    assert waiting.stdout is not None
-    assert "another process of this node is preparing the data" in waiting.stdout.readline()
-    os.kill(builder.pid, signal.SIGKILL)
-    builder.communicate()
-    out, err = waiting.communicate(timeout=60)
-    assert waiting.returncode == 0, err
-    assert "tokenising" in out
-    assert json.loads(out.splitlines()[-1])[0] == prepare(spec(corpus), VOCAB, 0).fingerprint
-    assert entry(corpus.parent / "cache").name.isalnum()
-
-
-def damage_cut(path: Path) -> None:
-    os.truncate(path, path.stat().st_size // 2)
-
-
-def damage_flip(path: Path) -> None:
-    content = bytearray(path.read_bytes())
-    content[len(content) // 2] ^= 1
-    path.write_bytes(content)
-
-
-@pytest.mark.parametrize("damage", [damage_cut, damage_flip, Path.unlink])
-@pytest.mark.parametrize("name", ["tokens.bin", "offsets.bin", "tokenizer.json"])
-def test_damaged_cache_is_rebuilt(corpus: Path, name: str, damage: Any) -> None:
-    expected = contents(prepare(spec(corpus), VOCAB, 0).train)
-    damage(entry(corpus.parent / "cache") / name)
-    lines: list[str] = []
-    assert contents(prepare(spec(corpus), VOCAB, 0, lines.append).train) == expected
-    assert "is damaged" in lines[0]
-    assert name in lines[0]
-    assert "tokenising" in lines[1]
-
-
-@pytest.mark.parametrize("meta", ["", "{", "[]", "{}", '{"files": {}, "token_ids": {"special": []}}'])
-def test_damaged_description_is_rebuilt(corpus: Path, meta: str) -> None:
-    expected = prepare(spec(corpus), VOCAB, 0)
-    (entry(corpus.parent / "cache") / "meta.json").write_text(meta)
-    assert same(prepare(spec(corpus), VOCAB, 0), expected)
-
-
-def test_open_data_outlives_a_rebuild(corpus: Path) -> None:
-    data = prepare(spec(corpus), VOCAB, 0)
-    expected = contents(data.train)
-    (entry(corpus.parent / "cache") / "meta.json").write_text("")
-    prepare(spec(corpus), VOCAB, 0)
-    assert contents(data.train) == expected
-
-
-def test_large_file_is_checked_at_its_ends_and_in_between(
-    monkeypatch: pytest.MonkeyPatch, corpus: Path
-) -> None:
-    monkeypatch.setattr("hvdtrain.core.data.stored_files._BLOCK", 32)
-    monkeypatch.setattr("hvdtrain.core.data.stored_files._BLOCKS", 4)
-    expected = contents(prepare(spec(corpus), VOCAB, 0).train)
-    tokens = entry(corpus.parent / "cache") / "tokens.bin"
-    assert tokens.stat().st_size > 32 * 4
-    for position in (0, -1):
-        content = bytearray(tokens.read_bytes())
-        content[position] ^= 1
-        tokens.write_bytes(content)
-        lines: list[str] = []
-        assert contents(prepare(spec(corpus), VOCAB, 0, lines.append).train) == expected
-        assert "tokens.bin" in lines[0]
-
-
-@pytest.mark.parametrize("limit", [200, 4000])
-def test_full_disk_is_one_clear_error_and_leaves_nothing(corpus: Path, limit: int) -> None:
-    full = f"import resource\nresource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, {limit}))\n"
-    process = start(spec(corpus), before=full)
-    _, err = process.communicate(timeout=60)
-    assert process.returncode == 1
-    assert err.startswith("DataError: data.cache_dir: cannot write the data cache in ")
-    assert "set data.cache_dir or HVDTRAIN_CACHE_DIR" in err
-    assert len(err.splitlines()) == 1
-    # On a busy machine the corpus is old enough by then for its hash to be remembered.
-    left = [path for path in (corpus.parent / "cache").rglob("*") if path.name != "sources.json"]
-    assert sum(path.stat().st_size for path in left) == 0
-    assert {path.suffix for path in left} == {".lock"}
-
-
-def test_cache_directory_that_cannot_be_made_is_refused(corpus: Path) -> None:
-    (corpus.parent / "file").write_text("")
-    with pytest.raises(
-        DataError, match=r"data\.cache_dir: cannot write the data cache in .*file/cache: Not a directory"
-    ):
-        prepare(spec(corpus, cache="file/cache"), VOCAB, 0)
-
-
-def edit(path: Path) -> None:
-    """Other text of the same size, under the same modification time."""
-    times = path.stat()
-    path.write_text(path.read_text().replace("things", "thinks"))
-    os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
 
 
 @pytest.mark.parametrize("step", ["hash_contents", "survey", "train_tokenizer", "token_ids"])
@@ -455,13 +145,6 @@ def test_environment_names_the_default_place(
     monkeypatch.setenv("HVDTRAIN_CACHE_DIR", str(tmp_path / "elsewhere"))
     data = prepare(DataSpec(files=(str(corpus),), max_seq_length=16), VOCAB, 0)
     assert data.tokenizer_path.is_relative_to(tmp_path / "elsewhere" / "data")
-
-
-def test_embedded_corpus_gives_full_sequences(tmp_path: Path) -> None:
-    data = prepare(DataSpec(corpus="python-docs", cache_dir=str(tmp_path)), 2048, 0)
-    lengths = np.concatenate([data.train.lengths, data.validation.lengths])
-    assert (lengths == 128).sum() >= len(lengths) - 1
-    assert len(lengths) > 500
 
 
 class TestValidationFiles:

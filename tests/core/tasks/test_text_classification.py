@@ -1,17 +1,13 @@
-"""Text classification: its rows, its tokens, its batches, and what it says of bad input."""
+"""Text classification: its rows, its tokens and its batches."""
 
 from __future__ import annotations
 
 import json
-import re
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import datasets
 import numpy as np
-import pyarrow
-import pyarrow.parquet
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -19,53 +15,24 @@ from tokenizers import Tokenizer, processors
 from transformers import AutoTokenizer
 
 from hvdtrain.core.data import python_parts as parts_module
-from hvdtrain.core.data.batches import EVALUATION_EPOCH, Dataset
+from hvdtrain.core.data.batches import EVALUATION_EPOCH
 from hvdtrain.core.data.labelled_text import Row
 from hvdtrain.core.data.python_parts import python_parts
 from hvdtrain.core.data.row_encoder import row_encoder
-from hvdtrain.core.data.tokenizer import token_ids, train_tokenizer
 from hvdtrain.core.data.tokenizer_files import tokenizer_files
-from hvdtrain.core.errors import DataError, SpecError
-from hvdtrain.core.spec.job_spec import parse_spec
-from hvdtrain.core.tasks import text_classification
-from hvdtrain.core.tasks.text_classification import DataSpec, TaskSpec, widths
-
-WORDS = ["the", "import", "system", "finds", "modules", "and", "statements", "bind", "names", "to", "objects"]
-TOKENIZER = train_tokenizer(lambda: [" ".join(WORDS)] * 9, 120)
-IDS = token_ids(TOKENIZER, 120, "the tokenizer")
-FIELDS = '{"text": "%s", "label": "%s"}\n'
-texts = st.lists(st.sampled_from([*WORDS, "[SEP]", "zzz"]), min_size=1, max_size=20).map(" ".join)
-
-
-def model(**fields: Any) -> SimpleNamespace:
-    """What the task asks of a model's section."""
-    given = {"vocab_size": 400, "num_labels": 2, "max_position_embeddings": 64, "type_vocab_size": 2}
-    given["init_from"] = None
-    return SimpleNamespace(**given | fields)
-
-
-def prepare(folder: Path, num_labels: int = 2, seed: int = 0, **fields: Any) -> Dataset:
-    """The data of a section with the cache in a folder."""
-    data = DataSpec(cache_dir=str(folder / "cache"), **{"max_seq_length": 32} | fields)
-    return text_classification.prepare(
-        model(num_labels=num_labels), data, TaskSpec(), seed, lambda line: None
-    )
-
-
-def write(folder: Path, content: str, name: str = "train.jsonl") -> str:
-    (folder / name).write_text(content, encoding="utf-8")
-    return str(folder / name)
-
-
-def rows(count: int, labels: str = "ab") -> str:
-    return "".join(
-        FIELDS % (f"{WORDS[i % 9]} {WORDS[i % 7]} number {i}", labels[i % len(labels)]) for i in range(count)
-    )
-
-
-def labels_of(split: Any) -> list[int]:
-    batch = split.collate(np.arange(len(split)), 0, len(split))
-    return [int(number) for number in batch.targets[:, 0]]
+from hvdtrain.core.errors import DataError
+from hvdtrain.core.tasks.text_classification import widths
+from tests.core.tasks.texts import (
+    FIELDS,
+    IDS,
+    TOKENIZER,
+    WORDS,
+    labels_of,
+    prepare,
+    rows,
+    texts,
+    write,
+)
 
 
 def test_the_embedded_data_are_paragraphs_of_eight_parts_of_the_manual(tmp_path: Path) -> None:
@@ -215,22 +182,6 @@ def test_classes_are_numbered_as_the_data_or_the_spec_say(tmp_path: Path) -> Non
     assert labels_of(more.train) == labels_of(given.train)
 
 
-def test_classes_that_the_model_numbers_otherwise_are_refused(tmp_path: Path) -> None:
-    data = DataSpec(files=(write(tmp_path, rows(9)),), cache_dir=str(tmp_path / "cache"))
-
-    def prepare_for(names: dict[str, str], data: DataSpec = data) -> Dataset:
-        (tmp_path / "config.json").write_text(json.dumps({"id2label": names}))
-        found = model(init_from=str(tmp_path))
-        return text_classification.prepare(found, data, TaskSpec(), 0, lambda line: None)
-
-    with pytest.raises(DataError, match=r"order 'a', 'b', and .*'b', 'a': set data\.class_names: \[b, a\]"):
-        prepare_for({"0": "b", "1": "a"})
-    as_told = data.model_copy(update={"class_names": ("b", "a")})
-    assert prepare_for({"0": "b", "1": "a"}, as_told).config["id2label"] == {"0": "b", "1": "a"}
-    for names in ({"0": "a", "1": "b"}, {"0": "LABEL_0", "1": "LABEL_1"}, {"0": "a", "1": "b", "2": "c"}, {}):
-        assert prepare_for(names).config["id2label"] == {"0": "a", "1": "b"}
-
-
 def test_a_class_label_keeps_its_order(tmp_path: Path) -> None:
     names = ["positive", "negative"]
     features = datasets.Features(
@@ -269,90 +220,3 @@ def test_rows_are_tokenised_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     # Another model needs no other tokens, and is told all the same.
     with pytest.raises(DataError, match=r"2 classes \('a', 'b'\), and model\.num_labels is 3"):
         prepare(tmp_path, 3, files=(file,))
-
-
-GOOD = rows(3)
-BAD: dict[str, tuple[str, str, dict[str, Any]]] = {
-    "no label": ('{"text": "words"}\n', r"{file}:4: no field 'label' .*set data\.label_field", {}),
-    "null": ('{"text": "words", "label": null}\n', "{file}:4: field 'label' should be .*, found null", {}),
-    "blank label": ('{"text": "words", "label": " "}\n', "{file}:4: field 'label' .*found nothing", {}),
-    "float": ('{"text": "words", "label": 1.5}\n', "{file}:4: field 'label' .*found float", {}),
-    "boolean": ('{"text": "words", "label": true}\n', "{file}:4: field 'label' .*found bool", {}),
-    "empty": ('{"text": " ", "label": "a"}\n', "{file}:4: field 'text' is empty", {}),
-    "no text": ('{"words": "", "label": "a"}\n', r"{file}:4: no field 'text' .*set data\.text_field", {}),
-    "no pair": (
-        GOOD,
-        r"{file}:1: no field 'other' .*set data\.text_pair_field",
-        {"text_pair_field": "other"},
-    ),
-    "outside": (
-        FIELDS % ("words", "c"),
-        "{file}:4: label 'c' is none of the 2 classes 'a', 'b'",
-        {"class_names": ("a", "b")},
-    ),
-    "too many": (
-        FIELDS % ("words", "c"),
-        r"3 classes \('a', 'b', 'c'\), and model\.num_labels is 2: set",
-        {},
-    ),
-}
-
-
-@pytest.mark.parametrize("name", BAD)
-def test_a_bad_row_is_one_message_and_nothing_is_left(tmp_path: Path, name: str) -> None:
-    line, message, fields = BAD[name]
-    file = write(tmp_path, GOOD + line)
-    with pytest.raises(DataError, match=message.format(file=re.escape(file))) as caught:
-        prepare(tmp_path, files=(file,), **fields)
-    assert "\n" not in str(caught.value)
-    left = [path.name for path in (tmp_path / "cache").iterdir()]
-    assert all(name.endswith((".lock", ".json")) for name in left), left
-
-
-def test_a_label_that_training_lacks_is_told_with_its_place(tmp_path: Path) -> None:
-    kept = write(tmp_path, rows(2) + FIELDS % ("words", "new"), "dev.jsonl")
-    with pytest.raises(DataError, match=rf"{re.escape(kept)}:3: label 'new' is none of the 2 classes"):
-        prepare(tmp_path, files=(write(tmp_path, rows(9)),), validation_files=(kept,))
-
-
-def test_parquet_rows_are_told_by_their_number(tmp_path: Path) -> None:
-    table = pyarrow.table({"text": ["words", "more"], "label": ["a", None]})
-    pyarrow.parquet.write_table(table, tmp_path / "train.parquet")
-    with pytest.raises(DataError, match=r"train\.parquet: row 1: field 'label'"):
-        prepare(tmp_path, files=(str(tmp_path / "train.parquet"),))
-
-
-def spec(*lines: str) -> Any:
-    return parse_spec(
-        "model: {num_labels: 3, max_position_embeddings: 64}\n"
-        "data: {corpus: python-docs, max_seq_length: 64}\n"
-        "task: {type: text_classification}\n"
-        "batch: {per_device_train_batch_size: 2}\nmax_steps: 2\n",
-        lines,
-    )
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ("model.num_labels=null", r"model\.num_labels: required by the task text_classification"),
-        ("model.num_labels=1", r"model\.num_labels"),
-        ("data.class_names=[a, b]", r"data\.class_names has 2 names, and model\.num_labels is 3"),
-        ("data.max_seq_length=65", r"data\.max_seq_length 65 exceeds"),
-        ("data.text_pair_field=other", "python-docs has no pairs"),
-        ("task.type=masked_lm", r"model\.num_labels 3: a model with a classifier does not predict tokens"),
-        ("data.label_field=text", "must be different fields"),
-        ("data.packing=true", r"data\.packing"),
-    ],
-)
-def test_sections_that_contradict_each_other_are_refused(change: str, message: str) -> None:
-    spec()
-    with pytest.raises(SpecError, match=message):
-        spec(change)
-
-
-def test_pairs_need_two_segment_types() -> None:
-    files = ["data.corpus=null", "data.files=[a.csv]", "data.text_pair_field=b"]
-    spec(*files)
-    with pytest.raises(SpecError, match=r"model\.type_vocab_size is 1"):
-        spec(*files, "model.type_vocab_size=1")
