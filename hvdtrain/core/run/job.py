@@ -167,7 +167,7 @@ def train_spec(
                 chosen = snapshot or (resume_from not in (None, AUTO) and goes_on_in(output_dir, resume_from))
                 after = state.step if chosen else None
                 begin_run(output_dir, spec, run.plan, overwrite and not snapshot, after)
-                print_plan(run.plan, f"{framework.name}: what this run will do")
+                print_plan(run.plan, f"{framework.name}: what this run will do", framework.name)
             if not state.windows:
                 save_initial_values(run)
             result = train(run, state, held)
