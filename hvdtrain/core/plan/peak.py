@@ -95,9 +95,10 @@ def _torch(spec: JobSpec, family: Family, shards: Sequence[Shard], rows: int) ->
 def _tensorflow(spec: JobSpec, shards: Sequence[Shard], steps: int) -> int:
     """What TensorFlow has for a moment, without activations.
 
-    All gradients, each in memory of its own: when they are freed, the buckets' sums, which are larger, do not
-    fit where they were, and TensorFlow gives no memory back. With accumulation the buckets of early
-    micro-batches lie beside the sums. With shards of moments alone, weights have shards beside them.
+    All gradients, each in a block of its own, beside their sums in larger ones. Only a bucket's gradients are
+    there at the same time as its sum, but TensorFlow's pool gives no memory back and finds no use for many of
+    the freed blocks. With accumulation the buckets of early micro-batches lie beside the sums. With
+    `zero_stage` 1 and 2 weights have shards beside them.
     """
     whole = sum(shard.bucket.size for shard in shards)
     rules = spec.rules
