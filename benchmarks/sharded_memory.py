@@ -9,23 +9,15 @@ that what is resident is what is in use. See docs/sharding.md.
 
 from __future__ import annotations
 
-import json
 import os
-import subprocess
-import sys
-import tempfile
-import time
-from pathlib import Path
 from typing import Annotated
 
-import psutil
 import typer
+from peak_memory import measure
 from rich.console import Console
 
-from hvdtrain.core.run.output_dir import PLAN_FILE
 from hvdtrain.core.tables import Kind, make_table, print_table
 
-_POLL_S = 0.02
 _MIB = 2**20
 
 
@@ -62,45 +54,25 @@ def _run(
     framework: str, ranks: int, model: tuple[int, int, int], stage: int, updates: int
 ) -> tuple[int, int]:
     """The largest rank's peak of resident memory, and what the plan says, in bytes."""
-    with tempfile.TemporaryDirectory() as folder:
-        layers, width, vocabulary = model
-        settings = (
-            f"model.n_layer={layers}",
-            f"model.n_embd={width}",
-            f"model.n_head={width // 64}",
-            f"model.vocab_size={vocabulary}",
-            f"zero_stage={stage}",
-            f"max_steps={updates}",
-            "schedule.warmup_ratio=null",
-            "schedule.warmup_steps=1",
-            "evaluation.eval_steps=null",
-            "logging.tensorboard=false",
-            "batch.per_device_train_batch_size=1",
-            "num_threads=1",
-            "data.validation_split=0.01",
-        )
-        command = [sys.executable, "-m", "hvdtrain.cli", "run", "gpt2", "--framework", framework]
-        command += ["-np", str(ranks), "--output-dir", folder, *(f"--set={each}" for each in settings)]
-        with open(Path(folder) / "log.txt", "wb") as log:
-            env = {**os.environ, "MALLOC_MMAP_THRESHOLD_": str(_MIB)}
-            process = subprocess.Popen(command, stdout=log, stderr=log, env=env)
-            peak = 0
-            while process.poll() is None:
-                peak = max(peak, _largest(process.pid))
-                time.sleep(_POLL_S)
-        if process.returncode:
-            sys.exit(f"error: zero_stage {stage}:\n{(Path(folder) / 'log.txt').read_text()[-3000:]}")
-        return peak, json.loads((Path(folder) / PLAN_FILE).read_text())["memory"]["total"]
-
-
-def _largest(launcher: int) -> int:
-    found = [0]
-    for child in psutil.Process(launcher).children(recursive=True):
-        try:
-            found.append(child.memory_info().rss)
-        except psutil.NoSuchProcess:
-            continue
-    return max(found)
+    layers, width, vocabulary = model
+    settings = (
+        f"model.n_layer={layers}",
+        f"model.n_embd={width}",
+        f"model.n_head={width // 64}",
+        f"model.vocab_size={vocabulary}",
+        f"zero_stage={stage}",
+        f"max_steps={updates}",
+        "schedule.warmup_ratio=null",
+        "schedule.warmup_steps=1",
+        "evaluation.eval_steps=null",
+        "logging.tensorboard=false",
+        "batch.per_device_train_batch_size=1",
+        "num_threads=1",
+        "data.validation_split=0.01",
+    )
+    env = {**os.environ, "MALLOC_MMAP_THRESHOLD_": str(_MIB)}
+    peak, memory = measure("gpt2", framework, ranks, settings, env)
+    return peak, memory["total"]
 
 
 if __name__ == "__main__":

@@ -104,7 +104,7 @@ def plan(
     ] = None,
     framework: Annotated[
         Framework | None,
-        typer.Option(help="Which framework builds a model of your own; default: the spec's."),
+        typer.Option(help="Whose peak is shown (default: both's), and which builds a model of your own."),
     ] = None,
     json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
 ) -> None:
@@ -128,7 +128,7 @@ def plan(
     elif isinstance(found, Stages):
         print_stages(found, f"{spec}: what each zero_stage takes on {np} rank(s)")
     else:
-        print_plan(found, f"{spec}: what a run on {np} rank(s) will do")
+        print_plan(found, f"{spec}: what a run on {np} rank(s) will do", framework)
 
 
 def _planner(

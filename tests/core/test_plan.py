@@ -266,6 +266,64 @@ def test_memory_of_a_forward_pass_is_the_familys(capsys: pytest.CaptureFixture[s
     assert "note: mixed_precision: bf16: this CPU has neither amx_bf16 nor avx512_bf16" in shown
 
 
+def peaks(tied: bool, *overrides: str) -> tuple[Plan, int, int]:
+    """A plan with activations of 3 MiB, and what its update has for a moment in PyTorch and in TensorFlow."""
+    found = make_plan(
+        parse_spec(yaml.safe_dump(SPEC), overrides),
+        [dataclasses.replace(w, tied=tied and w.name == "embedding") for w in WEIGHTS],
+        size=2,
+        threads=3,
+        train_tokens=np.full(1000, 128),
+        validation_samples=50,
+        family=SimpleNamespace(
+            activation_bytes=lambda *shapes: 3 * 2**20, flops=lambda *sizes: 1000, LAYERS="num_hidden_layers"
+        ),
+    )
+    for peak in found.memory.peaks.values():
+        assert peak.total == found.memory.total + peak.framework + peak.momentary
+        assert peak.framework > 0
+    return found, *(found.memory.peaks[name].momentary for name in ("torch", "tensorflow"))
+
+
+# Of 4 rows with 19 predictions each among 30522 tokens: the logits and their gradients.
+LOGITS = 4 * 2 * 4 * 19 * 30522
+
+
+@pytest.mark.parametrize(
+    ("tied", "overrides", "torch", "tensorflow"),
+    [
+        # The largest gradient; all gradients.
+        (False, [], 4 * 800 + LOGITS, 4 * ELEMENTS),
+        # One of each use, and their sum.
+        (True, [], 4 * 3 * 800 + LOGITS, 4 * ELEMENTS),
+        (False, ["batch.gradient_accumulation_steps=2"], 4 * 800 + LOGITS, 4 * 2 * ELEMENTS),
+        (False, ["zero_stage=1"], 4 * 800 + LOGITS, 4 * (ELEMENTS + ELEMENTS // 2)),
+        # Chunks of logits.
+        (False, ["model.vocab_size=3000000"], 4 * 800 + 4 * 2 * 2**24, 4 * ELEMENTS),
+        (False, ["model.dtype=float64"], 8 * 800 + 2 * LOGITS, 8 * ELEMENTS),
+    ],
+)
+def test_what_an_update_has_for_a_moment(
+    tied: bool, overrides: list[str], torch: int, tensorflow: int
+) -> None:
+    _, *found = peaks(tied, *overrides, "model.num_hidden_layers=6")
+    assert found == [torch + 2**19, tensorflow + 12 * 3 * 2**20 // 10]
+
+
+def test_peaks_are_shown_of_the_framework_in_use(capsys: pytest.CaptureFixture[str]) -> None:
+    found, *_ = peaks(tied=False)
+    total = found.memory.peaks["torch"].total
+    assert found.as_dict()["memory"]["peaks"]["torch"]["total"] == total
+    print_plan(found, "")
+    both = " ".join(capsys.readouterr().out.split())
+    assert f"peak in PyTorch {total / 2**20:.2f} MiB" in both and "peak in TensorFlow" in both
+    print_plan(found, "", "tensorflow")
+    one = capsys.readouterr().out
+    assert "peak in TensorFlow" in one and "peak in PyTorch" not in one
+    # Where activations are not predicted, no peak is.
+    assert plan().memory.peaks == {}
+
+
 def test_unknown_text_is_shown_and_much_of_it_is_noted(capsys: pytest.CaptureFixture[str]) -> None:
     def with_share(share: float, *overrides: str) -> Plan:
         spec = parse_spec(yaml.safe_dump(SPEC), overrides)

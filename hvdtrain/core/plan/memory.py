@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 
 import numpy as np
@@ -11,8 +11,10 @@ import numpy as np
 from hvdtrain.core.checkpoints.state import MOMENTS
 from hvdtrain.core.compression.rules import Rules
 from hvdtrain.core.families.family import Family
+from hvdtrain.core.plan.peak import Peak, predict_peaks
 from hvdtrain.core.spec.job_spec import JobSpec
 from hvdtrain.core.tasks import task_of
+from hvdtrain.core.update.accumulation import BatchSizes
 from hvdtrain.core.update.buckets import Bucket
 from hvdtrain.core.update.gathers import plan_gathers
 from hvdtrain.core.update.precision import compute_itemsize
@@ -24,7 +26,7 @@ class Memory:
     """Bytes that one rank keeps; of ranks that differ, the one that keeps most.
 
     Attributes:
-        weights: the masters, for the whole run; as all but the last three. Where they are sharded, also the
+        weights: the masters, for the whole run; as all up to `compression`. Where they are sharded, also the
             layers in use.
         gradients: the buckets.
         optimizer: moments, and with LAMB the step of one slice of a bucket, which PyTorch keeps.
@@ -33,6 +35,7 @@ class Memory:
         low_precision_weights: 16-bit copies of the weights of matrix products, made by every forward pass.
             The backward pass uses them, so all are kept, also where the weights themselves are sharded.
         checkpoint: the copy of a checkpoint that rank 0 writes in the background.
+        peaks: how large the process gets on a CPU, by framework; empty where activations are not predicted.
     """
 
     weights: int
@@ -42,11 +45,12 @@ class Memory:
     activations: int | None
     low_precision_weights: int
     checkpoint: int
+    peaks: Mapping[str, Peak] = field(default_factory=dict)
 
     @property
     def total(self) -> int:
-        """Their sum in bytes, of those that are predicted."""
-        return sum(found for found in vars(self).values() if found is not None)
+        """The sum of what is kept in bytes, as far as it is predicted."""
+        return sum(found for found in vars(self).values() if isinstance(found, int))
 
 
 def gradient_elements(rules: Rules, shards: Sequence[Shard]) -> int:
@@ -77,15 +81,15 @@ def weight_elements(rules: Rules, shards: Sequence[Shard]) -> int:
 
 
 def predict_memory(
-    spec: JobSpec, family: Family | None, buckets: Sequence[Bucket], rows: int, size: int
+    spec: JobSpec, family: Family | None, buckets: Sequence[Bucket], batch: BatchSizes, size: int
 ) -> Memory:
-    """What a rank of a job keeps at the end of a forward pass.
+    """What a rank of a job keeps at the end of a forward pass, and its peaks.
 
     Args:
         spec: the job.
         family: the model's; without one activations are not predicted.
         buckets: the layout of the gradients.
-        rows: of a micro-batch.
+        batch: how the global batch is cut.
         size: ranks.
     """
     itemsize, compute = np.dtype(spec.model.dtype).itemsize, compute_itemsize(spec)
@@ -93,9 +97,10 @@ def predict_memory(
     shapes = task_of(spec.task).shapes(spec.data, spec.task)
     kind = "checkpointed_bytes" if spec.gradient_checkpointing else "activation_bytes"
     saved: Callable[..., int | None] | None = getattr(family, kind, None)
+    rows = batch.per_device_train_batch_size
     activations = saved and saved(spec.model, rows, shapes.length, shapes.predictions, compute)
     copies = compute * family.product_elements(spec.model) if family and compute != itemsize else 0
-    return Memory(
+    found = Memory(
         weights=itemsize * weight_elements(spec.rules, shards),
         gradients=itemsize * gradient_elements(spec.rules, shards),
         optimizer=itemsize
@@ -108,6 +113,10 @@ def predict_memory(
         low_precision_weights=copies,
         checkpoint=_checkpoint(spec, buckets),
     )
+    if family is None or activations is None:
+        return found
+    peaks = predict_peaks(spec, family, shards, batch, found.total, activations)
+    return replace(found, peaks=peaks)
 
 
 def _checkpoint(spec: JobSpec, buckets: Sequence[Bucket]) -> int:

@@ -198,7 +198,7 @@ def _plan(
         sync_every=rules.period,
         flops_per_update=_flops(spec, family, batch),
         compute_dtype=compute_dtype(spec),
-        memory=predict_memory(spec, family, buckets, rows, size),
+        memory=predict_memory(spec, family, buckets, batch, size),
         threads=threads,
         cycle_time_ms=spec.communication.cycle_time_ms or CYCLE_TIME_MS,
         text=text,

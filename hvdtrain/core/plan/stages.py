@@ -142,7 +142,7 @@ def _with_layers(spec: JobSpec, family: Any, plan: Plan, layers: int) -> Stage:
     batch, itemsize = plan.batch, np.dtype(model.dtype).itemsize
     return Stage(
         sum(weight.size for weight in weights),
-        predict_memory(varied, family, buckets, batch.per_device_train_batch_size, plan.size),
+        predict_memory(varied, family, buckets, batch, plan.size),
         varied.rules.wire_bytes(buckets, itemsize, plan.size, batch.gradient_accumulation_steps),
         layers,
     )

@@ -8,6 +8,7 @@ from rich.console import Console
 
 from hvdtrain.core.data.batches import TextFacts
 from hvdtrain.core.plan.memory import Memory
+from hvdtrain.core.plan.peak import Peak
 from hvdtrain.core.plan.plan import Plan
 from hvdtrain.core.plan.stages import MOST_LAYERS, Stage, Stages
 from hvdtrain.core.tables import Kind, make_table, print_table
@@ -19,13 +20,20 @@ _REMARKS = {
     "16-bit weights": "copies for matrix products",
     "checkpoint": "rank 0's copy of what is written in the background",
 }
+_NAMES = {"torch": "PyTorch", "tensorflow": "TensorFlow"}
 
 
-def print_plan(plan: Plan, title: str) -> None:
-    """Print a plan on standard output; bytes are shown in MiB (2^20)."""
+def print_plan(plan: Plan, title: str, framework: str | None = None) -> None:
+    """Print a plan on standard output; bytes are shown in MiB (2^20).
+
+    Args:
+        plan: to print.
+        title: above the table.
+        framework: whose peak of memory is shown; None: both frameworks'.
+    """
     columns: dict[str, Kind] = {" ": "name", "  ": "name", "   ": "text"}
     console = Console()
-    print_table(make_table(columns, _rows(plan), title, lines=False), console)
+    print_table(make_table(columns, _rows(plan, framework), title, lines=False), console)
     _print_notes(console, plan.notes)
 
 
@@ -47,7 +55,7 @@ def print_stages(stages: Stages, title: str) -> None:
 
 
 def _stage_notes(stages: Stages) -> Iterator[str]:
-    yield "memory is that at the end of a forward pass, without what the framework itself takes"
+    yield "memory is that at the end of a forward pass; peaks are of whole processes on a CPU"
     if stages.available is not None:
         fits = f"as large as fits in {_mib(stages.available)}, up to {MOST_LAYERS:,}"
         yield f"{stages.varied} is {fits}; all else is as in the spec"
@@ -70,6 +78,7 @@ def _stage(found: Stage | str, varied: str | None) -> dict[str, str]:
         "parameters": f"{found.parameters:,}",
         "memory per rank": _mib(found.memory.total),
         **{f"  {part}": _mib(count) for part, count in _parts(found.memory).items()},
+        **{f"peak in {_NAMES[name]}": _mib(peak.total) for name, peak in found.memory.peaks.items()},
         "wire per update": _mib(found.wire_bytes_per_update),
     }
 
@@ -86,7 +95,7 @@ def _parts(memory: Memory) -> dict[str, int | None]:
     }
 
 
-def _rows(plan: Plan) -> list[tuple[str, str, str]]:
+def _rows(plan: Plan, framework: str | None) -> list[tuple[str, str, str]]:
     memory = plan.memory
     epochs = plan.max_steps / plan.updates_per_epoch
     return [
@@ -113,8 +122,18 @@ def _rows(plan: Plan) -> list[tuple[str, str, str]]:
         ),
         ("memory per rank", _mib(memory.total), "at the end of a forward pass"),
         *((f"  {part}", _mib(count), _REMARKS.get(part, "")) for part, count in _parts(memory).items()),
+        *(
+            (f"peak in {_NAMES[name]}", _mib(peak.total), _describe_peak(peak))
+            for name, peak in memory.peaks.items()
+            if framework in (None, name)
+        ),
         ("Horovod cycle", f"{plan.cycle_time_ms:g} ms", "unless HOROVOD_CYCLE_TIME is set"),
     ]
+
+
+def _describe_peak(peak: Peak) -> str:
+    own, momentary = (round(count / 2**20) for count in (peak.framework, peak.momentary))
+    return f"on a CPU: {own} MiB of them the framework's own, {momentary} MiB for a moment"
 
 
 def _global_batch(plan: Plan) -> tuple[str, str]:

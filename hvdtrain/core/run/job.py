@@ -198,7 +198,7 @@ def _begin(run: Run, state: RunState, overwrite: bool, after_step: int | None) -
     run.ranks.sum(np.zeros(1))
     if run.ranks.is_chief:
         begin_run(run.output_dir, run.spec, run.plan, overwrite, after_step)
-        print_plan(run.plan, f"{run.framework.name}: what this run will do")
+        print_plan(run.plan, f"{run.framework.name}: what this run will do", run.framework.name)
     if not state.windows:
         save_initial_values(run)
 
