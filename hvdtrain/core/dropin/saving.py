@@ -22,15 +22,17 @@ from hvdtrain.core.checkpoints.background import BackgroundWriter
 from hvdtrain.core.checkpoints.finding import (
     checkpoint_dir,
     checkpoints_in,
+    is_ours,
     left_behind,
     point_to,
     step_of,
 )
 from hvdtrain.core.checkpoints.manifest import FORMAT, STATE_FILE, FileRecord, Manifest
 from hvdtrain.core.checkpoints.model_folder import write_files
-from hvdtrain.core.checkpoints.retention import Retention, delete, rotate
+from hvdtrain.core.checkpoints.retention import Retention, deletable, delete, rotate
 from hvdtrain.core.checkpoints.state import Arrays
 from hvdtrain.core.dropin.own_files import tell, write_own
+from hvdtrain.core.dropin.saved import say
 from hvdtrain.core.errors import CheckpointError, HvdtrainError
 from hvdtrain.core.process.directories import replace_directory
 from hvdtrain.core.process.files import remove
@@ -117,7 +119,7 @@ class LoopWriter:
         texts = {STATE_FILE: json.dumps({"format": FORMAT, "step": step, **record}, indent=2) + "\n"}
         whole = {name: stream.snapshot() for name, stream in streams.items()}
         manifest = partial(self._manifest, step, dict(metrics))
-        others = [path for path in checkpoints_in(self.directory) if self.overwrite and path != directory]
+        others = self._overwritten(directory) if self.overwrite else []
         self.overwrite = False
         write = partial(self._write, directory, parts, files, whole, texts, manifest)
         self._background.submit(partial(self._replace, directory, write, others))
@@ -139,14 +141,26 @@ class LoopWriter:
         if self.goes_on_from is not None:
             set_later_aside(self.directory, self.goes_on_from)
             self.goes_on_from = None
-        newest = max([directory, *checkpoints_in(self.directory)], key=step_of)
-        if newest != directory and not self.overwrite:
+        if directory.exists() and not is_ours(directory):
             raise CheckpointError(
-                f"{directory}: {newest.name} is there already, and would be taken for the newer: restore it, "
+                f"{directory}: is there already, and was not saved by hvdtrain: delete it, or give another "
+                "directory"
+            )
+        later = (path for path in checkpoints_in(self.directory) if step_of(path) > step_of(directory))
+        if not self.overwrite and (newer := next(filter(is_ours, later), None)):
+            raise CheckpointError(
+                f"{directory}: {newer.name} is there already, and would be taken for the newer: restore it, "
                 "delete it, or give another directory"
             )
         self.directory.mkdir(parents=True, exist_ok=True)
         return Path(tempfile.mkdtemp(prefix=f".{directory.name}.parts-", dir=self.directory)).name
+
+    def _overwritten(self, directory: Path) -> list[Path]:
+        """The checkpoints whose place this one takes."""
+        whole, damaged = deletable(
+            self.directory, skip=lambda path, error: say(f"{path.name} is not deleted: {error}")
+        )
+        return [path for path in (*whole, *damaged) if path != directory]
 
     def _write(
         self,
