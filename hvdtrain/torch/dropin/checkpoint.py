@@ -97,7 +97,8 @@ class Checkpoint:
     def reached_preemption(self) -> bool:
         """Whether SIGTERM or SIGUSR1 has told a rank to stop; every rank calls it after each update.
 
-        The answer is the same on all ranks. Once it is True, call `save`, which then ends the program.
+        The answer is the same on all ranks. Once it is True, call `save`, which then ends the program. Before
+        the first call a signal ends the process at once; from then on a second signal does.
         """
         found = self._gradients
         if found is not None and found.accumulation.micro_batches:
