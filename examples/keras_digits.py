@@ -2,8 +2,9 @@
 
     mpirun -np 2 python examples/keras_digits.py --state outputs/digits-keras
 
-Started again with the same `--state`, it goes on where it was stopped, on any number of ranks. The same
-network, numbers and order of samples as the PyTorch example, so in float64 their curves agree.
+Told to stop by SIGTERM or SIGUSR1 to any rank, it saves and ends with status 85. Started again with the same
+`--state`, it goes on where it was stopped, on any number of ranks. The same network, numbers and order of
+samples as the PyTorch example, so in float64 their curves agree.
 """
 
 from __future__ import annotations

@@ -2,8 +2,9 @@
 
     mpirun -np 2 python examples/torch_digits.py --amp --state outputs/digits-torch
 
-Started again with the same `--state`, it goes on where it was stopped, on any number of ranks. The same
-network, numbers and order of samples as the Keras example, so in float64 their curves agree.
+Told to stop by SIGTERM or SIGUSR1 to any rank, it saves and ends with status 85. Started again with the same
+`--state`, it goes on where it was stopped, on any number of ranks. The same network, numbers and order of
+samples as the Keras example, so in float64 their curves agree.
 """
 
 from __future__ import annotations
@@ -73,7 +74,8 @@ def main() -> None:
                 optimizer.zero_grad()
                 curve.append(hvd.metric_average(loss_sum / max(samples, 1), samples))
                 loss_sum, samples = 0.0, 0
-                if checkpoint and len(curve) % options.save_steps == 0:
+                due = len(curve) % options.save_steps == 0
+                if checkpoint and (due or checkpoint.reached_preemption()):
                     checkpoint.save(len(curve), metrics={"loss": curve[-1]}, extra=curve)
         accuracy = evaluate(model, images[TRAINING:].to(device), digits[TRAINING:].to(device))
         if hvd.rank() == 0:

@@ -31,6 +31,7 @@ class Attached:
         local_variables: that stay each rank's own, beside those of local layers.
         agreed: whether ranks agree on what this `fit` starts from.
         before_first_step: called once in a `fit`, when all variables hold their values.
+        before_leaving: called where ranks leave a `fit` before its end.
     """
 
     def __init__(self, model: keras.Model) -> None:
@@ -45,6 +46,7 @@ class Attached:
         self.agreed = False
         self._asked = self._finished = False
         self.before_first_step: list[Callable[[], None]] = []
+        self.before_leaving: list[Callable[[], None]] = []
         model.train_step = self._train_step
         model.train_function = None
 
@@ -145,6 +147,7 @@ def attach(model: keras.Model) -> Attached:
         # Not by Keras' own way of setting attributes, which would track it.
         object.__setattr__(model, _ATTACHED, found)
     found.agreed = found._asked = found._finished = False
+    found.before_leaving.clear()
     if engines_of(model):
         _switch_off_jit(model)
     return found

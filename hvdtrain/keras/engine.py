@@ -58,6 +58,8 @@ class Engine:
         self.compares_at_start = False
         # Called in every step, if at all, before the gradients of this rank meet the others'.
         self.when_gradients_are_ready: Callable[[], None] | None = None
+        # As of `Gradients`, for the next step that is traced.
+        self.tells_of_requests = False
         self._applying = False
 
     @property
@@ -121,7 +123,9 @@ class Engine:
         if self.when_gradients_are_ready:
             unscaled = _telling(unscaled, self.when_gradients_are_ready)
         with waiting_for_ranks("gradients"):
-            self.prepare(variables).micro_batch(unscaled, self._take_samples(host), update)
+            gradients = self.prepare(variables)
+            gradients.tells_of_requests = self.tells_of_requests
+            gradients.micro_batch(unscaled, self._take_samples(host), update)
 
     def _take_samples(self, host: keras.optimizers.Optimizer) -> tf.Tensor | None:
         if not self.settings.by_samples:

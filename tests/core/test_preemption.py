@@ -16,7 +16,8 @@ from hvdtrain.core.process.preemption import BEFORE_FIRST_UPDATE
 
 # What it says, it says when it has got there; `told` goes on as soon as the rank was told.
 SCRIPT = """
-import contextlib, os, signal, sys, time
+import contextlib, multiprocessing, os, signal, sys, time
+from hvdtrain.core.process import preemption
 from hvdtrain.core.process.ending import ends_the_job
 from hvdtrain.core.process.preemption import Preempted, heed_preemption, requests_wait, told_to_stop
 
@@ -27,14 +28,22 @@ def told():
 def kill(name):
     os.kill(os.getpid(), getattr(signal, name))
 
-with heed_preemption(), ends_the_job():
+with {around}:
     {body}
 print("after")
 """
 
 
-def run(*body: str, ignored: str = "", rank: str = "0") -> subprocess.CompletedProcess[str]:
-    script = SCRIPT.format(body="\n    ".join(body))
+JOB, LOOP = (
+    "heed_preemption(), ends_the_job()",
+    "contextlib.nullcontext(preemption.heed_preemption_for_good())",
+)
+
+
+def run(
+    *body: str, ignored: str = "", rank: str = "0", around: str = JOB
+) -> subprocess.CompletedProcess[str]:
+    script = SCRIPT.format(body="\n    ".join(body), around=around)
     command = [sys.executable, "-c", script]
     if ignored:
         command = ["sh", "-c", f"trap '' {ignored}; exec \"$@\"", "sh", *command]
@@ -85,3 +94,44 @@ def test_what_the_parent_ignores_stays_ignored_and_handlers_come_back() -> None:
     restored = "with heed_preemption(): pass"
     done = run("pass", restored, "kill('SIGUSR1')", "time.sleep(50)")
     assert done.returncode == 85
+
+
+def test_a_loop_that_asks_is_told_and_one_that_does_not_ends_at_once() -> None:
+    ends = ("kill('SIGTERM')", "time.sleep(50)")
+    done = run(*ends, around=LOOP)
+    assert (done.returncode, done.stdout) == (
+        85,
+        "stopped by a signal: start it again with the same command to go on from its last checkpoint\n",
+    )
+    noted = ("preemption.note_requests(True)", "kill('SIGUSR1')", "told()")
+    assert run(*noted, around=LOOP).stdout == "after\n"
+    assert run(*noted, "preemption.note_requests(False)", *ends, around=LOOP).returncode == 85
+    assert run(*noted, "preemption.ignore_requests()", "kill('SIGTERM')", around=LOOP).stdout == "after\n"
+
+
+def test_a_programs_own_handlers_stay_its_own() -> None:
+    own = "signal.signal(signal.SIGUSR1, lambda *_: print('own', told_to_stop()))"
+    again = "preemption.heed_preemption_for_good()"
+    called = ("preemption.note_requests(True)", "kill('SIGUSR1')", "time.sleep(0.2)", "print(told_to_stop())")
+    for around, body in (("contextlib.nullcontext()", (own, again)), (LOOP, (again, own))):
+        done = run(*body, *called, around=around)
+        assert (done.returncode, done.stdout) == (0, "own False\nFalse\nafter\n")
+
+
+@pytest.mark.parametrize("around", [JOB, LOOP])
+def test_a_forked_process_ends_by_sigterm_and_does_not_tell_its_parent(around: str) -> None:
+    """As those of a `multiprocessing.Pool`, which SIGTERM ends."""
+    done = run(
+        "preemption.note_requests(True)",
+        "child = multiprocessing.get_context('fork').Process(target=time.sleep, args=(50,))",
+        "child.start()",
+        "time.sleep(0.3)",
+        # What a launcher passes on to the whole group.
+        "os.kill(child.pid, signal.SIGUSR1)",
+        "time.sleep(0.1)",
+        "child.terminate()",
+        "child.join()",
+        "print(child.exitcode, told_to_stop())",
+        around=around,
+    )
+    assert done.stdout == f"{-signal.SIGTERM} False\nafter\n", done.stderr

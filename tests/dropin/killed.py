@@ -1,4 +1,7 @@
-"""killed.py UPDATES PROGRAM [ARGUMENT...]: runs a program, whose rank 1 is killed after so many updates."""
+"""killed.py UPDATES[:SIGNAL] PROGRAM [ARGUMENT...]: runs a program whose rank 1 gets a signal after so many.
+
+SIGKILL, if no other is named.
+"""
 
 from __future__ import annotations
 
@@ -12,15 +15,15 @@ from hvdtrain.core.process.environment import launched_rank
 
 
 class Killed:
-    """Counts updates, and ends this process without a word when there were enough."""
+    """Counts updates, and sends this process a signal when there were enough."""
 
-    def __init__(self, updates: int) -> None:
-        self._left = updates
+    def __init__(self, updates: int, number: int) -> None:
+        self._left, self._number = updates, number
 
     def __call__(self, *_: Any) -> None:
         self._left -= 1
         if not self._left:
-            os.kill(os.getpid(), signal.SIGKILL)
+            os.kill(os.getpid(), self._number)
 
 
 def after_each_update(call: Killed, program: str) -> None:
@@ -45,7 +48,8 @@ def after_each_update(call: Killed, program: str) -> None:
 
 
 if __name__ == "__main__":
-    updates, *sys.argv = sys.argv[1:]
+    when, *sys.argv = sys.argv[1:]
     if launched_rank() == 1:
-        after_each_update(Killed(int(updates)), sys.argv[0])
+        updates, _, name = when.partition(":")
+        after_each_update(Killed(int(updates), signal.Signals[name or "SIGKILL"]), sys.argv[0])
     runpy.run_path(sys.argv[0], run_name="__main__")

@@ -21,6 +21,7 @@ QUICK = (
     "keras_sharding",
     "keras_loader",
     "keras_checkpoint",
+    "keras_preemption",
 )
 SLOW = ("keras_optimizers",)
 

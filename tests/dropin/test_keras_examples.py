@@ -25,12 +25,18 @@ def test_its_curve_is_that_of_one_process_in_numpy(program: str, tmp_path: Path)
     np.testing.assert_allclose(json.loads(curve.read_text()), reference_curve(64), rtol=1e-9)
 
 
-def test_killed_and_resumed_on_other_ranks_it_has_the_same_curve(tmp_path: Path) -> None:
-    """24 updates an epoch: killed in the middle of the second, and the last save is of update 30."""
+def test_stopped_twice_and_resumed_on_other_ranks_it_has_the_same_curve(tmp_path: Path) -> None:
+    """24 updates an epoch: it is told to stop in the first, and killed in the second: update 30 was saved."""
     curve, state = tmp_path / "curve.json", tmp_path / "state"
     path = str(ROOT / "examples" / "keras_digits.py")
     arguments = [path, "--dtype", "float64", "--state", str(state), "--curve", str(curve)]
-    done = launch(2, [str(ROOT / "tests" / "dropin" / "killed.py"), "37", *arguments], timeout=120)
+    killed = str(ROOT / "tests" / "dropin" / "killed.py")
+    done = launch(2, [killed, "16:SIGTERM", *arguments], timeout=120)
+    assert done.returncode == 85, done.stdout[-3000:]
+    saved = list_checkpoints(state, every_byte=True)[-1].step
+    assert 16 < saved < 20
+    assert f"preempted at update {saved}: go on from" in done.stdout
+    done = launch(2, [killed, "16", *arguments], timeout=120)
     assert done.returncode != 0
     assert [each.step for each in list_checkpoints(state, every_byte=True)][-1] == 30
     done = launch(1, arguments, timeout=120)

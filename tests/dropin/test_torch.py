@@ -24,6 +24,7 @@ MODULES = (
     "torch_sharding",
     "torch_loader",
     "torch_checkpoint",
+    "torch_preemption",
 )
 
 

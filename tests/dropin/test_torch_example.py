@@ -16,11 +16,16 @@ PROGRAM = str(ROOT / "examples" / "torch_digits.py")
 KILLED = str(ROOT / "tests" / "dropin" / "killed.py")
 
 
-def test_killed_and_resumed_on_other_ranks_its_curve_is_that_of_one_process_in_numpy(tmp_path: Path) -> None:
-    """24 updates an epoch: killed in the middle of the second, and the last save is of update 30."""
+def test_stopped_twice_and_resumed_on_other_ranks_its_curve_is_that_of_one_process(tmp_path: Path) -> None:
+    """24 updates an epoch: it is told to stop in the first, and killed in the second: update 30 was saved."""
     curve, state = tmp_path / "curve.json", tmp_path / "state"
     arguments = [PROGRAM, "--dtype", "float64", "--state", str(state), "--curve", str(curve)]
-    done = launch(2, [KILLED, "37", *arguments])
+    done = launch(2, [KILLED, "16:SIGTERM", *arguments])
+    assert done.returncode == 85, done.stdout[-3000:]
+    saved = list_checkpoints(state, every_byte=True)[-1].step
+    assert 16 < saved < 20
+    assert f"preempted at update {saved}: go on from {state / f'checkpoint-{saved}'}" in done.stdout
+    done = launch(2, [KILLED, "16", *arguments])
     assert done.returncode != 0
     assert not curve.exists()
     assert [each.step for each in list_checkpoints(state, every_byte=True)][-1] == 30

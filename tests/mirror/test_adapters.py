@@ -22,6 +22,7 @@ ROOT = Path(__file__).resolve().parents[2]
 TORCH, TENSORFLOW = ROOT / "hvdtrain" / "torch", ROOT / "hvdtrain" / "tensorflow"
 # Modules that one adapter alone has, and why. A user's own loop is written in another way in each framework.
 ONE_SIDED = {
+    "dropin/arrays.py": "Keras' variables give NumPy's arrays themselves",
     "dropin/backward.py": "PyTorch tells by hooks which backward runs; TensorFlow's tape is called",
     "dropin/checkpoint.py": "TensorFlow's is Keras' (hvdtrain/keras/callbacks/checkpoint.py)",
     "dropin/copies.py": "PyTorch copies optimizers whole, Keras makes them anew (hvdtrain/keras/telling.py)",

@@ -96,6 +96,25 @@ def not_kept(
         output_dir: of the run.
         retention: says which are kept.
         newest: as in `Retention.surplus`.
+        every_byte: as in `deletable`.
+        skip: likewise.
+    """
+    whole, damaged = deletable(output_dir, every_byte, skip)
+    damaged = [place for place in damaged if step_of(place) != newest]
+    places = {step_of(place): place for place in whole}
+    surplus = retention.surplus({step: whole[place] for step, place in places.items()}, newest)
+    return [*damaged, *(places[step] for step in surplus)]
+
+
+def deletable(
+    output_dir: Path,
+    every_byte: bool = False,
+    skip: Callable[[Path, CheckpointError], object] = lambda path, error: None,
+) -> tuple[dict[Path, Metrics], list[Path]]:
+    """The checkpoints of a run that may be deleted: whole ones with their metrics, and damaged ones.
+
+    Args:
+        output_dir: of the run.
         every_byte: whether to read all files, not their sizes alone.
         skip: called with each that stays because it cannot be read now, or is of another format or another
             program, and the error.
@@ -103,13 +122,11 @@ def not_kept(
     whole, others = measured(output_dir, every_byte)
     damaged = []
     for place, error in others.items():
-        if not isinstance(error, DamagedError):
-            skip(place, error)
-        elif step_of(place) != newest:
+        if isinstance(error, DamagedError):
             damaged.append(place)
-    places = {step_of(place): place for place in whole}
-    surplus = retention.surplus({step: whole[place] for step, place in places.items()}, newest)
-    return [*damaged, *(places[step] for step in surplus)]
+        else:
+            skip(place, error)
+    return whole, damaged
 
 
 def measured(
@@ -119,7 +136,7 @@ def measured(
 
     Args:
         output_dir: of the run.
-        every_byte: as in `not_kept`.
+        every_byte: as in `deletable`.
     """
     whole, others = dict[Path, Metrics](), dict[Path, CheckpointError]()
     for place in checkpoints_in(output_dir):

@@ -15,6 +15,7 @@ from typing import Any, Concatenate, Generic, ParamSpec, TypeVar
 
 from hvdtrain.core.errors import DataError
 from hvdtrain.core.process.orphans import call_when_orphaned
+from hvdtrain.core.process.preemption import IN_CHILDREN
 
 S = TypeVar("S")
 T = TypeVar("T")
@@ -22,9 +23,8 @@ P = ParamSpec("P")
 
 # Calls that each worker has in front of it, as PyTorch's `prefetch_factor`.
 _CALLS_EACH = 2
-# Ctrl-C reaches the whole group, and the parent answers for all; a request to stop, which mpirun passes on to
-# the whole group, is the parent's as well.
-_SIGNALS = {signal.SIGINT: signal.SIG_IGN, signal.SIGTERM: signal.SIG_DFL, signal.SIGUSR1: signal.SIG_IGN}
+# Ctrl-C reaches the whole group, and the parent answers for all.
+_SIGNALS = {signal.SIGINT: signal.SIG_IGN, **IN_CHILDREN}
 # What a worker's calls are given first; it has it from its parent's memory, so nothing has to be pickled.
 _shared: Any = None
 

@@ -17,6 +17,7 @@ from hvdtrain.core.checkpoints.background import BackgroundWriter
 from hvdtrain.core.checkpoints.finding import (
     checkpoint_dir,
     checkpoints_in,
+    is_ours,
     left_behind,
     point_to,
     step_of,
@@ -24,8 +25,9 @@ from hvdtrain.core.checkpoints.finding import (
 from hvdtrain.core.checkpoints.manifest import FORMAT, STATE_FILE, new_manifest
 from hvdtrain.core.checkpoints.model_folder import told, write_directory
 from hvdtrain.core.checkpoints.rank_files import make_parts, together, write_own
-from hvdtrain.core.checkpoints.retention import Retention, delete, rotate
+from hvdtrain.core.checkpoints.retention import Retention, deletable, delete, rotate
 from hvdtrain.core.checkpoints.state import Arrays
+from hvdtrain.core.dropin.saved import say
 from hvdtrain.core.errors import CheckpointError
 from hvdtrain.core.process.files import remove
 from hvdtrain.core.run.lock import locked
@@ -109,7 +111,7 @@ class LoopWriter:
         whole = {name: stream.snapshot() for name, stream in streams.items()}
         size, found = self.ranks.size, dict(metrics)
         manifest = partial(new_manifest, step, self.framework, size, found, "", self.versions)
-        others = [path for path in checkpoints_in(self.directory) if self.overwrite and path != directory]
+        others = self._overwritten(directory) if self.overwrite else []
         self.overwrite = False
         write = partial(write_directory, directory, whole, texts, manifest, files)
         self._background.submit(partial(self._replace, directory, write, others))
@@ -131,13 +133,25 @@ class LoopWriter:
         if self.goes_on_from is not None:
             set_later_aside(self.directory, self.goes_on_from)
             self.goes_on_from = None
-        newest = max([directory, *checkpoints_in(self.directory)], key=step_of)
-        if newest != directory and not self.overwrite:
+        if directory.exists() and not is_ours(directory):
             raise CheckpointError(
-                f"{directory}: {newest.name} is there already, and would be taken for the newer: restore it, "
+                f"{directory}: is there already, and was not saved by hvdtrain: delete it, or give another "
+                "directory"
+            )
+        later = (path for path in checkpoints_in(self.directory) if step_of(path) > step_of(directory))
+        if not self.overwrite and (newer := next(filter(is_ours, later), None)):
+            raise CheckpointError(
+                f"{directory}: {newer.name} is there already, and would be taken for the newer: restore it, "
                 "delete it, or give another directory"
             )
         return make_parts(directory)
+
+    def _overwritten(self, directory: Path) -> list[Path]:
+        """The checkpoints whose place this one takes."""
+        whole, damaged = deletable(
+            self.directory, skip=lambda path, error: say(f"{path.name} is not deleted: {error}")
+        )
+        return [path for path in (*whole, *damaged) if path != directory]
 
     def _replace(self, directory: Path, write: Callable[[], None], others: list[Path]) -> None:
         """Write a checkpoint, and delete those that are not kept."""

@@ -3,7 +3,13 @@
 from __future__ import annotations
 
 import time
-from typing import NamedTuple
+from typing import NamedTuple, NoReturn
+
+import numpy as np
+
+from hvdtrain.core.process.outputs import say
+from hvdtrain.core.process.preemption import Preempted
+from hvdtrain.core.run.ranks import Ranks
 
 
 class Requests(NamedTuple):
@@ -40,3 +46,21 @@ class SaveClock:
     def is_due(self) -> bool:
         """Whether the time has come."""
         return self._seconds is not None and time.monotonic() - self._since >= self._seconds
+
+
+def leave(ranks: Ranks, step: int, what_next: str) -> NoReturn:
+    """End ranks that were told to stop, agree on it, and have saved; every rank calls it.
+
+    Args:
+        ranks: all of the job.
+        step: updates that were taken.
+        what_next: how to go on.
+
+    Raises:
+        Preempted: always.
+    """
+    if ranks.is_chief:
+        say(f"preempted at update {step}: {what_next}")
+    # A launcher ends the others when one leaves: none does before all is saved and said.
+    ranks.sum(np.zeros(1))
+    raise Preempted

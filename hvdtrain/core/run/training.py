@@ -8,22 +8,18 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 from typing import NoReturn
 
-import numpy as np
-
 from hvdtrain.core.checkpoints.background import BackgroundWriter
 from hvdtrain.core.checkpoints.finding import checkpoint_dir
 from hvdtrain.core.checkpoints.model_folder import MODEL_DIR
 from hvdtrain.core.data import Prefetcher, Window, train_windows
 from hvdtrain.core.process.heartbeat import report_step
-from hvdtrain.core.process.outputs import say
-from hvdtrain.core.process.preemption import Preempted
 from hvdtrain.core.run.buffers import average_buffers
 from hvdtrain.core.run.evaluation import compression_counters, evaluate
 from hvdtrain.core.run.joint_updates import joint_updates
 from hvdtrain.core.run.local_updates import local_updates
 from hvdtrain.core.run.metrics import Line, MetricLog
 from hvdtrain.core.run.progress import Progress
-from hvdtrain.core.run.requests import SaveClock
+from hvdtrain.core.run.requests import SaveClock, leave
 from hvdtrain.core.run.results import TrainingResult
 from hvdtrain.core.run.run import Run
 from hvdtrain.core.run.saving import save, save_final_model
@@ -126,12 +122,7 @@ def _leave(run: Run, state: RunState, snapshots: Snapshots | None) -> NoReturn:
     if snapshots:
         # Rank 0 may be on another host when it goes on.
         snapshots.take(run, state, wait=True)
-    if run.ranks.is_chief:
-        where = checkpoint_dir(run.output_dir, state.step)
-        say(f"preempted at update {state.step}: go on with --resume {where}")
-    # A launcher ends the others when one leaves: none does before all is saved and said.
-    run.ranks.sum(np.zeros(1))
-    raise Preempted
+    leave(run.ranks, state.step, f"go on with --resume {checkpoint_dir(run.output_dir, state.step)}")
 
 
 def _followed(

@@ -6,21 +6,23 @@ import warnings
 from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import keras
-import numpy as np
 
 from hvdtrain.core.checkpoints.arrays import ArrayStream
 from hvdtrain.core.checkpoints.model_folder import WEIGHTS_FILE
 from hvdtrain.core.checkpoints.state import OPTIMIZER_FILE
+from hvdtrain.core.dropin.preempting import Preemption
 from hvdtrain.core.dropin.resuming import check_fits, restore_compression, restore_generators
 from hvdtrain.core.dropin.saved import LoopCheckpoint, find_checkpoint
 from hvdtrain.core.dropin.saving import LoopWriter, Taken
 from hvdtrain.core.errors import SpecError
+from hvdtrain.core.process.preemption import told_to_stop
 from hvdtrain.core.run.framework import versions_of
-from hvdtrain.keras.attach import shardings_of
+from hvdtrain.keras.attach import engines_of, shardings_of
 from hvdtrain.keras.callbacks.base import Callback
 from hvdtrain.keras.callbacks.old_checkpoint import open_old
 from hvdtrain.keras.callbacks.run_state import (
@@ -29,6 +31,7 @@ from hvdtrain.keras.callbacks.run_state import (
     by_place,
     gradients_of,
     layout_of_buckets,
+    metrics_of,
     own_arrays,
     own_window,
 )
@@ -45,6 +48,9 @@ class Checkpoint(Callback):
     rank what is its own: compression residuals, a window of micro-batches under way, and random generators.
     It is written in the background, and every byte is verified before anything is restored.
     `hvdtrain checkpoints DIRECTORY` lists what there is. States that earlier versions saved are read as well.
+
+    With `dataset`, SIGTERM or SIGUSR1 to any rank has all save after the same update, and `fit` raise
+    `SystemExit` with status 85. Without it, a rank that hears one of them ends at once with that status.
     """
 
     def __init__(
@@ -81,7 +87,6 @@ class Checkpoint(Callback):
             )
         self.directory, self.save_epochs, self.resume = Path(directory), save_epochs, resume
         self.dataset, self.save_steps, self.save_total_limit = dataset, save_steps, save_total_limit
-        self._writer: LoopWriter | None = None
         self._found: LoopCheckpoint | None = None
         self._looked = False
         self._saved = self._epoch = 0
@@ -92,6 +97,9 @@ class Checkpoint(Callback):
         """Called by Keras before any callback begins, so that restoring comes after a broadcast."""
         super().set_model(model)
         self._looked = False
+        for engine in engines_of(model) if self.dataset is not None else ():
+            if not engine.tells_of_requests:
+                engine.tells_of_requests, model.train_function = True, None
         self.attached.before_first_step.append(self._restore)
 
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
@@ -115,33 +123,53 @@ class Checkpoint(Callback):
             warnings.filterwarnings("ignore", "Your input ran out of data")
 
     def on_train_batch_begin(self, batch: int, logs: dict[str, Any] | None = None) -> None:
-        """End the rest of an epoch where its data ends.
+        """Pass on a signal to stop, and end the rest of an epoch where its data ends.
 
         Raises:
             StopIteration: Keras takes it so. A step that finds no data would draw dropout in vain.
         """
+        if told_to_stop():
+            gradients_of(self.model).accumulation.told.assign(1.0)
         if self.dataset is not None and self.dataset.epoch > self._epoch:
             raise StopIteration
 
     def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
-        """Save, where `save_steps` says so."""
-        if not self.save_steps:
+        """Save, where `save_steps` says so, or ranks were told to stop; they leave `fit` then.
+
+        Raises:
+            SystemExit: with status 85: they have left.
+        """
+        if self.dataset is None:
             return
         gradients = gradients_of(self.model)
-        due = gradients.applied // self.save_steps > self._saved // self.save_steps
-        if due and not gradients.accumulation.micro_batches:
+        told = gradients.accumulation.ranks_told.numpy() if gradients.over_all_ranks else None
+        # The last update of an epoch ends it first.
+        stop = self._preemption.agree(told) and self.dataset.within_epoch
+        steps = self.save_steps or 0
+        due = steps and gradients.applied // steps > self._saved // steps
+        if stop or (due and not gradients.accumulation.micro_batches):
             self._save(self.dataset.epoch, logs)
+        if stop:
+            self._leave()
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
-        """Save."""
+        """Save, where `save_epochs` says so, or ranks were told to stop in this epoch's last update.
+
+        Raises:
+            SystemExit: with status 85: they have left.
+        """
         self._quiet.close()
-        if (epoch + 1) % self.save_epochs == 0:
+        stop = self._preemption.reached and epoch + 1 < self.params["epochs"]
+        if stop or (epoch + 1) % self.save_epochs == 0:
             self._save(epoch + 1, logs)
+        if stop:
+            self._leave()
 
     def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
         """Wait for the last checkpoint; the next `fit` begins where it says."""
         self.model._initial_epoch = None
-        self._open_writer().wait()
+        self._writer.wait()
+        self._preemption.pause()
         super().on_train_end(logs)
 
     def save(self, epoch: int) -> None:
@@ -156,7 +184,7 @@ class Checkpoint(Callback):
         self._save(epoch, None)
 
     def _save(self, epoch: int, logs: Mapping[str, Any] | None) -> None:
-        writer, gradients, model = self._open_writer(), gradients_of(self.model), self.model
+        gradients, model = gradients_of(self.model), self.model
         record = {
             "loop": "keras",
             "epoch": epoch,
@@ -171,18 +199,27 @@ class Checkpoint(Callback):
 
         self._saved = gradients.applied
         with whole_state(shardings_of(model)):
-            writer.save(self._saved, take, own_arrays(model, gradients), _metrics(logs))
+            self._writer.save(self._saved, take, own_arrays(model, gradients), metrics_of(logs))
 
-    def _open_writer(self) -> LoopWriter:
-        if self._writer is None:
-            versions = versions_of("tensorflow", "keras")
-            self._writer = LoopWriter(self.directory, all_ranks(), "keras", versions, self.save_total_limit)
-            self._writer.begin()
-        return self._writer
+    def _leave(self) -> NoReturn:
+        for act in self.attached.before_leaving:
+            act()
+        self._preemption.leave(gradients_of(self.model).applied)
+
+    @cached_property
+    def _preemption(self) -> Preemption:
+        versions = versions_of("tensorflow", "keras")
+        writer = LoopWriter(self.directory, all_ranks(), "keras", versions, self.save_total_limit)
+        writer.begin()
+        return Preemption(writer)
+
+    @property
+    def _writer(self) -> LoopWriter:
+        return self._preemption.writer
 
     def _find(self) -> LoopCheckpoint | None:
         """What this `fit` goes on from; the first callback that begins may be another than this."""
-        writer = self._open_writer()
+        writer = self._writer
         if not self._looked:
             self._looked, writer.overwrite = True, self.resume is False
             writer.wait()
@@ -208,10 +245,6 @@ class Checkpoint(Callback):
         restore_compression(found, gradients.driver)
         gradients.accumulation.write(own_window(found, gradients))
         restore_generators(found, Generators(self.model), (order or {}).get("seed", 0))
-        self._saved = self._open_writer().goes_on_from = gradients.applied
+        self._saved = self._writer.goes_on_from = gradients.applied
         # Its files are closed: rotation deletes it while training goes on.
         self._found = replace(found, files={})
-
-
-def _metrics(logs: Mapping[str, Any] | None) -> dict[str, float | None]:
-    return {name: float(value) for name, value in (logs or {}).items() if np.ndim(value) == 0}

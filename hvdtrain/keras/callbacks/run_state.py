@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import keras
 import numpy as np
@@ -96,3 +97,8 @@ def own_window(found: LoopCheckpoint, gradients: Gradients) -> Arrays:
         else:
             own[name] = found.read(rank_file(0), path)
     return own
+
+
+def metrics_of(logs: Mapping[str, Any] | None) -> dict[str, float | None]:
+    """The numbers among what Keras tells its callbacks."""
+    return {name: float(value) for name, value in (logs or {}).items() if np.ndim(value) == 0}

@@ -54,6 +54,7 @@ class StallGuard(Callback):
             )
         host = "127.0.0.1" if hvd.local_size() == hvd.size() else socket.getfqdn()
         self._watch = StallWatch(hvd.rank(), hvd.size(), self.timeout, broadcast_bytes, _stop, host)
+        self.attached.before_leaving.append(self._watch.close)
         super().on_train_begin(logs)
 
     def on_train_batch_begin(self, batch: int, logs: dict[str, Any] | None = None) -> None:

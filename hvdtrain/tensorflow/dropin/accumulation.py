@@ -19,6 +19,8 @@ class Accumulation:
         settings: the wrapper's arguments.
         updates: how many were applied, a variable.
         windows: how many were reduced, a variable.
+        told: 1 where this rank was told to stop, a variable.
+        ranks_told: how many ranks had been, when the last window was reduced that says so, a variable.
     """
 
     def __init__(self, settings: Settings, driver: Driver, buckets: Sequence[GradBucket]) -> None:
@@ -31,7 +33,7 @@ class Accumulation:
         """
         self.settings, self._driver, self._buckets = settings, driver, buckets
         self.updates, self.windows, self._micro_batches = _counter(), _counter(), _counter()
-        self._samples = tf.Variable(0.0, dtype=tf.float64, trainable=False)
+        self._samples, self.told, self.ranks_told = _number(), _number(), _number()
         if settings.gradient_accumulation_steps > 1:
             for bucket in buckets:
                 bucket.accumulate()
@@ -81,13 +83,23 @@ class Accumulation:
         Args:
             samples: this rank's in the window, a float64 scalar.
         """
-        total = tf.reshape(self._driver.sum(tf.reshape(samples, [1]), "samples"), [])
+        total = self.sum_with_told(samples)[0]
         steps = self.settings.gradient_accumulation_steps
 
         def scale(own: np.ndarray, every: np.ndarray) -> np.ndarray:
             return np.array(self.settings.closing_scale(steps, float(own), float(every)))
 
         return tf.ensure_shape(tf.numpy_function(scale, [samples, total], tf.float64, stateful=False), ())
+
+    def sum_with_told(self, *values: tf.Tensor) -> list[tf.Tensor]:
+        """Sum a window's numbers over ranks, and in the same message how many ranks were told to stop.
+
+        Args:
+            *values: this rank's, float64 scalars.
+        """
+        *sums, ranks_told = tf.unstack(self._driver.sum(tf.stack([*values, self.told]), "window"))
+        self.ranks_told.assign(ranks_told)
+        return sums
 
     def read(self) -> dict[str, np.ndarray]:
         """Copies of the counters, and of what this rank has added up in the window under way."""
@@ -102,6 +114,10 @@ class Accumulation:
         totals = {f"total{i}": b.total for i, b in enumerate(self._buckets) if b.total is not None}
         counters = {"updates": self.updates, "micro": self._micro_batches, "windows": self.windows}
         return totals | counters | {"samples": self._samples}
+
+
+def _number() -> tf.Variable:
+    return tf.Variable(0.0, dtype=tf.float64, trainable=False)
 
 
 def _counter() -> tf.Variable:

@@ -87,6 +87,8 @@ class Gradients:
         # Whether the sources, and what else, are compared when the second window begins.
         self.compare_values_at_second_window = True
         self.compared_besides: list[tf.Variable] = []
+        # Whether each window says how many ranks were told to stop, also where it has no samples to sum.
+        self.tells_of_requests = False
 
     def micro_batch(
         self, gradients: _Gradients, samples: tf.Tensor | None, then: Callable[[_Gradients], None]
@@ -159,6 +161,8 @@ class Gradients:
         if self.settings.by_samples:
             scale = self.accumulation.scale_by_samples(own)
             flats = [flat * tf.cast(scale, flat.dtype) for flat in flats]
+        elif self.tells_of_requests:
+            self.accumulation.sum_with_told()
         reduced = self._clip_and_commit(*self._sum(flats))
         parts = {
             weight.name: part

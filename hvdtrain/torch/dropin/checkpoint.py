@@ -6,14 +6,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import ml_dtypes
 import numpy as np
 import torch
 
-from hvdtrain.core.checkpoints.arrays import ArrayStream
 from hvdtrain.core.checkpoints.model_folder import WEIGHTS_FILE
 from hvdtrain.core.checkpoints.state import OPTIMIZER_FILE, layout_of
 from hvdtrain.core.dropin.plain import put_together, take_apart
+from hvdtrain.core.dropin.preempting import Preemption
 from hvdtrain.core.dropin.resuming import (
     Restored,
     check_fits,
@@ -27,6 +26,7 @@ from hvdtrain.core.dropin.saved import find_checkpoint
 from hvdtrain.core.dropin.saving import LoopWriter, Taken
 from hvdtrain.core.errors import CheckpointError, SpecError, TrainingError
 from hvdtrain.core.run.framework import versions_of
+from hvdtrain.torch.dropin.arrays import stream_of, tensor_of
 from hvdtrain.torch.dropin.gradients import Gradients
 from hvdtrain.torch.dropin.naming import check_optimizer
 from hvdtrain.torch.dropin.optimizer_state import (
@@ -37,7 +37,6 @@ from hvdtrain.torch.dropin.optimizer_state import (
 )
 from hvdtrain.torch.dropin.session import require_init
 from hvdtrain.torch.generators import Generators
-from hvdtrain.torch.weights import host_copy
 from hvdtrain.torch.world import all_ranks
 
 _LOADER = "loader"
@@ -93,11 +92,25 @@ class Checkpoint:
         versions = versions_of("torch")
         self._writer = LoopWriter(Path(directory), all_ranks(), "torch", versions, save_total_limit)
         self._writer.begin()
+        self._preemption = Preemption(self._writer)
+
+    def reached_preemption(self) -> bool:
+        """Whether SIGTERM or SIGUSR1 has told a rank to stop; every rank calls it after each update.
+
+        The answer is the same on all ranks. Once it is True, call `save`, which then ends the program. Before
+        the first call a signal ends the process at once; from then on a second signal does.
+        """
+        found = self._gradients
+        if found is not None and found.accumulation.micro_batches:
+            # In the middle of an update nothing can be saved.
+            return False
+        return self._preemption.agree(found.told if found is not None and found.over_all_ranks else None)
 
     def save(self, step: int, *, metrics: Mapping[str, float] | None = None, extra: Any = None) -> None:
         """Save after an update; every rank calls it at the same one, and an error is raised on all.
 
         The state is copied, and written in the background while training goes on; the next `save` waits.
+        Where `reached_preemption` is True it is written at once.
 
         Args:
             step: updates that were taken.
@@ -106,6 +119,7 @@ class Checkpoint:
 
         Raises:
             CheckpointError: something cannot be stored, or the last checkpoint could not be written.
+            SystemExit: with status 85, where `reached_preemption` is True; the checkpoint is on disk.
             TrainingError: micro-batches of an update are under way.
         """
         gradients = self._gradients
@@ -130,9 +144,11 @@ class Checkpoint:
                 "layout": self._layout,
                 "applied": gradients.applied if gradients is not None else None,
             }
-            return record, {WEIGHTS_FILE: _stream(self._weights()), OPTIMIZER_FILE: _stream(arrays)}
+            return record, {WEIGHTS_FILE: stream_of(self._weights()), OPTIMIZER_FILE: stream_of(arrays)}
 
         self._writer.save(step, take, self._own(), metrics or {})
+        if self._preemption.reached:
+            self._preemption.leave(step)
 
     def restore(self, which: str | Path = "auto") -> Restored | None:
         """Go on from a checkpoint; every rank calls it before it takes a batch.
@@ -158,11 +174,11 @@ class Checkpoint:
         check_named_state(record["optimizer"], self._optimizer, self._model, found.directory)
 
         def read(name: str) -> torch.Tensor:
-            return _tensor(found.read(OPTIMIZER_FILE, name))
+            return tensor_of(found.read(OPTIMIZER_FILE, name))
 
         with torch.no_grad():
             for name, tensor in weights.items():
-                tensor.copy_(_tensor(found.read(WEIGHTS_FILE, name)))
+                tensor.copy_(tensor_of(found.read(WEIGHTS_FILE, name)))
         load_named_state(record["optimizer"], self._optimizer, self._model, read)
         for name, each in self._objects.items():
             each.load_state_dict(put_together(record["objects"][name], read, each.state_dict()))
@@ -181,6 +197,7 @@ class Checkpoint:
             CheckpointError: it could not be written.
         """
         self._writer.wait()
+        self._preemption.pause()
 
     @property
     def _gradients(self) -> Gradients | None:
@@ -224,25 +241,3 @@ class Checkpoint:
             for name, array in state.items()
         }
         return residuals | own_generators(Generators(self._model))
-
-
-def _stream(tensors: Mapping[str, torch.Tensor]) -> ArrayStream:
-    """Copies, which stay as they are while training goes on."""
-    return ArrayStream.of({name: _array(tensor) for name, tensor in tensors.items()})
-
-
-def _array(tensor: torch.Tensor) -> np.ndarray:
-    found = host_copy(tensor)
-    if found.dtype == torch.bfloat16:
-        return found.view(torch.int16).numpy().view(ml_dtypes.bfloat16)
-    try:
-        return found.numpy()
-    except TypeError as error:
-        raise CheckpointError(f"Checkpoint: a tensor of {found.dtype} cannot be saved: {error}") from None
-
-
-def _tensor(array: np.ndarray) -> torch.Tensor:
-    own = np.array(array)
-    if own.dtype == ml_dtypes.bfloat16:
-        return torch.from_numpy(own.view(np.int16)).view(torch.bfloat16)
-    return torch.from_numpy(own)

@@ -11,6 +11,7 @@ import torch
 from hvdtrain.core.compression.protocol import State
 from hvdtrain.core.dropin import Settings, accumulator, known_to_all, lay_out
 from hvdtrain.core.errors import TrainingError
+from hvdtrain.core.process.preemption import told_to_stop
 from hvdtrain.torch.buckets import GradBucket
 from hvdtrain.torch.driver import Driver, Work
 from hvdtrain.torch.dropin.accumulation import Accumulation
@@ -38,6 +39,7 @@ class Gradients:
         index: of this optimizer among the program's.
         applied: how many updates there have been.
         prefix: of the names of collectives.
+        told: how many ranks had been told to stop when the last window was reduced.
         ready: whether `.grad` holds a window that neither `step` nor `zero_grad` has ended.
         options: what ranks compare beside the parameters, such as the learning rate, by its names in errors.
     """
@@ -55,7 +57,7 @@ class Gradients:
         self.accumulation = Accumulation(settings, self.driver)
         self.filling = Filling()
         self.hooks = Hooks(self._before, self._after, self.filling.check_converted)
-        self.applied, self.ready, self._agreed = 0, False, False
+        self.applied, self.told, self.ready, self._agreed = 0, 0, False, False
         self.options: Callable[[], Mapping[str, Any]] = dict
         # What the window is for.
         self._update, self._rules = 0, settings.rules
@@ -106,6 +108,11 @@ class Gradients:
         """Whether this backward completes the window."""
         return self.accumulation.closing
 
+    @property
+    def over_all_ranks(self) -> bool:
+        """Whether no group of ranks has gradients of its own."""
+        return self._process_set is hvd.global_process_set
+
     def enter(self) -> None:
         """A backward has reached the first of the parameters."""
         self.accumulation.check()
@@ -134,7 +141,7 @@ class Gradients:
         for bucket in self.filling.buckets:
             if bucket.layout.index not in self._works and self._trainable(bucket):
                 self._start(bucket)
-        uses = [*self.filling.uses(), self.accumulation.micro_batches]
+        uses = [*self.filling.uses(), self.accumulation.micro_batches, told_to_stop()]
         self._counts = torch.tensor(uses, dtype=torch.int32)
         self._counts_handle = self.driver.sum_async(self._counts, "used")
 
@@ -143,7 +150,7 @@ class Gradients:
         with waiting_for_ranks("gradients"):
             self._next_states = self.driver.finish(self._works.values())
             hvd.synchronize(self._counts_handle)
-        *uses, micro_batches = self._counts.tolist()
+        *uses, micro_batches, self.told = self._counts.tolist()
         self.filling.put(uses, self._works, *self.accumulation.end(micro_batches))
         self._overlaps = not self._nested
         self.ready = True

@@ -214,6 +214,34 @@ def test_a_later_checkpoint_that_is_there_is_not_passed_over(tmp_path: Path) -> 
     assert [each.step for each in list_checkpoints(tmp_path, every_byte=True)] == [2, 4]
 
 
+def test_another_programs_checkpoints_are_neither_deleted_nor_replaced(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    theirs = {tmp_path / f"checkpoint-{step}" / "trainer_state.json": step for step in (3, 900)}
+    for path, step in theirs.items():
+        path.parent.mkdir()
+        path.write_text(f'{{"global_step": {step}}}')
+    into = writer(tmp_path)
+    for step in (1, 2):
+        save(into, step)
+    into.wait()
+    (tmp_path / "checkpoint-2" / WEIGHTS_FILE).unlink()
+    over = writer(tmp_path, overwrite=True)
+    save(over, 4)
+    over.wait()
+    said = capsys.readouterr().out
+    assert "hvdtrain: checkpoint-3 is not deleted: " in said
+    assert "hvdtrain: checkpoint-900 is not deleted: " in said
+    # They are nobody's newer ones.
+    save(over, 5)
+    with pytest.raises(CheckpointError, match="checkpoint-900: is there already, and was not saved by hvd"):
+        save(over, 900)
+    assert [path.read_text() for path in theirs] == [f'{{"global_step": {step}}}' for step in (3, 900)]
+    assert {path.name for path in tmp_path.glob("checkpoint-*")} == {
+        f"checkpoint-{step}" for step in (3, 4, 5, 900)
+    }
+
+
 def test_what_a_killed_job_left_is_deleted(tmp_path: Path) -> None:
     left = tmp_path / ".checkpoint-3.parts-abc"
     left.mkdir()
