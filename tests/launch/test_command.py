@@ -132,8 +132,8 @@ def test_refusals_start_nothing(arguments: tuple[str, ...], kind: type[Exception
 # test_run.py has failing ranks that start sooner.
 @pytest.mark.slow
 def test_status_of_a_failing_job(tmp_path: Path) -> None:
-    blocked = tmp_path / "file"
-    blocked.write_text("in the way of a folder")
+    # Only rank 0 finds out that it is another run's.
+    (tmp_path / "metrics.jsonl").touch()
     arguments = [
         "run",
         "bert",
@@ -143,7 +143,9 @@ def test_status_of_a_failing_job(tmp_path: Path) -> None:
         "2",
         *SHORT,
         "--output-dir",
-        str(blocked / "out"),
+        str(tmp_path),
+        "--resume",
+        "auto",
     ]
     script = "import typer; from hvdtrain.launch.command import run; typer.run(run)"
     done = subprocess.run(
