@@ -53,7 +53,7 @@ class Reducer:
         for bucket in buckets:
             self._driver.add(bucket, dtype)
         self._reduced: list[tf.Tensor] = []
-        # With sharded gradients: the sums of early micro-batches, made when the first is traced.
+        # With sharded gradients: the sums of early micro-batches.
         self._shards: list[tf.Variable] = []
         self._next_states: dict[int, State] = {}
         self._exchanges: dict[Policy, Callable[..., object]] = {}
@@ -74,6 +74,20 @@ class Reducer:
             bucket.start_window()
         for shard in self._shards:
             shard.assign(tf.zeros_like(shard))
+
+    def accumulate(self) -> None:
+        """Make the variables in which early micro-batches add up, if they are not there.
+
+        Called before one is traced: TensorFlow traces a function that makes variables twice.
+        """
+        if not self._rules.shards_gradients:
+            for bucket in self._buckets:
+                bucket.accumulate()
+        elif not self._shards:
+            ranks = self._driver.ops.ranks
+            for bucket in self._buckets:
+                size = self._rules.shard(bucket.layout, ranks, rank=0).size
+                self._shards.append(tf.Variable(tf.zeros((size,), bucket.dtype), trainable=False))
 
     def backward(self, forward: Callable[[], tf.Tensor], last: bool) -> tf.Tensor:
         """Run one micro-batch and add its gradients to the window's.
@@ -112,9 +126,6 @@ class Reducer:
             sums = self._shards or [tf.zeros_like(each) for each in found]
             self._reduced = [each + total for each, total in zip(found, sums, strict=True)]
             return
-        if not self._shards:
-            with tf.init_scope():
-                self._shards = [tf.Variable(tf.zeros(f.shape, f.dtype), trainable=False) for f in found]
         for shard, each in zip(self._shards, found, strict=True):
             shard.assign_add(each)
 

@@ -188,6 +188,8 @@ class Trainer:
         inverse, known = self._scalar(1.0 / divisor), 0.0 if self.model.weighs else window.weight
         sums = tf.constant([0.0, known], tf.float64)
         self.reducer.start_window(update, loss_scale)
+        if early:
+            self.reducer.accumulate()
         for batch in early:
             sums += self._compiled_accumulate(batch, inverse)
         return last, inverse, sums

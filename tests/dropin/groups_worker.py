@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from hvdtrain.core.errors import SpecError
+from tests.jobs.runs import start_sooner
 
 ROWS, FEATURES, RATE, UPDATES = 4, 3, 0.1, 4
 
@@ -115,4 +116,5 @@ def main(framework: str) -> None:
 
 
 if __name__ == "__main__":
+    start_sooner()
     main(*sys.argv[1:])

@@ -8,6 +8,7 @@ import torch
 
 import hvdtrain.torch as hvd
 from tests.dropin.trial import batch, mean_loss, mlp, sgd
+from tests.jobs.runs import start_sooner
 
 
 def main(how: str) -> None:
@@ -28,4 +29,5 @@ def main(how: str) -> None:
 
 
 if __name__ == "__main__":
+    start_sooner()
     main(sys.argv[1])

@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 
 import hvdtrain.torch as hvd
+from tests.jobs.runs import start_sooner
 
 
 def main(results: str, *modules: str) -> None:
@@ -39,4 +40,5 @@ def main(results: str, *modules: str) -> None:
 
 
 if __name__ == "__main__":
+    start_sooner()
     main(*sys.argv[1:])

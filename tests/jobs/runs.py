@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import subprocess
@@ -10,6 +11,8 @@ from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from pydoc_data.topics import topics
+from types import ModuleType
+from typing import Any
 
 from tests.jobs.standing import train_standing
 
@@ -129,13 +132,40 @@ def small_corpus(directory: Path) -> list[str]:
 def start_sooner(kept: tuple[str, ...] = ()) -> None:
     """Called by a rank before it imports a framework: hides what the libraries can do without.
 
-    They import it where it is installed, and few ranks of tests use it; it is a third of TensorFlow's start.
+    They import it where it is installed, and few ranks of tests use it; it is a third of TensorFlow's start,
+    and PyTorch's compiler half of PyTorch's.
 
     Args:
         kept: what these ranks use.
     """
     for name in {"sklearn", "scipy", "matplotlib", "kagglehub", "tensorflow_text"}.difference(kept):
         sys.modules[name] = None  # type: ignore[assignment]
+    sys.modules.setdefault(_COMPILER, _Compiler(_COMPILER))
+
+
+_COMPILER = "torch._dynamo"
+
+
+class _Compiler(ModuleType):
+    """PyTorch's compiler, imported when something is compiled.
+
+    Optimizers import it to say that they are not; that takes as long as PyTorch's own import.
+    """
+
+    @staticmethod
+    def disable(function: Any, *_: Any, **__: Any) -> Any:
+        return function
+
+    @staticmethod
+    def graph_break() -> None:
+        pass
+
+    def __getattr__(self, name: str) -> Any:
+        # Submodules are looked for there; whoever goes through all modules asks for other names like it.
+        if name.startswith("__") and name != "__path__":
+            raise AttributeError(name)
+        sys.modules.pop(_COMPILER, None)
+        return getattr(importlib.import_module(_COMPILER), name)
 
 
 def launch(
@@ -224,10 +254,12 @@ def train_all(
     program = [str(WORKER), framework]
     # A timeline is whole when its ranks have ended.
     if wire == "mpirun" and "HOROVOD_TIMELINE" not in os.environ:
+        tensorflow = framework == "tensorflow"
         # Models of users set what Keras keeps for the whole process.
-        key = framework, np, any("/" in each for each in specs.values())
+        key = framework, np, tensorflow and any("/" in each for each in specs.values())
         command = [*MPIRUN, "-np", str(np), sys.executable, *program]
-        train_standing(key, np, command, _environment(wire), listing, len(scenarios))
+        traced = len(scenarios) if tensorflow else 0
+        train_standing(key, np, command, _environment(wire), listing, traced)
     else:
         done = launch(np, [*program, str(listing)], wire)
         assert done.returncode == 0, done.stdout[-5000:]

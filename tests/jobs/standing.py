@@ -15,8 +15,8 @@ from typing import IO
 _LOOK_S = 0.05
 _END = "end"
 # Of one pytest process; each rank of TensorFlow's has some 700 MiB.
-_MOST = 3
-# After so many scenarios ranks begin anew: TensorFlow keeps what it has traced.
+_MOST = 4
+# After so many scenarios ranks are started again: TensorFlow keeps what it has traced.
 _SCENARIOS = 24
 
 
@@ -31,7 +31,7 @@ class Standing:
             command: of the launcher; a folder in which ranks find their listings comes behind it.
             env: their environment.
         """
-        self._ranks, self.listings, self.scenarios = ranks, 0, 0
+        self._ranks, self.listings, self.traced = ranks, 0, 0
         self._folder = Path(tempfile.mkdtemp(prefix="ranks-"))
         self._output: IO[bytes] = (self._folder / "output").open("wb")
         self._process = subprocess.Popen(
@@ -42,9 +42,9 @@ class Standing:
             stderr=subprocess.STDOUT,
         )
 
-    def train(self, listing: Path, scenarios: int, timeout: float) -> None:
+    def train(self, listing: Path, traced: int, timeout: float) -> None:
         """Have all ranks train the scenarios of a listing; AssertionError with what they printed if not."""
-        self.listings, self.scenarios = self.listings + 1, self.scenarios + scenarios
+        self.listings, self.traced = self.listings + 1, self.traced + traced
         unfinished = self._folder / "listing"
         unfinished.write_text(str(listing))
         unfinished.rename(self._folder / str(self.listings))
@@ -73,7 +73,7 @@ _standing: dict[object, Standing] = {}
 
 
 def train_standing(
-    key: object, ranks: int, command: list[str], env: dict[str, str], listing: Path, scenarios: int
+    key: object, ranks: int, command: list[str], env: dict[str, str], listing: Path, traced: int
 ) -> None:
     """Train the scenarios of a listing by ranks that stay; those that were not used for longest end.
 
@@ -83,17 +83,17 @@ def train_standing(
         command: that launches them, if they are not there.
         env: their environment.
         listing: of the scenarios.
-        scenarios: how many there are.
+        traced: how many of them leave something behind in the ranks.
     """
     found = _standing.pop(key, None)
-    if found and found.scenarios + scenarios > _SCENARIOS:
+    if found and found.traced + traced > _SCENARIOS:
         found.end()
         found = None
     while not found and len(_standing) >= _MOST:
         _standing.pop(next(iter(_standing))).end()
     found = found or Standing(ranks, command, env)
     try:
-        found.train(listing, scenarios, timeout=600)
+        found.train(listing, traced, timeout=600)
     except BaseException:
         found.end()
         raise

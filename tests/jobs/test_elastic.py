@@ -56,7 +56,7 @@ def goes_on_with(ranks: int, after: int, out: Path) -> Callable[[], bool]:
 def start(cluster: Cluster, root: Path, framework: str, *options: str) -> subprocess.Popen[str]:
     sets = [*SETTINGS, *small_corpus(root / "corpus")]
     elastic = ("--min-np", "1", "--max-np", "3", "--snapshot-steps", "5", "--network-interface", "eth0")
-    command = scripted(root, framework, {"pace": 0.25}, sets, *elastic, *COOLDOWN, *options)
+    command = scripted(root, framework, {"pace": 0.25}, "bert", sets, *elastic, *COOLDOWN, *options)
     # Another -np than that of `scripted` counts.
     log = (root / "log").open("w")
     return subprocess.Popen(

@@ -20,31 +20,33 @@ from hvdtrain.core.errors import CheckpointError
 from hvdtrain.core.run.output_dir import PLAN_FILE
 from tests.jobs.killed import RANKS
 from tests.jobs.preempted import wait_for
-from tests.jobs.runs import ROOT, TINY, small_corpus
+from tests.jobs.runs import ROOT, TINY, small_corpus, train_all
 from tests.jobs.test_preemption import ENV, check_unbroken
+from tests.own import jobs as own_jobs
 
-# float32 with dropout; 16 updates an epoch.
-SETTINGS = [
-    *TINY,
-    "model.hidden_dropout_prob=0.1",
-    "model.attention_probs_dropout_prob=0.1",
+# float32 with dropout; some 15 updates an epoch.
+COMMON = [
     "batch={per_device_train_batch_size: 2, global_batch_size: 4}",
     "schedule.type=constant_with_warmup",
     "checkpointing={save_steps: 3, save_total_limit: 3}",
+    "evaluation.eval_steps=null",
     "logging.progress_bar=false",
 ]
+BERT = [*TINY, *COMMON, "model.hidden_dropout_prob=0.1", "model.attention_probs_dropout_prob=0.1"]
+# Of ranks that start in a third of the time.
+OWN = own_jobs.job("Dropped", "classes_alone", "cross_entropy", 0, "model.dtype=float32", *COMMON)
 # Ranks go on for a while after their launcher.
 WHO = ("0", "1", "all", "1", "launcher")
 SLOW = pytest.mark.slow
 
 
-def run(root: Path, framework: str, plan: dict[str, Any], sets: list[str]) -> int:
+def run(root: Path, framework: str, plan: dict[str, Any], spec: str, sets: list[str]) -> int:
     """Train into root/out, on from the newest checkpoint; returns the status when no rank is left."""
     (root / "plan.json").write_text(json.dumps(plan))
     for rank in range(RANKS):
         (root / f"pid.{rank}").unlink(missing_ok=True)
     command = [
-        *(sys.executable, "-m", "tests.jobs.killed", str(root), "bert", "--framework", framework),
+        *(sys.executable, "-m", "tests.jobs.killed", str(root), spec, "--framework", framework),
         *("-np", str(RANKS), "--output-dir", str(root / "out"), "--resume", "auto"),
         *(part for one in sets for part in ("--set", one)),
     ]
@@ -84,21 +86,22 @@ def samples(root: Path, rank: int) -> list[tuple[int, list[int]]]:
 
 
 @pytest.mark.parametrize(
-    ("framework", "rounds", "updates"),
+    ("framework", "model", "rounds", "updates"),
     [
-        ("torch", 5, 80),
-        pytest.param("torch", 25, 1000, marks=SLOW),
-        pytest.param("tensorflow", 25, 1000, marks=SLOW),
+        ("torch", "own", 5, 80),
+        pytest.param("torch", "bert", 25, 1000, marks=SLOW),
+        pytest.param("tensorflow", "bert", 25, 1000, marks=SLOW),
     ],
 )
 def test_killed_at_any_moment_nothing_is_lost_and_nothing_is_done_twice(
-    framework: str, rounds: int, updates: int, tmp_path: Path
+    framework: str, model: str, rounds: int, updates: int, tmp_path: Path
 ) -> None:
-    whole, root, draw = tmp_path / "whole", tmp_path / "killed", random.Random(rounds)
-    sets = [*SETTINGS, *small_corpus(tmp_path / "corpus"), f"max_steps={updates}"]
-    for each in (whole, root):
-        each.mkdir()
-    assert run(whole, framework, {}, sets) == 0, output(whole)
+    root, draw = tmp_path / "killed", random.Random(rounds)
+    root.mkdir()
+    sets = BERT + small_corpus(tmp_path / "corpus") if model == "bert" else OWN
+    spec = "bert" if model == "bert" else str(own_jobs.base_spec(tmp_path))
+    job = spec, [*sets, f"max_steps={updates}"]
+    whole = train_all(tmp_path, framework, RANKS, {"whole": job[1]}, spec=spec)["whole"]
     for number in range(rounds):
         place = newest_whole(root / "out")
         taken = [len(samples(root, rank)) for rank in range(RANKS)]
@@ -108,17 +111,17 @@ def test_killed_at_any_moment_nothing_is_lost_and_nothing_is_done_twice(
             plan |= {"event": draw.randint(1, 100)}
         else:
             plan |= {"update": place + draw.randint(1, 8), "delay": 0.03 * draw.random()}
-        assert run(root, framework, plan, sets) != 0, (plan, output(root))
+        assert run(root, framework, plan, *job) != 0, (plan, output(root))
         for rank in range(RANKS):
             # It goes on behind the newest checkpoint that was there: what is on disk is not trained again.
             first = samples(root, rank)[taken[rank] : taken[rank] + 1]
             assert [update for update, _ in first] in ([place + 1], []), (plan, output(root))
-    assert run(root, framework, {}, sets) == 0, output(root)
-    check_unbroken(whole / "out", root / "out")
-    of_whole = [dict(samples(whole, rank)) for rank in range(RANKS)]
+    assert run(root, framework, {}, *job) == 0, output(root)
+    check_unbroken(whole, root / "out")
     # Of an update that was taken again, what the last attempt used counts.
-    assert [dict(samples(root, rank)) for rank in range(RANKS)] == of_whole
-    order = [index for update in sorted(of_whole[0]) for rank in of_whole for index in rank[update]]
+    taken_on = [dict(samples(root, rank)) for rank in range(RANKS)]
+    assert [sorted(each) for each in taken_on] == [[*range(1, updates + 1)]] * RANKS
+    order = [index for update in range(1, updates + 1) for rank in taken_on for index in rank[update]]
     count = json.loads((root / "out" / PLAN_FILE).read_text())["train_samples"]
     assert len(order) >= 5 * count
     for start in range(0, len(order) - count + 1, count):

@@ -60,6 +60,7 @@ BY_NATURE = {
     "placeholders.py": dict.fromkeys(
         ("empty", "is_empty", "place"), "TensorFlow's variables give their memory back where they are made"
     ),
+    "reducer.py": {"Reducer": "TensorFlow's variables are made before what adds to them is traced"},
     "shards.py": {"ShardExchange": _DRIVER},
     "driver.py": dict.fromkeys(("Work", "Driver"), _DRIVER),
     "update_rules.py": dict.fromkeys(

@@ -31,6 +31,11 @@ def classes() -> tuple[Arrays, Arrays]:
     return tuple({"x": a["x"], "labels": a["labels"]} for a in (train, evaluation))  # type: ignore[return-value]
 
 
+def classes_alone() -> Arrays:
+    """Them, and nothing to evaluate on."""
+    return classes()[0]
+
+
 def numbers() -> tuple[Arrays, Arrays]:
     """Points and a number for each."""
     train, evaluation = points()

@@ -23,6 +23,8 @@ GLOBAL, PER_DEVICE, SEED, RATE, MOMENTUM = 16, 4, 3, 0.1, 0.9
 MODULES = {
     "CNN": ("conv1", "conv2", "head"),
     "Scores": ("first", "second"),
+    "Fixed": ("first", "second"),
+    "Dropped": ("first", "second"),
     "Value": ("first", "second"),
     "Tags": ("embedding", "head"),
     "Normed": ("frozen", "first", "norm", "head"),
@@ -74,12 +76,18 @@ def train(
 ) -> dict[str, Path]:
     """Train scenarios of `job` in one launch, from the spec that they share; returns their directories."""
     directory.mkdir(parents=True)
-    spec = directory / "base.yaml"
-    spec.write_text(json.dumps(BASE))
+    spec = base_spec(directory)
     functions = f"tests.own.{'torch' if framework == 'torch' else 'keras'}_losses:"
     # The functions of either framework have the same names.
     given = {name: [each.replace("own:", functions) for each in sets] for name, sets in scenarios.items()}
     return train_all(directory, framework, size, given, resume, wire, str(spec))
+
+
+def base_spec(directory: Path) -> Path:
+    """Writes the spec that all scenarios share."""
+    spec = directory / "base.yaml"
+    spec.write_text(json.dumps(BASE))
+    return spec
 
 
 def losses(run: Path) -> np.ndarray:

@@ -28,6 +28,18 @@ def Value() -> keras.Model:
     return keras.Model(x, layers.Reshape(())(layers.Dense(1, name="second")(hidden)))
 
 
+def Fixed(dropout: float = 0.0) -> keras.Model:
+    first, second = (keras.initializers.GlorotUniform(seed) for seed in (1, 2))
+    x = keras.Input((6,), name="x")
+    hidden = layers.Dense(8, activation="tanh", kernel_initializer=first, name="first")(x)
+    hidden = layers.Dropout(dropout)(hidden)
+    return keras.Model(x, layers.Dense(3, kernel_initializer=second, name="second")(hidden))
+
+
+def Dropped() -> keras.Model:
+    return Fixed(0.2)
+
+
 def Tags() -> keras.Model:
     ids = keras.Input((None,), dtype="int32", name="ids")
     hidden = layers.Activation("tanh")(layers.Embedding(11, 8, name="embedding")(ids))

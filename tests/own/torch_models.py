@@ -6,6 +6,7 @@ import sys
 
 import torch
 from torch import nn
+from torch.nn import functional
 
 from hvdtrain.core.process.environment import launched_rank
 from tests.jobs.runs import ROOT
@@ -36,6 +37,23 @@ class Value(Scores):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return super().forward(x)[:, 0]
+
+
+class Fixed(Scores):
+    """As scores, with the same first values in every run."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        draw = torch.Generator().manual_seed(1)
+        for parameter in self.parameters():
+            nn.init.uniform_(parameter, -0.5, 0.5, generator=draw)
+
+
+class Dropped(Fixed):
+    """With dropout as well."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.second(functional.dropout(torch.tanh(self.first(x)), 0.2, self.training))
 
 
 class Tags(nn.Module):
