@@ -3,7 +3,7 @@
     python benchmarks/saving.py
 
 A job saves after every other block of 20 updates. Blocks that follow a save are compared with those between
-them that do not, so that what disturbs the machine disturbs both. On 2 ranks of one thread each. See
+them that do not, so that what disturbs the machine disturbs both. Ranks have one thread each. See
 docs/benchmarks.md.
 """
 
@@ -55,6 +55,7 @@ _COLUMNS: dict[str, Kind] = {
 def measure_saving(
     *,
     rounds: Annotated[int, typer.Option(min=1, help="Blocks with a save, and as many without.")] = 10,
+    ranks: Annotated[int, typer.Option(min=1, help="1 leaves a core of two to the thread that writes.")] = 2,
     model: Annotated[str, typer.Option(help="bert or gpt2.")] = "bert",
     framework: Annotated[str, typer.Option(help="torch or tensorflow.")] = "torch",
     folder: Annotated[Path | None, typer.Option(help="Where checkpoints are written.")] = None,
@@ -64,16 +65,16 @@ def measure_saving(
     for name, in_background in (("in the background", "true"), ("training waits", "false")):
         with tempfile.TemporaryDirectory(dir=folder) as place:
             sets = (f"checkpointing.async_save={in_background}", f"max_steps={2 * _BLOCK * (rounds + 1)}")
-            _train(framework, model, Path(place), (*_COMMON, *_MODELS[model], *sets))
+            _train(framework, model, ranks, Path(place), (*_COMMON, *_MODELS[model], *sets))
             rows.append((name, *_summary(Path(place), rounds)))
-    title = f"{framework}, {model}, 2 ranks: what a save adds to 20 updates"
+    title = f"{framework}, {model}, {ranks} ranks: what a save adds to 20 updates"
     console = Console()
     print_table(make_table(_COLUMNS, rows, title), console)
 
 
-def _train(framework: str, model: str, folder: Path, sets: Sequence[str]) -> None:
-    command = [sys.executable, "-m", "hvdtrain.cli", "run", model, "--framework", framework, "-np", "2"]
-    command += ["--output-dir", str(folder), *(f"--set={each}" for each in sets)]
+def _train(framework: str, model: str, ranks: int, folder: Path, sets: Sequence[str]) -> None:
+    command = [sys.executable, "-m", "hvdtrain.cli", "run", model, "--framework", framework]
+    command += ["-np", str(ranks), "--output-dir", str(folder), *(f"--set={each}" for each in sets)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         sys.exit(f"error: the job ended:\n{done.stderr[-3000:]}")
