@@ -65,6 +65,7 @@ class ElasticAttendant(Attendant):
 
     Attributes:
         regrouping: why the job was told to stop; None: it was not.
+        hung: whether it was ended because no rank had come further.
     """
 
     def __init__(
@@ -86,6 +87,7 @@ class ElasticAttendant(Attendant):
         """
         super().__init__(hosts, heard)
         self.regrouping: str | None = None
+        self.hung = False
         self._timeout, self._patience, self._better = timeout, patience, better
 
     def look(self, stop: Callable[[], object]) -> Ending | None:
@@ -97,9 +99,12 @@ class ElasticAttendant(Attendant):
         if silent := self.heartbeats.silent(factor * self._timeout):
             return self._lost(silent, factor * self._timeout)
         if self.heartbeats.idle >= factor * self._patience:
+            self.hung = True
             told = f"no rank has come further for {factor * self._patience:g} s (--stall-timeout)"
             return Ending(_LOST, told, "no rank has come further")
-        if moved and self.regrouping is None and (why := self._better()):
+        # Ranks leave already where one was told to: a signal more would end that one before it has saved.
+        stays = self.regrouping is None and not self.heartbeats.told
+        if moved and stays and (why := self._better()):
             self.regrouping = why
             stop()
         return None

@@ -210,9 +210,9 @@ class ElasticJob:
         self._furthest = max(furthest, heartbeats.step)
         if attendant.regrouping is not None or heartbeats.first_update_at is None:
             return attendant.regrouping is not None
-        # An error comes again at the same update; ranks that are killed or lost may have had bad luck.
-        raised = bool(ending.ranks) and ending.status < _BY_SIGNAL
-        return not raised or heartbeats.step > furthest
+        # Errors and hangs come again at the same update; ranks that are killed or lost may have had bad luck.
+        again = attendant.hung or (bool(ending.ranks) and ending.status < _BY_SIGNAL)
+        return not again or heartbeats.step > furthest
 
     def _leave(self, hosts: Sequence[Host], ranks: Sequence[int]) -> None:
         """Put the hosts of these ranks on the blacklist, but those that the job needs."""

@@ -24,8 +24,8 @@ from hvdtrain.core.run.ranks import Ranks
 from hvdtrain.core.run.results import TrainingResult, UpdateResult
 from hvdtrain.core.run.world import World
 from hvdtrain.core.spec.job_spec import JobSpec, load_spec
+from tests.core.older_formats import make_format_1
 from tests.core.test_lock import hold
-from tests.core.test_manifest import make_format_1
 from tests.core.test_resume import Drawing
 from tests.jobs.runs import TINY, small_corpus
 

@@ -79,6 +79,16 @@ def test_who_was_told_and_has_saved_ends_with_a_status_of_its_own(
     assert re.fullmatch(said, done.stderr)
 
 
+def test_who_leaves_last_is_not_told_to_by_a_launcher_that_ends_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(HEARTBEAT, "1")
+    done = run(
+        "from hvdtrain.core.run.requests import leave",
+        "class Ranks: is_chief = False; sum = lambda self, values: kill('SIGTERM') or time.sleep(0.2)",
+        "with requests_wait(): leave(Ranks(), 4, '')",
+    )
+    assert (done.returncode, done.stderr) == (85, "")
+
+
 def test_a_second_request_ends_it_at_once() -> None:
     again = "while True: kill('SIGUSR1'); __import__('ctypes').CDLL(None).sleep(1)"
     done = run("waiting = requests_wait(); waiting.__enter__()", "kill('SIGTERM')", again)

@@ -35,6 +35,7 @@ from hvdtrain.core.run.start import start
 from hvdtrain.core.run.state import RunState
 from hvdtrain.core.run.world import World
 from hvdtrain.core.spec.job_spec import JobSpec, load_spec
+from tests.core.older_formats import make_format_1
 from tests.jobs.runs import TINY, small_corpus
 
 # Counted from 0: what these bring is not finite.
@@ -231,9 +232,9 @@ def test_skips_are_counted_on_and_so_are_the_optimizers_updates(
     assert skipped(tmp_path / "rest") == rest
     assert found == numbers
     # One that was saved before skips were, and before there were manifests.
-    (checkpoint / MANIFEST_FILE).unlink()
+    make_format_1(checkpoint)
     record = json.loads((checkpoint / STATE_FILE).read_text())
-    del record["skipped_updates"], record["empty_updates"], record["format"]
+    del record["skipped_updates"], record["empty_updates"]
     (checkpoint / STATE_FILE).write_text(json.dumps(record))
     train(tmp_path / "older", spec, dataset, checkpoint)
     assert skipped(tmp_path / "older") == [(count - 2, empty - 1) for count, empty in rest]

@@ -34,7 +34,7 @@ from hvdtrain.core.spec.job_spec import load_spec
 from hvdtrain.core.update.accumulation import resolve_accumulation
 from hvdtrain.core.update.buckets import plan_buckets
 from tests.core.dropin.test_loop_checkpoints import on_each
-from tests.core.test_manifest import make_format_2
+from tests.core.older_formats import make_format_2
 
 # Two weights a bucket, of 1 MB together.
 WEIGHTS = tuple(Weight(f"layer{i}.weight", (64, 1024), True, ZEROS) for i in range(32))
@@ -235,7 +235,7 @@ def test_moments_of_local_updates_are_each_ranks_own(tmp_path: Path) -> None:
     for rank in range(SAVED_ON):
         own = load_file(folder / rank_file(rank))
         assert own.keys() == {f"optimizer.{name}" for name, _ in Moments().read()} | {GENERATOR}
-    state = load_state(folder)
+    state = load_state(folder, check_whole(folder))
     assert not state.moments
     assert {*state.moment_shapes.values()} == {(SAVED_ON, *WEIGHTS[0].shape)}
 
@@ -252,7 +252,8 @@ def test_what_a_rank_cannot_write_is_told_on_every_rank_and_deleted(
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr("hvdtrain.core.checkpoints.rank_files.write_arrays", write)
-    others = None if seen else tmp_path / "elsewhere" / "checkpoint-4"
+    # As little as looking for it succeeds there.
+    others = None if seen else tmp_path / ("x" * 300) / "checkpoint-4"
     errors, _ = save_on_each(tmp_path / "checkpoint-4", others)
     assert {type(error) for error in errors} == {CheckpointError}
     expected = f"checkpoint-4: the model could not be saved: rank {full}: [Errno 28] No space left"
@@ -262,10 +263,15 @@ def test_what_a_rank_cannot_write_is_told_on_every_rank_and_deleted(
 
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """A checkpoint with residuals as it is written today, and as an earlier version wrote it."""
+    """A checkpoint with residuals as it is written today, and as an earlier version wrote it.
+
+    A file of a rank that has saved neither lies beside theirs, as where somebody has copied one over another.
+    """
     root = tmp_path_factory.mktemp("saved")
     save_on_each(root / "checkpoint-4")
     make_format_2(shutil.copytree(root / "checkpoint-4", root / "before"))
+    for place in ("before", "checkpoint-4"):
+        shutil.copyfile(root / "checkpoint-4" / rank_file(SAVED_ON - 1), root / place / rank_file(SAVED_ON))
     return {"today": root / "checkpoint-4", "format 2": root / "before"}
 
 

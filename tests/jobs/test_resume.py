@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 
 from hvdtrain.core.checkpoints.finding import AUTO
-from hvdtrain.core.checkpoints.manifest import STATE_FILE
+from hvdtrain.core.checkpoints.manifest import STATE_FILE, read_manifest
 from hvdtrain.core.checkpoints.rank_files import rank_file
-from hvdtrain.core.checkpoints.state import load_state
+from hvdtrain.core.checkpoints.state import TrainingState, load_state
 from hvdtrain.core.compression import TopK
 from hvdtrain.core.run.metrics import read_metrics
-from tests.core.test_manifest import make_format_2
+from tests.core.older_formats import make_format_2
 from tests.jobs.runs import TINY, small_corpus, train_all
 
 SETTINGS = [
@@ -207,11 +207,15 @@ def test_on_another_number_of_ranks_or_together_local_moments_go_on_by_their_mea
     assert all(loss == pytest.approx(expected[step], rel=1e-11) for step, loss in found.items())
 
 
+def state_of(checkpoint: Path) -> TrainingState:
+    return load_state(checkpoint, read_manifest(checkpoint))
+
+
 def check_without_a_trace(whole: Path, again: Path) -> None:
     expected, found = losses(whole), losses(again)
     assert list(found) == [6, 8, 10, 12]
     assert all(loss == pytest.approx(expected[step], rel=1e-12) for step, loss in found.items())
-    ours, theirs = (load_state(run / "checkpoint-12") for run in (whole, again))
+    ours, theirs = (state_of(run / "checkpoint-12") for run in (whole, again))
     assert ours.record.applied == theirs.record.applied
     for name in ours.moment_shapes:
         found, array = (np.stack([read() for read in state.own_moments(name)]) for state in (theirs, ours))
@@ -233,7 +237,7 @@ def test_so_they_do_in_tensorflow(tmp_path: Path) -> None:
 def test_local_moments_are_saved_by_rank_and_others_are_not(runs: Runs) -> None:
     shapes = {}
     for name in ("plain", "local"):
-        state = load_state(runs["whole"][name] / "checkpoint-8")
+        state = state_of(runs["whole"][name] / "checkpoint-8")
         shapes[name] = state.moment_shapes
     assert shapes["local"] == {moment: (2, *shape) for moment, shape in shapes["plain"].items()}
     for name in shapes["local"]:
@@ -245,7 +249,7 @@ def test_local_moments_are_saved_by_rank_and_others_are_not(runs: Runs) -> None:
 
 def residuals(checkpoint: Path) -> list[dict[str, np.ndarray]]:
     """Of each bucket, with a first axis of ranks."""
-    state = load_state(checkpoint)
+    state = state_of(checkpoint)
     names = TopK(momentum=0.5).residuals
     found = [state.residuals(bucket, names) for bucket in range(state.record.buckets)]
     return [{name: np.stack([read() for read in rows]) for name, rows in each.items()} for each in found]

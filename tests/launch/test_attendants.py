@@ -55,5 +55,16 @@ def test_ranks_that_live_and_wait_for_each_other_are_ended(steps: Sequence[int],
             attendant.heartbeats.hear(rank, Beat(1, steps[-1], 2 + 997 * rank))
     ending = attendant.look(lambda: None)
     assert ending is not None
-    assert (ending.status, ending.ranks) == (255, ())
+    assert (ending.status, ending.ranks, attendant.hung) == (255, (), True)
     assert ending.told == f"no rank has come further for {seconds} s (--stall-timeout)"
+
+
+def test_ranks_that_leave_because_one_was_told_to_are_not_told_again() -> None:
+    """A second signal would end that one before it has saved."""
+    hosts, told = parse_hosts("a:1,b:1"), list[bool]()
+    attendant = ElasticAttendant(hosts, lambda heard: None, 30.0, 1800.0, lambda: "b is no longer offered")
+    for step in (4, 5):
+        attendant.heartbeats.hear(1, Beat(1, step, step, told=True))
+    assert attendant.look(lambda: told.append(True)) is None
+    assert not told
+    assert attendant.regrouping is None

@@ -29,6 +29,7 @@ PREEMPTED = Ending(85, "preempted at update 4: go on with --resume out/checkpoin
 told_to: list[tuple[str, tuple[str, ...]]] = []
 # The same, once the launcher has asked for it.
 REGROUPED = replace(PREEMPTED)
+HUNG = Ending(255, "no rank has come further for 1800 s (--stall-timeout)", "no rank has come further")
 
 
 def lost(*ranks: int, cause: str = "killed by SIGKILL") -> Ending:
@@ -213,6 +214,7 @@ def test_what_fails_twice_in_the_same_way_without_an_update_is_not_started_again
     [
         # It comes again at update 25, whichever snapshot ranks go on from.
         (Ending(1, "rank 0 failed first", "ValueError: x", (0,)), 3),
+        (HUNG, 3),
         (lost(0), 5),
         (Ending(255, "the launcher failed", "exit status 255"), 5),
     ],
@@ -225,10 +227,12 @@ def test_an_error_that_comes_again_before_new_updates_ends_the_job_and_bad_luck_
 
     def start(*given: Any) -> Ending:
         job._step = min(job._step, 20)
+        if ending is HUNG:
+            given[-1].hung = True
         return plain(*given)
 
     job.start = start  # type: ignore[method-assign]
-    assert run(tmp_path, job, "a:1", max_np=1) == (0 if starts == 5 else 1)
+    assert run(tmp_path, job, "a:1", max_np=1) == (0 if starts == 5 else ending.status)
     assert len(job.hosts) == starts
 
 

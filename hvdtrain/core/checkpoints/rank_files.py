@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import secrets
 import shutil
 from collections import deque
@@ -76,8 +77,8 @@ def write_own(
 ) -> dict[Path, FileRecord]:
     """Write the files of all ranks; every rank calls it.
 
-    Each writes its own where all see the folder. Else the writers write them, one array of one rank at a
-    time: no rank holds those of all.
+    Each writes its own where all can write to the folder. Else the writers write them, one array of one rank
+    at a time: no rank holds those of all.
 
     Args:
         ranks: all of the job.
@@ -91,7 +92,9 @@ def write_own(
     Raises:
         OSError: on every rank, where one cannot write; the folder is gone.
     """
-    all_see = ranks.sum(np.array([float(parts.is_dir())]))[0] == ranks.size
+    # Raises nothing, which the others would not hear of.
+    own_place = os.access(parts, os.W_OK)
+    all_see = ranks.sum(np.array([float(own_place)]))[0] == ranks.size
     written: dict[str, FileRecord] = {}
     problem, stream = "", own
     for rank in [ranks.rank] if all_see else range(ranks.size):
@@ -116,7 +119,7 @@ def write_own(
 
 def _make(parts: Path) -> None:
     # What a killed job left; checkpoints of one directory are written one after the other.
-    for left in parts.parent.glob(".checkpoint-*.parts-*"):
+    for left in parts.parent.glob(".checkpoint-[0-9]*.parts-*"):
         shutil.rmtree(left, ignore_errors=True)
     parts.mkdir(parents=True)
 

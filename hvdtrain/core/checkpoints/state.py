@@ -17,15 +17,9 @@ import numpy as np
 from safetensors import SafetensorError
 
 from hvdtrain.core.checkpoints.arrays import SavedArrays
-from hvdtrain.core.checkpoints.manifest import FORMAT, MANIFEST_FILE, SPEC_FILE, STATE_FILE
+from hvdtrain.core.checkpoints.manifest import FORMAT, MANIFEST_FILE, SPEC_FILE, STATE_FILE, Manifest
 from hvdtrain.core.checkpoints.model_folder import WEIGHTS_FILE
-from hvdtrain.core.checkpoints.rank_files import (
-    COMPRESSION,
-    GENERATORS,
-    OPTIMIZER,
-    named_after,
-    rank_file,
-)
+from hvdtrain.core.checkpoints.rank_files import COMPRESSION, GENERATORS, OPTIMIZER, named_after, rank_file
 from hvdtrain.core.compression.rules import Rules
 from hvdtrain.core.errors import CheckpointError
 from hvdtrain.core.run.state import RunState
@@ -33,8 +27,8 @@ from hvdtrain.core.update.buckets import Bucket
 from hvdtrain.core.update.precision import LossScale
 
 OPTIMIZER_FILE, COMPRESSION_FILE = "optimizer.safetensors", "compression.safetensors"
-# Of every rank; since format 3 each has a file of its own.
-_GENERATORS_FILE = "generators.safetensors"
+# Of every rank, before the format since which each has a file of its own.
+_GENERATORS_FILE, _OWN_FILES = "generators.safetensors", 3
 # Shell patterns of what a checkpoint has beside its model.
 TRAINING_FILES = (
     MANIFEST_FILE,
@@ -146,8 +140,12 @@ class TrainingState:
         return [partial(own.__getitem__, f"{prefix}{name}") for own in self.own]
 
 
-def load_state(directory: Path) -> TrainingState:
+def load_state(directory: Path, manifest: Manifest | None = None) -> TrainingState:
     """Open what a run has saved beside its weights; arrays are read when they are asked for.
+
+    Args:
+        directory: a `checkpoint-N`.
+        manifest: its own, which says how many ranks have files; None: it has none.
 
     Raises:
         CheckpointError: a file is missing or damaged, as in a directory that holds only a model.
@@ -158,7 +156,8 @@ def load_state(directory: Path) -> TrainingState:
         buckets, layout, order = (record.pop(name) for name in ("buckets", "layout", "order"))
         applied = tuple(record.pop("applied", ()))
         record.pop("format", None)
-        ranks, generators = len([*directory.glob(rank_file("*"))]), directory / _GENERATORS_FILE
+        generators = directory / _GENERATORS_FILE
+        ranks = manifest.ranks if manifest and manifest.format >= _OWN_FILES else 0
         return TrainingState(
             StateRecord(_run_state(**record), buckets, layout, order, applied),
             SavedArrays(directory / OPTIMIZER_FILE),

@@ -10,7 +10,6 @@ from hvdtrain.core.checkpoints.finding import checkpoint_dir
 from hvdtrain.core.dropin.saving import LoopWriter
 from hvdtrain.core.process.preemption import (
     heed_preemption_for_good,
-    ignore_requests,
     note_requests,
     told_to_stop,
 )
@@ -61,5 +60,4 @@ class Preemption:
             CheckpointError: on every rank: the checkpoint could not be written.
         """
         self.writer.wait()
-        ignore_requests()
         leave(self.writer.ranks, step, f"go on from {checkpoint_dir(self.writer.directory, step)}")

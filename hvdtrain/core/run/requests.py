@@ -8,7 +8,7 @@ from typing import NamedTuple, NoReturn
 import numpy as np
 
 from hvdtrain.core.process.outputs import say
-from hvdtrain.core.process.preemption import Preempted
+from hvdtrain.core.process.preemption import Preempted, ignore_requests
 from hvdtrain.core.run.ranks import Ranks
 
 
@@ -59,6 +59,8 @@ def leave(ranks: Ranks, step: int, what_next: str) -> NoReturn:
     Raises:
         Preempted: always.
     """
+    # A launcher ends those that are slower to leave, and by SIGTERM: it is no scheduler's.
+    ignore_requests()
     if ranks.is_chief:
         say(f"preempted at update {step}: {what_next}")
     # A launcher ends the others when one leaves: none does before all is saved and said.

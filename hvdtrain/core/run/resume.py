@@ -59,7 +59,7 @@ def resume(
     # Other ranks look at neither.
     directory, manifest = found or (directory, None)
     if ranks.is_chief:
-        training, weights = load_state(directory), load_model(directory)
+        training, weights = load_state(directory, manifest), load_model(directory)
         _check(run, directory, training, weights.shapes)
         check_changes(run, directory, manifest, allow_changes)
     set_weights(run, lambda weight: weights[weight.name])
