@@ -75,7 +75,7 @@ def main() -> None:
                 curve.append(hvd.metric_average(loss_sum / max(samples, 1), samples))
                 loss_sum, samples = 0.0, 0
                 due = len(curve) % options.save_steps == 0
-                if checkpoint and (due or checkpoint.reached_preemption()):
+                if checkpoint and (checkpoint.reached_preemption() or due):
                     checkpoint.save(len(curve), metrics={"loss": curve[-1]}, extra=curve)
         accuracy = evaluate(model, images[TRAINING:].to(device), digits[TRAINING:].to(device))
         if hvd.rank() == 0:

@@ -81,7 +81,8 @@ class ElasticAttendant(Attendant):
             hosts: that the job runs on.
             heard: called twice a second with all that was heard.
             timeout: seconds of silence that are too many; before the first update four times as many are.
-            patience: seconds in which no rank has come further that are too many; so here.
+            patience: seconds without progress on any rank that are too many; before the first update four
+                times as many are.
             better: why the job is to go on on other hosts; None: it is not.
         """
         super().__init__(hosts, heard)
@@ -97,8 +98,8 @@ class ElasticAttendant(Attendant):
         if silent := self.heartbeats.silent(factor * self._timeout):
             return self._lost(silent, factor * self._timeout)
         if self.heartbeats.idle >= factor * self._patience:
-            told = f"no rank has come further for {factor * self._patience:g} s (--stall-timeout)"
-            return Ending(_LOST, told, "no rank has come further")
+            told = f"no rank has made progress for {factor * self._patience:g} s (--stall-timeout)"
+            return Ending(_LOST, told, "no rank has made progress")
         if moved and self.regrouping is None and (why := self._better()):
             self.regrouping = why
             stop()

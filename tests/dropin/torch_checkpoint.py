@@ -274,6 +274,13 @@ def check_what_cannot_be_saved_is_told() -> None:
         ("extra.what.1: a function cannot be saved",),
         lambda: save(1, extra={"what": [1, mlp]} if hvd.rank() == 0 else 2),
     )
+    model = mlp()
+    plain = torch.optim.SGD(model.parameters(), lr=0.1)
+    make = partial(hvd.Checkpoint, directory=directory)
+    told(("optimizer: expected a torch.optim.Optimizer", "found Sequential"), lambda: make(plain, model))
+    told(("model: expected a torch.nn.Module (found dict)",), lambda: make({}, plain))
+    for limit in (0, "two"):
+        told(("save_total_limit: expected an integer",), partial(make, model, plain, save_total_limit=limit))
     told(("scaler: a int has no state_dict",), lambda: Loop(directory, saved={"scaler": 3}))
     other = torch.optim.SGD([*mlp().parameters()], lr=0.1)
     told(("none of the model's", "ModuleDict"), lambda: hvd.Checkpoint(mlp(), other, directory=directory))
