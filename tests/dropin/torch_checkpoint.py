@@ -20,6 +20,7 @@ from torch.nn import functional
 import hvdtrain.torch as hvd
 from hvdtrain.core.checkpoints.listing import list_checkpoints
 from hvdtrain.core.checkpoints.manifest import FORMAT
+from hvdtrain.core.run.ranks import Ranks
 from tests.dropin.torch_misuse import told
 from tests.dropin.torch_sharding import OPTIMIZERS
 from tests.dropin.trial import FEATURES, adamw, assert_same, mlp, sgd, wrap
@@ -292,6 +293,23 @@ def check_what_cannot_be_saved_is_told() -> None:
     loop.save()
     told(("checkpoint-1 is there already",), lambda: save(0))
     assert not list(directory.glob(".checkpoint-*.parts-*"))
+
+
+def check_who_calls_it_alone_is_told() -> None:
+    """Horovod gives up after a while, in the middle of whatever waits."""
+
+    def give_up(*_: Any) -> Any:
+        raise horovods.HorovodInternalError("Horovod has been shut down")
+
+    model = mlp()
+    plain = torch.optim.SGD(model.parameters(), lr=0.1)
+    checkpoint = hvd.Checkpoint(model, plain, directory=shared_directory())
+    world = checkpoint._writer.ranks.world
+    checkpoint._writer.ranks = Ranks(world, give_up, give_up, give_up)
+    for call in ("reached_preemption", "restore", "wait"):
+        told((f"Checkpoint.{call}: another rank", "waits for something else"), getattr(checkpoint, call))
+    told(("Checkpoint.save: another rank",), lambda: checkpoint.save(1))
+    checkpoint._preemption.pause()
 
 
 def check_a_plain_optimizer_and_extra_tensors() -> None:

@@ -36,7 +36,7 @@ from hvdtrain.torch.dropin.optimizer_state import (
     load_named_state,
     named_state,
 )
-from hvdtrain.torch.dropin.session import require_init
+from hvdtrain.torch.dropin.session import require_init, waiting_for_ranks
 from hvdtrain.torch.generators import Generators
 from hvdtrain.torch.world import all_ranks
 
@@ -98,6 +98,7 @@ class Checkpoint:
         self._writer.begin()
         self._preemption = Preemption(self._writer)
 
+    @waiting_for_ranks("Checkpoint.reached_preemption")
     def reached_preemption(self) -> bool:
         """Whether SIGTERM or SIGUSR1 has told any rank to stop; every rank calls it after each update.
 
@@ -110,6 +111,7 @@ class Checkpoint:
             return False
         return self._preemption.agree(found.told if found is not None and found.over_all_ranks else None)
 
+    @waiting_for_ranks("Checkpoint.save")
     def save(self, step: int, *, metrics: Mapping[str, float] | None = None, extra: Any = None) -> None:
         """Save after an update; every rank calls it at the same one, and an error is raised on all.
 
@@ -154,6 +156,7 @@ class Checkpoint:
         if self._preemption.reached:
             self._preemption.leave(step)
 
+    @waiting_for_ranks("Checkpoint.restore")
     def restore(self, which: str | Path = "auto") -> Restored | None:
         """Go on from a checkpoint; every rank calls it before it takes a batch.
 
@@ -194,6 +197,7 @@ class Checkpoint:
         self._writer.goes_on_from = record["step"]
         return Restored(record["step"], put_together(record["extra"], read))
 
+    @waiting_for_ranks("Checkpoint.wait")
     def wait(self) -> None:
         """Wait until the last checkpoint is on disk; every rank calls it at the end.
 
