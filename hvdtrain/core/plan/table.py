@@ -133,7 +133,7 @@ def _rows(plan: Plan, framework: str | None) -> list[tuple[str, str, str]]:
 
 def _describe_peak(peak: Peak) -> str:
     own, momentary = (round(count / 2**20) for count in (peak.framework, peak.momentary))
-    return f"on a CPU, with {own} MiB for the framework and {momentary} MiB of temporary arrays"
+    return f"on a CPU; framework {own} MiB, temporary arrays {momentary} MiB"
 
 
 def _global_batch(plan: Plan) -> tuple[str, str]:
