@@ -104,7 +104,7 @@ def plan(
     ] = None,
     framework: Annotated[
         Framework | None,
-        typer.Option(help="Whose peak is shown (default: both's), and which builds a model of your own."),
+        typer.Option(help="Which one's peak is shown (default: both), and which builds a model of your own."),
     ] = None,
     json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
 ) -> None:

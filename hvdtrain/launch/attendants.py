@@ -82,7 +82,8 @@ class ElasticAttendant(Attendant):
             hosts: that the job runs on.
             heard: called twice a second with all that was heard.
             timeout: seconds of silence that are too many; before the first update four times as many are.
-            patience: seconds in which no rank has come further that are too many; so here.
+            patience: seconds without progress on any rank that are too many; before the first update four
+                times as many are.
             better: why the job is to go on on other hosts; None: it is not.
         """
         super().__init__(hosts, heard)
@@ -100,8 +101,8 @@ class ElasticAttendant(Attendant):
             return self._lost(silent, factor * self._timeout)
         if self.heartbeats.idle >= factor * self._patience:
             self.hung = True
-            told = f"no rank has come further for {factor * self._patience:g} s (--stall-timeout)"
-            return Ending(_LOST, told, "no rank has come further")
+            told = f"no rank has made progress for {factor * self._patience:g} s (--stall-timeout)"
+            return Ending(_LOST, told, "no rank has made progress")
         # Ranks leave already where one was told to: a signal more would end that one before it has saved.
         stays = self.regrouping is None and not self.heartbeats.told
         if moved and stays and (why := self._better()):

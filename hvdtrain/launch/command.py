@@ -77,7 +77,7 @@ def run(
     ] = None,
     stall_timeout: Annotated[
         float | None,
-        typer.Option(min=5, help="Elastic: seconds in which some rank must come further (default: 1800)."),
+        typer.Option(min=5, help="Elastic: restart ranks after this many seconds of no progress (1800)."),
     ] = None,
     snapshot_steps: Annotated[
         int | None,

@@ -42,7 +42,7 @@ class ElasticOptions:
         reset_limit: how often ranks are started again at most; None: without end.
         cooldown: the least and the most seconds on the blacklist; None: a host stays there.
         silence: seconds without a heartbeat after which a rank is lost.
-        patience: seconds after which ranks are started again if none of them has come further.
+        patience: seconds without progress on any rank after which ranks are started again.
         name: of the job, by which ranks know their snapshots.
     """
 

@@ -21,7 +21,7 @@ class Heartbeats:
         last: of each rank that was heard.
         step: updates that count; -1 before training.
         begun: updates that counted when training began; None before that.
-        idle: seconds since any rank has come further.
+        idle: seconds without progress on any rank.
         first_update_at: when the first update after that was heard of; None before that.
         last_update_at: when the last one was; before that, when the job was started.
     """

@@ -267,7 +267,7 @@ def test_memory_of_a_forward_pass_is_the_familys(capsys: pytest.CaptureFixture[s
 
 
 def peaks(tied: bool, *overrides: str) -> tuple[Plan, int, int]:
-    """A plan with activations of 3 MiB, and what its update has for a moment in PyTorch and in TensorFlow."""
+    """A plan with activations of 3 MiB, and its temporary arrays in PyTorch and in TensorFlow."""
     found = make_plan(
         parse_spec(yaml.safe_dump(SPEC), overrides),
         [dataclasses.replace(w, tied=tied and w.name == "embedding") for w in WEIGHTS],

@@ -202,9 +202,16 @@ def check_a_state_of_an_earlier_version_is_read() -> None:
     assert any(path.name == "manifest.json" for path in max(Path("older").glob("checkpoint-*")).iterdir())
 
 
-def check_steps_need_a_position() -> None:
-    with raises(SpecError, "give dataset="):
-        callbacks.Checkpoint("state", save_steps=2)
+def check_bad_arguments_are_named() -> None:
+    for given, said in (
+        ({"save_steps": 2}, "give dataset="),
+        ({"save_steps": 0}, "save_steps: expected an integer above 0"),
+        ({"save_epochs": 0}, "save_epochs: expected an integer above 0"),
+        ({"save_total_limit": -1}, "save_total_limit: expected an integer above 0"),
+        ({"dataset": Rows()}, "dataset: expected what hvdtrain.keras.dataset makes (found Rows)"),
+    ):
+        with raises(SpecError, said):
+            callbacks.Checkpoint("state", **given)
 
 
 def check_accumulation_may_be_turned_on() -> None:

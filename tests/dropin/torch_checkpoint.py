@@ -20,6 +20,7 @@ from torch.nn import functional
 import hvdtrain.torch as hvd
 from hvdtrain.core.checkpoints.listing import list_checkpoints
 from hvdtrain.core.checkpoints.manifest import FORMAT
+from hvdtrain.core.run.ranks import Ranks
 from tests.dropin.torch_misuse import told
 from tests.dropin.torch_sharding import OPTIMIZERS
 from tests.dropin.trial import FEATURES, adamw, assert_same, mlp, sgd, wrap
@@ -274,6 +275,13 @@ def check_what_cannot_be_saved_is_told() -> None:
         ("extra.what.1: a function cannot be saved",),
         lambda: save(1, extra={"what": [1, mlp]} if hvd.rank() == 0 else 2),
     )
+    model = mlp()
+    plain = torch.optim.SGD(model.parameters(), lr=0.1)
+    make = partial(hvd.Checkpoint, directory=directory)
+    told(("optimizer: expected a torch.optim.Optimizer", "found Sequential"), lambda: make(plain, model))
+    told(("model: expected a torch.nn.Module (found dict)",), lambda: make({}, plain))
+    for limit in (0, "two"):
+        told(("save_total_limit: expected an integer",), partial(make, model, plain, save_total_limit=limit))
     told(("scaler: a int has no state_dict",), lambda: Loop(directory, saved={"scaler": 3}))
     other = torch.optim.SGD([*mlp().parameters()], lr=0.1)
     told(("none of the model's", "ModuleDict"), lambda: hvd.Checkpoint(mlp(), other, directory=directory))
@@ -285,6 +293,23 @@ def check_what_cannot_be_saved_is_told() -> None:
     loop.save()
     told(("checkpoint-1 is there already",), lambda: save(0))
     assert not list(directory.glob(".checkpoint-*.parts-*"))
+
+
+def check_who_calls_it_alone_is_told() -> None:
+    """Horovod gives up after a while, in the middle of whatever waits."""
+
+    def give_up(*_: Any) -> Any:
+        raise horovods.HorovodInternalError("Horovod has been shut down")
+
+    model = mlp()
+    plain = torch.optim.SGD(model.parameters(), lr=0.1)
+    checkpoint = hvd.Checkpoint(model, plain, directory=shared_directory())
+    world = checkpoint._writer.ranks.world
+    checkpoint._writer.ranks = Ranks(world, give_up, give_up, give_up)
+    for call in ("reached_preemption", "restore", "wait"):
+        told((f"Checkpoint.{call}: another rank", "waits for something else"), getattr(checkpoint, call))
+    told(("Checkpoint.save: another rank",), lambda: checkpoint.save(1))
+    checkpoint._preemption.pause()
 
 
 def check_a_plain_optimizer_and_extra_tensors() -> None:

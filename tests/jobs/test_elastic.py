@@ -121,7 +121,7 @@ def test_over_mpi_the_loss_of_a_host_or_of_a_link_between_two_is_noticed(tmp_pat
         cluster.sever("nodec", "nodeb")
         wait_until(lambda: len(restarts(out)) == 1, "the end of ranks that wait for each other", job)
         cluster.sever("nodec", "nodeb", back=True)
-        assert restarts(out)[0]["reason"] == "no rank has come further for 20 s (--stall-timeout)"
+        assert restarts(out)[0]["reason"] == "no rank has made progress for 20 s (--stall-timeout)"
         wait_until(goes_on_with(2, 0, out), "both ranks again", job)
         before = len(restarts(out))
         cluster.cut("nodec")

@@ -56,7 +56,7 @@ def test_ranks_that_live_and_wait_for_each_other_are_ended(steps: Sequence[int],
     ending = attendant.look(lambda: None)
     assert ending is not None
     assert (ending.status, ending.ranks, attendant.hung) == (255, (), True)
-    assert ending.told == f"no rank has come further for {seconds} s (--stall-timeout)"
+    assert ending.told == f"no rank has made progress for {seconds} s (--stall-timeout)"
 
 
 def test_ranks_that_leave_because_one_was_told_to_are_not_told_again() -> None:

@@ -71,6 +71,14 @@ def test_an_elastic_job_keeps_the_global_batch_of_its_start() -> None:
     assert name not in again
 
 
+@pytest.mark.parametrize("option", ["--stall-timeout", "--heartbeat-timeout", "--elastic-timeout"])
+@pytest.mark.parametrize("nonsense", ["nan", "-1", "soon", ""])
+def test_a_timeout_that_is_no_number_of_seconds_is_refused(option: str, nonsense: str) -> None:
+    status, _, err = invoke("--min-np", "1", option, nonsense, "--dry-run")
+    assert status == 2
+    assert option in err
+
+
 def test_what_the_environment_says_of_elastic_jobs_hinders_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOROVOD_ELASTIC_TIMEOUT", "60")
     assert invoke("-np", "2", "--dry-run")[0] == 0

@@ -130,7 +130,7 @@ def copy_files(folder: Path, into: Path, others: Collection[str]) -> None:
 
 @contextmanager
 def told(directory: Path, what: str = "model", option: str = "--output-dir") -> Iterator[None]:
-    """Say in words what could not be saved, by `OSError` or `SafetensorError`, and which option to change."""
+    """Make `OSError` and `SafetensorError` a message: what could not be saved, and which option to change."""
     try:
         yield
     except (OSError, SafetensorError) as error:

@@ -30,7 +30,7 @@ def share_of(policy: Policy, name: str, whole: np.ndarray, rank: int, ranks: int
 
 
 def share_moments(record: StateRecord, rules: Rules, ranks: int) -> list[tuple[Sequence[int], int]]:
-    """Whose moments each of so many ranks takes the mean of, and how many updates its optimizer counts.
+    """The ranks over whose moments each rank takes the mean, and the updates that its optimizer counts.
 
     After local updates each rank gets its own again. Where the number of ranks has changed, or ranks update
     together from here on and so need the same, every rank gets the mean over those that saved.
@@ -41,7 +41,7 @@ def share_moments(record: StateRecord, rules: Rules, ranks: int) -> list[tuple[S
         ranks: how many there are now.
 
     Returns:
-        One pair a rank, or a single one that is for all; of nobody's where moments were alike on all ranks.
+        One pair a rank, or a single one for all; with no ranks where moments were alike on all ranks.
     """
     applied, step = record.applied, record.run.step
     if not applied:

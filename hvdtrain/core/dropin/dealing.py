@@ -11,6 +11,7 @@ import numpy as np
 from hvdtrain.core.data.order import Indices, Position, global_batches, rank_share
 from hvdtrain.core.data.samples import length_of
 from hvdtrain.core.data.seeding import seed_generators
+from hvdtrain.core.dropin.counts import check_counts
 from hvdtrain.core.errors import DataError, SpecError
 from hvdtrain.core.update.accumulation import Accumulation
 
@@ -76,10 +77,8 @@ class Dealer:
                 "len(dataset) and dataset[i]"
             )
         self.n_samples = length_of(self.dataset, f"{self.call}: dataset")
-        for name in ("global_batch_size", "gradient_accumulation_steps"):
-            if not isinstance(found := getattr(self, name), int) or found < 1:
-                raise SpecError(f"{self.call}: {name}: expected an integer above 0 (found {found!r})")
         steps, total = self.gradient_accumulation_steps, self.global_batch_size
+        check_counts(self.call, {"global_batch_size": total, "gradient_accumulation_steps": steps})
         each = self.size * steps
         if total % each:
             down = total // each * each

@@ -17,7 +17,7 @@ from hvdtrain.core.run.requests import leave
 
 
 class Preemption:
-    """What SIGTERM and SIGUSR1 do to a loop: at first they end it at once, as by `heed_preemption`.
+    """What SIGTERM and SIGUSR1 do to a loop; until ranks `agree` for the first time, they end it at once.
 
     Attributes:
         writer: of the loop's checkpoints.

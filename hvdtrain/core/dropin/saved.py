@@ -14,7 +14,7 @@ import numpy as np
 from safetensors import SafetensorError
 
 from hvdtrain.core.checkpoints.arrays import SavedArrays
-from hvdtrain.core.checkpoints.finding import AUTO, check_whole, checkpoints_in, newest_whole
+from hvdtrain.core.checkpoints.finding import AUTO, Found, check_whole, checkpoints_in, newest_whole
 from hvdtrain.core.checkpoints.manifest import STATE_FILE, Manifest
 from hvdtrain.core.checkpoints.model_folder import WEIGHTS_FILE
 from hvdtrain.core.checkpoints.rank_files import rank_file, tell
@@ -124,10 +124,10 @@ def find_checkpoint(
     Raises:
         CheckpointError: it is missing or damaged, or no checkpoint of such a loop.
     """
-    opened, told = None, {}
+    opened, told, which = None, {}, Path(which)
     if ranks.is_chief:
         try:
-            opened = _look(directory, Path(which), kind, old)
+            opened = _look(directory, which, kind, old)
         except CheckpointError as error:
             told = {"problem": str(error)}
     if opened is not None:
@@ -151,7 +151,7 @@ def _look(directory: Path, which: Path, kind: str, old: OpenOld | None) -> Opene
     return found and _open(*found, kind)
 
 
-def _find(directory: Path, which: Path) -> tuple[Path, Manifest | None] | None:
+def _find(directory: Path, which: Path) -> Found | None:
     if which == AUTO:
         return newest_whole(directory, say, "Checkpoint")
     if not which.is_dir():

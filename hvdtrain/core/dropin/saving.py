@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
+from operator import index
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from hvdtrain.core.checkpoints.finding import (
 from hvdtrain.core.checkpoints.manifest import FORMAT, STATE_FILE, new_manifest
 from hvdtrain.core.checkpoints.model_folder import told, write_directory
 from hvdtrain.core.checkpoints.rank_files import make_parts, together, write_own
-from hvdtrain.core.checkpoints.retention import Retention, deletable, delete, rotate
+from hvdtrain.core.checkpoints.retention import Metrics, Retention, deletable, delete, rotate
 from hvdtrain.core.checkpoints.state import Arrays
 from hvdtrain.core.dropin.saved import say
 from hvdtrain.core.errors import CheckpointError
@@ -94,11 +95,11 @@ class LoopWriter:
             CheckpointError: on every rank: it cannot be written, or the one before could not; what was there
                 is as it was.
         """
-        directory, taken = checkpoint_dir(self.directory, step), list[Taken]()
+        directory, taken = checkpoint_dir(self.directory, step), list[tuple[Taken, int, Metrics]]()
 
         def begin() -> str:
             self._background.wait()
-            taken.append(take())
+            taken.append((take(), *_numbers(step, metrics)))
             return self._make_parts(directory)
 
         parts = self.directory / self._together(begin)
@@ -106,11 +107,10 @@ class LoopWriter:
             files = write_own(self.ranks, parts, ArrayStream.of(own))
         if not self.ranks.is_chief:
             return
-        record, streams = taken.pop()
+        (record, streams), step, metrics = taken.pop()
         texts = {STATE_FILE: json.dumps({"format": FORMAT, "step": step, **record}, indent=2) + "\n"}
         whole = {name: stream.snapshot() for name, stream in streams.items()}
-        size, found = self.ranks.size, dict(metrics)
-        manifest = partial(new_manifest, step, self.framework, size, found, "", self.versions)
+        manifest = partial(new_manifest, step, self.framework, self.ranks.size, metrics, "", self.versions)
         others = self._overwritten(directory) if self.overwrite else []
         self.overwrite = False
         write = partial(write_directory, directory, whole, texts, manifest, files)
@@ -147,7 +147,7 @@ class LoopWriter:
         return make_parts(directory)
 
     def _overwritten(self, directory: Path) -> list[Path]:
-        """The checkpoints whose place this one takes."""
+        """The checkpoints that this one replaces, but for the one in its own place."""
         whole, damaged = deletable(
             self.directory, skip=lambda path, error: say(f"{path.name} is not deleted: {error}")
         )
@@ -167,6 +167,27 @@ class LoopWriter:
         """What rank 0 makes, which is JSON-ready or None; its error is raised on every rank."""
 
         return together(self.ranks, _told(self.directory)(act))
+
+
+def _numbers(step: Any, metrics: Any) -> tuple[int, Metrics]:
+    """The same as numbers of Python's own, which JSON takes."""
+    try:
+        found, given = index(step), dict(metrics)
+    except (TypeError, ValueError):
+        found, given = -1, {}
+    if found < 0:
+        raise CheckpointError(
+            "Checkpoint.save: expected a step from 0, and metrics such as {'loss': 0.5} "
+            f"(found {step!r} and {metrics!r})"
+        )
+    for name, value in given.items():
+        try:
+            given[name] = None if value is None else float(value)
+        except (TypeError, ValueError, RuntimeError):
+            raise CheckpointError(
+                f"Checkpoint.save: metrics: {name}: expected a number (found a {type(value).__name__})"
+            ) from None
+    return found, given
 
 
 @contextmanager

@@ -35,7 +35,7 @@ class Memory:
         low_precision_weights: 16-bit copies of the weights of matrix products, made by every forward pass.
             The backward pass uses them, so all are kept, also where the weights themselves are sharded.
         checkpoint: the copy of a checkpoint that rank 0 writes in the background.
-        peaks: how large the process gets on a CPU, by framework; empty where activations are not predicted.
+        peaks: of the process on a CPU, by framework; empty where activations are not predicted.
     """
 
     weights: int

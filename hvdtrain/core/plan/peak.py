@@ -1,4 +1,4 @@
-"""How large a rank's process gets on a CPU in each framework, predicted before it starts."""
+"""The peak memory of a rank's process on a CPU in each framework, predicted before it starts."""
 
 from __future__ import annotations
 
@@ -36,8 +36,7 @@ class Peak:
 
     Attributes:
         framework: what the process takes without the model: interpreter, modules, compiled graphs.
-        momentary: what an update has beyond what the plan counts, and freed memory that is too scattered to
-            be used again.
+        momentary: temporary arrays of an update, and freed memory that is too scattered to be used again.
         total: these, and all else that the plan counts.
     """
 
@@ -56,7 +55,7 @@ def predict_peaks(
         family: the model's, which predicts activations.
         shards: what a rank owns of each bucket.
         batch: how the global batch is cut.
-        kept: bytes of all that the plan counts, activations among it.
+        kept: bytes of all that the plan counts, activations included.
         activations: their bytes.
     """
     found = {
@@ -74,7 +73,7 @@ def predict_peaks(
 
 
 def _torch(spec: JobSpec, family: Family, shards: Sequence[Shard], rows: int) -> int:
-    """What PyTorch has for a moment.
+    """Temporary arrays of an update in PyTorch.
 
     A gradient is whole before it is copied into its bucket. A tied embedding has one of each of its two uses,
     and their sum. Where the head's backward pass begins there are the gradients of the logits, beside the
@@ -93,7 +92,7 @@ def _torch(spec: JobSpec, family: Family, shards: Sequence[Shard], rows: int) ->
 
 
 def _tensorflow(spec: JobSpec, shards: Sequence[Shard], steps: int) -> int:
-    """What TensorFlow has for a moment, without activations.
+    """Temporary arrays of an update in TensorFlow, without activations.
 
     All gradients, each in a block of its own, beside their sums in larger ones. Only a bucket's gradients are
     there at the same time as its sum, but TensorFlow's pool gives no memory back and finds no use for many of

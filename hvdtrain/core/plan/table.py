@@ -29,7 +29,7 @@ def print_plan(plan: Plan, title: str, framework: str | None = None) -> None:
     Args:
         plan: to print.
         title: above the table.
-        framework: whose peak of memory is shown; None: both frameworks'.
+        framework: the one whose peak of memory is shown; None: both.
     """
     columns: dict[str, Kind] = {" ": "name", "  ": "name", "   ": "text"}
     console = Console()
@@ -133,7 +133,7 @@ def _rows(plan: Plan, framework: str | None) -> list[tuple[str, str, str]]:
 
 def _describe_peak(peak: Peak) -> str:
     own, momentary = (round(count / 2**20) for count in (peak.framework, peak.momentary))
-    return f"on a CPU: {own} MiB of them the framework's own, {momentary} MiB for a moment"
+    return f"on a CPU; framework {own} MiB, temporary arrays {momentary} MiB"
 
 
 def _global_batch(plan: Plan) -> tuple[str, str]:

@@ -27,7 +27,7 @@ class Beat(NamedTuple):
     Attributes:
         pid: of its process, on its own host.
         step: updates that count; -1 before training.
-        work: a count of all that it has done: while it waits, it is the same.
+        work: a count of all that it has done; it stays the same while the rank waits.
         told: whether its host's scheduler has told it to stop.
     """
 
@@ -60,13 +60,13 @@ def report_step(step: int) -> None:
 
 
 def report_work() -> None:
-    """Have this rank's next heartbeats say that it has come further, if only by a message or a batch."""
+    """Have this rank's next heartbeats report progress, if only of a message or a batch."""
     global _work  # noqa: PLW0603
     _work += 1
 
 
 def report_told() -> None:
-    """Have this rank's heartbeats say that its host's scheduler has told it to stop; said at once."""
+    """Have this rank's heartbeats say, at once, that its host's scheduler has told it to stop."""
     global _told  # noqa: PLW0603
     _told = " told"
     if _is_heard():

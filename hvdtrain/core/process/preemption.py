@@ -163,7 +163,7 @@ def _nothing(number: int, frame: FrameType | None) -> None:
 
 
 def _leave_to_parent() -> None:
-    """In a forked process: it would tell its parent what it is asked itself."""
+    """Undo `_heed` in a forked process, which would pass its own signals on to its parent."""
     for number, handler in IN_CHILDREN.items():
         if signal.getsignal(number) is _nothing:
             signal.signal(number, handler)

@@ -15,6 +15,7 @@ import keras
 from hvdtrain.core.checkpoints.arrays import ArrayStream
 from hvdtrain.core.checkpoints.model_folder import WEIGHTS_FILE
 from hvdtrain.core.checkpoints.state import OPTIMIZER_FILE
+from hvdtrain.core.dropin.counts import check_counts
 from hvdtrain.core.dropin.preempting import Preemption
 from hvdtrain.core.dropin.resuming import check_fits, restore_compression, restore_generators
 from hvdtrain.core.dropin.saved import LoopCheckpoint, find_checkpoint
@@ -49,8 +50,8 @@ class Checkpoint(Callback):
     It is written in the background, and every byte is verified before anything is restored.
     `hvdtrain checkpoints DIRECTORY` lists what there is. States that earlier versions saved are read as well.
 
-    With `dataset`, SIGTERM or SIGUSR1 to any rank has all save after the same update, and `fit` raise
-    `SystemExit` with status 85. Without it, a rank that hears one of them ends at once with that status.
+    With `dataset`, SIGTERM or SIGUSR1 to any rank makes all ranks save after the same update, and `fit`
+    raises `SystemExit` with status 85. Without it, a rank that gets a signal ends at once with that status.
     """
 
     def __init__(
@@ -77,13 +78,21 @@ class Checkpoint(Callback):
             save_total_limit: how many checkpoints are kept, the newest ones; None: all.
 
         Raises:
-            SpecError: `save_steps` is given without `dataset`.
+            SpecError: a number is not above 0, `save_steps` is given without `dataset`, or `dataset` has no
+                position.
         """
         super().__init__()
+        limits = {"save_steps": save_steps, "save_total_limit": save_total_limit}
+        check_counts("callbacks.Checkpoint", {"save_epochs": save_epochs}, limits)
         if save_steps and dataset is None:
             raise SpecError(
                 "callbacks.Checkpoint: save_steps: within an epoch the position in the data must be known: "
-                "give dataset=, made by hvdtrain.tensorflow.dataset"
+                "give dataset=, made by hvdtrain.keras.dataset"
+            )
+        if dataset is not None and not hasattr(dataset, "within_epoch"):
+            raise SpecError(
+                "callbacks.Checkpoint: dataset: expected what hvdtrain.keras.dataset makes "
+                f"(found {type(dataset).__name__})"
             )
         self.directory, self.save_epochs, self.resume = Path(directory), save_epochs, resume
         self.dataset, self.save_steps, self.save_total_limit = dataset, save_steps, save_total_limit
@@ -134,10 +143,10 @@ class Checkpoint(Callback):
             raise StopIteration
 
     def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
-        """Save, where `save_steps` says so, or ranks were told to stop; they leave `fit` then.
+        """Save if `save_steps` says so, or if ranks were told to stop; they then leave `fit`.
 
         Raises:
-            SystemExit: with status 85: they have left.
+            SystemExit: with status 85, if ranks were told to stop; the checkpoint is on disk.
         """
         if self.dataset is None:
             return
@@ -153,10 +162,10 @@ class Checkpoint(Callback):
             self._leave()
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
-        """Save, where `save_epochs` says so, or ranks were told to stop in this epoch's last update.
+        """Save if `save_epochs` says so, or if ranks were told to stop in this epoch's last update.
 
         Raises:
-            SystemExit: with status 85: they have left.
+            SystemExit: with status 85, if ranks were told to stop; the checkpoint is on disk.
         """
         self._quiet.close()
         stop = self._preemption.reached and epoch + 1 < self.params["epochs"]

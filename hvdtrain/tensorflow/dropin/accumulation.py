@@ -20,7 +20,7 @@ class Accumulation:
         updates: how many were applied, a variable.
         windows: how many were reduced, a variable.
         told: 1 where this rank was told to stop, a variable.
-        ranks_told: how many ranks had been, when the last window was reduced that says so, a variable.
+        ranks_told: how many ranks had been, as of the last window that has summed it, a variable.
     """
 
     def __init__(self, settings: Settings, driver: Driver, buckets: Sequence[GradBucket]) -> None:

@@ -87,7 +87,7 @@ class Gradients:
         # Whether the sources, and what else, are compared when the second window begins.
         self.compare_values_at_second_window = True
         self.compared_besides: list[tf.Variable] = []
-        # Whether each window says how many ranks were told to stop, also where it has no samples to sum.
+        # Whether each window sums how many ranks were told to stop, also where it has no samples to sum.
         self.tells_of_requests = False
 
     def micro_batch(

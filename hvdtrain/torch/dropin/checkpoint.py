@@ -11,6 +11,7 @@ import torch
 
 from hvdtrain.core.checkpoints.model_folder import WEIGHTS_FILE
 from hvdtrain.core.checkpoints.state import OPTIMIZER_FILE, layout_of
+from hvdtrain.core.dropin.counts import check_counts
 from hvdtrain.core.dropin.plain import put_together, take_apart
 from hvdtrain.core.dropin.preempting import Preemption
 from hvdtrain.core.dropin.resuming import (
@@ -35,7 +36,7 @@ from hvdtrain.torch.dropin.optimizer_state import (
     load_named_state,
     named_state,
 )
-from hvdtrain.torch.dropin.session import require_init
+from hvdtrain.torch.dropin.session import require_init, waiting_for_ranks
 from hvdtrain.torch.generators import Generators
 from hvdtrain.torch.world import all_ranks
 
@@ -74,11 +75,14 @@ class Checkpoint:
 
         Raises:
             CheckpointError: another job writes into the directory, or it cannot be written.
-            SpecError: an object cannot be saved, or the model lacks a parameter of the optimizer's.
+            SpecError: an argument is of another type, or the model lacks a parameter of the optimizer's.
             TrainingError: `init()` was not called.
         """
         require_init("Checkpoint")
         check_optimizer(optimizer, "Checkpoint")
+        if not isinstance(model, torch.nn.Module):
+            raise SpecError(f"Checkpoint: model: expected a torch.nn.Module (found {type(model).__name__})")
+        check_counts("Checkpoint", {}, {"save_total_limit": save_total_limit})
         # Compiled modules have the names of their own.
         self._model, self._optimizer = getattr(model, "_orig_mod", model), optimizer
         self._loader = loader
@@ -94,11 +98,12 @@ class Checkpoint:
         self._writer.begin()
         self._preemption = Preemption(self._writer)
 
+    @waiting_for_ranks("Checkpoint.reached_preemption")
     def reached_preemption(self) -> bool:
-        """Whether SIGTERM or SIGUSR1 has told a rank to stop; every rank calls it after each update.
+        """Whether SIGTERM or SIGUSR1 has told any rank to stop; every rank calls it after each update.
 
         The answer is the same on all ranks. Once it is True, call `save`, which then ends the program. Before
-        the first call a signal ends the process at once; from then on a second signal does.
+        the first call, a signal ends the process at once; after it, a second signal does.
         """
         found = self._gradients
         if found is not None and found.accumulation.micro_batches:
@@ -106,11 +111,12 @@ class Checkpoint:
             return False
         return self._preemption.agree(found.told if found is not None and found.over_all_ranks else None)
 
+    @waiting_for_ranks("Checkpoint.save")
     def save(self, step: int, *, metrics: Mapping[str, float] | None = None, extra: Any = None) -> None:
         """Save after an update; every rank calls it at the same one, and an error is raised on all.
 
         The state is copied, and written in the background while training goes on; the next `save` waits.
-        Where `reached_preemption` is True it is written at once.
+        After `reached_preemption` has returned True, `save` ends the program when the checkpoint is on disk.
 
         Args:
             step: updates that were taken.
@@ -119,7 +125,7 @@ class Checkpoint:
 
         Raises:
             CheckpointError: something cannot be stored, or the last checkpoint could not be written.
-            SystemExit: with status 85, where `reached_preemption` is True; the checkpoint is on disk.
+            SystemExit: with status 85, after `reached_preemption` has returned True.
             TrainingError: micro-batches of an update are under way.
         """
         gradients = self._gradients
@@ -150,6 +156,7 @@ class Checkpoint:
         if self._preemption.reached:
             self._preemption.leave(step)
 
+    @waiting_for_ranks("Checkpoint.restore")
     def restore(self, which: str | Path = "auto") -> Restored | None:
         """Go on from a checkpoint; every rank calls it before it takes a batch.
 
@@ -190,6 +197,7 @@ class Checkpoint:
         self._writer.goes_on_from = record["step"]
         return Restored(record["step"], put_together(record["extra"], read))
 
+    @waiting_for_ranks("Checkpoint.wait")
     def wait(self) -> None:
         """Wait until the last checkpoint is on disk; every rank calls it at the end.
 

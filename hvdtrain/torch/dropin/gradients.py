@@ -110,7 +110,7 @@ class Gradients:
 
     @property
     def over_all_ranks(self) -> bool:
-        """Whether no group of ranks has gradients of its own."""
+        """Whether gradients are summed over all ranks, not over those of a process set."""
         return self._process_set is hvd.global_process_set
 
     def enter(self) -> None:

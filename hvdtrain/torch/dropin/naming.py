@@ -53,8 +53,8 @@ def check_optimizer(optimizer: Any, call: str) -> None:
     """
     if not hasattr(optimizer, "param_groups"):
         raise SpecError(
-            f"{call}: expected a torch.optim.Optimizer, such as torch.optim.SGD(model.parameters(), lr=0.1), "
-            f"as its first argument (found {type(optimizer).__name__})"
+            f"{call}: optimizer: expected a torch.optim.Optimizer, such as "
+            f"torch.optim.SGD(model.parameters(), lr=0.1) (found {type(optimizer).__name__})"
         )
 
 

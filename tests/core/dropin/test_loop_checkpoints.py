@@ -9,7 +9,7 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -160,6 +160,38 @@ def test_an_error_of_rank_0_is_raised_on_every_rank(tmp_path: Path) -> None:
     assert first[4] == "extra.what: a function cannot be saved"
     assert first[5:] == ["", ""]
     assert [each.step for each in list_checkpoints(tmp_path, every_byte=True)] == [5]
+
+
+@pytest.mark.parametrize(
+    ("step", "metrics", "said"),
+    [
+        (-1, {}, "expected a step from 0"),
+        (1.5, {}, "expected a step from 0"),
+        ("seven", {}, "expected a step from 0"),
+        (1, [0.5], "expected a step from 0, and metrics such as"),
+        (1, {"loss": "low"}, "metrics: loss: expected a number (found a str)"),
+        (1, {"loss": np.zeros(2)}, "metrics: loss: expected a number (found a ndarray)"),
+    ],
+)
+def test_steps_and_metrics_that_are_no_numbers_are_told_on_every_rank(
+    tmp_path: Path, step: Any, metrics: Any, said: str
+) -> None:
+    def loop(among: Ranks) -> None:
+        into = writer(tmp_path, among)
+        # Rank 0's alone are saved.
+        into.save(step, lambda: (RECORD, {}), {}, metrics if among.is_chief else {})
+
+    for error in on_each(2, loop):
+        assert isinstance(error, CheckpointError)
+        assert said in str(error)
+    assert not list(tmp_path.iterdir())
+
+
+def test_numbers_of_numpy_are_saved_as_numbers(tmp_path: Path) -> None:
+    into, step, metrics = writer(tmp_path), np.int64(7), {"loss": np.float32(0.5), "none": None}
+    into.save(cast(int, step), lambda: (RECORD, {}), {}, cast(Any, metrics))
+    into.wait()
+    assert [(each.step, each.loss) for each in list_checkpoints(tmp_path, every_byte=True)] == [(7, 0.5)]
 
 
 def test_an_old_checkpoint_that_cannot_be_deleted_ends_nothing(
