@@ -115,14 +115,14 @@ def test_an_array_is_written_before_the_next_is_asked_for(tmp_path: Path) -> Non
 
     def arrays() -> Iterator[tuple[str, np.ndarray]]:
         for number in range(3):
-            # Beyond what small ones are collected to.
-            yield str(number), np.full(150_000, number)
+            # Beyond what Python buffers of a file.
+            yield str(number), np.full(100_000, number)
             header = 8 + int.from_bytes(file.read_bytes()[:8], "little")
-            assert file.stat().st_size >= header + 1_200_000 * (number + 1)
+            assert file.stat().st_size >= header + 800_000 * (number + 1)
 
-    kinds = {str(number): Kind((150_000,), np.dtype(np.int64)) for number in range(3)}
+    kinds = {str(number): Kind((100_000,), np.dtype(np.int64)) for number in range(3)}
     write_arrays(file, ArrayStream(kinds, arrays()))
-    assert json.loads(file.read_bytes()[8:].split(b"}}", 1)[0] + b"}}")["2"]["data_offsets"][1] == 3_600_000
+    assert json.loads(file.read_bytes()[8:].split(b"}}", 1)[0] + b"}}")["2"]["data_offsets"][1] == 2_400_000
 
 
 def test_what_is_not_there_is_no_array(tmp_path: Path) -> None:

@@ -7,7 +7,6 @@ import json
 import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from io import BufferedRandom
 from itertools import accumulate
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -38,7 +37,7 @@ _DTYPES = {
     "bool": "BOOL",
 }
 _ALIGNMENT = 8
-_CHUNK = 2**18
+_CHUNK = 2**20
 
 
 class Kind(NamedTuple):
@@ -96,64 +95,29 @@ def write_arrays(path: Path, stream: ArrayStream) -> FileRecord:
     """
     header, ends = _header(stream.kinds)
     missing = dict(stream.kinds)
+    digest, hashed = hashlib.blake2b(header), len(header)
     with path.open("w+b") as file:
-        written = _HashedFile(file)
-        written.put(0, memoryview(header))
+        file.write(header)
         for name, array in stream.arrays:
             expected, found = missing.pop(name, None), Kind.of(array)
             if expected is None or found != expected:
                 raise SafetensorError(f"{name}: expected {expected}, found {found}")
+            file.seek(len(header) + ends[name] - expected.nbytes)
             # As bytes, which every dtype has.
             content = np.asarray(array, order="C").reshape(-1).view(np.uint8).data
-            written.put(len(header) + ends[name] - expected.nbytes, content)
+            file.write(content)
+            if file.tell() - len(content) == hashed:
+                digest.update(content)
+                hashed += len(content)
             # It may be a view of more, which would otherwise stay until the next one is made.
             del array, content
         if missing:
             raise SafetensorError(f"{', '.join(missing)}: expected, and never came")
-        return written.record()
-
-
-class _HashedFile:
-    """A file that is written in parts and hashed; small parts that follow each other go together.
-
-    Whoever writes or hashes gives Python's lock away. A background thread that waits to have it back stops
-    the training loop each time, until the system lets the thread run.
-    """
-
-    def __init__(self, file: BufferedRandom) -> None:
-        self._file, self._digest, self._hashed = file, hashlib.blake2b(), 0
-        # Where the next part would follow: what is written ends, and what is not yet.
-        self._written, self._together = 0, bytearray()
-
-    def put(self, start: int, content: memoryview) -> None:
-        """Write a part that begins at this byte of the file."""
-        follows = start == self._written + len(self._together)
-        if not follows or len(self._together) + len(content) > _CHUNK:
-            self._write(self._together)
-            self._together = bytearray()
-        if not follows:
-            self._file.seek(start)
-            self._written = start
-        if len(content) > _CHUNK:
-            self._write(content)
-        else:
-            self._together += content
-
-    def record(self) -> FileRecord:
-        """The size and hash of what was written."""
-        self._write(self._together)
-        self._file.seek(self._hashed)
         # What came before its turn.
-        while part := self._file.read(_CHUNK):
-            self._digest.update(part)
-        return FileRecord(self._file.tell(), self._digest.hexdigest())
-
-    def _write(self, content: memoryview | bytearray) -> None:
-        self._file.write(content)
-        if self._written == self._hashed:
-            self._digest.update(content)
-            self._hashed += len(content)
-        self._written += len(content)
+        file.seek(hashed)
+        while part := file.read(_CHUNK):
+            digest.update(part)
+        return FileRecord(file.tell(), digest.hexdigest())
 
 
 class SavedArrays(Mapping[str, np.ndarray]):
